@@ -1,0 +1,56 @@
+# make report: run the pipeline on params.yaml and render report/index.html
+# make test:   run the tests
+# Both create the environment .venv from the lock files first. make help lists the rest.
+
+# The interpreter for .venv: python3 if it is 3.11 to 3.13, else the newest of those on PATH.
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	"$$p" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && echo $$p && break; done)
+TORCH := $(shell sed -n 's/^ *"\(torch==[0-9.]*\)".*/\1/p' pyproject.toml)
+PIP := .venv/bin/python -m pip --disable-pip-version-check install --quiet
+TESTS ?= tests
+
+.DEFAULT_GOAL := help
+.PHONY: help report test lint format schema lock environment
+
+help: ## show this list
+	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
+
+report: .venv/.installed ## run the pipeline on params.yaml and render the report
+	.venv/bin/dvc repro
+	@echo "The report is at $(CURDIR)/report/index.html"
+
+test: .venv/.installed-dev ## run the tests (TESTS=tests/test_params.py for a part of them)
+	.venv/bin/python -m pytest $(TESTS)
+
+lint: .venv/.installed-dev ## check style: ruff, snakefmt, snakemake --lint
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/snakefmt --check Snakefile
+	.venv/bin/snakemake --lint
+
+format: .venv/.installed-dev ## format the code
+	.venv/bin/ruff check --fix .
+	.venv/bin/ruff format .
+	.venv/bin/snakefmt Snakefile
+
+schema: .venv/.installed ## write the JSON schema of params.yaml from workflow/params.py
+	.venv/bin/python -m workflow.params > workflow/schemas/params.schema.json
+
+lock: .venv/.installed-dev ## renew both lock files from pyproject.toml
+	.venv/bin/uv pip compile --quiet --upgrade pyproject.toml --output-file requirements.lock
+	.venv/bin/uv pip compile --quiet --upgrade --group dev --constraints requirements.lock --output-file requirements-dev.lock
+
+environment: .venv/.installed ## create .venv from the lock file
+
+# Every package but torch is installed by hash. Torch's build (CPU or CUDA) depends on the machine and on
+# pip's configuration; its CUDA build pins its own libraries.
+.venv/.installed: requirements.lock pyproject.toml
+	@test -n "$(PYTHON)" || { echo "Python 3.11, 3.12 or 3.13 is needed, and none is on PATH."; exit 1; }
+	test -x .venv/bin/python || $(PYTHON) -m venv .venv
+	$(PIP) --require-hashes --no-deps --requirement requirements.lock
+	$(PIP) $(TORCH)
+	@touch $@
+
+.venv/.installed-dev: .venv/.installed requirements-dev.lock
+	$(PIP) --require-hashes --no-deps --requirement requirements-dev.lock
+	@touch $@
