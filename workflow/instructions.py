@@ -1,0 +1,234 @@
+"""Instructions: read from the data, sampled as the seed recipe does, split without leakage."""
+
+import csv
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from workflow import params
+from workflow.errors import UserError
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """One row of data. `id` is its position in the source, `group` what its split goes by."""
+
+    id: int
+    instruction: str
+    context: str
+    response: str
+    category: str | None
+
+    @property
+    def group(self) -> str:
+        """The instruction without case and spacing: rows that share it never meet in two splits."""
+        return " ".join(self.instruction.casefold().split())
+
+    def user_message(self, *, use_context: bool = True) -> str:
+        """What the user says: the instruction, and the context below it where there is one."""
+        if use_context and self.context:
+            return f"{self.instruction}\n\n{self.context}"
+        return self.instruction
+
+    def conversation(self, *, use_context: bool = True) -> dict:
+        """The row in TRL's conversational prompt/completion form."""
+        return {
+            "prompt": [{"role": "user", "content": self.user_message(use_context=use_context)}],
+            "completion": [{"role": "assistant", "content": self.response}],
+        }
+
+
+def read(path: Path, dataset: params.Dataset) -> list[Instruction]:
+    """Read a dataset's rows in the order of its file (of its files' names, for a folder).
+
+    Raises:
+        UserError: the file does not fit its format, a column is missing, or a row has no
+            instruction or no response; the sentence names the file and the row.
+    """
+    if dataset.format == "chatterbot":
+        return _number(_read_chatterbot(path))
+    readers = {"jsonl": _read_jsonl, "csv": _read_csv, "parquet": _read_parquet}
+    try:
+        table = readers[dataset.format](path)
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path.name} is not UTF-8 (byte {error.start}).") from None
+    return _number(
+        [(f"{path.name} {where}", _pick(row, dataset.columns, path, where)) for where, row in table]
+    )
+
+
+def _read_jsonl(path: Path) -> list[tuple[str, dict]]:
+    rows = []
+    with path.open(encoding="utf-8-sig") as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise UserError(f"{path.name} line {number} is not JSON: {error.msg}.") from None
+            if not isinstance(row, dict):
+                raise UserError(f"{path.name} line {number} is not a JSON object.")
+            rows.append((f"line {number}", row))
+    return rows
+
+
+def _read_csv(path: Path) -> list[tuple[str, dict]]:
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        return [(f"row {number}", row) for number, row in enumerate(csv.DictReader(file), start=1)]
+
+
+def _read_parquet(path: Path) -> list[tuple[str, dict]]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        rows = pyarrow.parquet.read_table(path).to_pylist()
+    except pyarrow.ArrowInvalid as error:
+        raise UserError(f"{path.name} is not a parquet file: {str(error).splitlines()[0]}.") from None
+    return [(f"row {number}", row) for number, row in enumerate(rows, start=1)]
+
+
+def _read_chatterbot(path: Path) -> list[tuple[str, dict]]:
+    """Read chatterbot-corpus' YAML: the first turn is the instruction, the second the response."""
+    from ruamel.yaml import YAML
+
+    files = sorted(path.glob("*.yml")) if path.is_dir() else [path]
+    rows = []
+    for file in files:
+        corpus = YAML(typ="safe").load(file.read_text(encoding="utf-8"))
+        for number, turns in enumerate(corpus["conversations"], start=1):
+            row = {
+                "instruction": turns[0],
+                "context": "",
+                "response": turns[1] if len(turns) > 1 else None,
+                "category": file.stem,
+            }
+            rows.append((f"{file.name} conversation {number}", row))
+    return rows
+
+
+def _pick(row: dict, columns: params.Columns, path: Path, where: str) -> dict:
+    """Rename a row's columns to ours."""
+    picked = {}
+    for ours, theirs in columns.model_dump().items():
+        if theirs is None:
+            picked[ours] = None
+        elif theirs in row:
+            picked[ours] = row[theirs]
+        else:
+            raise UserError(
+                f"{path.name} {where} has no column {theirs}, which dataset.columns.{ours} names; "
+                f"it has {', '.join(map(str, row))}."
+            )
+    return picked
+
+
+def _number(rows: list[tuple[str, dict]]) -> list[Instruction]:
+    instructions = []
+    for index, (where, row) in enumerate(rows):
+        for key in ("instruction", "response"):
+            if not isinstance(row[key], str) or not row[key].strip():
+                raise UserError(f"{where} has no {key}; every row needs one.")
+        for key in ("context", "category"):
+            if row[key] is not None and not isinstance(row[key], str):
+                raise UserError(f"{where} has a {key} that is not text.")
+        instructions.append(
+            Instruction(
+                id=index,
+                instruction=row["instruction"].strip(),
+                context=(row["context"] or "").strip(),
+                response=row["response"].strip(),
+                category=row["category"],
+            )
+        )
+    if not instructions:
+        raise UserError("the dataset has no rows.")
+    return instructions
+
+
+def sample(rows: list[Instruction], *, size: int, seed: int) -> list[Instruction]:
+    """Choose `size` rows exactly as the seed recipe: `shuffle(seed).select(range(size))`.
+
+    Raises:
+        UserError: there are fewer rows than asked for.
+    """
+    if len(rows) < size:
+        raise UserError(f"sample.rows asks for {size} rows, and the dataset has {len(rows)}.")
+    import datasets
+
+    order = datasets.Dataset.from_dict({"row": range(len(rows))}).shuffle(seed=seed).select(range(size))
+    return [rows[index] for index in order["row"]]
+
+
+def split(rows: list[Instruction], *, validation: int, test: int, seed: int) -> dict[str, list[Instruction]]:
+    """Split rows so that no instruction is in two splits and the order of the rows has no say.
+
+    The instructions are ordered by the sha256 of seed and text; whole groups fill the test split,
+    then the validation split, each until it holds at least as many rows as asked for, and the rest
+    is for training. Within a split the rows are ordered by the same hash.
+
+    Raises:
+        UserError: the groups leave nothing to train on.
+    """
+
+    def place(*parts: str) -> str:
+        return hashlib.sha256("\0".join([str(seed), *parts]).encode()).hexdigest()
+
+    def key(row: Instruction) -> tuple[str, str]:
+        return place(row.group), place(row.instruction, row.context, row.response)
+
+    splits: dict[str, list[Instruction]] = {"test": [], "validation": [], "train": []}
+    wanted = {"test": test, "validation": validation, "train": len(rows)}
+    names = iter(wanted)
+    name, last_group = next(names), None
+    for row in sorted(rows, key=key):
+        if row.group != last_group:
+            while len(splits[name]) >= wanted[name]:
+                name = next(names)
+            last_group = row.group
+        splits[name].append(row)
+    if not splits["train"]:
+        raise UserError(
+            f"sample.test_rows ({test}) and sample.validation_rows ({validation}) leave nothing to train on, "
+            "since rows with the same instruction stay together."
+        )
+    return splits
+
+
+def scored_rows(rows: list[Instruction], tokenizer) -> list[dict]:
+    """The rows as the evaluation tasks read them: with the prompt's text and the response's length.
+
+    `response_tokens` counts what lm-evaluation-harness scores: the tokens of chat prompt and response
+    together, less those of the chat prompt alone. `response_bytes` is its length in UTF-8.
+    """
+    scored = []
+    for row in rows:
+        chat = [{"role": "user", "content": row.user_message()}]
+        prompt = tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+        tokens = [
+            len(tokenizer(text, add_special_tokens=False)["input_ids"])
+            for text in (prompt, prompt + row.response)
+        ]
+        scored.append(
+            {
+                **asdict(row),
+                "prompt": row.user_message(),
+                "response_tokens": tokens[1] - tokens[0],
+                "response_bytes": len(row.response.encode()),
+            }
+        )
+    return scored
+
+
+def as_rows(rows: list[Instruction]) -> list[dict]:
+    return [asdict(row) for row in rows]
+
+
+def from_rows(rows: list[dict]) -> list[Instruction]:
+    return [Instruction(**row) for row in rows]
+
+
+def from_scored_rows(rows: list[dict]) -> list[Instruction]:
+    return from_rows([{key: row[key] for key in Instruction.__dataclass_fields__} for row in rows])

