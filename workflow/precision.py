@@ -1,0 +1,197 @@
+"""Load a base model in the precision that a variant asks for, and prove that it is what is there."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import bitsandbytes as bnb
+import torch
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
+
+from workflow import params
+from workflow.errors import UserError
+
+
+@dataclass(frozen=True)
+class Precision:
+    """In which numbers a run holds its base and computes.
+
+    `storage` is what the base's linear layers are held in, `compute` the type of the matrix
+    products. On a CPU without fast 16-bit products, weights rounded to 16 bits are held and
+    multiplied in float32, and `storage` says so.
+    """
+
+    base: str  # 16bit, int8, nf4 or fp4: the rounding of the weights
+    double_quantization: bool
+    storage: str
+    compute: str
+    device: str
+    device_name: str
+    quantized_modules: int
+    linear_modules: int
+    weights_gib: float
+
+    def as_dict(self) -> dict:
+        return asdict(self)
+
+
+def choose_device(hardware: params.Hardware) -> torch.device:
+    """The device that params ask for.
+
+    Raises:
+        UserError: cuda is asked for and there is none.
+    """
+    if hardware.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("hardware.device is cuda, and torch sees no CUDA device; use auto or cpu.")
+    if hardware.device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(hardware.device)
+
+
+def choose_compute(hardware: params.Hardware, variant: params.Variant, device: torch.device) -> torch.dtype:
+    """The type of the matrix products: the variant's own, or params', or what the device is good at.
+
+    `auto` is bfloat16 on a GPU that has it, float16 on an older one, and float32 on a CPU, where
+    every machine then computes alike.
+    """
+    asked = variant.compute_dtype or hardware.compute_dtype
+    if asked == "auto":
+        if device.type == "cpu":
+            return torch.float32
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    if asked == "float16" and device.type == "cpu":
+        raise UserError("compute_dtype is float16, which a CPU does not train in; use float32 or bfloat16.")
+    return getattr(torch, asked)
+
+
+def quantization(variant: params.Variant, compute: torch.dtype) -> BitsAndBytesConfig | None:
+    """bitsandbytes' configuration of a variant; None where the base stays in 16 bits.
+
+    The type is always named: `load_in_4bit=True` alone means fp4.
+    """
+    match variant.precision:
+        case "16bit":
+            return None
+        case "int8":
+            return BitsAndBytesConfig(load_in_8bit=True)
+        case four_bit:
+            return BitsAndBytesConfig(
+                load_in_4bit=True,
+                bnb_4bit_quant_type=four_bit,
+                bnb_4bit_use_double_quant=variant.double_quantization,
+                bnb_4bit_compute_dtype=compute,
+            )
+
+
+def load_base(
+    folder: Path, variant: params.Variant, *, hardware: params.Hardware
+) -> tuple[PreTrainedModel, Precision]:
+    """Load the model in `folder` in the variant's precision and check what was loaded.
+
+    A variant that trains every weight gets float32 master weights; autocast computes in `compute`.
+
+    Raises:
+        UserError: the device or type is not to be had, or the weights are not safetensors.
+    """
+    use_exact_cpu_kernels()
+    device = choose_device(hardware)
+    compute = choose_compute(hardware, variant, device)
+    held = torch.float32 if variant.method == "full" else compute
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=held,
+            quantization_config=quantization(variant, compute),
+            device_map={"": device},
+            use_safetensors=True,
+            trust_remote_code=False,
+            attn_implementation="sdpa",
+        )
+    except OSError as error:
+        raise UserError(f"{folder} holds no model that can be loaded: {str(error).splitlines()[0]}") from None
+    return model, describe(model, variant, compute=compute)
+
+
+def describe(model: torch.nn.Module, variant: params.Variant, *, compute: torch.dtype) -> Precision:
+    """Count the quantised modules and check that they are what the variant names.
+
+    Raises:
+        RuntimeError: a layer is not in the precision that was asked for.
+    """
+    quantized = quantized_linears(model)
+    linears = [module for name, module in model.named_modules() if _is_base_linear(name, module)]
+    check_quantized(quantized, variant)
+    storage = {
+        "16bit": str(linears[0].weight.dtype).removeprefix("torch."),
+        "int8": "int8",
+    }.get(variant.precision, f"{variant.precision} (4 bits)")
+    device = linears[0].weight.device
+    return Precision(
+        base=variant.precision,
+        double_quantization=variant.double_quantization,
+        storage=storage,
+        compute=str(compute).removeprefix("torch."),
+        device=device.type,
+        device_name=device_name(device),
+        quantized_modules=len(quantized),
+        linear_modules=len(linears),
+        weights_gib=round(weights_bytes(model) / 2**30, 6),
+    )
+
+
+def quantized_linears(model: torch.nn.Module) -> list[torch.nn.Module]:
+    return [m for m in model.modules() if isinstance(m, bnb.nn.Linear4bit | bnb.nn.Linear8bitLt)]
+
+
+def check_quantized(quantized: list[torch.nn.Module], variant: params.Variant) -> None:
+    """Raise a RuntimeError unless these are all in the variant's type, and there are some to be."""
+    if (variant.precision == "16bit") != (not quantized):
+        raise RuntimeError(f"{variant.precision} was asked for, and {len(quantized)} modules are quantised")
+    for module in quantized:
+        if isinstance(module, bnb.nn.Linear8bitLt):
+            found = ("int8", False)
+        else:
+            state = module.weight.quant_state
+            found = (state.quant_type, bool(state.nested))
+        if found != (variant.precision, variant.double_quantization):
+            raise RuntimeError(
+                f"(type, double quantisation) is {found}, "
+                f"and {(variant.precision, variant.double_quantization)} was asked for"
+            )
+
+
+def _is_base_linear(name: str, module: torch.nn.Module) -> bool:
+    """Whether this is a linear layer of the decoder: not the output head, not part of an adapter."""
+    return isinstance(module, torch.nn.Linear) and "lora_" not in name and not name.endswith("lm_head")
+
+
+def weights_bytes(model: torch.nn.Module) -> int:
+    """Bytes of all weights and quantisation constants, each tensor once (tied ones share theirs)."""
+    tensors = {}
+    for tensor in (*model.parameters(), *model.buffers()):
+        tensors[tensor.data_ptr()] = tensor.nbytes
+        state = getattr(tensor, "quant_state", None)
+        for part in (state, getattr(state, "state2", None)):
+            if part is not None:
+                tensors[part.absmax.data_ptr()] = part.absmax.nbytes
+    return sum(tensors.values())
+
+
+def device_name(device: torch.device) -> str:
+    """The processor's or GPU's own name for itself."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    name = models[0] if models else "CPU"
+    return f"{name}, {torch.get_num_threads()} threads"
+
+
+def use_exact_cpu_kernels() -> None:
+    """Keep bitsandbytes from repacking 4-bit weights for its AVX512-BF16 kernel.
+
+    On a CPU with those instructions, one forward pass in eval mode repacks a layer for good: it then
+    multiplies in bfloat16 whatever compute type was asked for, and passes no gradient to the layers
+    below, so training after a validation pass would go on silently with most gradients missing.
+    """
+    bnb.nn.Linear4bit.support_avx512bf16_for_cpu = property(lambda self: False, lambda self, value: None)

@@ -1,0 +1,40 @@
+"""Stage train: fine-tune one run, a variant with a seed."""
+
+from workflow import instructions, params
+from workflow.console import run_stage
+from workflow.files import read_jsonl, write_json
+from workflow.paths import MODEL, split_file, train_folder, weights_folder
+
+
+def train(variant: str, seed: int) -> None:
+    """Fine-tune one variant with one seed; save its adapter, its curves and what was done."""
+    asked = params.load()
+    params.check_variant(asked, variant)
+    from workflow import training  # after the params are checked: it takes seconds to import
+
+    folder = train_folder(variant, seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    trained = training.train(
+        model_folder=MODEL,
+        train_rows=instructions.from_rows(read_jsonl(split_file("train"))),
+        validation_rows=instructions.from_rows(read_jsonl(split_file("validation"))),
+        variant=asked.variants[variant],
+        training=asked.training_of(variant),
+        hardware=asked.hardware,
+        seed=seed,
+        weights_folder=weights_folder(variant, seed),
+        history_file=folder / "history.csv",
+        validation_file=folder / "validation.csv",
+    )
+    write_json(folder / "result.json", {"variant": variant, "seed": seed, **trained.as_dict()})
+    write_json(
+        folder / "metrics.json",
+        {
+            "validation_loss_nats_per_token": trained.validation_loss_after,
+            "training_seconds": trained.seconds,
+        },
+    )
+
+
+if __name__ == "__main__":
+    run_stage("train", train, arguments={"variant": str, "seed": int})

@@ -1,0 +1,428 @@
+"""Fine-tune one run (a variant with a seed) by TRL's SFTTrainer, alike in all but the precision."""
+
+import csv
+import math
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from datasets import Dataset
+from peft import LoraConfig, get_peft_model
+from torch.utils.data import Sampler
+from transformers import (
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    TrainerCallback,
+    set_seed,
+)
+from trl import SFTConfig, SFTTrainer
+
+from workflow import params
+from workflow.console import progress, say
+from workflow.errors import UserError
+from workflow.instructions import Instruction
+from workflow.precision import Precision, load_base
+
+VALIDATIONS = 2  # after the start, spread evenly; the last one is at the end
+IGNORED = -100  # the label that PyTorch's cross entropy leaves out
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What the tokenised training rows hold, counted after TRL has made them."""
+
+    rows: int
+    rows_dropped: int  # no response token is left within max_length
+    rows_cut: int  # end at max_length, so their end token is not learned
+    tokens: int
+    tokens_in_loss: int
+    longest: int  # tokens
+    bos_per_row: int
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What one run did, as its result.json holds it."""
+
+    precision: Precision
+    rows: Rows
+    trainable_parameters: int
+    trainable_dtype: str
+    adapted_modules: int
+    steps: int
+    tokens_seen: int  # without padding
+    seconds: float  # in training steps, without loading and validation
+    first_loss: float  # nats per token
+    last_loss: float
+    validation_loss_before: float
+    validation_loss_after: float
+    validation_tokens: int
+
+    def as_dict(self) -> dict:
+        return asdict(self)
+
+
+def train(
+    *,
+    model_folder: Path,
+    train_rows: list[Instruction],
+    validation_rows: list[Instruction],
+    variant: params.Variant,
+    training: params.Training,
+    hardware: params.Hardware,
+    seed: int,
+    weights_folder: Path,
+    history_file: Path,
+    validation_file: Path,
+) -> Trained:
+    """Train one run and save its adapter (of a full fine-tuning, its model).
+
+    Args:
+        model_folder: the base model, 16-bit safetensors.
+        seed: of the adapter's initial weights, of dropout and of the order of the rows.
+        weights_folder: where the adapter goes, in PEFT's own format.
+        history_file: a CSV written while it trains, one line per `training.log_every_steps`.
+        validation_file: a CSV with the validation loss before, during and after.
+
+    Raises:
+        UserError: the device is not to be had, or no row is left to train on.
+        RuntimeError: the precision, the rows or the adapter are not what was asked for.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(model_folder, trust_remote_code=False)
+    model, precision = load_base(model_folder, variant, hardware=hardware)
+    trainer = build_trainer(
+        model,
+        tokenizer,
+        train_rows=train_rows,
+        validation_rows=validation_rows,
+        variant=variant,
+        training=training,
+        precision=precision,
+        seed=seed,
+        scratch=weights_folder.parent,
+    )
+    rows = check_rows(trainer.train_dataset, tokenizer, asked=len(train_rows), training=training)
+    steps = math.ceil(planned_steps(rows.rows, training))
+    history = History(trainer, history_file, validation_file, steps)
+    trainer.add_callback(history)
+    history.validate(step=0)
+    trainer.train()
+    if history.validated[-1][0] != trainer.state.global_step:
+        history.validate(step=trainer.state.global_step)
+    trained = [p for p in model_of(trainer).parameters() if p.requires_grad]
+    check_trained(trainer, variant)
+    save(model_of(trainer), variant, weights_folder)
+    return Trained(
+        precision=precision,
+        rows=rows,
+        trainable_parameters=sum(p.numel() for p in trained),
+        trainable_dtype=str(trained[0].dtype).removeprefix("torch."),
+        adapted_modules=sum(hasattr(m, "lora_A") for m in model_of(trainer).modules()),
+        steps=trainer.state.global_step,
+        tokens_seen=int(history.tokens),
+        seconds=round(history.seconds, 3),
+        first_loss=history.losses[0],
+        last_loss=history.losses[-1],
+        validation_loss_before=history.validated[0][1],
+        validation_loss_after=history.validated[-1][1],
+        validation_tokens=history.validation_tokens,
+    )
+
+
+def planned_steps(rows: int, training: params.Training) -> float:
+    """Optimizer steps of a training on so many rows (a last, smaller batch is a step too)."""
+    return training.steps or training.epochs * math.ceil(rows / training.batch_rows)
+
+
+def build_trainer(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    train_rows: list[Instruction],
+    validation_rows: list[Instruction],
+    variant: params.Variant,
+    training: params.Training,
+    precision: Precision,
+    seed: int,
+    scratch: Path,
+) -> SFTTrainer:
+    """Attach the adapter and give model and rows to TRL.
+
+    The seed is set right before the adapter is made, and the adapter is kept in float32 in every
+    variant, so that all variants of a seed begin with the same adapter: TRL would round it to
+    bfloat16 on a quantised base and keep it in float32 on a 16-bit one.
+    """
+    set_seed(seed)
+    if variant.method == "lora":
+        model = get_peft_model(model, lora(training))
+    initial = {name: p.detach().float().clone() for name, p in model.named_parameters() if p.requires_grad}
+    trainer = RunTrainer(
+        model=model,
+        args=arguments(training, precision, seed=seed, scratch=scratch),
+        train_dataset=_dataset(train_rows, training),
+        eval_dataset=_dataset(validation_rows, training),
+        processing_class=tokenizer,
+    )
+    trainer.remove_callback(PrinterCallback)  # History prints its own, readable lines
+    for name, parameter in model_of(trainer).named_parameters():
+        if name in initial:
+            parameter.data = initial[name]
+    return trainer
+
+
+class RunTrainer(SFTTrainer):
+    """TRL's trainer, with batches of like length in a random order.
+
+    The library's own `group_by_length` walks through large windows from the longest rows to the
+    shortest, which in a short training is a curriculum and a biased choice of rows.
+    """
+
+    def _get_train_sampler(self, train_dataset=None):
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        if self.args.train_sampling_strategy != "group_by_length":
+            return super()._get_train_sampler(dataset)
+        batch_rows = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps
+        lengths = [len(ids) for ids in dataset["input_ids"]]
+        return LikeLengthSampler(lengths, batch_rows=batch_rows, seed=self.args.data_seed)
+
+
+class LikeLengthSampler(Sampler):
+    """Orders rows so that each batch holds rows of like length, and the batches come in random order.
+
+    Args:
+        lengths: tokens of each row.
+        batch_rows: rows per optimizer step.
+        seed: with the epoch, of the order.
+    """
+
+    WINDOW = 8  # batches among which rows are sorted: wide enough for little padding, and still random
+
+    def __init__(self, lengths: list[int], *, batch_rows: int, seed: int):
+        self.lengths, self.batch_rows, self.seed, self.epoch = lengths, batch_rows, seed, 0
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __iter__(self):
+        random = np.random.default_rng([self.seed, self.epoch])
+        rows = random.permutation(len(self.lengths))
+        window = self.WINDOW * self.batch_rows
+        batches = []
+        for start in range(0, len(rows), window):
+            ordered = sorted(rows[start : start + window], key=lambda row: self.lengths[row])
+            batches += [ordered[i : i + self.batch_rows] for i in range(0, len(ordered), self.batch_rows)]
+        # A batch that is not full must come last, or the loader would fill it from the next one.
+        full = [batch for batch in batches if len(batch) == self.batch_rows]
+        rest = [batch for batch in batches if len(batch) < self.batch_rows]
+        for index in random.permutation(len(full)):
+            yield from map(int, full[index])
+        for batch in rest:
+            yield from map(int, batch)
+
+
+def model_of(trainer: SFTTrainer) -> torch.nn.Module:
+    return trainer.accelerator.unwrap_model(trainer.model)
+
+
+def lora(training: params.Training) -> LoraConfig:
+    return LoraConfig(
+        r=training.rank,
+        lora_alpha=training.alpha,
+        lora_dropout=training.dropout,
+        target_modules=training.target_modules,
+        task_type="CAUSAL_LM",
+    )
+
+
+def arguments(training: params.Training, precision: Precision, *, seed: int, scratch: Path) -> SFTConfig:
+    """TRL's configuration: each of our params under the library's name, and nothing left to drift."""
+    return SFTConfig(
+        output_dir=str(scratch / "checkpoints"),
+        max_steps=training.steps or -1,
+        num_train_epochs=training.epochs or 1,
+        per_device_train_batch_size=training.micro_batch_rows,
+        per_device_eval_batch_size=training.micro_batch_rows,
+        gradient_accumulation_steps=training.batch_rows // training.micro_batch_rows,
+        max_length=training.max_length,
+        train_sampling_strategy="group_by_length" if training.group_by_length else "random",
+        gradient_checkpointing=training.gradient_checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": False},
+        optim=training.optimizer,
+        learning_rate=training.learning_rate,
+        lr_scheduler_type=training.schedule,
+        warmup_steps=training.warmup_fraction,  # below 1 it is a fraction of the steps
+        weight_decay=training.weight_decay,
+        max_grad_norm=training.max_gradient_norm,
+        completion_only_loss=training.loss_on == "response",
+        loss_type="nll",
+        packing=False,
+        bf16=precision.compute == "bfloat16",
+        fp16=precision.compute == "float16",
+        use_cpu=precision.device == "cpu",
+        seed=seed,
+        data_seed=seed,
+        logging_strategy="steps",
+        logging_steps=training.log_every_steps,
+        logging_first_step=True,
+        eval_strategy="no",  # History validates, exactly and by token
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        dataloader_num_workers=0,
+    )
+
+
+def _dataset(rows: list[Instruction], training: params.Training) -> Dataset:
+    return Dataset.from_list([row.conversation(use_context=training.use_context) for row in rows])
+
+
+def check_rows(
+    dataset: Dataset, tokenizer: PreTrainedTokenizerBase, *, asked: int, training: params.Training
+) -> Rows:
+    """Count what TRL made of the rows, and refuse what a run must not be trained on.
+
+    Raises:
+        UserError: no row has a response token left within max_length.
+        RuntimeError: a row begins with two BOS tokens, or a whole row's end token is not in the loss.
+    """
+    if not len(dataset):
+        raise UserError(
+            f"training.max_length is {training.max_length} tokens, which leaves no response to learn."
+        )
+    cut = tokens = in_loss = longest = bos = 0
+    for row in dataset:
+        ids, labels = row["input_ids"], row["labels"]
+        leading = next((i for i, token in enumerate(ids) if token != tokenizer.bos_token_id), len(ids))
+        if leading > 1:
+            raise RuntimeError(f"a training row begins with {leading} BOS tokens")
+        if tokenizer.eos_token_id not in labels:
+            if len(ids) < training.max_length:
+                raise RuntimeError("a training row does not teach the end token, so the model would not stop")
+            cut += 1
+        bos = max(bos, leading)
+        tokens += len(ids)
+        longest = max(longest, len(ids))
+        in_loss += sum(label != IGNORED for label in labels)
+    return Rows(
+        rows=len(dataset),
+        rows_dropped=asked - len(dataset),
+        rows_cut=cut,
+        tokens=tokens,
+        tokens_in_loss=in_loss,
+        longest=longest,
+        bos_per_row=bos,
+    )
+
+
+def check_trained(trainer: SFTTrainer, variant: params.Variant) -> None:
+    """Raise a RuntimeError if the loss is not finite, or the adapter is not float32 or did not learn."""
+    if not all(math.isfinite(entry["loss"]) for entry in trainer.state.log_history if "loss" in entry):
+        raise RuntimeError("the training loss is not finite")
+    for name, parameter in model_of(trainer).named_parameters():
+        if not parameter.requires_grad:
+            continue
+        if parameter.dtype != torch.float32:
+            raise RuntimeError(f"{name} was trained in {parameter.dtype}, and must be in float32")
+        if variant.method == "lora" and "lora_B" in name and not parameter.any():
+            raise RuntimeError(f"{name} is still zero after training: no gradient reached it")
+
+
+def save(model: torch.nn.Module, variant: params.Variant, folder: Path) -> None:
+    """Save the adapter in PEFT's format; of a full fine-tuning, the model in 16 bits."""
+    if variant.method == "full":
+        model = model.to(torch.bfloat16)
+    model.save_pretrained(folder)
+
+
+class History(TrainerCallback):
+    """Writes the CSVs of a run while it trains, and says on the terminal how far it is."""
+
+    COLUMNS = (
+        "step",
+        "epoch",
+        "loss",
+        "token_accuracy",
+        "learning_rate",
+        "gradient_norm",
+        "tokens_per_second",
+    )
+
+    def __init__(self, trainer: SFTTrainer, history_file: Path, validation_file: Path, steps: int):
+        self.trainer = trainer
+        self.validation_file = validation_file
+        self.history_file = history_file
+        self.every = max(1, steps // VALIDATIONS)
+        self.losses: list[float] = []
+        self.validated: list[tuple[int, float, float]] = []
+        self.validation_tokens = 0
+        self.seconds = self.logged_seconds = 0.0
+        self.tokens = 0.0
+        self.steps = steps
+        _write_line(history_file, self.COLUMNS, new=True)
+        _write_line(validation_file, ("step", "validation_loss", "validation_token_accuracy"), new=True)
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        self.step_started = time.monotonic()
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.seconds += time.monotonic() - self.step_started
+        if state.global_step % self.every == 0 and state.global_step < self.steps:
+            self.validate(step=state.global_step)
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if "loss" not in logs:
+            return
+        self.losses.append(float(logs["loss"]))
+        seconds = self.seconds - self.logged_seconds
+        rate = (logs["num_tokens"] - self.tokens) / seconds
+        self.tokens, self.logged_seconds = logs["num_tokens"], self.seconds
+        line = (
+            state.global_step,
+            round(logs["epoch"], 4),
+            logs["loss"],
+            logs["mean_token_accuracy"],
+            logs["learning_rate"],
+            logs["grad_norm"],
+            round(rate, 1),
+        )
+        _write_line(self.history_file, line)
+        progress(
+            state.global_step,
+            self.steps,
+            self.seconds,
+            f"loss {logs['loss']:.3f} nats per token, {rate:.0f} tokens/s",
+        )
+
+    def validate(self, *, step: int) -> None:
+        """Score the validation rows exactly: the sum over all response tokens, divided by their number."""
+        model = self.trainer.model
+        training = model.training
+        model.eval()
+        loss = right = count = 0.0
+        for batch in self.trainer.get_eval_dataloader():
+            with torch.no_grad(), self.trainer.compute_loss_context_manager():
+                logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+            targets = batch["labels"][:, 1:]
+            logits = logits[:, :-1].float()
+            kept = targets != IGNORED
+            loss += torch.nn.functional.cross_entropy(logits[kept], targets[kept], reduction="sum").item()
+            right += (logits[kept].argmax(-1) == targets[kept]).sum().item()
+            count += kept.sum().item()
+        model.train(training)
+        self.validation_tokens = int(count)
+        self.validated.append((step, loss / count, right / count))
+        _write_line(self.validation_file, self.validated[-1])
+        say(f"  step {step} of {self.steps}: validation loss {loss / count:.3f} nats per token")
+
+
+def _write_line(path: Path, values: tuple, *, new: bool = False) -> None:
+    """Append a line to a CSV that is read while it grows (`dvc plots`, `tail -f`)."""
+    with path.open("w" if new else "a", newline="") as file:
+        csv.writer(file).writerow(values)
