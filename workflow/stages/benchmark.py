@@ -1,0 +1,43 @@
+"""Stage benchmark: measure one variant's memory and training throughput."""
+
+import tempfile
+from pathlib import Path
+
+from workflow import instructions, params
+from workflow.console import run_stage, say
+from workflow.files import read_jsonl, write_json
+from workflow.paths import MODEL, benchmark_file, split_file
+
+
+def benchmark(variant: str) -> None:
+    """Train some steps of one variant and measure what they cost."""
+    asked = params.load()
+    params.check_variant(asked, variant)
+    from workflow import benchmarking  # after the params are checked: it takes seconds to import
+
+    with tempfile.TemporaryDirectory() as scratch:
+        measured = benchmarking.benchmark(
+            model_folder=MODEL,
+            train_rows=instructions.from_rows(read_jsonl(split_file("train"))),
+            variant=asked.variants[variant],
+            training=asked.training_of(variant),
+            benchmark=asked.benchmark,
+            hardware=asked.hardware,
+            seed=asked.sample.seed,
+            scratch=Path(scratch),
+        )
+    for m in measured.measurements:
+        say(f"  {m.metric}: {m.value:.4g} {m.unit} ({m.definition})")
+    write_json(benchmark_file(variant), {"variant": variant, **measured.as_dict()})
+    by_name = {m.metric: m.value for m in measured.measurements}
+    write_json(
+        benchmark_file(variant).with_name("metrics.json"),
+        {
+            "training_speed_tokens_per_second": by_name["training_speed"],
+            "peak_memory_gib": by_name["peak_memory"],
+        },
+    )
+
+
+if __name__ == "__main__":
+    run_stage("benchmark", benchmark, arguments={"variant": str})
