@@ -14,7 +14,7 @@ from workflow import params
 from workflow.console import progress, say
 from workflow.instructions import Instruction
 from workflow.precision import Precision, load_base
-from workflow.training import build_trainer
+from workflow.training import build_trainer, check_possible
 
 GIB = 2**30
 
@@ -53,7 +53,6 @@ def benchmark(
     training: params.Training,
     benchmark: params.Benchmark,
     hardware: params.Hardware,
-    seed: int,
     scratch: Path,
 ) -> Measured:
     """Load, attach the adapter and train some steps, as a run does; measure memory and time of each.
@@ -61,9 +60,9 @@ def benchmark(
     Every variant sees the same batches. It must run in a process of its own: memory is the process'.
 
     Args:
-        seed: decides the batches.
         scratch: a folder for the trainer, which writes nothing there.
     """
+    check_possible(training, hardware)
     tokenizer = AutoTokenizer.from_pretrained(model_folder, trust_remote_code=False)
     before = resident_gib()
     started = time.perf_counter()
@@ -87,7 +86,7 @@ def benchmark(
             }
         ),
         precision=precision,
-        seed=seed,
+        seed=benchmark.seed,
         scratch=scratch,
     )
     stopwatch = Stopwatch(trainer, warmup_steps=benchmark.warmup_steps, steps=steps, device=precision.device)
@@ -117,7 +116,7 @@ def benchmark(
         micro_batch_rows=benchmark.micro_batch_rows,
         warmup_steps=benchmark.warmup_steps,
         steps=benchmark.steps,
-        seed=seed,
+        seed=benchmark.seed,
         measurements=measured,
     )
 

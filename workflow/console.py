@@ -59,10 +59,11 @@ def go_offline() -> None:
 def quiet_libraries() -> None:
     """Silence telemetry and the libraries' chatter, which would bury our own lines in a log."""
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+    os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     if not sys.stderr.isatty():
         os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
-        os.environ["TQDM_DISABLE"] = "1"
+        os.environ["TQDM_MININTERVAL"] = "30"  # seconds: bars that cannot be switched off stay short in a log
     for name in (
         "bitsandbytes",
         "transformers",

@@ -14,7 +14,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from workflow import params
 from workflow.console import say
-from workflow.instructions import Instruction
+from workflow.instructions import Instruction, one_per_instruction
 from workflow.precision import Precision, describe, load_base
 
 TASKS = Path("workflow/tasks")
@@ -88,7 +88,7 @@ def evaluate(
     answers = answer(
         model,
         tokenizer,
-        test_rows[: evaluation.answers],
+        one_per_instruction(test_rows)[: evaluation.answers],
         tokens=evaluation.answer_tokens,
     )
     return Scored(

@@ -170,7 +170,7 @@ def split(rows: list[Instruction], *, validation: int, test: int, seed: int) -> 
     is for training. Within a split the rows are ordered by the same hash.
 
     Raises:
-        UserError: the groups leave nothing to train on.
+        UserError: the groups leave nothing to train on, or the test split has one instruction alone.
     """
 
     def place(*parts: str) -> str:
@@ -194,6 +194,8 @@ def split(rows: list[Instruction], *, validation: int, test: int, seed: int) -> 
             f"sample.test_rows ({test}) and sample.validation_rows ({validation}) leave nothing to train on, "
             "since rows with the same instruction stay together."
         )
+    if len({row.group for row in splits["test"]}) < 2:
+        raise UserError("the test split needs at least two different instructions; raise sample.test_rows.")
     return splits
 
 
@@ -220,6 +222,11 @@ def scored_rows(rows: list[Instruction], tokenizer) -> list[dict]:
             }
         )
     return scored
+
+
+def one_per_instruction(rows: list[Instruction]) -> list[Instruction]:
+    """The first row of each instruction, in the order of the rows."""
+    return list({row.group: row for row in reversed(rows)}.values())[::-1]
 
 
 def as_rows(rows: list[Instruction]) -> list[dict]:

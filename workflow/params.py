@@ -256,6 +256,7 @@ class Benchmark(Strict):
     micro_batch_rows: PositiveInt
     warmup_steps: NonNegativeInt
     steps: Annotated[int, Field(ge=3)]
+    seed: NonNegativeInt
 
 
 class Comparison(Strict):

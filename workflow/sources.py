@@ -239,7 +239,9 @@ def _random_llama(model: params.RandomModel, folder: Path) -> None:
 
     special = ["<s>", "</s>", "<pad>"]
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {token: index for index, token in enumerate(special + alphabet)}
+    # As many tokens as the model has: lm-evaluation-harness cuts a model's vocabulary to its tokenizer's.
+    unused = [f"<unused_{index}>" for index in range(model.vocabulary - len(special) - len(alphabet))]
+    vocabulary = {token: index for index, token in enumerate(special + alphabet + unused)}
     bytes_only = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     bytes_only.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bytes_only.decoder = decoders.ByteLevel()

@@ -40,11 +40,11 @@ def paired_difference(
         seed: of the resampling.
 
     Returns:
-        The difference in the metric's unit. With a single group there is nothing to resample, and
-        the interval is unbounded.
+        The difference in the metric's unit.
 
     Raises:
-        ValueError: the arms do not hold the same items with the same denominators.
+        ValueError: the arms do not hold the same items with the same denominators, or there are
+            fewer than two groups to resample.
     """
     paired = arm.merge(other, on="item", how="outer", suffixes=("", "_other"), validate="one_to_one")
     if paired.isna().any(axis=None) or (paired["denominator"] != paired["denominator_other"]).any():
@@ -54,7 +54,7 @@ def paired_difference(
     sums = (groups["difference"].to_numpy(), groups["denominator"].to_numpy())
     value = float(ratio_of_sums(*sums))
     if len(groups) < 2:
-        return Difference(value, float("-inf"), float("inf"))
+        raise ValueError("an interval needs at least two groups of items")
     interval = stats.bootstrap(
         sums,
         ratio_of_sums,

@@ -25,7 +25,7 @@ from workflow import params
 from workflow.console import progress, say
 from workflow.errors import UserError
 from workflow.instructions import Instruction
-from workflow.precision import Precision, load_base
+from workflow.precision import Precision, choose_device, load_base
 
 VALIDATIONS = 2  # after the start, spread evenly; the last one is at the end
 IGNORED = -100  # the label that PyTorch's cross entropy leaves out
@@ -92,6 +92,7 @@ def train(
         UserError: the device is not to be had, or no row is left to train on.
         RuntimeError: the precision, the rows or the adapter are not what was asked for.
     """
+    check_possible(training, hardware)
     tokenizer = AutoTokenizer.from_pretrained(model_folder, trust_remote_code=False)
     model, precision = load_base(model_folder, variant, hardware=hardware)
     trainer = build_trainer(
@@ -113,14 +114,15 @@ def train(
     trainer.train()
     if history.validated[-1][0] != trainer.state.global_step:
         history.validate(step=trainer.state.global_step)
-    trained = [p for p in model_of(trainer).parameters() if p.requires_grad]
     check_trained(trainer, variant)
+    trained = [p for p in model_of(trainer).parameters() if p.requires_grad]
+    trained_in = str(trained[0].dtype).removeprefix("torch.")
     save(model_of(trainer), variant, weights_folder)
     return Trained(
         precision=precision,
         rows=rows,
         trainable_parameters=sum(p.numel() for p in trained),
-        trainable_dtype=str(trained[0].dtype).removeprefix("torch."),
+        trainable_dtype=trained_in,
         adapted_modules=sum(hasattr(m, "lora_A") for m in model_of(trainer).modules()),
         steps=trainer.state.global_step,
         tokens_seen=int(history.tokens),
@@ -131,6 +133,15 @@ def train(
         validation_loss_after=history.validated[-1][1],
         validation_tokens=history.validation_tokens,
     )
+
+
+def check_possible(training: params.Training, hardware: params.Hardware) -> None:
+    """Raise a UserError if this device cannot do what the training params ask for."""
+    if training.optimizer.startswith("paged_") and choose_device(hardware).type == "cpu":
+        raise UserError(
+            f"training.optimizer is {training.optimizer}, which pages its state between GPU and host memory; "
+            "on a CPU use adamw_torch."
+        )
 
 
 def planned_steps(rows: int, training: params.Training) -> float:

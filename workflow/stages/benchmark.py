@@ -7,6 +7,7 @@ from workflow import instructions, params
 from workflow.console import run_stage, say
 from workflow.files import read_jsonl, write_json
 from workflow.paths import MODEL, benchmark_file, split_file
+from workflow.versions import installed
 
 
 def benchmark(variant: str) -> None:
@@ -23,12 +24,11 @@ def benchmark(variant: str) -> None:
             training=asked.training_of(variant),
             benchmark=asked.benchmark,
             hardware=asked.hardware,
-            seed=asked.sample.seed,
             scratch=Path(scratch),
         )
     for m in measured.measurements:
         say(f"  {m.metric}: {m.value:.4g} {m.unit} ({m.definition})")
-    write_json(benchmark_file(variant), {"variant": variant, **measured.as_dict()})
+    write_json(benchmark_file(variant), {"variant": variant, **measured.as_dict(), "versions": installed()})
     by_name = {m.metric: m.value for m in measured.measurements}
     write_json(
         benchmark_file(variant).with_name("metrics.json"),

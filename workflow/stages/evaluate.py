@@ -7,6 +7,7 @@ from workflow.console import run_stage, say
 from workflow.files import read_jsonl, whole_file, write_json, write_jsonl
 from workflow.instructions import from_scored_rows
 from workflow.paths import MODEL, evaluate_folder, split_file, weights_folder
+from workflow.versions import installed
 
 
 def evaluate(variant: str, seed: int) -> None:
@@ -36,7 +37,8 @@ def score(variant: str, *, seed: int | None, form: str, weights: Path | None, fo
     with whole_file(folder / "items.parquet") as beside:
         scored.items.to_parquet(beside, index=False)
     write_jsonl(folder / "answers.jsonl", scored.answers)
-    write_json(folder / "result.json", {"variant": variant, "seed": seed, "form": form, **scored.as_dict()})
+    about = {"variant": variant, "seed": seed, "form": form}
+    write_json(folder / "result.json", about | scored.as_dict() | {"versions": installed()})
     write_json(folder / "metrics.json", {f"{m.task}_{m.metric}": m.value for m in scored.metrics})
 
 

@@ -4,6 +4,7 @@ from workflow import instructions, params
 from workflow.console import run_stage
 from workflow.files import read_jsonl, write_json
 from workflow.paths import MODEL, split_file, train_folder, weights_folder
+from workflow.versions import installed
 
 
 def train(variant: str, seed: int) -> None:
@@ -26,7 +27,10 @@ def train(variant: str, seed: int) -> None:
         history_file=folder / "history.csv",
         validation_file=folder / "validation.csv",
     )
-    write_json(folder / "result.json", {"variant": variant, "seed": seed, **trained.as_dict()})
+    write_json(
+        folder / "result.json",
+        {"variant": variant, "seed": seed, **trained.as_dict(), "versions": installed()},
+    )
     write_json(
         folder / "metrics.json",
         {
