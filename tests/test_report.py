@@ -1,0 +1,502 @@
+"""The page: its numbers, its words, what it refuses, and how it behaves in a browser."""
+
+import contextlib
+import json
+import re
+import shutil
+import subprocess
+import sys
+from html.parser import HTMLParser
+from itertools import pairwise
+from pathlib import Path
+
+import made_up_results
+import pytest
+from made_up_results import AFTER, BASELINE, BEFORE, HALF_WIDTH, PEAK_GIB, SPEED, Answered, write
+
+from workflow import params
+from workflow.comparison import Comparison
+from workflow.errors import UserError
+from workflow.paths import COMPARE, train_folder
+from workflow.report import figures, formatting, words
+from workflow.report.facts import Facts, clean, gather, inputs, variant_labels
+from workflow.report.page import render
+from workflow.statistics import Difference
+
+PROJECT = Path(__file__).resolve().parents[1]
+QLORA = "qlora_nf4_dq"
+HOSTILE = '<script>alert("x")</script><img src=x onerror=alert(1)>\x00\u202e</style>'
+
+
+@pytest.fixture(autouse=True)
+def _in_a_folder_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def comparison(tmp_path_factory) -> Comparison:
+    """What the usual run compared: two variants, two seeds, on a CPU."""
+    with contextlib.chdir(tmp_path_factory.mktemp("usual")):
+        return write()
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory) -> str:
+    """The usual run's page."""
+    with contextlib.chdir(tmp_path_factory.mktemp("usual")):
+        write()
+        return render(facts())
+
+
+class Reader(HTMLParser):
+    """Reads a page as a browser's user would: tags with their attributes, table rows, all text."""
+
+    def __init__(self, page: str):
+        super().__init__()
+        self.tags: list[tuple[str, dict]] = []
+        self.rows: list[list[str]] = []
+        self.words: list[str] = []
+        self.inside: list[str] = []
+        self.feed(page)
+        self.text = _spaced(" ".join(self.words))
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        self.inside.append(tag)
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self.rows[-1].append("")
+
+    def handle_endtag(self, tag):
+        while self.inside and self.inside.pop() != tag:
+            pass
+
+    def handle_data(self, data):
+        if "style" in self.inside:
+            return
+        self.words.append(data)
+        if {"td", "th"} & set(self.inside):
+            self.rows[-1][-1] = _spaced(f"{self.rows[-1][-1]} {data}")
+
+    def row(self, *starts: str) -> list[str]:
+        """The first table row whose first cells begin so."""
+        return next(
+            row for row in self.rows if all(c.startswith(s) for c, s in zip(row, starts, strict=False))
+        )
+
+
+def _spaced(text: str) -> str:
+    return " ".join(text.split())
+
+
+def facts() -> Facts:
+    return gather(params.load())
+
+
+def read() -> Reader:
+    return Reader(render(facts()))
+
+
+def edit_comparison(change) -> None:
+    """Change results/compare/comparison.json in place."""
+    path = COMPARE / "comparison.json"
+    comparison = json.loads(path.read_text())
+    change(comparison)
+    path.write_text(json.dumps(comparison))
+
+
+def in_quality_table(comparison: Comparison, variant: str) -> list[str]:
+    """The cells of a variant's row, written out from the comparison by hand."""
+    quality = next(q for q in comparison.quality if q.variant == variant and q.metric == "nats_per_token")
+
+    def shown(value: float, sign: str = "") -> str:
+        return f"{value:{sign}.3f}".replace("-", "−")
+
+    def change(difference: Difference, called: str) -> str:
+        ends = f"{shown(difference.low, '+')} to {shown(difference.high, '+')}"
+        return f"{shown(difference.value, '+')} {ends} {called}"
+
+    return [
+        shown(quality.base_value),
+        shown(quality.value),
+        ", ".join(shown(value) for value in quality.per_seed.values()),
+        change(quality.to_base, "better"),
+        change(quality.to_baseline, "worse") if quality.to_baseline else "baseline",
+    ]
+
+
+def test_quality_is_that_of_the_comparison(page, comparison):
+    page = Reader(page)
+    assert page.row("16-bit LoRA", "3.071")[1:] == in_quality_table(comparison, BASELINE)
+    assert page.row("4-bit QLoRA", "3.222")[1:] == in_quality_table(comparison, QLORA)
+
+
+def test_costs_are_those_of_the_comparison_absolute_and_relative(page):
+    page = Reader(page)
+    memory = page.row("Peak memory")
+    assert memory[0].startswith("Peak memory ↓ lower is better resident set of the whole process")
+    assert memory[1:] == [f"{PEAK_GIB[BASELINE]:.2f} GiB", "1.87 GiB 0.84×"]
+    speed = page.row("Training speed ↑ higher is better")
+    assert speed[1:] == ["131 tokens/s 121 to 142", "101 tokens/s 93.1 to 109 0.77×"]
+    assert round(SPEED[QLORA] / SPEED[BASELINE], 2) == 0.77
+
+
+def test_the_answer_is_made_from_the_numbers(page):
+    text = Reader(page).text
+    difference = AFTER[QLORA] - AFTER[BASELINE]
+    low, high = difference - HALF_WIDTH, difference + HALF_WIDTH
+    assert f"worse by {difference:.3f} nats per token than 16-bit LoRA" in text
+    assert f"(95 % interval over the rows +{low:.3f} to +{high:.3f})" in text
+    assert "On one CPU, it held 0.84× the memory at its peak" in text
+    assert "trained at 0.77× the speed (101 tokens/s against 131 tokens/s)" in text
+    assert f"from {BEFORE[BASELINE]:.3f} to {AFTER[BASELINE]:.3f} nats per token" in text
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "higher_is_better", "called"),
+    [
+        (0.01, 0.05, False, "worse"),
+        (-0.05, -0.01, False, "better"),
+        (0.01, 0.05, True, "better"),
+        (-0.05, -0.01, True, "worse"),
+        (-0.01, 0.05, False, "not distinguishable"),
+        (0.0, 0.05, False, "not distinguishable"),
+    ],
+)
+def test_a_difference_is_called_what_its_interval_allows(low, high, higher_is_better, called):
+    assert words.verdict(Difference((low + high) / 2, low, high), higher_is_better) == called
+
+
+def test_an_interval_that_holds_zero_claims_nothing():
+    write()
+
+    def widen(comparison):
+        for quality in comparison["quality"]:
+            if quality["to_baseline"]:
+                quality["to_baseline"] |= {"low": -0.02}
+
+    edit_comparison(widen)
+    text = read().text
+    assert "With this much data, 4-bit QLoRA (NF4, double-quantised) is not distinguishable from" in text
+    assert "which holds zero" in text
+    assert "worse by" not in text
+
+
+def test_several_variants_each_get_a_line():
+    write(variants=tuple(made_up_results.VARIANTS), device="cuda")
+    page = read()
+    assert "8-bit LoRA: not distinguishable (−0.018 to +0.019), 0.88× the peak memory, 0.67× the" in page.text
+    assert "16-bit full fine-tuning: better by 0.023 nats per token" in page.text
+    assert len(page.row("Peak memory")) == 1 + len(made_up_results.VARIANTS)
+
+
+def test_storage_and_what_was_quantised_are_named(page):
+    page = Reader(page)
+    assert page.row("16-bit LoRA lora_16bit")[1:4] == ["float32 (rounded to 16 bits)", "float32", "0 of 210"]
+    assert page.row("4-bit QLoRA")[1:5] == [
+        "nf4 (4 bits), double-quantised", "float32", "210 of 210", "4,884,480 (float32)",
+    ]  # fmt: skip
+
+
+def test_limits_on_a_cpu():
+    write()
+    limits = {limit.head: limit.body for limit in words.limits(facts())}
+    assert set(limits) == {
+        "2 seeds",
+        "A small test set",
+        "Intervals are over test rows",
+        "A short training",
+        "The base had been quantised before",
+        "16-bit weights are held as float32",
+        "Memory is that of the whole process",
+        "Time and memory are of this device",
+    }
+    assert "134 rows with 100 different instructions" in limits["A small test set"]
+    assert "below about 0.019 nats per token" in limits["A small test set"]
+    assert "192 of the 822 training rows" in limits["A short training"]
+    assert "GGUF Q4_1" in limits["The base had been quantised before"]
+    # 134,515,008 parameters x 2 bytes / 2**30
+    assert "0.251 GiB" in _spaced(limits["16-bit weights are held as float32"])
+    assert "0.64× of that and not 0.32×" in limits["16-bit weights are held as float32"]
+    assert "0.516 GiB" in _spaced(limits["Memory is that of the whole process"])
+
+
+def test_limits_that_do_not_apply_on_a_gpu_are_left_out():
+    write(device="cuda", seeds=(1, 2, 3, 4, 5))
+    heads = {limit.head for limit in words.limits(facts())}
+    assert not heads & {
+        "16-bit weights are held as float32",
+        "Memory is that of the whole process",
+        "5 seeds",
+    }
+    page = read()
+    assert page.row("Peak memory, reserved")[1:] == ["0.516 GiB", "0.516 GiB 1.00×"]
+    assert "CPU" not in page.text
+
+
+def test_a_variant_with_other_settings_is_not_said_to_differ_in_precision_alone():
+    write(training={QLORA: {"learning_rate": 1e-4}})
+    limits = {limit.head: limit.body for limit in words.limits(facts())}
+    body = limits["4-bit QLoRA (NF4, double-quantised) differs in more than precision"]
+    assert "learning_rate (0.0001 instead of 0.001)" in body
+    assert "begin with the same adapter" not in read().text
+
+
+def test_a_random_model_gets_no_verdict():
+    write(model="random")
+    headline = words.headline(facts())
+    assert "random weights, so its quality means nothing" in headline.sentences[0]
+    assert "On one CPU, 4-bit QLoRA (NF4, double-quantised) held" in headline.sentences[1]
+    assert not any("worse" in said or "nats" in said for said in headline.sentences + headline.notes)
+    assert "Random weights" in {limit.head for limit in words.limits(facts())}
+
+
+def test_one_variant_has_nothing_to_be_compared_with():
+    write(variants=(BASELINE,))
+    page = read()
+    assert "One variant was run, 16-bit LoRA, so there is nothing to compare it with." in page.text
+    assert page.row("16-bit LoRA", "3.071")[-1] == "baseline"
+    assert page.row("Peak memory")[1:] == ["2.21 GiB"]
+    assert "×" not in page.text
+
+
+def test_one_seed():
+    write(seeds=(7,))
+    page = read()
+    assert "seed 7" in page.text
+    assert "One seed" in page.text
+    assert page.row("16-bit LoRA", "3.071")[3] == "2.203"
+
+
+def test_a_missing_metric_is_a_gap_and_not_a_failure():
+    write()
+
+    def forget(comparison):
+        comparison["quality"] = [
+            q for q in comparison["quality"] if (q["variant"], q["metric"]) != (QLORA, "bits_per_byte")
+        ]
+        comparison["cost"] = [
+            c for c in comparison["cost"] if (c["variant"], c["metric"]) != (QLORA, "peak_memory")
+        ]
+
+    edit_comparison(forget)
+    page = read()
+    assert page.row("Peak memory")[1:] == ["2.21 GiB", "not measured"]
+    assert "On one CPU, it trained at 0.77× the speed" in page.text
+
+
+def test_no_answers_asked_for():
+    write(rows=())
+    assert "No answers were asked for" in read().text
+
+
+def test_answers_stand_side_by_side_and_long_ones_are_folded(page):
+    text = Reader(page).text
+    assert "The capital of France is Paris." in text
+    assert text.count("The capital city of France is Paris.") == 3  # base and the first seed of two variants
+    assert text.count("cut at the limit") == 3
+    assert text.count("448 characters") == 3
+    assert "16-bit LoRA, seed 1 stopped by itself" in text
+    assert "16-bit LoRA, seed 2 stopped by itself" not in text
+
+
+def test_text_from_models_and_data_is_only_text():
+    write(rows=(Answered(HOSTILE, HOSTILE, HOSTILE),), title=f"What? {HOSTILE[:30]}")
+    page = render(facts())
+    reader = Reader(page)
+    assert not {"script", "img", "iframe", "object", "embed", "link", "base", "form"} & {
+        t for t, _ in reader.tags
+    }
+    assert not [name for _, attributes in reader.tags for name in attributes if name.startswith("on")]
+    assert 'alert("x")' in reader.text
+    assert "\x00" not in page
+
+
+def test_characters_that_html_forbids_are_replaced():
+    assert clean("a\x00b\x1bc\ud800d\r\ne\tf") == "a\ufffdb\ufffdc\ufffdd\ne\tf"
+
+
+def test_nothing_is_loaded_from_anywhere(page):
+    tags = Reader(page).tags
+    loading = {"src", "srcset", "data", "poster", "action", "formaction", "background"}
+    assert not [(tag, attributes) for tag, attributes in tags if loading & set(attributes)]
+    assert all(a["href"].startswith("#") for _, a in tags if "href" in a)
+    assert all(reference.startswith("#") for reference in re.findall(r"url\(([^)]*)\)", page))
+    assert "@import" not in page
+    policy = next(a["content"] for tag, a in tags if tag == "meta" and "http-equiv" in a)
+    assert policy == "default-src 'none'; style-src 'unsafe-inline'"
+
+
+def test_the_page_is_sound_html(page):
+    tags = Reader(page).tags
+    ids = [a["id"] for _, a in tags if "id" in a]
+    assert len(ids) == len(set(ids))
+    targets = {a["href"][1:] for _, a in tags if "href" in a} | set(re.findall(r"url\(#([^)]*)\)", page))
+    assert targets <= set(ids)
+    levels = [int(tag[1]) for tag, _ in tags if re.fullmatch("h[1-6]", tag)]
+    assert levels[0] == 1
+    assert all(after - before <= 1 for before, after in pairwise(levels))
+    assert all(a.get("scope") for tag, a in tags if tag == "th")
+    assert dict(tags)["html"] == {"lang": "en"}
+    assert page.count("<table") == page.count("<caption>")
+    assert len(page.encode()) < 5_000_000
+
+
+def test_figures_say_their_numbers_and_take_the_pages_colours():
+    write()
+    panels = [
+        *figures.quality_panels(facts()),
+        *figures.curve_panels(facts()),
+        *figures.cost_panels(facts()),
+    ]
+    assert len(panels) == 10
+    for panel in panels:
+        assert not re.search(r"#[0-9a-f]{6}\b", panel.svg)  # no colour that dark mode could not change
+        assert 'role="img" aria-label="' in panel.svg
+        assert "<text" in panel.svg
+    alt = re.search('aria-label="([^"]*)"', panels[0].svg)[1]
+    assert "4-bit QLoRA (NF4, double-quantised): from 3.222 to 2.262" in alt
+    assert "seed 1 2.256 and seed 2 2.267" in alt
+
+
+def test_every_figure_and_table_says_where_it_is_from(page):
+    write()
+    page = Reader(page)
+    for command in ("train", "compare", "evaluate_base evaluate", "fetch_model", "fetch_dataset"):
+        assert f"Made again by dvc repro {command} ." in page.text
+    assert "lm_eval run --model hf --model_args pretrained=results/evaluate/qlora_nf4_dq/2" in page.text
+    assert "learning_rate: 0.001" in page.text
+    digests = {row[0] for row in page.rows if re.fullmatch("[0-9a-f]{64}", row[-1])}
+    assert digests == {path.as_posix() for path in inputs(params.load())}
+
+
+def test_the_same_inputs_give_the_same_bytes(tmp_path):
+    write()
+    environment = {"PYTHONPATH": str(PROJECT), "HOME": str(tmp_path), "MPLCONFIGDIR": str(tmp_path / "mpl")}
+    pages = []
+    for seed in ("1", "2"):
+        done = subprocess.run(
+            [sys.executable, "-m", "workflow.stages.report"],
+            env=environment | {"PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        pages.append(Path("report/index.html").read_bytes())
+    assert pages[0] == pages[1]
+
+
+def test_rendering_needs_no_torch():
+    code = "import sys, workflow.stages.report; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": str(PROJECT)}).returncode == 0
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "results/compare/comparison.json",
+        "results/evaluate/qlora_nf4_dq/1/answers.jsonl",
+        "results/train/lora_16bit/2/history.csv",
+    ],
+)
+def test_a_missing_file_is_named(path):
+    write()
+    Path(path).unlink()
+    with pytest.raises(UserError, match=re.escape(path)):
+        facts()
+
+
+def test_a_comparison_of_other_runs_is_refused():
+    write(seeds=(1, 2))
+    kept = (COMPARE / "comparison.json").read_text()
+    write(seeds=(1, 2, 3))
+    (COMPARE / "comparison.json").write_text(kept)
+    with pytest.raises(UserError, match="which is not what params"):
+        facts()
+
+
+def test_runs_that_params_do_not_name_are_not_read():
+    write()
+    left_over = train_folder("qlora_fp4", 1) / "result.json"
+    left_over.parent.mkdir(parents=True)
+    left_over.write_text("not JSON")
+    assert "qlora_fp4/1" not in read().text
+
+
+def test_labels_differ():
+    write(variants=(BASELINE, QLORA))
+    text = params.PARAMS_FILE.read_text().replace(
+        "lora_int8:\n    method: lora\n    precision: int8",
+        "lora_int8:\n    method: lora\n    precision: 16bit",
+    )
+    params.PARAMS_FILE.write_text(text.replace(f"- {QLORA}", "- lora_int8"))
+    assert variant_labels(params.load()) == {
+        "lora_16bit": "16-bit LoRA, lora_16bit",
+        "lora_int8": "16-bit LoRA, lora_int8",
+    }
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (0.000704, "0.000704"),
+        (0.0994, "0.0994"),
+        (1.8679, "1.87"),
+        (131.4, "131"),
+        (12345.6, "12,346"),
+        (0, "0.00"),
+    ],
+)
+def test_significant_digits(value, shown):
+    assert formatting.significant(value) == shown
+
+
+def test_signs_and_units():
+    assert formatting.signed(-0.0312, 3) == "−0.031"
+    assert formatting.signed(0.0312, 3) == "+0.031"
+    assert formatting.signed(-0.0001, 3) == "0.000"
+    assert formatting.ratio(0.786) == "0.79×"
+    assert formatting.ratio(12.34) == "12.3×"
+    assert formatting.percent(0.95) == "95\u00a0%"
+    assert formatting.quantity(101.2, "tokens/s") == "101\u00a0tokens/s"
+    assert formatting.decimals_of(0.021, 0.042) == 3
+    assert formatting.decimals_of(0.5, 0.5) == 3
+
+
+CHROMIUM = next(
+    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), ""
+)
+
+
+@pytest.mark.skipif(not CHROMIUM, reason="no Chromium on PATH")
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_in_a_browser(scheme):
+    sync_api = pytest.importorskip("playwright.sync_api")
+    write(variants=tuple(made_up_results.VARIANTS), rows=(Answered(HOSTILE, "x" * 2000, HOSTILE * 20),))
+    page_file = Path("index.html").resolve()
+    page_file.write_text(render(facts()), encoding="utf-8")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        tab = browser.new_page(viewport={"width": 360, "height": 800}, color_scheme=scheme)
+        console, requests = [], []
+        tab.on("console", lambda message: console.append(message.text))
+        tab.on("pageerror", lambda error: console.append(str(error)))
+        tab.on("dialog", lambda dialog: console.append(dialog.message))
+        tab.on("request", lambda request: requests.append(request.url))
+        tab.goto(page_file.as_uri())
+        for opened in ("false", "true"):
+            tab.evaluate(f"document.querySelectorAll('details').forEach(d => d.open = {opened})")
+            for width in (360, 1280, 1600):
+                tab.set_viewport_size({"width": width, "height": 800})
+                assert tab.evaluate("document.documentElement.scrollWidth") <= width
+        ink, paper = tab.evaluate(
+            "(s => [s.color, s.backgroundColor])(getComputedStyle(document.body))"
+            ".map(c => c.match(/\\d+/g).slice(0, 3).reduce((sum, part) => sum + Number(part), 0))"
+        )
+        text_in_figures = tab.evaluate("getComputedStyle(document.querySelector('.panel svg text')).fill")
+        assert text_in_figures == tab.evaluate("getComputedStyle(document.body).color")
+        browser.close()
+    assert console == []
+    assert requests == [page_file.as_uri()]
+    assert (ink < paper) == (scheme == "light")

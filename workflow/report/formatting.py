@@ -1,0 +1,52 @@
+"""Numbers as the page writes them: a true minus sign, thousands apart, as many digits as are known."""
+
+import math
+
+NARROW = "\N{NO-BREAK SPACE}"
+MINUS = "\N{MINUS SIGN}"
+TIMES = "\N{MULTIPLICATION SIGN}"
+MOST_DECIMALS = 6
+
+
+def number(value: float, decimals: int) -> str:
+    """The value with so many decimals; what rounds to zero has no sign."""
+    rounded = round(value, decimals) + 0.0  # + 0.0 turns -0.0 into 0.0
+    return f"{rounded:,.{decimals}f}".replace("-", MINUS)
+
+
+def signed(value: float, decimals: int) -> str:
+    """As `number`, with a plus sign where the rounded value is above zero."""
+    return ("+" if round(value, decimals) > 0 else "") + number(value, decimals)
+
+
+def significant(value: float, digits: int = 3) -> str:
+    """The value with so many significant digits; whole numbers keep all of theirs."""
+    return number(value, max(0, digits - _places(value)))
+
+
+def quantity(value: float, unit: str, digits: int = 3) -> str:
+    """A value with its unit, which a line break never parts."""
+    return f"{significant(value, digits)}{NARROW}{unit.replace(' ', NARROW)}"
+
+
+def ratio(value: float) -> str:
+    """How many times as much, for example 0.79×."""
+    return f"{number(value, 2 if value < 10 else 1)}{TIMES}"
+
+
+def percent(fraction: float) -> str:
+    """A fraction as a whole percentage, or with the decimals it has, for example 95 %."""
+    return f"{fraction * 100:g}{NARROW}%"
+
+
+def decimals_of(low: float, high: float) -> int:
+    """How many decimals show an interval's half-width with two significant digits."""
+    half = (high - low) / 2
+    if half <= 0:
+        return 3
+    return min(MOST_DECIMALS, max(0, 1 - math.floor(math.log10(half))))
+
+
+def _places(value: float) -> int:
+    """Digits before the decimal point; below one, zeros after it count as negative."""
+    return math.floor(math.log10(abs(value))) + 1 if value else 1
