@@ -1,0 +1,56 @@
+"""What the tests share: a tiny random Llama of the real architecture, and rows that need no network."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from workflow import instructions, params, sources
+from workflow.console import go_offline, quiet_libraries
+from workflow.instructions import Instruction
+
+go_offline()  # a test that would reach a hub fails instead
+quiet_libraries()
+
+ROOT = Path(__file__).resolve().parents[1]
+PRESETS = sorted((ROOT / "workflow" / "presets").glob("*.yaml"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _in_the_repository():
+    before = Path.cwd()
+    os.chdir(ROOT)
+    yield
+    os.chdir(before)
+
+
+@pytest.fixture(scope="session")
+def tiny() -> params.Params:
+    return params.load(ROOT / "workflow" / "presets" / "tiny.yaml")
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tiny, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    sources.fetch_model(tiny.model, folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def rows() -> list[Instruction]:
+    """Forty rows; one in four has a context, and instructions repeat with other responses."""
+    return [
+        Instruction(
+            id=index,
+            instruction=f"Say number {index // 2} in words",
+            context="Use small letters." if index % 4 == 0 else "",
+            response=f"This is answer {index}, " + "and more " * (index % 7),
+            category=("counting", "words")[index % 2],
+        )
+        for index in range(40)
+    ]
+
+
+@pytest.fixture(scope="session")
+def splits(rows) -> dict[str, list[Instruction]]:
+    return instructions.split(rows, validation=6, test=8, seed=3)

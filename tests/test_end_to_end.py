@@ -1,0 +1,167 @@
+"""The real pipeline, nothing stubbed, from a clean clone: by DVC, by Snakemake, on a real model."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+from ruamel.yaml import YAML
+
+TINY = ROOT / "workflow" / "presets" / "tiny.yaml"
+BIN = Path(sys.executable).parent
+NETWORK = "the Python package index could not be reached, and the default data come from it"
+
+
+def clone(folder: Path, params_file: Path, change=lambda content: None) -> Path:
+    """What a stranger's clone holds, with other params: no environment, no cache, no results of ours."""
+    git = ["git", "-C", str(ROOT), "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    for name in subprocess.run(git, capture_output=True, text=True, check=True).stdout.split("\0"):
+        if name and (ROOT / name).is_file() and not name.startswith(("results/", "report/", "dvc.lock")):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, folder / name)
+    yaml = YAML()
+    content = yaml.load(params_file.read_text())
+    content["experiment"]["seeds"] = [1]
+    change(content)
+    with (folder / "params.yaml").open("w") as file:
+        yaml.dump(content, file)
+    subprocess.run(["git", "init", "-q", str(folder)], check=True)
+    return folder
+
+
+def run(folder: Path, *command: str, fails: bool = False) -> str:
+    """Run a program of the environment in a clone, with no git identity and no hub within reach."""
+    environment = {
+        key: value
+        for key, value in os.environ.items()
+        if not key.startswith(("HF_", "GIT_", "TRANSFORMERS_"))
+    }
+    environment |= {
+        "PATH": f"{BIN}:{os.environ['PATH']}",
+        "HF_ENDPOINT": "http://127.0.0.1:9",
+        "HF_HOME": str(folder / ".huggingface"),
+        "GIT_CONFIG_GLOBAL": os.devnull,
+    }
+    done = subprocess.run(
+        [BIN / command[0], *command[1:]], cwd=folder, env=environment, capture_output=True, text=True
+    )
+    said = done.stdout + done.stderr
+    if "pip could not download" in said and not fails:
+        pytest.skip(NETWORK)
+    assert (done.returncode != 0) == fails, said[-4000:]
+    return said
+
+
+def comparison(folder: Path) -> dict:
+    return json.loads((folder / "results/compare/comparison.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def by_dvc(tmp_path_factory) -> Path:
+    folder = clone(tmp_path_factory.mktemp("dvc"), TINY)
+    run(folder, "dvc", "repro")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def by_snakemake(tmp_path_factory) -> Path:
+    folder = clone(tmp_path_factory.mktemp("snakemake"), TINY)
+    run(folder, "snakemake", "--cores", "2", "report")
+    return folder
+
+
+@pytest.mark.parametrize("engine", ["by_dvc", "by_snakemake"])
+def test_either_engine_makes_the_report_and_the_other_has_nothing_to_do(engine, request):
+    folder = request.getfixturevalue(engine)
+    assert (folder / "report/index.html").stat().st_size > 10_000
+    assert "up to date" in run(folder, "dvc", "status")
+    assert "Nothing to be done" in run(folder, "snakemake", "--cores", "1", "report")
+    assert "Data and pipelines are up to date" in run(folder, "dvc", "repro")
+
+
+def test_both_engines_give_the_same_numbers(by_dvc, by_snakemake):
+    assert comparison(by_dvc)["quality"] == comparison(by_snakemake)["quality"]
+    adapters = [
+        {
+            path.parent.parent: path.read_bytes()
+            for path in sorted((folder / "results").rglob("adapter_model.safetensors"))
+        }
+        for folder in (by_dvc, by_snakemake)
+    ]
+    assert list(adapters[0].values()) == list(adapters[1].values()) and len(adapters[0]) == 2
+
+
+def test_every_number_says_what_it_is(by_dvc):
+    for quality in comparison(by_dvc)["quality"]:
+        assert all(quality[key] for key in ("variant", "metric", "unit", "split", "form", "items"))
+        assert quality["higher_is_better"] is False and set(quality["per_seed"]) == {"1"}
+    for precision in comparison(by_dvc)["precisions"].values():
+        assert all(precision[key] for key in ("device", "device_name", "storage", "compute"))
+
+
+def test_the_curves_are_plots_of_dvc(by_dvc):
+    run(by_dvc, "dvc", "plots", "show", "--out", "plots")
+    page = (by_dvc / "plots/index.html").read_text()
+    assert "history.csv" in page and "validation.csv" in page
+
+
+def test_another_seed_trains_only_what_is_new(by_dvc):
+    before = {p: p.stat().st_mtime_ns for p in (by_dvc / "results").rglob("adapter_model.safetensors")}
+    yaml = YAML()
+    content = yaml.load((by_dvc / "params.yaml").read_text())
+    content["experiment"]["seeds"] = [1, 2]
+    with (by_dvc / "params.yaml").open("w") as file:
+        yaml.dump(content, file)
+    said = run(by_dvc, "dvc", "repro")
+    ran = set(re.findall(r"Running stage '([^']+)'", said))
+    assert ran == {
+        f"{stage}@{variant}-2"
+        for stage in ("train", "evaluate")
+        for variant in ("lora_16bit", "qlora_nf4_dq")
+    } | {"compare", "report"}
+    assert all(p.stat().st_mtime_ns == time for p, time in before.items())
+    assert comparison(by_dvc)["seeds"] == [1, 2]
+
+
+def test_the_default_model_and_data(tmp_path):
+    """The embedded default at a reduced size: real weights, real rows, from the package index."""
+
+    def smaller(content: dict) -> None:
+        content["sample"] |= {"rows": 60, "validation_rows": 4, "test_rows": 10}
+        content["training"] |= {"steps": 3, "batch_rows": 4, "micro_batch_rows": 4, "max_length": 96}
+        content["evaluation"] |= {"answers": 2, "answer_tokens": 8}
+        content["benchmark"] |= {"micro_batch_rows": 2, "warmup_steps": 0, "steps": 3}
+
+    folder = clone(tmp_path, ROOT / "params.yaml", smaller)
+    run(folder, "dvc", "repro")
+    found = comparison(folder)
+    assert found["precisions"]["qlora_nf4_dq"]["quantized_modules"] == 7 * 30
+    assert found["precisions"]["lora_16bit"]["quantized_modules"] == 0
+    losses = {q["variant"]: q for q in found["quality"] if q["metric"] == "nats_per_token"}
+    assert all(1 < losses[variant]["base_value"] < 4 for variant in losses)  # of random weights it is 10.8
+    assert losses["qlora_nf4_dq"]["base_value"] > losses["lora_16bit"]["base_value"]
+    assert "SmolLM2-135M-Instruct" in (folder / "report/index.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value", "sentence"),
+    [
+        ("sample", "rows", 5000, "sample: sample.rows asks for 5000 rows, and the dataset has 2026."),
+        ("dataset", "sha256", "0" * 64, "nothing was used from it."),
+        ("training", "ranc", 3, "params.yaml: training.ranc is not a known key"),
+        ("experiment", "variants", ["lora_16bit", "qlora"], "names qlora, which variants does not define"),
+    ],
+)
+def test_a_mistake_stops_the_run_and_leaves_nothing_half_written(tmp_path, section, key, value, sentence):
+    folder = clone(tmp_path, TINY, lambda content: content[section].update({key: value}))
+    said = run(folder, "dvc", "repro", "sample", fails=True)
+    if "pip could not download" in said:
+        pytest.skip(NETWORK)
+    assert sentence in said and "Traceback" not in said
+    assert not [path for path in folder.rglob("results/**/.*") if path.name != ".gitignore"]
+    assert not (folder / "results/sample/test.jsonl").exists()

