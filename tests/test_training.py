@@ -237,10 +237,17 @@ def test_paged_optimizers_are_refused_on_a_cpu(asked, tiny_model, splits, tmp_pa
         run(asked, tiny_model, splits, tmp_path, optimizer="paged_adamw_32bit")
 
 
+def test_a_window_of_one_batch_is_a_random_order():
+    lengths = list(range(100))
+    order = list(training.LikeLengthSampler(lengths, batch_rows=5, window=1, seed=1))
+    batches = [order[start : start + 5] for start in range(0, 100, 5)]
+    assert all(max(batch) - min(batch) > 10 for batch in batches)
+
+
 @pytest.mark.parametrize("rows", [1, 7, 64, 200])
 def test_batches_of_like_length_cover_every_row_once_with_little_padding(rows):
     lengths = np.random.default_rng(0).integers(5, 200, rows).tolist()
-    sampler = training.LikeLengthSampler(lengths, batch_rows=8, seed=1)
+    sampler = training.LikeLengthSampler(lengths, batch_rows=8, window=8, seed=1)
     order = list(sampler)
     assert sorted(order) == list(range(rows)) and order == list(sampler)
     sampler.set_epoch(1)

@@ -101,18 +101,20 @@ def check_same_training(trained: dict[str, list[dict]], asked: params.Params) ->
     """
     baseline = asked.experiment.baseline
     facts = [(result["steps"], result["rows"], result["tokens_seen"]) for result in trained[baseline]]
-    rows_decide = (
+    # The params that decide which rows a run sees, in which steps.
+    keys = (
         "steps",
         "epochs",
         "batch_rows",
         "micro_batch_rows",
+        "length_window",
         "max_length",
         "use_context",
         "loss_on",
     )
     for variant, results in trained.items():
         ours, theirs = asked.training_of(variant), asked.training_of(baseline)
-        if any(getattr(ours, key) != getattr(theirs, key) for key in (*rows_decide, "group_by_length")):
+        if any(getattr(ours, key) != getattr(theirs, key) for key in keys):
             continue
         if [(result["steps"], result["rows"], result["tokens_seen"]) for result in results] != facts:
             raise RuntimeError(

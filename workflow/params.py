@@ -188,7 +188,7 @@ class Training(Strict):
     batch_rows: PositiveInt
     micro_batch_rows: PositiveInt
     max_length: Annotated[int, Field(ge=8)]
-    group_by_length: bool
+    length_window: PositiveInt
     gradient_checkpointing: bool
     optimizer: Literal["adamw_torch", "adamw_torch_fused", "paged_adamw_32bit", "paged_adamw_8bit"]
     learning_rate: PositiveFloat
@@ -202,6 +202,7 @@ class Training(Strict):
     target_modules: Literal["all-linear"] | Annotated[list[str], Field(min_length=1)]
     use_context: bool
     loss_on: Literal["response", "prompt_and_response"]
+    validations: PositiveInt
     log_every_steps: PositiveInt
 
     @model_validator(mode="after")

@@ -27,7 +27,6 @@ from workflow.errors import UserError
 from workflow.instructions import Instruction
 from workflow.precision import Precision, choose_device, load_base
 
-VALIDATIONS = 2  # after the start, spread evenly; the last one is at the end
 IGNORED = -100  # the label that PyTorch's cross entropy leaves out
 
 
@@ -108,7 +107,7 @@ def train(
     )
     rows = check_rows(trainer.train_dataset, tokenizer, asked=len(train_rows), training=training)
     steps = math.ceil(planned_steps(rows.rows, training))
-    history = History(trainer, history_file, validation_file, steps)
+    history = History(trainer, history_file, validation_file, steps=steps, validations=training.validations)
     trainer.add_callback(history)
     history.validate(step=0)
     trainer.train()
@@ -178,6 +177,7 @@ def build_trainer(
         eval_dataset=_dataset(validation_rows, training),
         processing_class=tokenizer,
     )
+    trainer.length_window = training.length_window
     trainer.remove_callback(PrinterCallback)  # History prints its own, readable lines
     for name, parameter in model_of(trainer).named_parameters():
         if name in initial:
@@ -186,19 +186,22 @@ def build_trainer(
 
 
 class RunTrainer(SFTTrainer):
-    """TRL's trainer, with batches of like length in a random order.
+    """TRL's trainer, with batches of like length in a random order (`length_window` is set by `build_trainer`).
 
     The library's own `group_by_length` walks through large windows from the longest rows to the
     shortest, which in a short training is a curriculum and a biased choice of rows.
     """
 
+    length_window: int
+
     def _get_train_sampler(self, train_dataset=None):
         dataset = self.train_dataset if train_dataset is None else train_dataset
-        if self.args.train_sampling_strategy != "group_by_length":
-            return super()._get_train_sampler(dataset)
-        batch_rows = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps
-        lengths = [len(ids) for ids in dataset["input_ids"]]
-        return LikeLengthSampler(lengths, batch_rows=batch_rows, seed=self.args.data_seed)
+        return LikeLengthSampler(
+            [len(ids) for ids in dataset["input_ids"]],
+            batch_rows=self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps,
+            window=self.length_window,
+            seed=self.args.data_seed,
+        )
 
 
 class LikeLengthSampler(Sampler):
@@ -207,13 +210,18 @@ class LikeLengthSampler(Sampler):
     Args:
         lengths: tokens of each row.
         batch_rows: rows per optimizer step.
+        window: batches among which rows are sorted.
         seed: with the epoch, of the order.
     """
 
-    WINDOW = 8  # batches among which rows are sorted: wide enough for little padding, and still random
-
-    def __init__(self, lengths: list[int], *, batch_rows: int, seed: int):
-        self.lengths, self.batch_rows, self.seed, self.epoch = lengths, batch_rows, seed, 0
+    def __init__(self, lengths: list[int], *, batch_rows: int, window: int, seed: int):
+        self.lengths, self.batch_rows, self.window_rows, self.seed = (
+            lengths,
+            batch_rows,
+            window * batch_rows,
+            seed,
+        )
+        self.epoch = 0
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -224,10 +232,9 @@ class LikeLengthSampler(Sampler):
     def __iter__(self):
         random = np.random.default_rng([self.seed, self.epoch])
         rows = random.permutation(len(self.lengths))
-        window = self.WINDOW * self.batch_rows
         batches = []
-        for start in range(0, len(rows), window):
-            ordered = sorted(rows[start : start + window], key=lambda row: self.lengths[row])
+        for start in range(0, len(rows), self.window_rows):
+            ordered = sorted(rows[start : start + self.window_rows], key=lambda row: self.lengths[row])
             batches += [ordered[i : i + self.batch_rows] for i in range(0, len(ordered), self.batch_rows)]
         # A batch that is not full must come last, or the loader would fill it from the next one.
         full = [batch for batch in batches if len(batch) == self.batch_rows]
@@ -262,7 +269,6 @@ def arguments(training: params.Training, precision: Precision, *, seed: int, scr
         per_device_eval_batch_size=training.micro_batch_rows,
         gradient_accumulation_steps=training.batch_rows // training.micro_batch_rows,
         max_length=training.max_length,
-        train_sampling_strategy="group_by_length" if training.group_by_length else "random",
         gradient_checkpointing=training.gradient_checkpointing,
         gradient_checkpointing_kwargs={"use_reentrant": False},
         optim=training.optimizer,
@@ -365,11 +371,13 @@ class History(TrainerCallback):
         "tokens_per_second",
     )
 
-    def __init__(self, trainer: SFTTrainer, history_file: Path, validation_file: Path, steps: int):
+    def __init__(
+        self, trainer: SFTTrainer, history_file: Path, validation_file: Path, *, steps: int, validations: int
+    ):
         self.trainer = trainer
         self.validation_file = validation_file
         self.history_file = history_file
-        self.every = max(1, steps // VALIDATIONS)
+        self.every = max(1, steps // validations)
         self.losses: list[float] = []
         self.validated: list[tuple[int, float, float]] = []
         self.validation_tokens = 0
