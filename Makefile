@@ -16,6 +16,7 @@ help: ## show this list
 	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
 
 report: .venv/.installed ## run the pipeline on params.yaml and render the report
+	@.venv/bin/python -m workflow.pipeline prune
 	.venv/bin/dvc repro
 	@echo "The report is at $(CURDIR)/report/index.html"
 

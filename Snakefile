@@ -1,0 +1,69 @@
+# Snakemake's front end of dvc.yaml: one rule per DVC stage, of the same name.
+#
+# DVC alone decides what is stale (by content, against dvc.lock); Snakemake orders the
+# stages, runs them in parallel and hands them to a cluster. A rule's output is a mark
+# that says "up to date". The marks are made anew from DVC's status whenever Snakemake
+# starts, so `snakemake -n` and `dvc status` cannot disagree.
+
+import sys
+
+from snakemake.exceptions import WorkflowError
+from snakemake.utils import min_version, validate
+
+sys.path.insert(0, str(workflow.basedir))
+from workflow import pipeline
+from workflow.errors import UserError
+from workflow.params import load
+
+min_version("9.27")
+
+
+workdir: workflow.basedir
+
+
+# Used only with `--software-deployment-method apptainer`.
+container: "docker://python:3.11"
+
+
+try:
+    if workflow.config_settings.overwrite_config:
+        raise UserError("DVC reads params.yaml alone: edit it, --config has no effect.")
+    PARAMS = load()
+    with pipeline.open_repo() as repo:
+        STAGES = pipeline.load_stages(repo)
+        if workflow.is_main_process:  # a job on a cluster reads this file again
+            pipeline.mark_fresh_stages(repo)
+except UserError as error:
+    raise WorkflowError(str(error)) from None
+
+
+configfile: "params.yaml"
+
+
+# Snakemake's reader of YAML takes 1e-3 for text; ours and DVC's take it for a number.
+config.update(PARAMS.model_dump(mode="json"))
+validate(config, "workflow/schemas/params.schema.json")
+
+
+onstart:
+    pipeline.prune_and_tell()
+
+
+for stage in STAGES:
+
+    rule:
+        name:
+            stage.name
+        default_target: stage.name == "report"
+        input:
+            ancient(stage.upstream_marks),
+        output:
+            touch(stage.mark),
+        log:
+            f"logs/{stage.name}.log",
+        resources:
+            **stage.resources,
+        params:
+            command=stage.command,
+        shell:
+            "({params.command}) > {log} 2>&1"

@@ -1,0 +1,225 @@
+"""A small repository with the project's own dvc.yaml and Snakefile, whose stages are stubs that log runs.
+
+The repository's `workflow/run` calls this file, which then plays the stage.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+PROJECT = Path(__file__).resolve().parents[1]
+# What the engines read or import; every other file of the project is a stub that tests may edit.
+REAL_FILES = (
+    ".dvcignore",
+    ".gitignore",
+    "Snakefile",
+    "dvc.yaml",
+    "params.yaml",
+    "workflow/__init__.py",
+    "workflow/errors.py",
+    "workflow/params.py",
+    "workflow/pipeline.py",
+    "workflow/schemas/params.schema.json",
+)
+CONTROL = "STUB_CONTROL"
+
+
+@dataclass(frozen=True)
+class Repository:
+    """A repository with stubbed stages; `control` holds their log and what they are told to do."""
+
+    root: Path
+    control: Path
+
+    def run(self, *command: str, fails: bool = False) -> str:
+        """Run a command in the repository, check whether it fails, and return what it printed."""
+        done = subprocess.run(
+            command,
+            cwd=self.root,
+            env=self.environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=180,
+        )
+        assert (done.returncode != 0) == fails, done.stdout
+        return done.stdout
+
+    def environment(self) -> dict[str, str]:
+        """Return the variables of a shell without an active virtual environment or a user's settings."""
+        return {
+            "PATH": "/usr/local/bin:/usr/bin:/bin",
+            "HOME": str(self.control),
+            "XDG_CACHE_HOME": str(self.control / "cache"),
+            "DVC_NO_ANALYTICS": "1",
+            "DVC_GLOBAL_CONFIG_DIR": str(self.control / "dvc_global"),
+            "DVC_SYSTEM_CONFIG_DIR": str(self.control / "dvc_system"),
+            "DVC_SITE_CACHE_DIR": str(self.control / "dvc_site"),
+            "GIT_CONFIG_COUNT": "2",
+            "GIT_CONFIG_KEY_0": "user.name",
+            "GIT_CONFIG_VALUE_0": "test",
+            "GIT_CONFIG_KEY_1": "user.email",
+            "GIT_CONFIG_VALUE_1": "test@example.org",
+            CONTROL: str(self.control),
+        }
+
+    def dvc(self, *arguments: str, fails: bool = False) -> str:
+        return self.run(sys.executable, "-m", "dvc", *arguments, fails=fails)
+
+    def prune(self) -> str:
+        """Forget the stages that dvc.yaml no longer has."""
+        return self.run(sys.executable, "-m", "workflow.pipeline", "prune")
+
+    def snakemake(self, *arguments: str, fails: bool = False) -> str:
+        return self.run(str(snakemake_command()), *arguments, fails=fails)
+
+    def bring_up_to_date(self, engine: str) -> list[str]:
+        """Run the whole pipeline with `dvc` or `snakemake`; return the stages that really ran, sorted."""
+        if engine == "dvc":
+            self.dvc("repro")
+        else:
+            self.snakemake("--cores", "2", "report")
+        return self.ran()
+
+    def ran(self) -> list[str]:
+        """Return the stages that ran since the last call, sorted."""
+        log = self.control / "ran"
+        names = sorted(log.read_text().split()) if log.exists() else []
+        log.unlink(missing_ok=True)
+        return names
+
+    def edit_params(self, edit: Callable[[dict[str, Any]], None]) -> None:
+        """Let `edit` change the content of params.yaml."""
+        path = self.root / "params.yaml"
+        params = yaml.safe_load(path.read_text())
+        edit(params)
+        path.write_text(yaml.safe_dump(params, sort_keys=False))
+
+    def append(self, path: str, line: str) -> None:
+        with (self.root / path).open("a") as file:
+            file.write(line + "\n")
+
+    def commit(self) -> None:
+        """Commit everything that git does not ignore."""
+        self.run("git", "add", "--all")
+        self.run("git", "commit", "--quiet", "--message", "change")
+
+    def copy(self, folder: Path) -> "Repository":
+        """Return a copy of its own below `folder`, files' times and DVC's cache included."""
+        shutil.copytree(self.root, folder / "repository", symlinks=True)
+        (folder / "control").mkdir()
+        return Repository(folder / "repository", folder / "control")
+
+    def clone(self, folder: Path) -> "Repository":
+        """Return a git clone below `folder`, which has nothing of DVC's cache."""
+        self.run("git", "clone", "--quiet", str(self.root), str(folder / "repository"))
+        (folder / "control").mkdir(exist_ok=True)
+        return Repository(folder / "repository", folder / "control")
+
+
+def snakemake_command() -> Path:
+    return Path(sys.executable).parent / "snakemake"
+
+
+def create_repository(folder: Path, variants: list[str], seeds: list[int]) -> Repository:
+    """Make a committed repository below `folder` in which no stage has run yet."""
+    repository = Repository(folder / "repository", folder / "control")
+    repository.control.mkdir()
+    for name in REAL_FILES:
+        path = repository.root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(PROJECT / name, path)
+    runner = repository.root / "workflow" / "run"
+    runner.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{Path(__file__).resolve()}" "$@"\n')
+    runner.chmod(0o755)
+
+    def set_matrix(params: dict[str, Any]) -> None:
+        params["experiment"] |= {"variants": variants, "baseline": variants[0], "seeds": seeds}
+
+    repository.edit_params(set_matrix)
+    for path in code_dependencies(repository.root / "dvc.yaml"):
+        file = repository.root / path
+        if not file.suffix:
+            file = file / "file.txt"
+        if not file.exists():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text("stub\n")
+    repository.run("git", "init", "--quiet", "--initial-branch", "main")
+    repository.dvc("init", "--quiet")
+    repository.commit()
+    return repository
+
+
+def code_dependencies(dvc_yaml: Path) -> set[str]:
+    """Return the dependencies that no stage writes: code, and files of the repository."""
+    stages = yaml.safe_load(dvc_yaml.read_text())["stages"].values()
+    written = {path for stage in stages for path in outputs(stage, {})}
+    read = {path for stage in stages for path in stage["deps"]}
+    return {
+        path
+        for path in read
+        if not any(path == out or path.startswith(f"{out}/") or out.startswith(f"{path}/") for out in written)
+    }
+
+
+def outputs(stage: dict[str, Any], item: dict[str, str]) -> Iterator[str]:
+    for kind in ("outs", "metrics", "plots"):
+        for entry in stage.get(kind, []):
+            yield resolve(next(iter(entry)) if isinstance(entry, dict) else entry, item)
+
+
+def resolve(text: str, item: dict[str, str]) -> str:
+    """Put a matrix item's values into a path or key of dvc.yaml."""
+    for name, value in item.items():
+        text = text.replace(f"${{item.{name}}}", value)
+    return text
+
+
+def play_stage(name: str, *options: str) -> None:
+    """Write every output of a stage from its dependencies and params."""
+    item = {flag.removeprefix("--"): value for flag, value in zip(options[::2], options[1::2], strict=True)}
+    label = name + ("@" + "-".join(item.values()) if item else "")
+    control = Path(os.environ[CONTROL])
+    with (control / "ran").open("a") as log:
+        log.write(f"{label}\n")
+    if (control / f"fail {label}").exists():
+        sys.exit(f"{label}: told to fail")
+    while (control / f"hang {label}").exists():
+        time.sleep(0.05)
+    stage = yaml.safe_load(Path("dvc.yaml").read_text())["stages"][name]
+    params = yaml.safe_load(Path("params.yaml").read_text())
+    digest = hashlib.sha256(label.encode())
+    for dependency in stage["deps"]:
+        digest.update(meaning(Path(resolve(dependency, item))))
+    for key in stage.get("params", []):
+        value = params
+        for part in resolve(key, item).split("."):
+            value = value[part]
+        digest.update(json.dumps(value).encode())
+    for path in map(Path, outputs(stage, item)):
+        for file in [path] if path.suffix else [path / "first", path / "folder" / "second"]:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(json.dumps({"file": str(file), "digest": digest.hexdigest()}))
+
+
+def meaning(path: Path) -> bytes:
+    """Return the content of a file, or of all files of a folder, without the comment lines of code."""
+    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+    texts = [(file, file.read_text().splitlines()) for file in files]
+    return "\n".join(
+        line for file, lines in texts for line in lines if not (file.suffix == ".py" and line.startswith("#"))
+    ).encode()
+
+
+if __name__ == "__main__":
+    play_stage(*sys.argv[1:])

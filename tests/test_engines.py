@@ -1,0 +1,342 @@
+"""DVC and Snakemake on one pipeline: whichever runs, the other has nothing left to do.
+
+The stages are stubs; each test asserts which of them really ran.
+"""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from engine_fixture import Repository, create_repository, snakemake_command
+
+ENGINES = ("dvc", "snakemake")
+VARIANT, OTHER = "lora_16bit", "qlora_nf4_dq"
+Edit = Callable[[dict[str, Any]], None]
+NOTHING = "Nothing to be done"
+EVERYTHING = [
+    f"benchmark@{VARIANT}",
+    "compare",
+    f"evaluate@{VARIANT}-1",
+    f"evaluate_base@{VARIANT}",
+    "fetch_dataset",
+    "fetch_model",
+    "report",
+    "sample",
+    f"train@{VARIANT}-1",
+]
+AFTER_ADDING_A_SEED = ["compare", f"evaluate@{VARIANT}-2", "report", f"train@{VARIANT}-2"]
+AFTER_ADDING_A_VARIANT = [
+    f"benchmark@{OTHER}",
+    "compare",
+    f"evaluate@{OTHER}-1",
+    f"evaluate_base@{OTHER}",
+    "report",
+    f"train@{OTHER}-1",
+]
+AFTER_CHANGING_THE_EVALUATION = ["compare", f"evaluate@{VARIANT}-1", f"evaluate_base@{VARIANT}", "report"]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Repository:
+    """A committed repository that Snakemake brought up to date; copied, never changed, by the tests."""
+    repository = create_repository(tmp_path_factory.mktemp("finished"), variants=[VARIANT], seeds=[1])
+    assert repository.bring_up_to_date("snakemake") == EVERYTHING
+    repository.commit()
+    return repository
+
+
+@pytest.fixture
+def repository(finished: Repository, tmp_path: Path) -> Repository:
+    return finished.copy(tmp_path / "copy")
+
+
+def assert_clean(repository: Repository, *stages: str) -> None:
+    """Fail unless `dvc status` has nothing to say (of these stages)."""
+    assert json.loads(repository.dvc("status", "--json", *stages)) == {}
+
+
+def assert_nothing_to_do(repository: Repository, engine: str) -> None:
+    if engine == "snakemake":
+        assert NOTHING in repository.snakemake("--cores", "1", "report")
+    else:
+        repository.dvc("repro")
+    assert repository.ran() == []
+
+
+def add_seed(params: dict[str, Any]) -> None:
+    params["experiment"]["seeds"].append(2)
+
+
+def add_variant(params: dict[str, Any]) -> None:
+    params["experiment"]["variants"].append(OTHER)
+
+
+def change_evaluation(params: dict[str, Any]) -> None:
+    params["evaluation"]["answers"] += 1
+
+
+def test_dvc_has_nothing_to_do_after_snakemake(repository: Repository) -> None:
+    assert_clean(repository)
+    assert_nothing_to_do(repository, "dvc")
+
+
+def test_snakemake_has_nothing_to_do_after_dvc(repository: Repository) -> None:
+    # Snakemake remembers its own run, of other inputs; that must not count.
+    repository.edit_params(add_seed)
+    assert repository.bring_up_to_date("dvc") == AFTER_ADDING_A_SEED
+    assert_clean(repository)
+    assert_nothing_to_do(repository, "snakemake")
+    assert NOTHING in repository.snakemake("--cores", "1")
+
+
+def test_both_engines_know_the_same_stages(repository: Repository) -> None:
+    repository.edit_params(add_variant)
+    stages = repository.dvc("stage", "list", "--name-only").split()
+    rules = repository.snakemake("--list-rules", "--quiet", "all").split()
+    assert sorted(rules) == sorted(stages)
+    assert f"train@{OTHER}-1" in rules
+
+
+def test_pulled_clone_has_nothing_to_do(repository: Repository, tmp_path: Path) -> None:
+    clone = push_and_clone(repository, tmp_path)
+    clone.dvc("pull", "--quiet")
+    assert_clean(clone)
+    assert_nothing_to_do(clone, "snakemake")
+    assert_nothing_to_do(clone, "dvc")
+
+
+def test_clone_with_default_remote_pulls_by_itself(repository: Repository, tmp_path: Path) -> None:
+    clone = push_and_clone(repository, tmp_path)
+    clone.snakemake("--cores", "1", "fetch_dataset")
+    assert clone.ran() == []
+    # What only git holds cannot be pulled, and `--pull` alone would call the stage done without it.
+    (clone.root / "results/fetch_dataset/source.json").unlink()
+    clone.snakemake("--cores", "1", "fetch_dataset")
+    assert clone.ran() == ["fetch_dataset"]
+    assert_clean(clone, "fetch_dataset")
+
+
+def push_and_clone(repository: Repository, folder: Path) -> Repository:
+    repository.dvc("remote", "add", "--default", "store", str(folder / "store"))
+    repository.commit()
+    repository.dvc("push", "--quiet")
+    return repository.clone(folder / "clone")
+
+
+@pytest.mark.parametrize(
+    ("engine", "edit", "expected"),
+    [
+        ("snakemake", add_seed, AFTER_ADDING_A_SEED),
+        ("snakemake", add_variant, AFTER_ADDING_A_VARIANT),
+        ("dvc", add_variant, AFTER_ADDING_A_VARIANT),
+        ("snakemake", change_evaluation, AFTER_CHANGING_THE_EVALUATION),
+        ("dvc", change_evaluation, AFTER_CHANGING_THE_EVALUATION),
+    ],
+)
+def test_params_edit_reruns_what_depends_on_it(
+    repository: Repository, engine: str, edit: Edit, expected: list[str]
+) -> None:
+    repository.edit_params(edit)
+    assert repository.bring_up_to_date(engine) == expected
+    assert_clean(repository)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_code_edit_reruns_what_follows_only_if_outputs_change(repository: Repository, engine: str) -> None:
+    repository.append("workflow/stages/compare.py", "# a comment changes no output")
+    assert repository.bring_up_to_date(engine) == ["compare"]
+    repository.append("workflow/stages/compare.py", "a statement does")
+    assert repository.bring_up_to_date(engine) == ["compare", "report"]
+    assert_clean(repository)
+
+
+def test_touching_every_file_reruns_nothing(repository: Repository) -> None:
+    for file in repository.root.rglob("*"):
+        if file.is_file() and not {".git", ".dvc"} & set(file.parts):
+            file.touch()
+    assert_clean(repository)
+    assert_nothing_to_do(repository, "snakemake")
+    assert_nothing_to_do(repository, "dvc")
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_deleted_outputs_come_back_from_the_cache(repository: Repository, engine: str) -> None:
+    folder = repository.root / f"results/train/{VARIANT}/1"
+    shutil.rmtree(folder / "weights")
+    (folder / "result.json").unlink()
+    assert repository.bring_up_to_date(engine) == []
+    assert (folder / "weights" / "folder" / "second").is_file()
+    assert repository.run("git", "status", "--short", "--", "results") == ""
+    assert_clean(repository)
+
+
+def test_another_branch_has_nothing_to_do(repository: Repository) -> None:
+    repository.run("git", "switch", "--quiet", "--create", "experiment")
+    repository.edit_params(change_evaluation)
+    repository.bring_up_to_date("dvc")
+    repository.commit()
+    repository.run("git", "switch", "--quiet", "main")
+    repository.dvc("checkout", "--quiet")
+    assert_clean(repository)
+    assert_nothing_to_do(repository, "snakemake")
+
+
+def test_eight_items_on_four_cores(repository: Repository) -> None:
+    seeds = list(range(11, 19))
+    items = [f"train@{VARIANT}-{seed}" for seed in seeds]
+    repository.edit_params(lambda params: params["experiment"].update(seeds=seeds))
+    repository.snakemake("--cores", "4", *items)
+    assert repository.ran() == items
+    assert_clean(repository, *items)
+
+
+def test_failing_stage_names_its_log_and_the_next_run_goes_on(repository: Repository) -> None:
+    repository.edit_params(add_seed)
+    failing = f"evaluate@{VARIANT}-2"
+    told = repository.control / f"fail {failing}"
+    told.touch()
+    output = repository.snakemake("--cores", "1", "report", fails=True)
+    assert f"logs/{failing}.log" in output
+    assert f"{failing}: told to fail" in (repository.root / f"logs/{failing}.log").read_text()
+    assert repository.ran() == [failing, f"train@{VARIANT}-2"]
+    told.unlink()
+    assert repository.bring_up_to_date("snakemake") == ["compare", failing, "report"]
+    assert_clean(repository)
+
+
+def test_dry_run_beside_a_run_does_not_disturb_it(repository: Repository) -> None:
+    repository.edit_params(change_evaluation)
+    stage = f"evaluate@{VARIANT}-1"
+    with hanging(repository, stage) as run:
+        assert f"rule {stage}:" in repository.snakemake("--dry-run", "report")
+    assert run.wait() == 0
+    assert repository.ran() == [stage]
+
+
+def test_run_goes_on_after_a_kill(repository: Repository) -> None:
+    repository.edit_params(change_evaluation)
+    stage = f"evaluate@{VARIANT}-1"
+    with hanging(repository, stage) as run:
+        os.killpg(run.pid, signal.SIGKILL)
+        run.wait()
+        wait_until(lambda: not group_exists(run.pid))
+    assert repository.ran() == [stage]
+    assert repository.bring_up_to_date("dvc") == AFTER_CHANGING_THE_EVALUATION
+    # Snakemake remembers that it did not finish this stage; DVC did, and that counts.
+    assert_clean(repository)
+    assert_nothing_to_do(repository, "snakemake")
+
+
+@contextmanager
+def hanging(repository: Repository, stage: str) -> Iterator[subprocess.Popen]:
+    """Yield a run of Snakemake in a process group of its own, whose stage has started and hangs."""
+    hang = repository.control / f"hang {stage}"
+    hang.touch()
+    run = subprocess.Popen(
+        [str(snakemake_command()), "--cores", "1", "--nolock", stage],
+        cwd=repository.root,
+        env=repository.environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    log = repository.control / "ran"
+    try:
+        wait_until(lambda: log.exists() and stage in log.read_text().split())
+        yield run
+    finally:
+        hang.unlink()
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.05)
+
+
+def group_exists(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_snakemakes_touch_blesses_nothing(repository: Repository) -> None:
+    repository.edit_params(change_evaluation)
+    lock = (repository.root / "dvc.lock").read_bytes()
+    repository.snakemake("--cores", "1", "--touch", "report")
+    assert (repository.root / "dvc.lock").read_bytes() == lock
+    assert f"evaluate@{VARIANT}-1" in json.loads(repository.dvc("status", "--json"))
+    assert f"rule evaluate@{VARIANT}-1:" in repository.snakemake("--dry-run", "report")
+    assert repository.ran() == []
+
+
+@pytest.mark.parametrize(
+    ("edit", "sentence"),
+    [
+        (lambda params: params.update(modle={}), "modle is not a known key"),
+        (lambda params: params["experiment"].update(baseline=OTHER), f"experiment.baseline is {OTHER}"),
+    ],
+    ids=["a schema can say it", "only the model can"],
+)
+def test_bad_params_are_one_sentence(repository: Repository, edit: Edit, sentence: str) -> None:
+    repository.edit_params(edit)
+    output = repository.snakemake("--cores", "1", "report", fails=True)
+    assert f"params.yaml: {sentence}" in output
+    assert "Traceback" not in output
+    assert len(output.strip().splitlines()) <= 3, output
+
+
+def test_params_cannot_be_overridden_for_snakemake_alone(repository: Repository) -> None:
+    output = repository.snakemake("--cores", "1", "report", "--config", "sample=1", fails=True)
+    assert "DVC reads params.yaml alone" in output
+    assert "Traceback" not in output
+
+
+def test_numbers_mean_the_same_to_both_engines(repository: Repository) -> None:
+    file = repository.root / "params.yaml"
+    file.write_text(file.read_text().replace("learning_rate: 0.001", "learning_rate: 1e-3"))
+    assert "learning_rate: 1e-3" in file.read_text()
+    # The report depends on the file as a whole; the training sees the same number.
+    assert repository.bring_up_to_date("snakemake") == ["report"]
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_removed_seed_leaves_nothing_and_comes_back_from_the_cache(
+    repository: Repository, engine: str
+) -> None:
+    lock = repository.root / "dvc.lock"
+    before = yaml.safe_load(lock.read_text())
+    repository.edit_params(add_seed)
+    assert repository.bring_up_to_date("dvc") == AFTER_ADDING_A_SEED
+    repository.edit_params(lambda params: params["experiment"].update(seeds=[1]))
+    if engine == "dvc":
+        assert f"train@{VARIANT}-2 is no longer in dvc.yaml" in repository.prune()
+    assert repository.bring_up_to_date(engine) == ["report"]
+    assert yaml.safe_load(lock.read_text()) == before
+    assert repository.run("git", "status", "--short", "--", "results", "report") == ""
+    repository.edit_params(add_seed)
+    assert repository.bring_up_to_date("dvc") == ["report"]
+
+
+def test_pruning_leaves_what_is_not_in_the_cache(repository: Repository) -> None:
+    weights = f"results/train/{VARIANT}/1/weights"
+    repository.append(f"{weights}/first", "edited by hand")
+    repository.edit_params(lambda params: params["experiment"].update(seeds=[2]))
+    output = repository.prune()
+    assert f"{weights} was left in place" in output
+    assert (repository.root / weights).is_dir()
+    assert not (repository.root / f"results/evaluate/{VARIANT}/1/items.parquet").exists()
+    assert "-1" not in "".join(yaml.safe_load((repository.root / "dvc.lock").read_text())["stages"])
+    assert repository.prune() == ""

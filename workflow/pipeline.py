@@ -1,0 +1,243 @@
+"""The stages of dvc.yaml as the Snakefile needs them, and DVC's word on which of them are up to date.
+
+DVC's index is not public API, so this is the only module that touches it.
+`python -m workflow.pipeline prune` removes what is left of stages that dvc.yaml no longer has.
+"""
+
+import argparse
+import shlex
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import networkx as nx
+from dvc.dvcfile import PROJECT_FILE, ProjectFile, load_file
+from dvc.exceptions import DvcException
+from dvc.lock import LockError
+from dvc.output import Output
+from dvc.repo import Repo
+from dvc.stage import PipelineStage
+from dvc.stage.loader import StageLoader
+
+from workflow.errors import UserError
+from workflow.params import load
+
+# Holds one empty file per stage that DVC calls up to date: the outputs of Snakemake's rules.
+MARKS = Path(".snakemake") / "dvc"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage of dvc.yaml, or one item of its matrix.
+
+    Attributes:
+        name: as `dvc stage list` shows it.
+        upstream: names of the stages whose outputs it reads.
+        resources: what a job needs, from `meta.resources`.
+        command: what a job runs.
+    """
+
+    name: str
+    upstream: tuple[str, ...]
+    resources: dict[str, int]
+    command: str
+
+    @property
+    def mark(self) -> str:
+        """Path of the file that says "up to date"."""
+        return str(MARKS / self.name)
+
+    @property
+    def upstream_marks(self) -> list[str]:
+        """Paths of the marks of the stages whose outputs it reads."""
+        return [str(MARKS / name) for name in self.upstream]
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """A stage that dvc.lock has forgotten, and those of its outputs that were left where they are."""
+
+    name: str
+    left: tuple[str, ...]
+
+
+@contextmanager
+def open_repo(root: Path | str = ".") -> Iterator[Repo]:
+    """Yield the DVC repository at `root`. Its lock is waited for, as running jobs hold it now and then.
+
+    Raises:
+        UserError: DVC refused something inside the block, such as an unsound dvc.yaml.
+    """
+    try:
+        with Repo(root, _wait_for_lock=True) as repo:
+            yield repo
+    except DvcException as error:
+        raise UserError(f"DVC: {error}") from error
+
+
+def load_stages(repo: Repo) -> list[Stage]:
+    """Return the stages of dvc.yaml. No output is read, so this is safe while jobs run."""
+    graph = _stage_graph(repo)
+    pull = bool(repo.config["core"].get("remote"))
+    return [
+        Stage(
+            name=stage.name,
+            upstream=tuple(sorted(needed.name for needed in graph.successors(stage))),
+            resources=(stage.meta or {}).get("resources", {}),
+            command=job_command(stage.name, pull=pull),
+        )
+        for stage in graph
+    ]
+
+
+def job_command(name: str, *, pull: bool) -> str:
+    """Return the shell command that brings one stage up to date, whose own dependencies are.
+
+    Args:
+        name: the stage's name.
+        pull: fetch from the default remote what is up to date but not here; fails where there is none.
+    """
+    repro = f"{shlex.quote(sys.executable)} -m dvc --wait-for-lock repro --single-item"
+    stage = shlex.quote(f"dvc.yaml:{name}")
+    # `--pull` calls a stage done while a file that only git holds is missing: plain repro has the last word.
+    return f"{repro} --pull {stage} && {repro} {stage}" if pull else f"{repro} {stage}"
+
+
+def mark_fresh_stages(repo: Repo) -> set[str]:
+    """Make the marks agree with DVC: one for each stage that neither changed nor follows a changed one.
+
+    Returns:
+        The names of these stages.
+    """
+    with repo.lock:
+        graph = _stage_graph(repo)
+        changed = [stage for stage in graph if _is_changed(stage)]
+    stale = set(changed).union(*(nx.ancestors(graph, stage) for stage in changed))
+    fresh = {stage.name for stage in set(graph) - stale}
+    MARKS.mkdir(parents=True, exist_ok=True)
+    # Right marks are left alone, so that a dry run takes none from a run that goes on beside it.
+    for mark in MARKS.iterdir():
+        if mark.name not in fresh:
+            mark.unlink(missing_ok=True)
+    for name in fresh:
+        (MARKS / name).touch()
+    _forget_records(MARKS / name for name in fresh)
+    return fresh
+
+
+def prune(repo: Repo) -> list[Pruned]:
+    """Remove stages that dvc.yaml no longer has from dvc.lock, and their outputs from the workspace.
+
+    The outputs go because the collecting stages depend on whole folders: what a removed run leaves there
+    would count in their hash here and be missing in a clone. Nothing is lost: a stage's outputs go only
+    where all of them are what dvc.lock says, and DVC's cache then holds them until the stage comes back.
+
+    Returns:
+        The stages that were removed.
+    """
+    project = load_file(repo, str(Path(repo.root_dir, PROJECT_FILE)))
+    with repo.lock:
+        current = {stage.name for stage in _stage_graph(repo)}
+        recorded = project.lockfile_contents.get("stages", {})
+        gone = [
+            _recorded_stage(project, name, entry) for name, entry in recorded.items() if name not in current
+        ]
+        # All are saved before any is removed, as one may read another's outputs.
+        saved = [stage for stage in gone if _save(repo, stage)]
+        for stage in saved:
+            stage.remove_outs()
+        for stage in gone:
+            project.remove_stage(stage)
+    return [
+        Pruned(
+            stage.name, tuple(out.def_path for out in stage.outs if out.exists and not _is_taken(repo, out))
+        )
+        for stage in gone
+    ]
+
+
+def prune_and_tell() -> None:
+    """Prune the repository of the working directory, and print what was removed and what was left.
+
+    Raises:
+        UserError: DVC refused.
+    """
+    with open_repo() as repo:
+        pruned = prune(repo)
+    for stage in pruned:
+        print(f"{stage.name} is no longer in dvc.yaml: taken out of dvc.lock and the results", flush=True)
+        for path in stage.left:
+            print(f"{path} was left in place: the stage is not here as dvc.lock records it", flush=True)
+
+
+def _stage_graph(repo: Repo) -> nx.DiGraph:
+    """DVC's graph of stages, in which an edge points from a stage to one it needs."""
+    graph = repo.index.graph
+    return graph.subgraph(node for node in graph if isinstance(node, PipelineStage))
+
+
+def _forget_records(marks: Iterable[Path]) -> None:
+    """Drop what Snakemake remembers of these files.
+
+    A job that was killed, or a change of inputs since, would overrule DVC's word that a stage is up to date.
+    """
+    from snakemake.io import IOFile
+    from snakemake.persistence.file import FilePersistence
+
+    records = FilePersistence(path=MARKS.parent.absolute())
+    for mark in marks:
+        records.cleanup_metadata(IOFile(str(mark)))
+
+
+def _is_changed(stage: PipelineStage) -> bool:
+    try:
+        return stage.changed()
+    except LockError:  # a job is writing its outputs right now
+        return True
+
+
+def _recorded_stage(project: ProjectFile, name: str, entry: dict[str, Any]) -> PipelineStage:
+    """The stage that an entry of dvc.lock describes."""
+    definition = {
+        "cmd": entry["cmd"],
+        "deps": [dep["path"] for dep in entry.get("deps", [])],
+        "params": [{file: list(keys)} for file, keys in entry.get("params", {}).items()],
+        "outs": [out["path"] for out in entry.get("outs", [])],
+    }
+    return StageLoader.load_stage(project, name, definition, entry)
+
+
+def _save(repo: Repo, stage: PipelineStage) -> bool:
+    """Put a removed stage's run and outputs into DVC's cache, and return whether that could be done."""
+    if not all(item.exists for item in (*stage.deps, *stage.outs)):
+        return False
+    if any(_is_taken(repo, out) or out.changed_checksum() for out in stage.outs):
+        return False
+    for out in stage.outs:
+        out.commit(relink=False)
+    repo.stage_cache.save(stage)
+    return True
+
+
+def _is_taken(repo: Repo, out: Output) -> bool:
+    """Whether a stage of dvc.yaml writes the same path."""
+    return any(out.fs.overlaps(out.fs_path, other.fs_path) for other in repo.index.outs)
+
+
+def main() -> None:
+    """Parse the command line and prune; exit 1 with one sentence on a UserError."""
+    parser = argparse.ArgumentParser(prog="python -m workflow.pipeline", description=__doc__)
+    parser.add_argument("action", choices=["prune"])
+    parser.parse_args()
+    try:
+        load()
+        prune_and_tell()
+    except UserError as error:
+        sys.exit(str(error))
+
+
+if __name__ == "__main__":
+    main()
