@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # the workers share the cores, as workflow/run says
+
 import pytest
 
 from workflow import instructions, params, sources

@@ -34,6 +34,8 @@ def run_stage(
     if not network:
         go_offline()
     quiet_libraries()
+    # One process, one GPU: given several, the trainer would split every batch among them.
+    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
     started = time.monotonic()
     say(f"{label}: started")
     try:
