@@ -154,11 +154,15 @@ def test_the_original_question_is_a_preset():
     assert preset.dataset.repository == "databricks/databricks-dolly-15k"
     assert (preset.sample.rows, preset.sample.seed, preset.training.epochs) == (1000, 55, 3)
     assert len(preset.experiment.seeds) == 3
-    assert preset.experiment.variants == ["lora_16bit", "qlora_nf4", "qlora_nf4_dq", "qlora_fp4", "lora_int8"]
+    assert preset.experiment.variants == list(preset.variants)
+    assert {"lora_16bit", "qlora_nf4", "qlora_nf4_dq", "qlora_fp4", "lora_int8", "seed_recipe"} == set(
+        preset.variants
+    )
 
 
-def test_the_seed_recipe_preset_has_its_settings():
-    preset = params.load(ROOT / "workflow/presets/seed_recipe.yaml")
+@pytest.mark.parametrize("name", ["seed_recipe", "llama2_7b_dolly", "smollm2_dolly"])
+def test_the_seed_recipe_has_its_settings(name):
+    preset = params.load(ROOT / f"workflow/presets/{name}.yaml")
     variant, training = preset.variants["seed_recipe"], preset.training_of("seed_recipe")
     assert (variant.precision, variant.double_quantization, variant.compute_dtype) == (
         "nf4",

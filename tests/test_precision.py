@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from workflow import params, precision
-from workflow.errors import UserError
+from workflow.errors import CheckError, UserError
 
 CPU = params.Hardware(device="cpu", compute_dtype="auto")
 
@@ -69,9 +69,9 @@ def test_a_precision_that_is_not_there_is_refused(tiny_model):
     model, _ = precision.load_base(tiny_model, variant("nf4"), hardware=CPU)
     quantized = precision.quantized_linears(model)
     for other in (variant("fp4"), variant("nf4", True), variant("16bit")):
-        with pytest.raises(RuntimeError):
+        with pytest.raises(CheckError):
             precision.check_quantized(quantized, other)
-    with pytest.raises(RuntimeError, match="nf4 was asked for, and 0 modules"):
+    with pytest.raises(CheckError, match="nf4 was asked for, and 0 modules"):
         precision.check_quantized([], variant("nf4"))
 
 

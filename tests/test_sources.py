@@ -8,6 +8,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -138,6 +139,26 @@ def test_a_folder_of_safetensors_is_a_source(tiny_model, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="without a .safetensors file"):
         sources.fetch_model(model.model_copy(update={"path": str(tmp_path / "empty")}), tmp_path)
+
+
+def test_float32_weights_are_rounded_to_16_bits(tiny_model, tmp_path):
+    wide = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
+    with torch.no_grad():
+        for parameter in wide.parameters():
+            parameter.mul_(1.001)
+    wide.save_pretrained(tmp_path / "wide")
+    AutoTokenizer.from_pretrained(tiny_model).save_pretrained(tmp_path / "wide")
+    listing = f"{digest(tmp_path / 'wide' / 'model.safetensors')}  model.safetensors\n"
+    source = params.FileModel(
+        source="file", path=str(tmp_path / "wide"), sha256=digest(listing.encode()), chat_template="model"
+    )
+    (tmp_path / "stored").mkdir()
+    record = sources.fetch_model(source, tmp_path / "stored")
+    assert (record["rounded_from"], record["storage_dtype"]) == ("F32", "BF16")
+    stored = AutoModelForCausalLM.from_pretrained(tmp_path / "stored")
+    assert stored.dtype == torch.bfloat16
+    for name, parameter in stored.named_parameters():
+        assert torch.equal(parameter, wide.get_parameter(name).bfloat16())
 
 
 def test_an_unknown_chat_template_is_named(tiny, tmp_path):

@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from workflow.errors import CheckError
 from workflow.statistics import mean_over_seeds, paired_difference
 
 ASKED = {"confidence": 0.95, "resamples": 2000, "seed": 1}
@@ -84,12 +85,12 @@ def test_intervals_cover_the_truth_and_arms_that_are_alike_are_rarely_told_apart
 
 @pytest.mark.parametrize("other", [arm([1, 2]), arm([1, 2, 3], [1, 1, 2])])
 def test_arms_with_other_items_are_refused(other):
-    with pytest.raises(ValueError, match="not scored on the same items"):
+    with pytest.raises(CheckError, match="not scored on the same items"):
         paired_difference(arm([1, 2, 3]), other, **ASKED)
 
 
 def test_seeds_are_averaged_item_by_item():
     mean = mean_over_seeds([arm([1, 2, 3]), arm([3, 2, 1])])
     assert mean["numerator"].tolist() == [2, 2, 2]
-    with pytest.raises(ValueError, match="seeds of a variant"):
+    with pytest.raises(CheckError, match="seeds of a variant"):
         mean_over_seeds([arm([1, 2, 3]), arm([1, 2])])

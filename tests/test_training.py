@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from workflow import params, precision, training
-from workflow.errors import UserError
+from workflow.errors import CheckError, UserError
 
 CPU = params.Hardware(device="cpu", compute_dtype="float32")
 VARIANTS = ["lora_16bit", "qlora_nf4", "qlora_nf4_dq", "qlora_fp4", "lora_int8", "full_16bit"]
@@ -209,7 +209,7 @@ def test_rows_that_would_teach_something_wrong_are_refused(asked, tiny_model, ro
     from datasets import Dataset
 
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
-    with pytest.raises(RuntimeError, match=sentence):
+    with pytest.raises(CheckError, match=sentence):
         training.check_rows(Dataset.from_list([row]), tokenizer, asked=1, training=asked.training)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 
 from workflow import params
-from workflow.errors import UserError
+from workflow.errors import CheckError, UserError
 from workflow.files import read_json
 from workflow.paths import (
     benchmark_file,
@@ -72,7 +72,7 @@ def compare(asked: params.Params) -> Comparison:
 
     Raises:
         UserError: a run's file is missing; the sentence names it.
-        RuntimeError: the variants were not trained on the same rows for the same steps.
+        CheckError: the variants were not trained on the same rows for the same steps.
     """
     experiment = asked.experiment
     trained = {
@@ -97,7 +97,7 @@ def check_same_training(trained: dict[str, list[dict]], asked: params.Params) ->
     """Variants that share their training params must have seen the same rows in the same steps.
 
     Raises:
-        RuntimeError: two of them differ; the sentence names both.
+        CheckError: two of them differ; the sentence names both.
     """
     baseline = asked.experiment.baseline
     facts = [(result["steps"], result["rows"], result["tokens_seen"]) for result in trained[baseline]]
@@ -117,9 +117,7 @@ def check_same_training(trained: dict[str, list[dict]], asked: params.Params) ->
         if any(getattr(ours, key) != getattr(theirs, key) for key in keys):
             continue
         if [(result["steps"], result["rows"], result["tokens_seen"]) for result in results] != facts:
-            raise RuntimeError(
-                f"{variant} and {baseline} were not trained on the same rows for the same steps"
-            )
+            raise CheckError(f"{variant} and {baseline} were not trained on the same rows for the same steps")
 
 
 def _existing(path: Path) -> Path:

@@ -68,7 +68,7 @@ def evaluate(
         test_rows: the test split, for the answers; the tasks read the same file themselves.
 
     Raises:
-        RuntimeError: what was loaded is not in the variant's precision.
+        CheckError: what was loaded is not in the variant's precision.
     """
     tokenizer = AutoTokenizer.from_pretrained(model_folder, trust_remote_code=False)
     model, precision = load(model_folder, weights_folder, variant=variant, hardware=hardware)

@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
 from workflow import params
-from workflow.errors import UserError
+from workflow.errors import CheckError, UserError
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ def describe(model: torch.nn.Module, variant: params.Variant, *, compute: torch.
     """Count the quantised modules and check that they are what the variant names.
 
     Raises:
-        RuntimeError: a layer is not in the precision that was asked for.
+        CheckError: a layer is not in the precision that was asked for.
     """
     quantized = quantized_linears(model)
     linears = [module for name, module in model.named_modules() if _is_base_linear(name, module)]
@@ -143,9 +143,9 @@ def quantized_linears(model: torch.nn.Module) -> list[torch.nn.Module]:
 
 
 def check_quantized(quantized: list[torch.nn.Module], variant: params.Variant) -> None:
-    """Raise a RuntimeError unless these are all in the variant's type, and there are some to be."""
+    """Raise a CheckError unless these are all in the variant's type, and there are some to be."""
     if (variant.precision == "16bit") != (not quantized):
-        raise RuntimeError(f"{variant.precision} was asked for, and {len(quantized)} modules are quantised")
+        raise CheckError(f"{variant.precision} was asked for, and {len(quantized)} modules are quantised")
     for module in quantized:
         if isinstance(module, bnb.nn.Linear8bitLt):
             found = ("int8", False)
@@ -153,7 +153,7 @@ def check_quantized(quantized: list[torch.nn.Module], variant: params.Variant) -
             state = module.weight.quant_state
             found = (state.quant_type, bool(state.nested))
         if found != (variant.precision, variant.double_quantization):
-            raise RuntimeError(
+            raise CheckError(
                 f"(type, double quantisation) is {found}, "
                 f"and {(variant.precision, variant.double_quantization)} was asked for"
             )

@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 
 from workflow import params
 from workflow.errors import UserError
-from workflow.files import sha256, whole_folder
+from workflow.files import read_json, sha256, whole_file, whole_folder, write_json
 
 WHEELS = Path(".cache/wheels")  # downloads, kept so that a change of code does not fetch again
 CHAT_TEMPLATES = Path("workflow/chat_templates")
@@ -172,7 +172,8 @@ def fetch_model(model: params.Model, folder: Path) -> dict:
     Returns:
         source, identity, sha256 or revision, the storage type of the weights, the number of
         parameters, `quantized_before` (the format in which the weights had been rounded already,
-        or null) and which chat template was written.
+        or null), `rounded_from` (the wider type in which they came, or null) and which chat template
+        was written.
     """
     match model:
         case params.HubModel():
@@ -196,6 +197,7 @@ def fetch_model(model: params.Model, folder: Path) -> dict:
         case params.RandomModel():
             _random_llama(model, folder)
             record = {"seed": model.seed, "quantized_before": None}
+    record["rounded_from"] = _round_to_16_bits(folder)
     record |= _describe(folder)
     record["chat_template"] = _write_chat_template(model.chat_template, folder)
     return {"source": model.source, **record}
@@ -229,6 +231,26 @@ def _copy_model(source: Path, folder: Path) -> None:
     for pattern in HUB_MODEL_FILES:
         for file in source.glob(pattern):
             shutil.copyfile(file, folder / file.name)
+
+
+def _round_to_16_bits(folder: Path) -> str | None:
+    """Round float32 weights to bfloat16 in place, file by file; return the type they came in, if wider."""
+    if "F32" not in _describe(folder)["storage_dtype"]:
+        return None
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    for file in folder.glob("*.safetensors"):
+        narrow = {
+            name: tensor.bfloat16() if tensor.dtype == torch.float32 else tensor
+            for name, tensor in load_file(file).items()
+        }
+        with whole_file(file) as beside:
+            save_file(narrow, beside, metadata={"format": "pt"})
+    config = read_json(folder / "config.json")
+    config.pop("torch_dtype", None)
+    write_json(folder / "config.json", config | {"dtype": "bfloat16"})
+    return "F32"
 
 
 def _random_llama(model: params.RandomModel, folder: Path) -> None:

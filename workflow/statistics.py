@@ -6,6 +6,8 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from workflow.errors import CheckError
+
 
 @dataclass(frozen=True)
 class Difference:
@@ -43,18 +45,18 @@ def paired_difference(
         The difference in the metric's unit.
 
     Raises:
-        ValueError: the arms do not hold the same items with the same denominators, or there are
+        CheckError: the arms do not hold the same items with the same denominators, or there are
             fewer than two groups to resample.
     """
     paired = arm.merge(other, on="item", how="outer", suffixes=("", "_other"), validate="one_to_one")
     if paired.isna().any(axis=None) or (paired["denominator"] != paired["denominator_other"]).any():
-        raise ValueError("the two arms were not scored on the same items")
+        raise CheckError("the two arms were not scored on the same items")
     paired["difference"] = paired["numerator"] - paired["numerator_other"]
     groups = paired.groupby("group", sort=True)[["difference", "denominator"]].sum()
     sums = (groups["difference"].to_numpy(), groups["denominator"].to_numpy())
     value = float(ratio_of_sums(*sums))
     if len(groups) < 2:
-        raise ValueError("an interval needs at least two groups of items")
+        raise CheckError("an interval needs at least two groups of items")
     interval = stats.bootstrap(
         sums,
         ratio_of_sums,
@@ -73,9 +75,9 @@ def mean_over_seeds(items: list[pd.DataFrame]) -> pd.DataFrame:
     """Average each item's numerator over the seeds of a variant.
 
     Raises:
-        ValueError: the seeds were not scored on the same items.
+        CheckError: the seeds were not scored on the same items.
     """
     stacked = pd.concat(items)
     if not (stacked.groupby("item").size() == len(items)).all():
-        raise ValueError("the seeds of a variant were not scored on the same items")
+        raise CheckError("the seeds of a variant were not scored on the same items")
     return stacked.groupby(["item", "group", "denominator"], as_index=False)["numerator"].mean()

@@ -23,7 +23,8 @@ from trl import SFTConfig, SFTTrainer
 
 from workflow import params
 from workflow.console import progress, say
-from workflow.errors import UserError
+from workflow.errors import CheckError, UserError
+from workflow.files import whole_folder
 from workflow.instructions import Instruction
 from workflow.precision import Precision, choose_device, load_base
 
@@ -89,7 +90,7 @@ def train(
 
     Raises:
         UserError: the device is not to be had, or no row is left to train on.
-        RuntimeError: the precision, the rows or the adapter are not what was asked for.
+        CheckError: the precision, the rows or the adapter are not what was asked for.
     """
     check_possible(training, hardware)
     tokenizer = AutoTokenizer.from_pretrained(model_folder, trust_remote_code=False)
@@ -307,7 +308,7 @@ def check_rows(
 
     Raises:
         UserError: no row has a response token left within max_length.
-        RuntimeError: a row begins with two BOS tokens, or a whole row's end token is not in the loss.
+        CheckError: a row begins with two BOS tokens, or a whole row's end token is not in the loss.
     """
     if not len(dataset):
         raise UserError(
@@ -318,10 +319,10 @@ def check_rows(
         ids, labels = row["input_ids"], row["labels"]
         leading = next((i for i, token in enumerate(ids) if token != tokenizer.bos_token_id), len(ids))
         if leading > 1:
-            raise RuntimeError(f"a training row begins with {leading} BOS tokens")
+            raise CheckError(f"a training row begins with {leading} BOS tokens")
         if tokenizer.eos_token_id not in labels:
             if len(ids) < training.max_length:
-                raise RuntimeError("a training row does not teach the end token, so the model would not stop")
+                raise CheckError("a training row does not teach the end token, so the model would not stop")
             cut += 1
         bos = max(bos, leading)
         tokens += len(ids)
@@ -339,23 +340,24 @@ def check_rows(
 
 
 def check_trained(trainer: SFTTrainer, variant: params.Variant) -> None:
-    """Raise a RuntimeError if the loss is not finite, or the adapter is not float32 or did not learn."""
+    """Raise a CheckError if the loss is not finite, or the adapter is not float32 or did not learn."""
     if not all(math.isfinite(entry["loss"]) for entry in trainer.state.log_history if "loss" in entry):
-        raise RuntimeError("the training loss is not finite")
+        raise CheckError("the training loss is not finite")
     for name, parameter in model_of(trainer).named_parameters():
         if not parameter.requires_grad:
             continue
         if parameter.dtype != torch.float32:
-            raise RuntimeError(f"{name} was trained in {parameter.dtype}, and must be in float32")
+            raise CheckError(f"{name} was trained in {parameter.dtype}, and must be in float32")
         if variant.method == "lora" and "lora_B" in name and not parameter.any():
-            raise RuntimeError(f"{name} is still zero after training: no gradient reached it")
+            raise CheckError(f"{name} is still zero after training: no gradient reached it")
 
 
 def save(model: torch.nn.Module, variant: params.Variant, folder: Path) -> None:
     """Save the adapter in PEFT's format; of a full fine-tuning, the model in 16 bits."""
     if variant.method == "full":
         model = model.to(torch.bfloat16)
-    model.save_pretrained(folder)
+    with whole_folder(folder) as beside:
+        model.save_pretrained(beside)
 
 
 class History(TrainerCallback):
