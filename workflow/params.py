@@ -403,14 +403,13 @@ def schema() -> dict:
     return document
 
 
-def check_variant(params: Params, name: str) -> str:
-    """Return the name of a variant of the experiment, or raise a UserError that lists them."""
+def check_variant(params: Params, name: str) -> None:
+    """Raise a UserError that lists the experiment's variants unless `name` is one of them."""
     if name not in params.experiment.variants:
         raise UserError(
             f"{name} is not a variant of this experiment; experiment.variants has "
             f"{', '.join(params.experiment.variants)}."
         )
-    return name
 
 
 if __name__ == "__main__":
