@@ -1,6 +1,8 @@
 """What the tests share: a tiny random Llama of the real architecture, and rows that need no network."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # the workers share the cores, as workflow/run says
@@ -16,6 +18,33 @@ quiet_libraries()
 
 ROOT = Path(__file__).resolve().parents[1]
 PRESETS = sorted((ROOT / "workflow" / "presets").glob("*.yaml"))
+
+
+CPU = params.Hardware(device="cpu", compute_dtype="float32", data_workers=0)
+
+
+def random_adapter(model_folder: Path, folder: Path, *, seed: int = 0) -> Path:
+    """An adapter on every linear layer whose weights are random, B's included, so that it changes the model."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(seed)
+    config = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False)
+    base = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32)
+    get_peft_model(base, config).save_pretrained(folder)
+    return folder
+
+
+def run_stage_in(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
+    """Run a stage's command in a folder that holds params.yaml, with the code of this repository."""
+    return subprocess.run(
+        [sys.executable, "-m", f"workflow.stages.{arguments[0]}", *arguments[1:]],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(ROOT)} | environment,
+        capture_output=True,
+        text=True,
+    )
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -55,4 +84,4 @@ def rows() -> list[Instruction]:
 
 @pytest.fixture(scope="session")
 def splits(rows) -> dict[str, list[Instruction]]:
-    return instructions.split(rows, validation=6, test=8, seed=3)
+    return instructions.split(rows, validation=6, test=8, seed=3, held_out_categories=[])

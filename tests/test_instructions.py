@@ -8,11 +8,16 @@ from dataclasses import replace
 import datasets
 import pandas as pd
 import pytest
+from conftest import ROOT
+from ruamel.yaml import YAML
 from transformers import AutoTokenizer
 
 from workflow import instructions, params
 from workflow.errors import UserError
+from workflow.files import read_jsonl, write_jsonl
 from workflow.instructions import Instruction
+from workflow.paths import INSTRUCTIONS, MODEL, SAMPLE, split_file
+from workflow.stages.sample import sample
 
 COLUMNS = {"instruction": "ask", "context": "ctx", "response": "say", "category": None}
 
@@ -25,6 +30,22 @@ def source(kind: str = "jsonl", columns: dict | None = None) -> params.FileDatas
         format=kind,
         columns=None if kind == "chatterbot" else params.Columns(**(columns or COLUMNS)),
     )
+
+
+def split(rows, **changes):
+    asked = {"validation": 6, "test": 8, "seed": 3, "held_out_categories": []}
+    return instructions.split(rows, **asked | changes)
+
+
+def scores(rows, tiny_model, *, held_out_categories=()):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    return instructions.scored_rows(
+        rows, tokenizer, choice_seed=55, held_out_categories=list(held_out_categories)
+    )
+
+
+def choose(row, rows, *, seed=55):
+    return instructions.choose_from(row, rows, seed=seed)
 
 
 def test_columns_are_renamed_and_order_is_kept(tmp_path):
@@ -89,7 +110,7 @@ def test_fewer_rows_than_asked_for_is_said(rows):
 
 def test_no_instruction_is_in_two_splits(rows):
     rows = [*rows, *(replace(row, instruction=row.instruction.upper() + "  ") for row in rows[:10])]
-    splits = instructions.split(rows, validation=6, test=8, seed=3)
+    splits = split(rows)
     groups = {name: {row.group for row in members} for name, members in splits.items()}
     assert (
         not groups["train"] & groups["test"]
@@ -102,23 +123,47 @@ def test_no_instruction_is_in_two_splits(rows):
 
 def test_the_split_depends_on_the_seed_alone_and_not_on_the_order(rows):
     shuffled = random.Random(0).sample(rows, len(rows))
-    assert instructions.split(shuffled, validation=6, test=8, seed=3) == instructions.split(
-        rows, validation=6, test=8, seed=3
-    )
-    assert instructions.split(rows, validation=6, test=8, seed=4) != instructions.split(
-        rows, validation=6, test=8, seed=3
-    )
+    assert split(shuffled) == split(rows)
+    assert split(rows, seed=4) != split(rows)
 
 
 @pytest.mark.parametrize(("validation", "test"), [(1, 39), (20, 20)])
 def test_a_split_that_leaves_nothing_to_train_on_is_refused(rows, validation, test):
     with pytest.raises(UserError, match="leave nothing to train on"):
-        instructions.split(rows, validation=validation, test=test, seed=3)
+        split(rows, validation=validation, test=test)
 
 
 def test_a_test_split_of_one_instruction_is_refused(rows):
     with pytest.raises(UserError, match="at least two different instructions"):
-        instructions.split(rows, validation=1, test=1, seed=0)
+        split(rows, validation=1, test=1, seed=0)
+
+
+def test_held_out_categories_are_in_the_test_split_alone(rows):
+    whole, held_out = split(rows), split(rows, held_out_categories=["words"])
+    assert held_out["test"] == whole["test"]
+    assert {row.category for row in held_out["test"]} == {"counting", "words"}
+    for name in ("train", "validation"):
+        assert held_out[name] == [row for row in whole[name] if row.category == "counting"]
+
+
+@pytest.mark.parametrize(
+    ("change", "held_out", "sentence"),
+    [
+        ({}, ["rhymes"], "names rhymes, and no drawn row is of it; there are counting, words."),
+        ({"category": None}, ["words"], "needs rows with a category, and the drawn rows have none."),
+        ({}, ["words", "counting"], r"\(words, counting\) leaves nothing to train on."),
+    ],
+)
+def test_categories_that_cannot_be_held_out_are_named(rows, change, held_out, sentence):
+    with pytest.raises(UserError, match=f"sample.held_out_categories {sentence}"):
+        split([replace(row, **change) for row in rows], held_out_categories=held_out)
+
+
+def test_held_out_categories_that_leave_nothing_to_validate_on_are_refused(rows):
+    of_validation = {row.group for row in split(rows)["validation"]}
+    rows = [replace(row, category="odd" if row.group in of_validation else "even") for row in rows]
+    with pytest.raises(UserError, match=r"sample.held_out_categories \(odd\) leaves nothing to validate on"):
+        split(rows, held_out_categories=["odd"])
 
 
 def test_context_stands_below_the_instruction_unless_it_is_dropped():
@@ -128,13 +173,119 @@ def test_context_stands_below_the_instruction_unless_it_is_dropped():
 
 
 def test_response_lengths_are_those_of_the_response_alone(rows, tiny_model):
-    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
-    for row, scored in zip(rows, instructions.scored_rows(rows, tokenizer), strict=True):
+    scored = scores(rows, tiny_model)
+    for row, made in zip(rows, scored, strict=True):
         assert (
-            scored["response_tokens"] == scored["response_bytes"] == len(row.response.encode())
+            made["response_tokens"] == made["response_bytes"] == len(row.response.encode())
         )  # bytes are tokens
-        assert scored["prompt"] == row.user_message()
-    assert instructions.from_scored_rows(instructions.scored_rows(rows, tokenizer)) == rows
+        assert made["prompt"] == row.user_message()
+    assert instructions.from_scored_rows(scored) == rows
+
+
+def test_a_row_says_whether_its_category_is_held_out(rows, tiny_model):
+    held_out = [row["held_out"] for row in scores(rows, tiny_model, held_out_categories=["words"])]
+    assert held_out == [row.category == "words" for row in rows]
+    assert not any(row["held_out"] for row in scores(rows, tiny_model))
+
+
+def test_scored_rows_are_plain_json(rows, tiny_model):
+    scored = scores(rows, tiny_model)
+    assert json.loads(json.dumps(scored)) == scored
+
+
+@pytest.mark.parametrize("category", ["counting", None])
+def test_the_right_response_stands_among_three_others_of_its_category(rows, category):
+    rows = [replace(row, category=category) if row.category == "counting" else row for row in rows]
+    answered = {row.response: row for row in rows}
+    places = set()
+    for row in rows:
+        made = choose(row, rows)
+        assert len({" ".join(text.casefold().split()) for text in made["choices"]}) == 4
+        assert made["choices"][made["choice"]] == row.response
+        others = [answered[text] for text in made["choices"] if text != row.response]
+        assert all(other.category == row.category and other.group != row.group for other in others)
+        assert made["same_category"]
+        places.add(made["choice"])
+    assert places == {0, 1, 2, 3}
+
+
+def test_choices_depend_on_seed_and_texts_alone(rows):
+    shuffled = random.Random(0).sample(rows, len(rows))
+    renumbered = [replace(row, id=row.id + 7) for row in rows]
+    first = [choose(row, rows) for row in rows]
+    assert first == [choose(row, shuffled) for row in rows] == [choose(row, renumbered) for row in renumbered]
+    assert first != [choose(row, rows, seed=56) for row in rows]
+
+
+def test_another_row_changes_only_the_choices_that_it_is_drawn_for(rows):
+    unrelated = Instruction(40, "Rhyme on blue", "", "Too true.", "rhymes")
+    related = replace(unrelated, category="counting")
+    before = [choose(row, rows) for row in rows]
+    assert before == [choose(row, [unrelated, *rows]) for row in rows]
+    after = [choose(row, [related, *rows]) for row in rows]
+    changed = [(old, new) for old, new in zip(before, after, strict=True) if old != new]
+    assert 0 < len(changed) < len(rows) / 4
+    for old, new in changed:
+        assert set(new["choices"]) - set(old["choices"]) == {"Too true."}
+
+
+def test_the_same_words_are_no_other_response(rows):
+    """Neither the right response in other letters, nor one distractor twice."""
+    row, *others = rows[::2]
+    copies = [replace(other, response=other.response.upper() + " ") for other in others]
+    echo = replace(others[0], response=row.response.upper().replace(" ", "  "))
+    made = choose(row, [row, echo, *others[:3], *copies[:3]])
+    assert made["same_category"]
+    assert len({" ".join(text.casefold().split()) for text in made["choices"]}) == 4
+
+
+def test_a_small_category_is_filled_up_from_the_others(rows):
+    few = [replace(row, category="rare") if row.id in (0, 8, 16) else row for row in rows]
+    for row in few:
+        made = choose(row, few)
+        assert made["same_category"] == (row.category != "rare")
+        if row.category == "rare":
+            assert {few[i].response for i in (0, 8, 16)} < set(made["choices"])
+
+
+def test_too_few_responses_to_choose_from_are_refused(rows, tiny_model):
+    with pytest.raises(UserError, match="has 2 other responses .* of row 0, .* raise sample.test_rows"):
+        scores([*rows[:4], replace(rows[3], response=rows[2].response)], tiny_model)
+
+
+@pytest.mark.parametrize(
+    ("held_out", "said"),
+    [
+        ([], None),
+        (["words"], "held out: words: 4 test rows; left out of training are 13 rows, and of validation 3"),
+    ],
+)
+def test_the_stage_says_and_counts_what_is_held_out(
+    rows, tiny_model, tmp_path, monkeypatch, capsys, held_out, said
+):
+    asked = {"rows": 40, "seed": 55, "split_seed": 3, "validation_rows": 6, "test_rows": 8}
+    yaml = YAML()
+    content = yaml.load((ROOT / "workflow" / "presets" / "tiny.yaml").read_text())
+    content["sample"] |= asked | {"held_out_categories": held_out}
+    with (tmp_path / "params.yaml").open("w") as file:
+        yaml.dump(content, file)
+    (tmp_path / MODEL).parent.mkdir(parents=True)
+    (tmp_path / MODEL).symlink_to(tiny_model)
+    write_jsonl(tmp_path / INSTRUCTIONS, instructions.as_rows(rows))
+    monkeypatch.chdir(tmp_path)
+    sample()
+    metrics = json.loads((SAMPLE / "metrics.json").read_text())
+    splits = {name: read_jsonl(split_file(name)) for name in ("train", "validation", "test")}
+    assert metrics == {
+        **{f"{name}_rows": len(members) for name, members in splits.items()},
+        "held_out_rows": 4 if held_out else 0,
+        "left_out_rows": 40 - sum(map(len, splits.values())),
+        "choices_from_other_categories": sum(not row["same_category"] for row in splits["test"]),
+    }
+    assert not any(row["category"] in held_out for row in splits["train"] + splits["validation"])
+    printed = capsys.readouterr().out
+    assert (said or "") in printed and ("held out" in printed) == bool(held_out)
+    assert f"  {metrics['choices_from_other_categories']} test rows have a response of another" in printed
 
 
 def test_one_row_per_instruction_keeps_the_order(rows):

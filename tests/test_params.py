@@ -13,6 +13,7 @@ from ruamel.yaml import YAML
 from workflow import params
 from workflow.errors import UserError
 
+TASK = {"items": 5, "few_shot": 0, "chat_template": False, "files": None}
 ALL_FILES = [ROOT / "params.yaml", *PRESETS]
 
 
@@ -89,7 +90,27 @@ def drop(path: str):
         (put("variants.full_16bit.training", {"ranc": 1}), ["variants.full_16bit.training.ranc", "not a known key"]),
         (put("variants.full_16bit.training", {"steps": 0}), ["variants.full_16bit.training.steps", "0"]),
         (put("variants", {"My-Variant": {}}), ["variants.My-Variant", "[a-z0-9_]+"]),
-        (put("evaluation.tasks", ["mmlu"]), ["evaluation.tasks.0", "mmlu", "'holdout_loss'"]),
+        (put("evaluation.tasks", ["mmlu"]), ["evaluation.tasks", "mmlu", "dictionary"]),
+        (put("evaluation.tasks", {}), ["evaluation.tasks", "{}", "at least 1"]),
+        (put("evaluation.tasks.piqa", {"few_shot": 0}), ["evaluation.tasks.piqa.items", "missing"]),
+        (put("evaluation.tasks.holdout_loss.item", 1), ["tasks.holdout_loss.item", "not a known key", "few_shot"]),
+        (put("evaluation.tasks.piqa", {**TASK, "files": {"test": {"path": "a.txt", "sha256": "0" * 64}}}),
+         ["evaluation.tasks.piqa.files.test.path", "a.txt", "jsonl"]),
+        (put("evaluation.tasks.holdout_loss.chat_template", False), ["tasks.holdout_loss", "chat_template true"]),
+        (put("evaluation.forms", ["merged_16bit"]), ["evaluation.forms", "as_trained among them"]),
+        (put("evaluation.forms", ["merged"]), ["evaluation.forms.0", "merged", "'requantized'"]),
+        (put("evaluation.forms", ["as_trained", "as_trained"]), ["forms names as_trained more than once"]),
+        (put("sample.held_out_categories", "ai"), ["sample.held_out_categories", '"ai"', "list"]),
+        (put("comparison.primary", "piqa/acc"), ["comparison.primary names piqa/acc", "holdout_loss"]),
+        (put("comparison.primary", "loss"), ["comparison.primary", "loss"]),
+        (put("comparison.margins", {"piqa/acc": 0.1}), ["comparison.margins names piqa/acc", "evaluation.tasks"]),
+        (put("comparison.margins", {"holdout_loss/nats_per_token": 0.0}), ["nats_per_token", "greater than 0"]),
+        (put("comparison.family.kinds", ["all"]), ["comparison.family.kinds.0", "all", "'to_baseline'"]),
+        (put("comparison.family.metrics", ["mmlu/acc"]), ["comparison.family.metrics names mmlu/acc"]),
+        (put("comparison.repairs", {"x": {"faulty": "qlora_nf4", "repaired": "qlora_nf4_dq"}}),
+         ["comparison.repairs.x.faulty is qlora_nf4, which is not evaluated"]),
+        (put("comparison.repairs", {"x": {"faulty": "lora_16bit/requantized", "repaired": "lora_16bit"}}),
+         ["comparison.repairs.x.faulty is lora_16bit/requantized, which is not evaluated"]),
         (put("benchmark.steps", 1), ["benchmark.steps", "1", "3"]),
         (put("comparison.confidence", 95), ["comparison.confidence", "95", "less than 1"]),
         (put("report.title", ""), ["report.title"]),
@@ -175,6 +196,27 @@ def test_the_seed_recipe_has_its_settings(name):
     assert (training.schedule, training.warmup_fraction, training.weight_decay) == ("cosine", 0.03, 0.001)
     assert (training.max_gradient_norm, training.optimizer) == (0.3, "paged_adamw_32bit")
     assert (training.use_context, training.loss_on) == (False, "prompt_and_response")
+    assert (training.learn_end_token, training.second_bos) == (False, True)
+
+
+def test_each_fault_of_the_seed_recipe_is_switched_alone():
+    preset = params.load(ROOT / "workflow/presets/seed_recipe.yaml")
+    repaired = preset.variants["repaired"]
+    for name in preset.experiment.variants:
+        if name.startswith("fault_"):
+            fault = preset.variants[name]
+            changed = [key for key in ("precision", "double_quantization", "compute_dtype")
+                       if getattr(fault, key) != getattr(repaired, key)]  # fmt: skip
+            assert len(changed) + len(fault.training) == 1, name
+            assert preset.comparison.repairs[name.removeprefix("fault_")].faulty == name
+    assert preset.comparison.repairs["merge_into_4_bits"].faulty == "repaired/requantized"
+
+
+def test_a_variant_is_scored_in_the_forms_that_it_has():
+    default = params.load(ROOT / "params.yaml")
+    assert default.forms_of("qlora_nf4_dq") == list(params.FORMS)
+    assert default.forms_of("lora_16bit") == ["as_trained", "merged_16bit"]
+    assert default.forms_of("full_16bit") == ["as_trained"]
 
 
 def test_params_do_not_import_torch():

@@ -7,7 +7,7 @@ import torch
 from workflow import params, precision
 from workflow.errors import CheckError, UserError
 
-CPU = params.Hardware(device="cpu", compute_dtype="auto")
+CPU = params.Hardware(device="cpu", compute_dtype="auto", data_workers=0)
 
 
 def variant(of: str, double: bool = False, method: str = "lora") -> params.Variant:
@@ -81,12 +81,12 @@ def test_a_full_fine_tuning_has_float32_master_weights(tiny_model):
 
 
 def test_what_a_cpu_cannot_do_is_said(tiny_model, monkeypatch):
-    half = params.Hardware(device="cpu", compute_dtype="float16")
+    half = params.Hardware(device="cpu", compute_dtype="float16", data_workers=0)
     with pytest.raises(UserError, match="float16, which a CPU does not train in"):
         precision.load_base(tiny_model, variant("nf4"), hardware=half)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UserError, match="hardware.device is cuda, and torch sees no CUDA device"):
-        precision.choose_device(params.Hardware(device="cuda", compute_dtype="auto"))
+        precision.choose_device(params.Hardware(device="cuda", compute_dtype="auto", data_workers=0))
 
 
 def test_a_folder_without_a_model_is_said(tmp_path):

@@ -40,6 +40,9 @@ class Measured:
     steps: int
     seed: int
     measurements: list[Measurement]
+    # Of each counted step, in the order of the batches, which every variant has in common.
+    seconds_per_step: list[float]
+    peak_gib_per_step: list[float]
 
     def as_dict(self) -> dict:
         return asdict(self)
@@ -87,6 +90,7 @@ def benchmark(
         ),
         precision=precision,
         seed=benchmark.seed,
+        data_workers=hardware.data_workers,
         scratch=scratch,
     )
     stopwatch = Stopwatch(trainer, warmup_steps=benchmark.warmup_steps, steps=steps, device=precision.device)
@@ -98,7 +102,7 @@ def benchmark(
         Measurement("weights", precision.weights_gib, "GiB", False,
                     "the base's weights and quantisation constants as they are held"),
         Measurement("memory_after_load", loaded, "GiB", False, _definition(precision, "after the base was loaded")),
-        Measurement("peak_memory", stopwatch.memory.peak_gib, "GiB", False,
+        Measurement("peak_memory", max(stopwatch.peaks), "GiB", False,
                     _definition(precision, "highest during the counted training steps")),
     ]  # fmt: skip
     if precision.device == "cuda":
@@ -118,6 +122,8 @@ def benchmark(
         steps=benchmark.steps,
         seed=benchmark.seed,
         measurements=measured,
+        seconds_per_step=stopwatch.seconds,
+        peak_gib_per_step=stopwatch.peaks,
     )
 
 
@@ -171,22 +177,23 @@ class Memory:
 
     def __init__(self, device: str):
         self.device = device
-        self.peak_gib = 0.0
-        self.stopped = threading.Event()
 
     def start(self) -> None:
         if self.device == "cuda":
             torch.cuda.reset_peak_memory_stats()
             return
+        self.peak_gib = resident_gib()
+        self.stopped = threading.Event()
         self.sampler = threading.Thread(target=self._sample, daemon=True)
         self.sampler.start()
 
-    def stop(self) -> None:
+    def stop(self) -> float:
+        """The peak in GiB."""
         if self.device == "cuda":
-            self.peak_gib = torch.cuda.max_memory_allocated() / GIB
-            return
+            return torch.cuda.max_memory_allocated() / GIB
         self.stopped.set()
         self.sampler.join()
+        return max(self.peak_gib, resident_gib())
 
     def _sample(self) -> None:
         while not self.stopped.wait(self.SECONDS_BETWEEN_SAMPLES):
@@ -200,21 +207,24 @@ class Stopwatch(TrainerCallback):
         self.warmup_steps, self.steps, self.device = warmup_steps, steps, device
         self.memory = Memory(device)
         self.seconds: list[float] = []
+        self.peaks: list[float] = []
         self.useful: list[int] = []
         self.padded: list[int] = []
-        trainer.data_collator = self._counting(trainer.data_collator)
+        # Not the collator: it works in other processes where hardware.data_workers asks for them.
+        trainer.get_batch_samples = self._counting(trainer.get_batch_samples)
         self.batches: list[tuple[int, int]] = []
 
-    def _counting(self, collate):
-        def counted(rows):
-            batch = collate(rows)
-            self.batches.append((int(batch["attention_mask"].sum()), batch["input_ids"].numel()))
-            return batch
+    def _counting(self, get_batches):
+        def counted(*arguments):
+            batches, tokens_in_loss = get_batches(*arguments)
+            for batch in batches:
+                self.batches.append((int(batch["attention_mask"].sum()), batch["input_ids"].numel()))
+            return batches, tokens_in_loss
 
         return counted
 
     def on_step_begin(self, args, state, control, **kwargs):
-        if state.global_step == self.warmup_steps:
+        if state.global_step >= self.warmup_steps:
             self.memory.start()
         self._wait()
         self.started = time.perf_counter()
@@ -225,6 +235,7 @@ class Stopwatch(TrainerCallback):
         useful, padded = self.batches[state.global_step - 1]
         if state.global_step > self.warmup_steps:
             self.seconds.append(seconds)
+            self.peaks.append(self.memory.stop())
             self.useful.append(useful)
             self.padded.append(padded)
             counted = state.global_step - self.warmup_steps
@@ -233,8 +244,6 @@ class Stopwatch(TrainerCallback):
             )
         else:
             say(f"  warm-up step {state.global_step}")
-        if state.global_step == self.steps:
-            self.memory.stop()
 
     def _wait(self) -> None:
         if self.device == "cuda":

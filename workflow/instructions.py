@@ -4,6 +4,7 @@ import csv
 import hashlib
 import json
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 
 from workflow import params
@@ -20,10 +21,10 @@ class Instruction:
     response: str
     category: str | None
 
-    @property
+    @cached_property
     def group(self) -> str:
         """The instruction without case and spacing: rows that share it never meet in two splits."""
-        return " ".join(self.instruction.casefold().split())
+        return _plain(self.instruction)
 
     def user_message(self, *, use_context: bool = True) -> str:
         """What the user says: the instruction, and the context below it where there is one."""
@@ -37,6 +38,11 @@ class Instruction:
             "prompt": [{"role": "user", "content": self.user_message(use_context=use_context)}],
             "completion": [{"role": "assistant", "content": self.response}],
         }
+
+
+def _plain(text: str) -> str:
+    """A text without what two copies of it may differ in: case and spacing."""
+    return " ".join(text.casefold().split())
 
 
 def read(path: Path, dataset: params.Dataset) -> list[Instruction]:
@@ -162,22 +168,24 @@ def sample(rows: list[Instruction], *, size: int, seed: int) -> list[Instruction
     return [rows[index] for index in order["row"]]
 
 
-def split(rows: list[Instruction], *, validation: int, test: int, seed: int) -> dict[str, list[Instruction]]:
+def split(
+    rows: list[Instruction], *, validation: int, test: int, seed: int, held_out_categories: list[str]
+) -> dict[str, list[Instruction]]:
     """Split rows so that no instruction is in two splits and the order of the rows has no say.
 
     The instructions are ordered by the sha256 of seed and text; whole groups fill the test split,
     then the validation split, each until it holds at least as many rows as asked for, and the rest
-    is for training. Within a split the rows are ordered by the same hash.
+    is for training. Within a split the rows are ordered by the same hash. Then the rows of the
+    held-out categories leave the validation and training splits, and so appear in the test split alone.
 
     Raises:
-        UserError: the groups leave nothing to train on, or the test split has one instruction alone.
+        UserError: the groups leave nothing to train on, the test split has one instruction alone, no
+            row is of a held-out category, or these leave nothing to train or to validate on.
     """
-
-    def place(*parts: str) -> str:
-        return hashlib.sha256("\0".join([str(seed), *parts]).encode()).hexdigest()
+    _check_categories(rows, held_out_categories)
 
     def key(row: Instruction) -> tuple[str, str]:
-        return place(row.group), place(row.instruction, row.context, row.response)
+        return _place(seed, row.group), _place(seed, row.instruction, row.context, row.response)
 
     splits: dict[str, list[Instruction]] = {"test": [], "validation": [], "train": []}
     wanted = {"test": test, "validation": validation, "train": len(rows)}
@@ -196,14 +204,48 @@ def split(rows: list[Instruction], *, validation: int, test: int, seed: int) -> 
         )
     if len({row.group for row in splits["test"]}) < 2:
         raise UserError("the test split needs at least two different instructions; raise sample.test_rows.")
+    for name, purpose in (("train", "train"), ("validation", "validate")):
+        splits[name] = [row for row in splits[name] if row.category not in held_out_categories]
+        if not splits[name]:
+            raise UserError(
+                f"sample.held_out_categories ({', '.join(held_out_categories)}) leaves nothing to {purpose} on."
+            )
     return splits
 
 
-def scored_rows(rows: list[Instruction], tokenizer) -> list[dict]:
-    """The rows as the evaluation tasks read them: with the prompt's text and the response's length.
+def _place(seed: int, *texts: str) -> str:
+    """The sha256 that orders texts: like a random draw, but the same whatever else is ordered."""
+    return hashlib.sha256("\0".join([str(seed), *texts]).encode()).hexdigest()
+
+
+def _check_categories(rows: list[Instruction], held_out: list[str]) -> None:
+    """Raise a UserError unless there are rows of every category that is to be held out."""
+    found = sorted({row.category for row in rows if row.category is not None})
+    if held_out and not found:
+        raise UserError(
+            "sample.held_out_categories needs rows with a category, and the drawn rows have none."
+        )
+    for category in held_out:
+        if category not in found:
+            raise UserError(
+                f"sample.held_out_categories names {category}, and no drawn row is of it; "
+                f"there are {', '.join(found)}."
+            )
+
+
+def scored_rows(
+    rows: list[Instruction], tokenizer, *, choice_seed: int, held_out_categories: list[str]
+) -> list[dict]:
+    """The test rows as the evaluation tasks read them: with the prompt's text, the response's length
+    and the responses to choose from.
 
     `response_tokens` counts what lm-evaluation-harness scores: the tokens of chat prompt and response
-    together, less those of the chat prompt alone. `response_bytes` is its length in UTF-8.
+    together, less those of the chat prompt alone. `response_bytes` is its length in UTF-8. `choices`,
+    `choice` and `same_category` are as `choose_from` gives them; `held_out` is whether no row of
+    this category was trained on.
+
+    Raises:
+        UserError: a row has fewer than three other responses to choose from.
     """
     scored = []
     for row in rows:
@@ -219,9 +261,52 @@ def scored_rows(rows: list[Instruction], tokenizer) -> list[dict]:
                 "prompt": row.user_message(),
                 "response_tokens": tokens[1] - tokens[0],
                 "response_bytes": len(row.response.encode()),
+                **choose_from(row, rows, seed=choice_seed),
+                "held_out": row.category in held_out_categories,
             }
         )
     return scored
+
+
+def choose_from(row: Instruction, rows: list[Instruction], *, seed: int) -> dict:
+    """A row's response among three others, which answer other instructions of its category.
+
+    Seed and texts alone decide on the three and on the order of the four: another row changes a row's
+    choices only where its own response is drawn for it. Where the category has too few, the rest is
+    of any category, and `same_category` is false. No two of the four are the same but for case and spacing.
+
+    Args:
+        rows: whose responses are drawn from; `row` may be among them, and no category is one too.
+
+    Returns:
+        `choices`, the four texts; `choice`, the index of the right one; `same_category`.
+
+    Raises:
+        UserError: there are fewer than three.
+    """
+    content = (row.instruction, row.context, row.response)
+    others = sorted(
+        (other for other in rows if other.group != row.group),
+        key=lambda other: (other.category != row.category, _place(seed, *content, other.response)),
+    )
+    distractors: list[Instruction] = []
+    taken = {_plain(row.response)}
+    for other in others:
+        if len(distractors) < 3 and _plain(other.response) not in taken:
+            taken.add(_plain(other.response))
+            distractors.append(other)
+    if len(distractors) < 3:
+        raise UserError(
+            f"the test split has {len(distractors)} other responses to set beside that of row {row.id}, "
+            "and response_choice needs 3; raise sample.test_rows."
+        )
+    texts = [row.response, *(other.response for other in distractors)]
+    choices = sorted(texts, key=lambda text: _place(seed, "order", *content, text))
+    return {
+        "choices": choices,
+        "choice": choices.index(row.response),
+        "same_category": all(other.category == row.category for other in distractors),
+    }
 
 
 def one_per_instruction(rows: list[Instruction]) -> list[Instruction]:

@@ -8,7 +8,7 @@ allowed. There are no defaults: a params file is complete, so it is the whole re
 
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
     BaseModel,
@@ -34,6 +34,15 @@ Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9_]+$")]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 ColumnName = Annotated[str, StringConstraints(min_length=1)]
+TaskName = Annotated[str, StringConstraints(pattern=r"^[\w.-]+$")]
+MetricName = Annotated[str, StringConstraints(pattern=r"^[\w.-]+/[\w.-]+$")]  # task/metric
+# How a run is served; workflow/serving.py says what each is.
+Form = Literal["as_trained", "merged_16bit", "merged_dequantized", "requantized"]
+FORMS = get_args(Form)
+Served = Annotated[str, StringConstraints(pattern=r"^[a-z0-9_]+(/[a-z0-9_]+)?$")]  # variant or variant/form
+# What a difference is taken between; workflow/comparison.py says what each is.
+Kind = Literal["to_baseline", "to_base", "base_to_base", "form", "repair"]
+OWN_TASKS = ("holdout_loss", "response_choice", "holdout_generation")
 
 
 class Strict(BaseModel):
@@ -53,6 +62,7 @@ class Hardware(Strict):
 
     device: Literal["auto", "cpu", "cuda"]
     compute_dtype: Literal["auto", "float32", "bfloat16", "float16"]
+    data_workers: NonNegativeInt
 
 
 class Hub(Strict):
@@ -169,6 +179,8 @@ class Sample(Strict):
     split_seed: NonNegativeInt
     validation_rows: PositiveInt
     test_rows: PositiveInt
+    held_out_categories: list[str]
+    choice_seed: NonNegativeInt
 
     @model_validator(mode="after")
     def _something_to_train_on(self):
@@ -202,6 +214,8 @@ class Training(Strict):
     target_modules: Literal["all-linear"] | Annotated[list[str], Field(min_length=1)]
     use_context: bool
     loss_on: Literal["response", "prompt_and_response"]
+    learn_end_token: bool
+    second_bos: bool
     validations: PositiveInt
     log_every_steps: PositiveInt
 
@@ -242,13 +256,55 @@ class Variant(Strict):
         return self
 
 
-class Evaluation(Strict):
-    """How the base and every run are scored on the test split."""
+def can_be_served(variant: Variant | None, form: str) -> bool:
+    """Whether a variant has this serving form: an adapter can be merged, a quantised base de-quantised."""
+    if variant is None or form == "as_trained":
+        return variant is not None
+    if variant.method == "full":
+        return False
+    return form == "merged_16bit" or variant.precision != "16bit"
 
-    tasks: Annotated[list[Literal["holdout_loss"]], Field(min_length=1)]
+
+class LocalFile(Strict):
+    """One split of a task's data as a local file: JSON lines, CSV or parquet, by its suffix."""
+
+    path: Annotated[str, StringConstraints(pattern=r"\.(jsonl|json|csv|parquet)$")]
+    sha256: Sha256
+
+
+class Task(Strict):
+    """A task of lm-evaluation-harness: one of workflow/tasks/, or any of the harness' own."""
+
+    items: PositiveInt | None
+    few_shot: NonNegativeInt | None
+    chat_template: bool
+    files: dict[str, LocalFile] | None
+
+
+class Evaluation(Strict):
+    """How the base and every run are scored, and in which serving forms."""
+
+    tasks: Annotated[dict[TaskName, Task], Field(min_length=1)]
+    forms: Annotated[list[Form], Field(min_length=1)]
     batch_rows: PositiveInt
-    answers: NonNegativeInt
     answer_tokens: PositiveInt
+
+    @model_validator(mode="after")
+    def _consistent(self):
+        twice = [form for form in self.forms if self.forms.count(form) > 1]
+        if twice:
+            raise ValueError(f"forms names {twice[0]} more than once")
+        if "as_trained" not in self.forms:
+            raise ValueError(f"forms is {', '.join(self.forms)}, which must have as_trained among them")
+        for name in OWN_TASKS:
+            if name in self.tasks and (
+                self.tasks[name].files is not None or not self.tasks[name].chat_template
+            ):
+                raise ValueError(
+                    f"tasks.{name} scores the test split in the form that runs are trained in: "
+                    "its files must be null and its chat_template true"
+                )
+        return self
 
 
 class Benchmark(Strict):
@@ -260,12 +316,31 @@ class Benchmark(Strict):
     seed: NonNegativeInt
 
 
+class Family(Strict):
+    """The tests that Holm's correction spans: every difference of these kinds in these metrics."""
+
+    kinds: list[Kind]
+    metrics: list[MetricName]
+
+
+class Repair(Strict):
+    """One fault, switched alone: the run that has it and the one that does not."""
+
+    faulty: Served
+    repaired: Served
+
+
 class Comparison(Strict):
-    """How differences to the baseline get their uncertainty."""
+    """How differences get their uncertainty and their verdict."""
 
     confidence: Annotated[float, Field(gt=0.5, lt=1)]
+    power: Annotated[float, Field(gt=0.5, lt=1)]
     resamples: Annotated[int, Field(ge=200)]
     seed: NonNegativeInt
+    primary: MetricName
+    margins: dict[MetricName, PositiveFloat]
+    family: Family
+    repairs: dict[Name, Repair]
 
 
 class Report(Strict):
@@ -305,12 +380,38 @@ class Params(Strict):
                 f"experiment.baseline is {self.experiment.baseline}, "
                 f"which must be one of experiment.variants: {', '.join(self.experiment.variants)}"
             )
+        self._check_comparison()
         for name in self.variants:
             try:
                 self.training_of(name)
             except ValidationError as error:
                 raise ValueError(describe(error, prefix=f"variants.{name}.training")) from None
         return self
+
+    def _check_comparison(self) -> None:
+        """Raise a ValueError if the comparison names a task, variant or form that is not evaluated."""
+        asked = self.comparison
+        named = [("primary", asked.primary), *(("margins", m) for m in asked.margins)]
+        for key, metric in [*named, *(("family.metrics", metric) for metric in asked.family.metrics)]:
+            if metric.split("/")[0] not in self.evaluation.tasks:
+                raise ValueError(
+                    f"comparison.{key} names {metric}, and evaluation.tasks has only "
+                    f"{', '.join(self.evaluation.tasks)}"
+                )
+        for name, repair in asked.repairs.items():
+            for key in ("faulty", "repaired"):
+                served = getattr(repair, key)
+                variant, _, form = served.partition("/")
+                forms = [f for f in self.evaluation.forms if can_be_served(self.variants.get(variant), f)]
+                if variant not in self.experiment.variants or (form or "as_trained") not in forms:
+                    raise ValueError(
+                        f"comparison.repairs.{name}.{key} is {served}, which is not evaluated: "
+                        "experiment.variants and evaluation.forms decide what is"
+                    )
+
+    def forms_of(self, variant: str) -> list[str]:
+        """The serving forms in which a variant's runs are scored, in the order of evaluation.forms."""
+        return [form for form in self.evaluation.forms if can_be_served(self.variants[variant], form)]
 
     def training_of(self, variant: str) -> Training:
         """The shared training params with the variant's own put over them."""
@@ -353,14 +454,16 @@ def describe(error: ValidationError, prefix: str = "") -> str:
     found = first.get("input")
     match first["type"]:
         case "extra_forbidden":
-            sentence = (
-                f"{key} is not a known key; known here are {', '.join(_known_keys(path[:-1], found, prefix))}"
-            )
+            sentence = f"{key} is not a known key; known here are {', '.join(_known_keys(path[:-1], prefix))}"
         case "missing":
             sentence = f"{key} is missing"
         case "value_error":
             text = str(first["ctx"]["error"])
-            sentence = f"{key}.{text}" if key and not text.startswith(("experiment.", "variants.")) else text
+            sentence = (
+                f"{key}.{text}"
+                if key and not text.startswith(("experiment.", "variants.", "comparison."))
+                else text
+            )
         case "union_tag_invalid" | "union_tag_not_found":
             tag = found.get("source", "nothing") if isinstance(found, dict) else found
             allowed = first["ctx"].get("expected_tags", "'hub', 'wheel', 'file', 'random'").replace("'", "")
@@ -377,23 +480,26 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def _known_keys(path: list[str], found: Any, prefix: str) -> list[str]:
+def _known_keys(path: list[str], prefix: str) -> list[str]:
     """The keys that the section at `path` allows."""
-    if prefix:
-        return list(Training.model_fields)
-    sections = {
-        "model": HubModel.model_fields
-        | WheelModel.model_fields
-        | FileModel.model_fields
-        | RandomModel.model_fields,
-        "dataset": HubDataset.model_fields | WheelDataset.model_fields | FileDataset.model_fields,
-        "variants": Variant.model_fields,
-    }
-    if not path:
-        return list(Params.model_fields)
-    if path[0] in sections:
-        return list(Columns.model_fields if path[-1] == "columns" else sections[path[0]])
-    return list(Params.model_fields[path[0]].annotation.model_fields)
+    models = [Training] if prefix else [Params]
+    for part in path:
+        # A part that is no field is the key of a mapping, whose values `models` are already.
+        models = [
+            inner
+            for model in models
+            for inner in (
+                _models(model.model_fields[part].annotation) if part in model.model_fields else [model]
+            )
+        ]
+    return list(dict.fromkeys(key for model in models for key in model.model_fields))
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    """The models that a field's annotation allows, within unions and mappings too."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for inner in get_args(annotation) for model in _models(inner)]
 
 
 def schema() -> dict:

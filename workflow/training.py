@@ -33,7 +33,7 @@ IGNORED = -100  # the label that PyTorch's cross entropy leaves out
 
 @dataclass(frozen=True)
 class Rows:
-    """What the tokenised training rows hold, counted after TRL has made them."""
+    """What the tokenised training rows hold, counted as they are trained on."""
 
     rows: int
     rows_dropped: int  # no response token is left within max_length
@@ -42,6 +42,7 @@ class Rows:
     tokens_in_loss: int
     longest: int  # tokens
     bos_per_row: int
+    end_token_in_loss: bool
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ class Trained:
     """What one run did, as its result.json holds it."""
 
     precision: Precision
+    deterministic: bool  # the same params on the same machine give the same bits
     rows: Rows
     trainable_parameters: int
     trainable_dtype: str
@@ -89,7 +91,8 @@ def train(
         validation_file: a CSV with the validation loss before, during and after.
 
     Raises:
-        UserError: the device is not to be had, or no row is left to train on.
+        UserError: the device is not to be had, no row is left to train on, or none begins with the BOS
+            token that `training.second_bos` repeats.
         CheckError: the precision, the rows or the adapter are not what was asked for.
     """
     check_possible(training, hardware)
@@ -104,10 +107,11 @@ def train(
         training=training,
         precision=precision,
         seed=seed,
+        data_workers=hardware.data_workers,
         scratch=weights_folder.parent,
     )
     rows = check_rows(trainer.train_dataset, tokenizer, asked=len(train_rows), training=training)
-    steps = math.ceil(planned_steps(rows.rows, training))
+    steps = planned_steps(rows.rows, training)
     history = History(trainer, history_file, validation_file, steps=steps, validations=training.validations)
     trainer.add_callback(history)
     history.validate(step=0)
@@ -120,6 +124,7 @@ def train(
     save(model_of(trainer), variant, weights_folder)
     return Trained(
         precision=precision,
+        deterministic=is_deterministic(precision),
         rows=rows,
         trainable_parameters=sum(p.numel() for p in trained),
         trainable_dtype=trained_in,
@@ -144,9 +149,18 @@ def check_possible(training: params.Training, hardware: params.Hardware) -> None
         )
 
 
-def planned_steps(rows: int, training: params.Training) -> float:
+def planned_steps(rows: int, training: params.Training) -> int:
     """Optimizer steps of a training on so many rows (a last, smaller batch is a step too)."""
-    return training.steps or training.epochs * math.ceil(rows / training.batch_rows)
+    return training.steps or math.ceil(training.epochs * math.ceil(rows / training.batch_rows))
+
+
+def is_deterministic(precision: Precision) -> bool:
+    """Whether the same params on the same machine give the same bits again.
+
+    On a CPU they do, in every precision. On a GPU, cuBLAS' and bitsandbytes' kernels may add up in
+    another order each time, so there it takes PyTorch's own switch, which this pipeline does not set.
+    """
+    return precision.device == "cpu" or torch.are_deterministic_algorithms_enabled()
 
 
 def build_trainer(
@@ -159,13 +173,18 @@ def build_trainer(
     training: params.Training,
     precision: Precision,
     seed: int,
+    data_workers: int,
     scratch: Path,
 ) -> SFTTrainer:
     """Attach the adapter and give model and rows to TRL.
 
     The seed is set right before the adapter is made, and the adapter is kept in float32 in every
     variant, so that all variants of a seed begin with the same adapter: TRL would round it to
-    bfloat16 on a quantised base and keep it in float32 on a 16-bit one.
+    bfloat16 on a quantised base and keep it in float32 on a 16-bit one. The faults that params ask
+    for are put into the training rows alone: validation losses are of the same rows in every variant.
+
+    Raises:
+        UserError: `training.second_bos` finds no BOS token to repeat.
     """
     set_seed(seed)
     if variant.method == "lora":
@@ -173,11 +192,12 @@ def build_trainer(
     initial = {name: p.detach().float().clone() for name, p in model.named_parameters() if p.requires_grad}
     trainer = RunTrainer(
         model=model,
-        args=arguments(training, precision, seed=seed, scratch=scratch),
+        args=arguments(training, precision, seed=seed, data_workers=data_workers, scratch=scratch),
         train_dataset=_dataset(train_rows, training),
         eval_dataset=_dataset(validation_rows, training),
         processing_class=tokenizer,
     )
+    trainer.train_dataset = with_faults(trainer.train_dataset, tokenizer, training)
     trainer.length_window = training.length_window
     trainer.remove_callback(PrinterCallback)  # History prints its own, readable lines
     for name, parameter in model_of(trainer).named_parameters():
@@ -260,7 +280,9 @@ def lora(training: params.Training) -> LoraConfig:
     )
 
 
-def arguments(training: params.Training, precision: Precision, *, seed: int, scratch: Path) -> SFTConfig:
+def arguments(
+    training: params.Training, precision: Precision, *, seed: int, data_workers: int, scratch: Path
+) -> SFTConfig:
     """TRL's configuration: each of our params under the library's name, and nothing left to drift."""
     return SFTConfig(
         output_dir=str(scratch / "checkpoints"),
@@ -293,7 +315,7 @@ def arguments(training: params.Training, precision: Precision, *, seed: int, scr
         save_strategy="no",
         report_to="none",
         disable_tqdm=True,
-        dataloader_num_workers=0,
+        dataloader_num_workers=data_workers,
     )
 
 
@@ -301,30 +323,69 @@ def _dataset(rows: list[Instruction], training: params.Training) -> Dataset:
     return Dataset.from_list([row.conversation(use_context=training.use_context) for row in rows])
 
 
+def with_faults(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, training: params.Training) -> Dataset:
+    """Put the faults that params ask for into tokenised rows: a second BOS token, no end token in the loss.
+
+    A second BOS token is learned where the first one is. A row with no label left is dropped.
+
+    Raises:
+        UserError: a row begins with no BOS token that could be repeated.
+    """
+    if training.second_bos:
+        bos = tokenizer.bos_token_id
+        if bos is None or any(ids[0] != bos for ids in dataset["input_ids"]):
+            raise UserError(
+                "training.second_bos repeats the BOS token that rows begin with, and with this model's tokenizer "
+                "and chat template they begin with none."
+            )
+        dataset = dataset.map(_begin_twice, fn_kwargs={"max_length": training.max_length})
+    if not training.learn_end_token:
+        dataset = dataset.map(_ignore, fn_kwargs={"token": tokenizer.eos_token_id})
+    return dataset.filter(lambda row: any(label != IGNORED for label in row["labels"]))
+
+
+def _begin_twice(row: dict, max_length: int) -> dict:
+    return {key: [row[key][0], *row[key]][:max_length] for key in ("input_ids", "labels")}
+
+
+def _ignore(row: dict, token: int) -> dict:
+    return {"labels": [IGNORED if label == token else label for label in row["labels"]]}
+
+
 def check_rows(
     dataset: Dataset, tokenizer: PreTrainedTokenizerBase, *, asked: int, training: params.Training
 ) -> Rows:
-    """Count what TRL made of the rows, and refuse what a run must not be trained on.
+    """Count what the trainer holds of the rows, and refuse what a run must not be trained on.
 
     Raises:
         UserError: no row has a response token left within max_length.
-        CheckError: a row begins with two BOS tokens, or a whole row's end token is not in the loss.
+        CheckError: a row begins with two BOS tokens, or a whole row's end token is not in the loss; where
+            params ask for one of these faults, a row does not have it.
     """
     if not len(dataset):
         raise UserError(
             f"training.max_length is {training.max_length} tokens, which leaves no response to learn."
         )
-    cut = tokens = in_loss = longest = bos = 0
+    bos_allowed = (2,) if training.second_bos else (0, 1)
+    cut = tokens = in_loss = longest = bos = ends_taught = 0
     for row in dataset:
         ids, labels = row["input_ids"], row["labels"]
         leading = next((i for i, token in enumerate(ids) if token != tokenizer.bos_token_id), len(ids))
-        if leading > 1:
+        if leading not in bos_allowed:
             raise CheckError(f"a training row begins with {leading} BOS tokens")
-        if tokenizer.eos_token_id not in labels:
-            if len(ids) < training.max_length:
-                raise CheckError("a training row does not teach the end token, so the model would not stop")
-            cut += 1
+        start = next(i for i, label in enumerate(labels) if label != IGNORED)
+        ends = tokenizer.eos_token_id in ids[start:]
+        taught = tokenizer.eos_token_id in labels
+        is_cut = not ends and len(ids) == training.max_length
+        if taught and not training.learn_end_token:
+            raise CheckError(
+                "a training row teaches the end token, which training.learn_end_token leaves out"
+            )
+        if training.learn_end_token and not taught and not is_cut:
+            raise CheckError("a training row does not teach the end token, so the model would not stop")
         bos = max(bos, leading)
+        cut += is_cut
+        ends_taught += taught
         tokens += len(ids)
         longest = max(longest, len(ids))
         in_loss += sum(label != IGNORED for label in labels)
@@ -336,6 +397,7 @@ def check_rows(
         tokens_in_loss=in_loss,
         longest=longest,
         bos_per_row=bos,
+        end_token_in_loss=ends_taught > 0,
     )
 
 
@@ -423,6 +485,10 @@ class History(TrainerCallback):
 
     def validate(self, *, step: int) -> None:
         """Score the validation rows exactly: the sum over all response tokens, divided by their number."""
+        with torch.random.fork_rng():  # a data loader draws a seed, which would change the dropout that follows
+            self._validate(step)
+
+    def _validate(self, step: int) -> None:
         model = self.trainer.model
         training = model.training
         model.eval()

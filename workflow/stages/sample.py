@@ -1,5 +1,7 @@
 """Stage sample: draw the rows as the seed recipe does, and split them by instruction."""
 
+from functools import partial
+
 from workflow import instructions, params
 from workflow.console import run_stage, say
 from workflow.files import read_jsonl, write_json, write_jsonl
@@ -7,22 +9,51 @@ from workflow.paths import INSTRUCTIONS, MODEL, SAMPLE, split_file
 
 
 def sample() -> None:
-    """Draw the rows, split them, and write each split with the token counts that the metrics need."""
+    """Draw the rows, split them, and write each split with what the evaluation tasks need."""
     from transformers import AutoTokenizer
 
     asked = params.load().sample
     rows = instructions.from_rows(read_jsonl(INSTRUCTIONS))
     drawn = instructions.sample(rows, size=asked.rows, seed=asked.seed)
-    splits = instructions.split(
-        drawn, validation=asked.validation_rows, test=asked.test_rows, seed=asked.split_seed
+    split = partial(
+        instructions.split,
+        drawn,
+        validation=asked.validation_rows,
+        test=asked.test_rows,
+        seed=asked.split_seed,
     )
+    whole = split(held_out_categories=[])
+    splits = split(held_out_categories=asked.held_out_categories)
     tokenizer = AutoTokenizer.from_pretrained(MODEL, trust_remote_code=False)
+    scored = instructions.scored_rows(
+        splits["test"],
+        tokenizer,
+        choice_seed=asked.choice_seed,
+        held_out_categories=asked.held_out_categories,
+    )
     for name in ("train", "validation"):
         write_jsonl(split_file(name), instructions.as_rows(splits[name]))
-    write_jsonl(split_file("test"), instructions.scored_rows(splits["test"], tokenizer))
+    write_jsonl(split_file("test"), scored)
     for name, members in splits.items():
         say(f"  {name}: {len(members)} rows, {len({row.group for row in members})} different instructions")
-    write_json(SAMPLE / "metrics.json", {f"{name}_rows": len(members) for name, members in splits.items()})
+    left_out = {name: len(whole[name]) - len(splits[name]) for name in ("train", "validation")}
+    held_out = sum(row["held_out"] for row in scored)
+    if asked.held_out_categories:
+        say(
+            f"  held out: {', '.join(asked.held_out_categories)}: {held_out} test rows; left out of training are "
+            f"{left_out['train']} rows, and of validation {left_out['validation']}"
+        )
+    mixed = sum(not row["same_category"] for row in scored)
+    say(f"  {mixed} test rows have a response of another category to choose from")
+    write_json(
+        SAMPLE / "metrics.json",
+        {
+            **{f"{name}_rows": len(members) for name, members in splits.items()},
+            "held_out_rows": held_out,
+            "left_out_rows": sum(left_out.values()),
+            "choices_from_other_categories": mixed,
+        },
+    )
 
 
 if __name__ == "__main__":
