@@ -80,6 +80,8 @@ def test_paths_in_code_are_those_of_the_pipeline():
     assert str(paths.evaluate_folder(*run) / "items.parquet") in outputs("evaluate")
     assert str(paths.evaluate_base_folder(run[0]) / "items.parquet") in outputs("evaluate_base")
     assert str(paths.benchmark_file(run[0])) in outputs("benchmark")
+    assert {str(paths.FETCHED_TASKS), str(paths.TASKS_READY)} == set(outputs("fetch_tasks"))
+    assert str(paths.TASKS) in names("evaluate", "deps") and str(paths.TASKS_READY) in names("train", "deps")
     assert str(paths.COMPARE / "comparison.json") in outputs("compare")
     assert outputs("report") == [str(paths.REPORT)]
 
@@ -90,5 +92,5 @@ def test_metrics_and_curves_are_for_git_and_results_for_dvc():
         for kind in ("outs", "metrics", "plots"):
             for entry in asked.get(kind, []):
                 name, options = next(iter(entry.items())) if isinstance(entry, dict) else (entry, {})
-                for_git = kind != "outs" or stage in ("compare", "report")
+                for_git = kind != "outs" or (stage in ("compare", "report") and not name.endswith(".parquet"))
                 assert options.get("cache", True) != for_git, f"{stage}: {name}"

@@ -29,6 +29,7 @@ EVERYTHING = [
     f"evaluate_base@{VARIANT}",
     "fetch_dataset",
     "fetch_model",
+    "fetch_tasks",
     "report",
     "sample",
     f"train@{VARIANT}-1",
@@ -83,7 +84,7 @@ def add_variant(params: dict[str, Any]) -> None:
 
 
 def change_evaluation(params: dict[str, Any]) -> None:
-    params["evaluation"]["answers"] += 1
+    params["evaluation"]["answer_tokens"] += 1
 
 
 def test_dvc_has_nothing_to_do_after_snakemake(repository: Repository) -> None:

@@ -9,133 +9,305 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
-from conftest import ROOT
-from peft import LoraConfig, PeftModel, get_peft_model
+from conftest import CPU, ROOT, random_adapter
+from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from workflow import evaluation, instructions, params
-from workflow.files import read_jsonl, write_jsonl
+from workflow import evaluation, harness, instructions, params
+from workflow.files import read_jsonl, sha256, write_jsonl
 from workflow.paths import MODEL, split_file, weights_folder
 
-CPU = params.Hardware(device="cpu", compute_dtype="float32")
+NAME, SEED = "qlora_nf4_dq", 1
+PIQA = ROOT.parent / "shared" / "data" / "piqa" / "validation.jsonl"
+GOALS = [
+    {
+        "goal": f"Reach number {index}.",
+        "sol1": "Count up to it.",
+        "sol2": "Paint it blue.",
+        "label": index % 2,
+    }
+    for index in range(9)
+]
 
 
 @pytest.fixture(scope="module")
 def workspace(tiny, tiny_model, splits, tmp_path_factory) -> Path:
-    """A repository in which model, adapter and test split lie where the stages put them."""
+    """A repository in which params, model, adapters and test split lie where the stages put them."""
     folder = tmp_path_factory.mktemp("workspace")
     shutil.copytree(ROOT / "workflow", folder / "workflow", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(tiny_model, folder / MODEL)
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
-    write_jsonl(folder / split_file("test"), instructions.scored_rows(splits["test"], tokenizer))
-    torch.manual_seed(0)
-    model = get_peft_model(
-        AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32),
-        LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False),
-    )
-    model.save_pretrained(folder / weights_folder("lora_16bit", 1))
+    rows = instructions.scored_rows(splits["test"], tokenizer, choice_seed=55, held_out_categories=["words"])
+    write_jsonl(folder / split_file("test"), rows)
+    for name in ("lora_16bit", NAME):
+        random_adapter(tiny_model, folder / weights_folder(name, SEED))
+    write_jsonl(folder / "goals.jsonl", GOALS)
+    text = (ROOT / "workflow/presets/tiny.yaml").read_text()
+    own = "    holdout_generation: {items: 4,"
+    mapped = f"{{validation: {{path: goals.jsonl, sha256: {sha256(folder / 'goals.jsonl')}}}}}"
+    piqa = f"    piqa: {{items: 7, few_shot: 2, chat_template: false, files: {mapped}}}\n"
+    (folder / "params.yaml").write_text(text.replace(own, piqa + own))
+    before = Path.cwd()
+    os.chdir(folder)
+    harness.fetch(params.load().evaluation)
+    os.chdir(before)
     return folder
 
 
-def score(workspace, tiny, name, *, adapter=True, batch_rows=4, monkeypatch) -> evaluation.Scored:
+@pytest.fixture
+def asked(workspace, monkeypatch) -> params.Params:
     monkeypatch.chdir(workspace)
-    return evaluation.evaluate(
-        model_folder=MODEL,
-        weights_folder=weights_folder("lora_16bit", 1) if adapter else None,
-        variant=tiny.variants[name],
-        evaluation=tiny.evaluation.model_copy(update={"batch_rows": batch_rows}),
-        hardware=CPU,
-        test_rows=instructions.from_scored_rows(read_jsonl(split_file("test"))),
+    return params.load()
+
+
+def score(asked, name=NAME, form="as_trained", *, tasks=None, batch_rows=4) -> evaluation.Scored:
+    wanted = asked.evaluation.model_copy(
+        update={
+            "batch_rows": batch_rows,
+            "tasks": {t: v for t, v in asked.evaluation.tasks.items() if tasks is None or t in tasks},
+        }
     )
+    (scored,) = evaluation.evaluate(
+        [form],
+        name=name,
+        seed=None if form == "base" else SEED,
+        variant=asked.variants[name],
+        evaluation=wanted,
+        hardware=CPU,
+    )
+    return scored
 
 
 def values(scored: evaluation.Scored) -> dict[str, float]:
-    return {metric.metric: metric.value for metric in scored.metrics}
+    return {f"{metric.task}/{metric.metric}": metric.value for metric in scored.metrics}
+
+
+def plain_model(adapter: bool) -> torch.nn.Module:
+    model = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32)
+    return (PeftModel.from_pretrained(model, weights_folder("lora_16bit", 1)) if adapter else model).eval()
+
+
+def log_likelihood(model, tokenizer, context: str, continuation: str) -> tuple[float, int]:
+    """Nats of a continuation by numpy alone, and its tokens; a context's last whitespace belongs to it."""
+    start = len(tokenizer(context.rstrip(), add_special_tokens=False)["input_ids"])
+    ids = tokenizer(context + continuation, add_special_tokens=False, return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        logits = model(input_ids=ids).logits[0].double().numpy()
+    shifted = logits - logits.max(-1, keepdims=True)
+    scores = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+    return sum(scores[i - 1, ids[0, i]] for i in range(start, ids.shape[1])), ids.shape[1] - start
+
+
+def chat_prompt(tokenizer, text: str) -> str:
+    chat = [{"role": "user", "content": text}]
+    return tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
 
 
 @pytest.mark.parametrize("adapter", [True, False])
-def test_the_loss_is_that_of_a_script_without_the_harness(workspace, tiny, monkeypatch, adapter):
-    scored = score(workspace, tiny, "lora_16bit", adapter=adapter, monkeypatch=monkeypatch)
-    tokenizer = AutoTokenizer.from_pretrained(MODEL)
-    model = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32)
-    if adapter:
-        model = PeftModel.from_pretrained(model, weights_folder("lora_16bit", 1))
+def test_the_loss_is_that_of_a_script_without_the_harness(asked, adapter):
+    scored = score(asked, "lora_16bit", "as_trained" if adapter else "base", tasks=["holdout_loss"])
+    tokenizer, model = AutoTokenizer.from_pretrained(MODEL), plain_model(adapter)
     nats = tokens = size = 0
     for row in read_jsonl(split_file("test")):
-        chat = [{"role": "user", "content": row["prompt"]}]
-        prompt = tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False).rstrip()
-        start = len(tokenizer(prompt, add_special_tokens=False)["input_ids"])
-        # The newline that ends the prompt is scored too, and the denominators leave it out.
-        ids = tokenizer(f"{prompt}\n{row['response']}", add_special_tokens=False, return_tensors="pt")[
-            "input_ids"
-        ]
-        with torch.no_grad():
-            logits = model(input_ids=ids).logits[0].double().numpy()
-        scores = (
-            logits
-            - np.log(np.exp(logits - logits.max(-1, keepdims=True)).sum(-1, keepdims=True))
-            - logits.max(-1, keepdims=True)
+        found, length = log_likelihood(
+            model, tokenizer, chat_prompt(tokenizer, row["prompt"]), row["response"]
         )
-        nats -= sum(scores[i - 1, ids[0, i]] for i in range(start, ids.shape[1]))
-        tokens += ids.shape[1] - start - 1
+        nats -= found
+        tokens += length - 1  # without the newline that ends the prompt
         size += len(row["response"].encode())
-    assert values(scored)["nats_per_token"] == pytest.approx(nats / tokens, abs=1e-5)
-    assert values(scored)["bits_per_byte"] == pytest.approx(nats / np.log(2) / size, abs=1e-5)
+    assert values(scored)["holdout_loss/nats_per_token"] == pytest.approx(nats / tokens, abs=1e-5)
+    assert values(scored)["holdout_loss/bits_per_byte"] == pytest.approx(nats / np.log(2) / size, abs=1e-5)
 
 
-@pytest.mark.parametrize("name", ["lora_16bit", "qlora_nf4_dq"])
-def test_the_printed_commands_give_the_same_number(workspace, tiny, monkeypatch, name, tmp_path):
-    scored = score(workspace, tiny, name, monkeypatch=monkeypatch)
+def test_the_choice_is_that_of_a_script_without_the_harness(asked):
+    scored = score(asked, "lora_16bit", tasks=["response_choice"])
+    tokenizer, model = AutoTokenizer.from_pretrained(MODEL), plain_model(adapter=True)
+    right, right_by_length = {}, {}
+    for row in read_jsonl(split_file("test")):
+        prompt = chat_prompt(tokenizer, row["prompt"])
+        nats = [log_likelihood(model, tokenizer, prompt, choice)[0] for choice in row["choices"]]
+        assert row["choices"][row["choice"]] == row["response"]
+        right[str(row["id"])] = float(np.argmax(nats) == row["choice"])
+        by_length = np.array(nats) / [len(choice) for choice in row["choices"]]
+        right_by_length[str(row["id"])] = float(np.argmax(by_length) == row["choice"])
+    for metric, expected in (("acc", right), ("acc_norm", right_by_length)):
+        rows = scored.items[scored.items["metric"] == metric].set_index("item")["numerator"]
+        assert len(rows) == 6 and rows.to_dict() == {item: expected[item] for item in rows.index}
+
+
+def test_answers_are_those_of_a_script_without_the_harness(asked):
+    scored = score(asked, "lora_16bit", tasks=["holdout_generation"])
+    tokenizer, model = AutoTokenizer.from_pretrained(MODEL), plain_model(adapter=True)
+    assert len(scored.answers) == 4 and len({(a["instruction"], a["context"]) for a in scored.answers}) == 4
+    for answer in scored.answers:
+        ids = tokenizer(chat_prompt(tokenizer, answer["instruction"] + ("\n\n" + answer["context"]) * bool(answer["context"])),
+                        add_special_tokens=False, return_tensors="pt")  # fmt: skip
+        with torch.no_grad():
+            out = model.generate(**ids, max_new_tokens=8, do_sample=False, pad_token_id=0)
+        text = tokenizer.decode(out[0, ids["input_ids"].shape[1] :], skip_special_tokens=True)
+        assert answer["answer"] == text.strip()
+
+
+def test_answer_metrics_agree_with_hand_worked_cases(asked):
+    import importlib.util
+
+    spec = importlib.util.spec_from_file_location("holdout", "workflow/tasks/holdout.py")
+    holdout = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(holdout)
+    doc = {"response": "the cat sat on the mat", "answer_tokens": 30}
+    found = holdout.answer_metrics(doc, ["the cat lay on a mat"])
+    assert found["rouge_l"] == pytest.approx(4 / 6)  # the cat on mat, of six words on either side
+    assert found["length"] == 20 and found["ended"] == 1  # a token is a byte
+    assert holdout.answer_metrics({**doc, "answer_tokens": 20}, ["the cat lay on a mat"])["ended"] == 0
+    assert holdout.answer_metrics(doc, [doc["response"]])["chrf"] == pytest.approx(100)
+    assert holdout.answer_metrics(doc, [""]) == {"rouge_l": 0, "chrf": 0, "ended": 1, "length": 0}
+
+
+def by_hand(scored: evaluation.Scored, task: str, folder: Path) -> dict[str, float]:
+    """Run the printed commands that one task needs, and read what the harness wrote."""
     programs = Path(sys.executable).parent
     environment = os.environ | {"PATH": f"{programs}:{os.environ['PATH']}"}
     commands = scored.harness["commands"]
-    commands[-1] += f" --output_path {shlex.quote(str(tmp_path))}"
-    for command in commands:
-        done = subprocess.run(
-            command, shell=True, cwd=workspace, env=environment, capture_output=True, text=True
-        )
+    chosen = [command for command in commands if not command.startswith("lm_eval")]
+    chosen += [command for command in commands if f"--tasks {task}" in command]
+    chosen[-1] += f" --output_path {shlex.quote(str(folder))}"
+    for command in chosen:
+        done = subprocess.run(command, shell=True, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-2000:]
-    results = json.loads(next(tmp_path.rglob("results_*.json")).read_text())["results"]["holdout_loss"]
-    for metric, value in values(scored).items():
-        assert results[f"{metric},none"] == pytest.approx(value, abs=1e-6)
+    results = json.loads(next(folder.rglob("results_*.json")).read_text())["results"][task.split("_from_")[0]]
+    return {key.split(",")[0]: value for key, value in results.items() if key.endswith(",none")}
 
 
-def test_the_batch_size_does_not_move_the_loss(workspace, tiny, monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "form", "task"),
+    [
+        ("lora_16bit", "as_trained", "holdout_loss"),
+        (NAME, "base", "holdout_loss"),
+        (NAME, "as_trained", "holdout_loss"),
+        (NAME, "merged_16bit", "holdout_loss"),
+        (NAME, "merged_dequantized", "holdout_loss"),
+        (NAME, "requantized", "holdout_loss"),
+        (NAME, "as_trained", "response_choice"),
+        (NAME, "as_trained", "holdout_generation"),
+        (NAME, "requantized", "piqa_from_files"),
+    ],
+)
+def test_the_printed_commands_give_the_same_numbers(asked, name, form, task, tmp_path):
+    asked_task = task.removesuffix("_from_files")
+    scored = score(asked, name, form, tasks=[asked_task])
+    found = by_hand(scored, task, tmp_path)
+    mine = {key.split("/")[1]: value for key, value in values(scored).items()}
+    assert mine and all(found[metric] == pytest.approx(value, abs=1e-6) for metric, value in mine.items())
+
+
+def test_the_batch_size_does_not_move_the_loss(asked):
     one, many = (
-        values(score(workspace, tiny, "qlora_nf4_dq", batch_rows=n, monkeypatch=monkeypatch)) for n in (1, 8)
+        values(score(asked, tasks=["holdout_loss"], batch_rows=n))["holdout_loss/nats_per_token"]
+        for n in (1, 8)
     )
-    assert one["nats_per_token"] == pytest.approx(many["nats_per_token"], abs=1e-4)
+    assert one == pytest.approx(many, abs=1e-4)
 
 
-def test_items_add_up_to_the_total_and_say_what_they_are(workspace, tiny, monkeypatch, splits):
-    scored = score(workspace, tiny, "qlora_nf4_dq", monkeypatch=monkeypatch)
-    assert scored.precision.quantized_modules == 7 * tiny.model.layers
+def test_items_add_up_to_the_totals_and_say_what_they_are(asked, splits):
+    scored = score(asked, form="requantized")
+    assert {m.task for m in scored.metrics} == {
+        "holdout_loss",
+        "response_choice",
+        "piqa",
+        "holdout_generation",
+    }
     for metric in scored.metrics:
-        rows = scored.items[scored.items["metric"] == metric.metric]
+        rows = scored.items[(scored.items["metric"] == metric.metric) & (scored.items["task"] == metric.task)]
         assert rows["numerator"].sum() / rows["denominator"].sum() == pytest.approx(metric.value, rel=1e-12)
-        assert set(rows["item"]) == {row.id for row in splits["test"]} and metric.items == len(rows)
-        assert (metric.split, metric.higher_is_better) == ("test", False)
+        assert metric.per_item and metric.items == len(rows) and rows["item"].is_unique
+        assert metric.higher_is_better is (
+            None if metric.metric == "length" else metric.task != "holdout_loss"
+        )
+    about = scored.items[["variant", "seed", "form"]].drop_duplicates()
+    assert about.values.tolist() == [[NAME, SEED, "requantized"]]
+    loss = scored.items[scored.items["metric"] == "nats_per_token"]
+    assert set(loss["item"]) == {str(row.id) for row in splits["test"]}
+    assert (loss["held_out"] == (loss["category"] == "words")).all() and loss["held_out"].any()
+    piqa = next(task for task in scored.harness["tasks"] if task["task"] == "piqa")
+    assert piqa == {"task": "piqa", "leaves": ["piqa"], "version": "1.0", "items": 7, "few_shot": 2,
+                    "chat_template": False, "bos_per_prompt": 0}  # fmt: skip
+    own = next(task for task in scored.harness["tasks"] if task["task"] == "holdout_loss")
+    assert own["chat_template"] and own["bos_per_prompt"] == 1
+    assert scored.harness["batch_rows"] == 4 and scored.harness["version"]
 
 
-def test_answers_are_greedy_and_do_not_depend_on_the_batch(workspace, tiny, monkeypatch, splits):
-    monkeypatch.chdir(workspace)
-    model = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32).eval()
-    tokenizer = AutoTokenizer.from_pretrained(MODEL)
-    together = evaluation.answer(model, tokenizer, splits["test"][:3], tokens=8)
-    alone = [evaluation.answer(model, tokenizer, [row], tokens=8)[0] for row in splits["test"][:3]]
-    assert together == alone
-    assert [answer["instruction"] for answer in together] == [row.instruction for row in splits["test"][:3]]
-    assert evaluation.answer(model, tokenizer, [], tokens=8) == []
+def test_a_form_is_loaded_once_for_all_tasks(asked, monkeypatch):
+    loads = []
+    serve = evaluation.serve
+    monkeypatch.setattr(evaluation, "serve", lambda form, **rest: loads.append(form) or serve(form, **rest))
+    forms = asked.forms_of(NAME)
+    list(
+        evaluation.evaluate(forms, name=NAME, seed=SEED, variant=asked.variants[NAME],
+                            evaluation=asked.evaluation, hardware=CPU)
+    )  # fmt: skip
+    assert loads == forms == ["as_trained", "merged_16bit", "merged_dequantized", "requantized"]
 
 
-def test_a_full_fine_tuning_is_served_from_its_own_weights(workspace, tiny, monkeypatch, tiny_model):
-    monkeypatch.chdir(workspace)
-    full = tiny.variants["full_16bit"]
-    own = AutoModelForCausalLM.from_pretrained(tiny_model)
-    with torch.no_grad():
-        own.lm_head.weight.zero_()
-    own.save_pretrained("full")
-    model, found = evaluation.load(MODEL, Path("full"), variant=full, hardware=CPU)
-    assert not model.lm_head.weight.any() and found.quantized_modules == 0
+def results_of(leaves: dict[str, list], totals: dict[str, float], metric: str = "acc") -> dict:
+    """What the harness returns for these leaf tasks, as far as scores are taken from it."""
+    return {
+        "samples": {
+            leaf: [
+                {"doc": {}, "doc_id": i, "prompt_hash": f"{leaf}{i}", "filter": "none", "metrics": [metric], metric: v}
+                for i, v in enumerate(items)
+            ]
+            for leaf, items in leaves.items()
+        },
+        "results": {leaf: {f"{metric},none": totals[leaf], "alias": leaf} for leaf in leaves},
+        "configs": {leaf: {"validation_split": "validation"} for leaf in leaves},
+        "higher_is_better": {leaf: {metric: True} for leaf in leaves},
+        "n-samples": {leaf: {"effective": len(items)} for leaf, items in leaves.items()},
+    }  # fmt: skip
+
+
+def test_a_group_is_the_mean_over_all_its_items_and_its_leaves_are_categories():
+    results = results_of({"a": [1, 0], "b": [1, 1, 1, 1]}, {"a": 0.5, "b": 1.0})
+    (metric,), items = evaluation.scores(results, "group")
+    assert (metric.value, metric.items, metric.per_item) == (pytest.approx(5 / 6), 6, True)
+    assert items["category"].tolist() == ["a"] * 2 + ["b"] * 4
+
+
+def test_a_metric_that_is_not_a_ratio_of_its_items_is_kept_as_a_total_alone():
+    (metric,), items = evaluation.scores(results_of({"a": [0.2, 0.4]}, {"a": 0.9}), "a")
+    assert (metric.value, metric.per_item, len(items)) == (0.9, False, 0)
+    (metric,), items = evaluation.scores(results_of({"a": ["x", "y"]}, {"a": 0.7}, "bleu"), "a")
+    assert (metric.value, metric.per_item, len(items)) == (0.7, False, 0)
+    (metric,), items = evaluation.scores(
+        results_of({"a": [[True, False], [True]]}, {"a": 2 / 3}, "inst"), "a"
+    )
+    assert metric.per_item and items["denominator"].tolist() == [2, 1]
+
+
+@pytest.mark.skipif(not PIQA.is_file(), reason="the piqa file is not part of the repository")
+def test_piqa_itself_from_its_file(asked, monkeypatch, tmp_path, tiny_model):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(tiny_model, tmp_path / MODEL)
+    file = params.LocalFile(path=str(PIQA), sha256=sha256(PIQA))
+    task = params.Task(items=50, few_shot=0, chat_template=False, files={"validation": file})
+    wanted = asked.evaluation.model_copy(update={"tasks": {"piqa": task}})
+    (found,) = harness.fetch(wanted)
+    assert found["items"] == 1838
+    (scored,) = evaluation.evaluate(
+        ["base"],
+        name="lora_16bit",
+        seed=None,
+        variant=asked.variants["lora_16bit"],
+        evaluation=wanted,
+        hardware=CPU,
+    )
+    tokenizer, model = AutoTokenizer.from_pretrained(MODEL), plain_model(adapter=False)
+    right = []
+    for row in read_jsonl(PIQA)[:50]:
+        context = f"Question: {row['goal']}\nAnswer:"
+        nats = [log_likelihood(model, tokenizer, context, f" {row[key]}")[0] for key in ("sol1", "sol2")]
+        right.append(float(np.argmax(nats) == row["label"]))
+    items = scored.items[scored.items["metric"] == "acc"]["numerator"].tolist()
+    assert items == right and isinstance(scored.items, pd.DataFrame)

@@ -1,8 +1,25 @@
-"""Bring the runs' results together: each variant's quality and cost, and its difference to the baseline."""
+"""Bring the runs' results together: every score, every difference with its verdict, and the claims they test.
 
+An *arm* is a variant in a serving form: `base` is the untouched base in the variant's precision, the others
+are those of workflow/serving.py. A *contrast* is a sum of arms with signs, taken per seed and item, so that
+all differences are paired over both. Its kind says what it is between:
+
+    to_baseline    a variant in a form, less the baseline as it was trained
+    to_base        a variant as it was trained, less its untouched base: what training changed
+    base_to_base   the untouched base in a variant's precision, less that in the baseline's: quantisation's damage
+    recovery       to_baseline less base_to_base: how much of that damage training on it changed
+    form           a variant in another form, less as it was trained: what serving it so changed
+    repair         a variant with a fault, less the one without it (params name the pairs)
+
+and its subset, of which items it is: `all`, `category/NAME`, `held_out` (the categories that no run was
+trained on) or `seen` (the others).
+"""
+
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from workflow import params
@@ -14,27 +31,89 @@ from workflow.paths import (
     evaluate_folder,
     train_folder,
 )
-from workflow.statistics import Difference, mean_over_seeds, paired_difference
+from workflow.statistics import (
+    Difference,
+    Equivalence,
+    Verdict,
+    difference,
+    equivalence,
+    holm,
+    paired_accuracy_test,
+    sentence,
+    verdict,
+)
+
+ALL, HELD_OUT, SEEN = "all", "held_out", "seen"
+FEWEST_GROUPS = 2  # an interval needs two
 
 
 @dataclass(frozen=True)
-class Quality:
-    """One metric of one variant, averaged over its seeds, with its differences."""
+class Arm:
+    """A variant in a serving form; `base` is its untouched base."""
 
     variant: str
+    form: str
+
+    def __str__(self) -> str:
+        return f"{self.variant}/{self.form}"
+
+
+@dataclass(frozen=True)
+class Score:
+    """One metric of one arm, over its seeds."""
+
+    variant: str
+    form: str
+    task: str
+    metric: str
+    unit: str
+    higher_is_better: bool | None
+    split: str
+    subset: str
+    items: int
+    groups: int | None  # None where the metric has no value per item
+    value: float
+    per_seed: dict[str, float]  # empty for an untouched base
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """A difference between arms in one metric, with its uncertainty, its tests and its verdict."""
+
+    kind: str
+    name: str | None  # of a repair
+    variant: str
+    form: str
+    other: str  # what is taken off: variant/form
     task: str
     metric: str
     unit: str
     higher_is_better: bool
-    split: str
-    items: int
-    groups: int
+    subset: str
+    difference: Difference
+    p_accuracy: float | None  # of the paired test of accuracies; then p_value is the larger of the two
+    p_adjusted: float  # by Holm's correction over the family; outside of it, as it is
+    in_family: bool
+    equivalence: Equivalence | None  # None without a margin
+    p_equivalence_adjusted: float | None
+    verdict: Verdict
+    sentence: str
+
+
+@dataclass(frozen=True)
+class Part:
+    """One row of the decomposition of a quantised variant's difference to the baseline."""
+
+    variant: str
+    task: str
+    metric: str
+    part: str
+    kind: str
     form: str
     value: float
-    per_seed: dict[str, float]
-    base_value: float  # the untouched base, in the variant's precision
-    to_base: Difference
-    to_baseline: Difference | None  # None for the baseline itself
+    low: float
+    high: float
+    verdict: Verdict
 
 
 @dataclass(frozen=True)
@@ -53,44 +132,136 @@ class Cost:
 
 
 @dataclass(frozen=True)
+class Claim:
+    """One claim of the recipe that this project grew out of, checked for one variant.
+
+    `holds` is yes, no, undecided or not tested; the verdict is that of the difference it rests on.
+    """
+
+    claim: str
+    text: str
+    variant: str
+    metric: str | None
+    difference: Difference | None
+    verdict: Verdict | None
+    holds: str
+    sentence: str
+
+
+@dataclass(frozen=True)
 class Comparison:
     baseline: str
     seeds: list[int]
     confidence: float
+    power: float
     resamples: int
+    primary: str
+    margins: dict[str, float]
+    family: dict
+    held_out_categories: list[str]
     precisions: dict[str, dict]
     training: dict[str, list[dict]]
-    quality: list[Quality]
+    scores: list[Score]
+    contrasts: list[Contrast]
+    decomposition: list[Part]
+    claims: list[Claim]
     cost: list[Cost]
 
     def as_dict(self) -> dict:
         return asdict(self)
 
 
-def compare(asked: params.Params) -> Comparison:
+@dataclass(frozen=True)
+class Table:
+    """One arm's scores in one metric: [seeds, items] numerators (one row for a base), and what the items are."""
+
+    numerators: np.ndarray
+    denominators: np.ndarray
+    items: pd.DataFrame  # leaf, item, category, held_out, group
+    seeds: list[int]  # empty for a base
+
+
+class Results:
+    """Every file that the stages wrote about the runs of params."""
+
+    def __init__(self, asked: params.Params):
+        experiment = asked.experiment
+        runs = [(name, seed) for name in experiment.variants for seed in experiment.seeds]
+        self.trained = {
+            name: [_result(train_folder(name, seed)) for seed in experiment.seeds]
+            for name in experiment.variants
+        }
+        self.benchmarks = {name: _result(benchmark_file(name).parent) for name in experiment.variants}
+        folders = [
+            *(evaluate_base_folder(name) for name in experiment.variants),
+            *(evaluate_folder(*run) for run in runs),
+        ]
+        self.items = pd.concat(pd.read_parquet(_existing(folder / "items.parquet")) for folder in folders)
+        self.evaluated: dict[Arm, list[dict]] = {}
+        for folder in folders:
+            result = _result(folder)
+            for form in result["forms"]:
+                arm = Arm(result["variant"], form["form"])
+                self.evaluated.setdefault(arm, []).append({**form, "seed": result["seed"]})
+        self._tables = {
+            key: frame for key, frame in self.items.groupby(["variant", "form", "task", "metric"], sort=False)
+        }
+
+    def table(self, arm: Arm, task: str, metric: str) -> Table:
+        """One arm's scores per seed and item.
+
+        Raises:
+            CheckError: its seeds were not scored on the same items.
+        """
+        frame = self._tables[arm.variant, arm.form, task, metric]
+        about = ["leaf", "item", "category", "held_out", "group", "denominator"]
+        seeds = sorted(frame["seed"].dropna().unique().tolist())
+        parts = [frame[frame["seed"] == seed] for seed in seeds] or [frame]
+        parts = [part.sort_values(["leaf", "item"], ignore_index=True) for part in parts]
+        if any(not part[about].equals(parts[0][about]) for part in parts):
+            raise CheckError(f"the seeds of {arm} were not scored on the same items of {task}")
+        return Table(
+            numerators=np.stack([part["numerator"].to_numpy(float) for part in parts]),
+            denominators=parts[0]["denominator"].to_numpy(float),
+            items=parts[0][about[:-1]],
+            seeds=seeds,
+        )
+
+
+def compare(asked: params.Params) -> tuple[Comparison, pd.DataFrame]:
     """Compare the runs that params name, from the files of the stages before.
 
+    Returns:
+        The comparison, and every item's score: one row per item, metric, variant, seed and form.
+
     Raises:
-        UserError: a run's file is missing; the sentence names it.
-        CheckError: the variants were not trained on the same rows for the same steps.
+        UserError: a run's file is missing, or a metric that params name was not measured.
+        CheckError: the variants were not trained on the same rows for the same steps, or not scored on
+            the same items.
     """
-    experiment = asked.experiment
-    trained = {
-        variant: [_result(train_folder(variant, seed)) for seed in experiment.seeds]
-        for variant in experiment.variants
-    }
-    check_same_training(trained, asked)
-    benchmarks = {variant: _result(benchmark_file(variant).parent) for variant in experiment.variants}
+    results = Results(asked)
+    experiment, wanted = asked.experiment, asked.comparison
+    check_same_training(results.trained, asked)
+    _check_metrics(results, asked)
+    contrasts = _contrasts(results, asked)
     return Comparison(
         baseline=experiment.baseline,
         seeds=list(experiment.seeds),
-        confidence=asked.comparison.confidence,
-        resamples=asked.comparison.resamples,
-        precisions={variant: results[0]["precision"] for variant, results in trained.items()},
-        training=trained,
-        quality=_quality(asked),
-        cost=_cost(benchmarks, experiment.baseline),
-    )
+        confidence=wanted.confidence,
+        power=wanted.power,
+        resamples=wanted.resamples,
+        primary=wanted.primary,
+        margins=dict(wanted.margins),
+        family=wanted.family.model_dump(),
+        held_out_categories=list(asked.sample.held_out_categories),
+        precisions={name: trained[0]["precision"] for name, trained in results.trained.items()},
+        training=results.trained,
+        scores=_scores(results),
+        contrasts=contrasts,
+        decomposition=_decomposition(contrasts, asked),
+        claims=_claims(contrasts, results.benchmarks, asked),
+        cost=_cost(results.benchmarks, experiment.baseline),
+    ), results.items
 
 
 def check_same_training(trained: dict[str, list[dict]], asked: params.Params) -> None:
@@ -111,6 +282,8 @@ def check_same_training(trained: dict[str, list[dict]], asked: params.Params) ->
         "max_length",
         "use_context",
         "loss_on",
+        "learn_end_token",
+        "second_bos",
     )
     for variant, results in trained.items():
         ours, theirs = asked.training_of(variant), asked.training_of(baseline)
@@ -130,63 +303,386 @@ def _result(folder: Path) -> dict:
     return read_json(_existing(folder / "result.json"))
 
 
-def _items(folder: Path) -> pd.DataFrame:
-    return pd.read_parquet(_existing(folder / "items.parquet"))
-
-
-def _quality(asked: params.Params) -> list[Quality]:
-    experiment = asked.experiment
-    runs = {
-        variant: [_items(evaluate_folder(variant, seed)) for seed in experiment.seeds]
-        for variant in experiment.variants
-    }
-    quality = []
-    for variant in experiment.variants:
-        base_folder = evaluate_base_folder(variant)
-        base_items = _items(base_folder)
-        base_values = {(m["task"], m["metric"]): m["value"] for m in _result(base_folder)["metrics"]}
-        results = [_result(evaluate_folder(variant, seed)) for seed in experiment.seeds]
-        for metric in results[0]["metrics"]:
-            task, name = metric["task"], metric["metric"]
-            ours = mean_over_seeds([_select(items, task, name) for items in runs[variant]])
-            theirs = mean_over_seeds([_select(items, task, name) for items in runs[experiment.baseline]])
-            per_seed = {str(r["seed"]): _value(r, task, name) for r in results}
-            quality.append(
-                Quality(
-                    variant=variant,
-                    task=task,
-                    metric=name,
-                    unit=metric["unit"],
-                    higher_is_better=metric["higher_is_better"],
-                    split=metric["split"],
-                    items=metric["items"],
-                    groups=ours["group"].nunique(),
-                    form=results[0]["form"],
-                    value=sum(per_seed.values()) / len(per_seed),
-                    per_seed=per_seed,
-                    base_value=base_values[task, name],
-                    to_base=_difference(ours, _select(base_items, task, name), asked.comparison),
-                    to_baseline=None
-                    if variant == experiment.baseline
-                    else _difference(ours, theirs, asked.comparison),
+def _check_metrics(results: Results, asked: params.Params) -> None:
+    """Raise a UserError if params name a metric that no item of the evaluation has a value of."""
+    measured = {f"{task}/{metric}" for _, _, task, metric in results._tables}
+    wanted = asked.comparison
+    for key, names in (
+        ("primary", [wanted.primary]),
+        ("margins", wanted.margins),
+        ("family.metrics", wanted.family.metrics),
+    ):
+        for name in names:
+            if name not in measured:
+                raise UserError(
+                    f"comparison.{key} names {name}; the metrics that have a value per item are "
+                    f"{', '.join(sorted(measured))}."
                 )
+
+
+def _subsets(items: pd.DataFrame, *, by_category: bool) -> Iterator[tuple[str, np.ndarray]]:
+    """The subsets of a task's items: all, each category, and held-out and seen categories where there are."""
+    yield ALL, np.ones(len(items), bool)
+    if not by_category:
+        return
+    held_out = items["held_out"].to_numpy(object) == True  # noqa: E712  (None where a task does not say)
+    if held_out.any():
+        yield HELD_OUT, held_out
+        yield SEEN, ~held_out
+    categories = items["category"]
+    if categories.nunique() > 1:
+        for name in sorted(categories.dropna().unique()):
+            yield f"category/{name}", (categories == name).to_numpy()
+
+
+def _scores(results: Results) -> list[Score]:
+    """Every metric of every arm, over all items and by category."""
+    found = []
+    for arm, forms in results.evaluated.items():
+        for about in forms[0]["metrics"]:
+            common = {
+                **{"variant": arm.variant, "form": arm.form},
+                **{key: about[key] for key in ("task", "metric", "unit", "higher_is_better", "split")},
+            }
+            if not about["per_item"]:
+                values = {str(form["seed"]): _value(form, about) for form in forms}
+                trained = {} if arm.form == "base" else values
+                mean = float(np.mean(list(values.values())))
+                found.append(
+                    Score(
+                        **common, subset=ALL, items=about["items"], groups=None, value=mean, per_seed=trained
+                    )
+                )
+                continue
+            table = results.table(arm, about["task"], about["metric"])
+            for subset, chosen in _subsets(table.items, by_category=True):
+                sums = table.numerators[:, chosen].sum(axis=1) / table.denominators[chosen].sum()
+                found.append(
+                    Score(
+                        **common,
+                        subset=subset,
+                        items=int(chosen.sum()),
+                        groups=table.items["group"][chosen].nunique(),
+                        value=float(sums.mean()),
+                        per_seed={str(s): float(v) for s, v in zip(table.seeds, sums, strict=False)},
+                    )
+                )
+    return found
+
+
+def _value(form: dict, about: dict) -> float:
+    key = (about["task"], about["metric"])
+    return next(m["value"] for m in form["metrics"] if (m["task"], m["metric"]) == key)
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A contrast before it is taken: `arms` with their signs, the first one being what it is about."""
+
+    kind: str
+    arms: list[tuple[int, Arm]]
+    other: str
+    subject: str | None = None  # what a sentence is about, where it is not the first arm
+    name: str | None = None
+    by_category: bool = False
+
+
+def _asked_contrasts(asked: params.Params) -> list[_Asked]:
+    """Which differences are taken, in the order in which they are listed."""
+    experiment = asked.experiment
+    baseline = Arm(experiment.baseline, "as_trained")
+    baseline_base = Arm(experiment.baseline, "base")
+    found = []
+    for name in experiment.variants:
+        base, trained = Arm(name, "base"), Arm(name, "as_trained")
+        forms = [Arm(name, form) for form in asked.forms_of(name)]
+        if name != experiment.baseline:
+            for arm in forms:
+                found.append(
+                    _Asked("to_baseline", [(1, arm), (-1, baseline)], str(baseline),
+                           by_category=arm.form == "as_trained")
+                )  # fmt: skip
+        found.append(_Asked("to_base", [(1, trained), (-1, base)], str(base), by_category=True))
+        if asked.variants[name].precision != asked.variants[experiment.baseline].precision:
+            found.append(_Asked("base_to_base", [(1, base), (-1, baseline_base)], str(baseline_base)))
+            four = [(1, trained), (-1, baseline), (-1, base), (1, baseline_base)]
+            change = "the change by training of {}"
+            found.append(
+                _Asked("recovery", four, change.format(baseline.variant), subject=change.format(name))
             )
-    return quality
+        found += [_Asked("form", [(1, arm), (-1, trained)], str(trained)) for arm in forms if arm != trained]
+    for repair, pair in asked.comparison.repairs.items():
+        faulty, repaired = (
+            Arm(variant, form or "as_trained")
+            for variant, _, form in (served.partition("/") for served in (pair.faulty, pair.repaired))
+        )
+        found.append(_Asked("repair", [(1, faulty), (-1, repaired)], str(repaired), name=repair))
+    return found
 
 
-def _select(items: pd.DataFrame, task: str, metric: str) -> pd.DataFrame:
-    rows = items[(items["task"] == task) & (items["metric"] == metric)]
-    return rows[["item", "group", "numerator", "denominator"]]
+def _contrasts(results: Results, asked: params.Params) -> list[Contrast]:
+    """Every difference in every metric that has a direction, with Holm's correction over the family."""
+    wanted = asked.comparison
+    metrics = {
+        (about["task"], about["metric"]): about
+        for forms in results.evaluated.values()
+        for about in forms[0]["metrics"]
+        if about["per_item"] and about["higher_is_better"] is not None
+    }
+    taken = []
+    for contrast in _asked_contrasts(asked):
+        for key, about in metrics.items():
+            margin = wanted.margins.get("/".join(key))
+            for subset, one, p_accuracy in _differences(results, contrast, key, asked):
+                p_value = max(one.p_value, p_accuracy or 0)
+                taken.append(
+                    (
+                        contrast,
+                        about,
+                        subset,
+                        one,
+                        p_accuracy,
+                        p_value,
+                        equivalence(one, margin=margin) if margin else None,
+                    )
+                )
+    family = [
+        index
+        for index, (contrast, about, subset, *_) in enumerate(taken)
+        if subset == ALL
+        and contrast.kind in wanted.family.kinds
+        and f"{about['task']}/{about['metric']}" in wanted.family.metrics
+    ]
+    adjusted = dict(zip(family, holm([taken[index][5] for index in family]), strict=True))
+    tested = [index for index in family if taken[index][6]]
+    adjusted_equivalence = dict(zip(tested, holm([taken[index][6].p_value for index in tested]), strict=True))
+    found = []
+    for index, (contrast, about, subset, one, p_accuracy, p_value, tost) in enumerate(taken):
+        p_adjusted = adjusted.get(index, p_value)
+        p_equivalence = adjusted_equivalence.get(index, tost.p_value) if tost else None
+        word = verdict(
+            one,
+            p_adjusted=p_adjusted,
+            p_equivalence=p_equivalence,
+            higher_is_better=about["higher_is_better"],
+        )
+        arm = contrast.arms[0][1]
+        found.append(
+            Contrast(
+                kind=contrast.kind,
+                name=contrast.name,
+                variant=arm.variant,
+                form=arm.form,
+                other=contrast.other,
+                task=about["task"],
+                metric=about["metric"],
+                unit=about["unit"],
+                higher_is_better=about["higher_is_better"],
+                subset=subset,
+                difference=one,
+                p_accuracy=p_accuracy,
+                p_adjusted=p_adjusted,
+                in_family=index in adjusted,
+                equivalence=tost,
+                p_equivalence_adjusted=p_equivalence,
+                verdict=word,
+                sentence=sentence(
+                    contrast.subject or str(arm),
+                    contrast.other,
+                    one,
+                    equivalence=tost,
+                    verdict=word,
+                    p_adjusted=p_adjusted,
+                    unit=about["unit"],
+                    higher_is_better=about["higher_is_better"],
+                    corrected=index in adjusted,
+                ),
+            )
+        )
+    return found
 
 
-def _value(result: dict, task: str, metric: str) -> float:
-    return next(m["value"] for m in result["metrics"] if (m["task"], m["metric"]) == (task, metric))
-
-
-def _difference(ours: pd.DataFrame, theirs: pd.DataFrame, asked: params.Comparison) -> Difference:
-    return paired_difference(
-        ours, theirs, confidence=asked.confidence, resamples=asked.resamples, seed=asked.seed
+def _differences(
+    results: Results, contrast: _Asked, key: tuple[str, str], asked: params.Params
+) -> Iterator[tuple[str, Difference, float | None]]:
+    """A contrast in one metric, over all items and, where it is asked for, in each category."""
+    wanted = asked.comparison
+    tables = [(sign, results.table(arm, *key)) for sign, arm in contrast.arms]
+    first = tables[0][1]
+    for _, table in tables:
+        if not table.items.equals(first.items) or (table.denominators != first.denominators).any():
+            raise CheckError(
+                f"{contrast.arms[0][1]} and {contrast.other} were not scored on the same items of {key[0]}"
+            )
+    numerators = sum(
+        sign * table.numerators for sign, table in tables
+    )  # a base's one row counts for each seed
+    groups = first.items["group"].to_numpy()
+    accuracy = (
+        all(np.isin(table.numerators, (0, 1)).all() for _, table in tables)
+        and (first.denominators == 1).all()
     )
+    by_category = contrast.by_category and "/".join(key) == wanted.primary
+    for subset, chosen in _subsets(first.items, by_category=by_category):
+        if len(set(groups[chosen])) < FEWEST_GROUPS:
+            continue
+        one = difference(
+            numerators[:, chosen],
+            first.denominators[chosen],
+            groups[chosen],
+            trained=any(table.seeds for _, table in tables),
+            confidence=wanted.confidence,
+            power=wanted.power,
+            resamples=wanted.resamples,
+            seed=wanted.seed,
+        )
+        p_accuracy = None
+        if accuracy and len(tables) == 2:
+            p_accuracy = paired_accuracy_test(
+                numerators[:, chosen], groups[chosen], resamples=wanted.resamples, seed=wanted.seed
+            )
+        yield subset, one, p_accuracy
+
+
+PARTS = {
+    "base_to_base": "Quantising the untouched base",
+    "recovery": "Change of that difference by training",
+    "to_baseline": "What is left after training",
+    "form": "Serving it in another form",
+}
+
+
+def _decomposition(contrasts: list[Contrast], asked: params.Params) -> list[Part]:
+    """Each quantised variant's difference to the baseline, split: the first two parts add up to the third."""
+    return [
+        Part(
+            variant=c.variant,
+            task=c.task,
+            metric=c.metric,
+            part=PARTS[c.kind],
+            kind=c.kind,
+            form=c.form,
+            value=c.difference.value,
+            low=c.difference.low,
+            high=c.difference.high,
+            verdict=c.verdict,
+        )
+        for kind in PARTS
+        for c in contrasts
+        if c.kind == kind
+        and c.subset == ALL
+        and (kind != "to_baseline" or c.form == "as_trained")
+        and asked.variants[c.variant].precision != asked.variants[asked.experiment.baseline].precision
+    ]
+
+
+def _claims(contrasts: list[Contrast], benchmarks: dict[str, dict], asked: params.Params) -> list[Claim]:
+    """The claims of the recipe that this project grew out of, for every quantised variant."""
+    task, metric = asked.comparison.primary.split("/")
+
+    def of(kind: str, variant: str, subset: str) -> Contrast | None:
+        return next(
+            (
+                c
+                for c in contrasts
+                if (c.kind, c.variant, c.form, c.task, c.metric, c.subset)
+                == (kind, variant, "as_trained", task, metric, subset)
+            ),
+            None,
+        )
+
+    claims = []
+    baseline = asked.experiment.baseline
+    for variant in asked.experiment.variants:
+        if variant == baseline or asked.variants[variant].precision == "16bit":
+            continue
+        claims += [
+            _quality_claim(
+                "a", "better than before tuning", variant, of("to_base", variant, ALL), ("better",)
+            ),
+            *_cost_claims(variant, benchmarks, asked),
+            _quality_claim(
+                "c",
+                "no quality lost to 4 bits",
+                variant,
+                of("to_baseline", variant, ALL),
+                ("equivalent", "better"),
+            ),
+            _quality_claim(
+                "d",
+                "gains on categories not trained on",
+                variant,
+                of("to_base", variant, HELD_OUT),
+                ("better",),
+            ),
+        ]
+    return claims
+
+
+def _quality_claim(
+    claim: str, text: str, variant: str, contrast: Contrast | None, holds_if: tuple[Verdict, ...]
+) -> Claim:
+    if contrast is None:
+        why = "no category was held out of training, or too few of their items are in the test split"
+        return Claim(claim, text, variant, None, None, None, "not tested", f"Not tested: {why}.")
+    holds = (
+        "yes" if contrast.verdict in holds_if else "undecided" if contrast.verdict == "undecided" else "no"
+    )
+    return Claim(
+        claim=claim,
+        text=text,
+        variant=variant,
+        metric=f"{contrast.task}/{contrast.metric}",
+        difference=contrast.difference,
+        verdict=contrast.verdict,
+        holds=holds,
+        sentence=contrast.sentence,
+    )
+
+
+def _cost_claims(variant: str, benchmarks: dict[str, dict], asked: params.Params) -> list[Claim]:
+    """Memory and time of each benchmark step, paired with the baseline's step on the same batch."""
+    wanted, baseline = asked.comparison, asked.experiment.baseline
+    claims = []
+    for key, text, unit in (
+        ("peak_gib_per_step", "less memory than 16-bit", "GiB"),
+        ("seconds_per_step", "less compute than 16-bit", "s per step"),
+    ):
+        ours, theirs = (np.array(benchmarks[name][key]) for name in (variant, baseline))
+        one = difference(
+            (ours - theirs)[None],
+            np.ones(len(ours)),
+            np.arange(len(ours)),
+            trained=False,
+            confidence=wanted.confidence,
+            power=wanted.power,
+            resamples=wanted.resamples,
+            seed=wanted.seed,
+        )
+        word = verdict(one, p_adjusted=one.p_value, p_equivalence=None, higher_is_better=False)
+        claims.append(
+            Claim(
+                claim="b",
+                text=text,
+                variant=variant,
+                metric=f"benchmark/{key}",
+                difference=one,
+                verdict=word,
+                holds={"better": "yes", "worse": "no"}.get(word, "undecided"),
+                sentence=sentence(
+                    variant,
+                    baseline,
+                    one,
+                    equivalence=None,
+                    verdict=word,
+                    p_adjusted=one.p_value,
+                    unit=unit,
+                    higher_is_better=False,
+                    corrected=False,
+                ),
+            )
+        )
+    return claims
 
 
 def _cost(benchmarks: dict[str, dict], baseline: str) -> list[Cost]:
@@ -206,12 +702,18 @@ def _cost(benchmarks: dict[str, dict], baseline: str) -> list[Cost]:
 
 def headline(comparison: Comparison) -> dict:
     """The few numbers that `dvc metrics` shows, by variant."""
-    shown: dict[str, dict[str, float]] = {}
-    for quality in comparison.quality:
-        key = f"{quality.task}_{quality.metric}"
-        shown.setdefault(quality.variant, {})[key] = round(quality.value, 6)
-        if quality.to_baseline:
-            shown[quality.variant][f"{key}_minus_{comparison.baseline}"] = round(quality.to_baseline.value, 6)
+    task, metric = comparison.primary.split("/")
+    key = f"{task}_{metric}"
+    shown: dict[str, dict[str, float | str]] = {variant: {} for variant in comparison.precisions}
+    for score in comparison.scores:
+        if (score.task, score.metric, score.form, score.subset) == (task, metric, "as_trained", ALL):
+            shown[score.variant][key] = round(score.value, 6)
+    for contrast in comparison.contrasts:
+        chosen = (contrast.kind, contrast.form, contrast.subset) == ("to_baseline", "as_trained", ALL)
+        if chosen and (contrast.task, contrast.metric) == (task, metric):
+            values = shown[contrast.variant]
+            values[f"{key}_minus_{comparison.baseline}"] = round(contrast.difference.value, 6)
+            values["verdict"] = contrast.verdict
     for cost in comparison.cost:
         if cost.metric in ("training_speed", "peak_memory"):
             shown[cost.variant][f"{cost.metric}_{cost.unit.replace(' ', '_').replace('/', '_per_')}"] = (
@@ -220,35 +722,34 @@ def headline(comparison: Comparison) -> dict:
     return shown
 
 
-def summary(comparison: Comparison) -> pd.DataFrame:
-    """The comparison as a tidy table: one row per variant, metric and seed (`all` for their mean)."""
+def tables(comparison: Comparison) -> dict[str, pd.DataFrame]:
+    """The comparison as tidy tables, by the name of their file."""
+    return {
+        "summary": _summary(comparison),
+        "contrasts": _contrasts_table(comparison.contrasts),
+        "decomposition": pd.DataFrame(comparison.decomposition),
+    }
+
+
+def _summary(comparison: Comparison) -> pd.DataFrame:
+    """Every score and cost as a tidy table: one row per variant, form, metric, subset and seed (`all`: their mean)."""
     rows = []
-    for quality in comparison.quality:
-        common = {
-            "variant": quality.variant,
-            "metric": f"{quality.task}_{quality.metric}",
-            "unit": quality.unit,
-            "higher_is_better": quality.higher_is_better,
-            "form": quality.form,
-            "split": quality.split,
-            "items": quality.items,
-        }
-        against = quality.to_baseline
-        rows.append(
-            {**common, "seed": "all", "value": quality.value, **_interval(against, comparison.baseline)}
-        )
-        rows += [{**common, "seed": seed, "value": value} for seed, value in quality.per_seed.items()]
-        rows.append({**common, "form": "base", "seed": "none", "value": quality.base_value})
+    for score in comparison.scores:
+        common = asdict(score)
+        per_seed = common.pop("per_seed")
+        rows.append({**common, "seed": "all" if per_seed else "none"})
+        rows += [{**common, "seed": seed, "value": value} for seed, value in per_seed.items()]
     for cost in comparison.cost:
         rows.append(
             {
                 "variant": cost.variant,
+                "form": "training",
+                "task": "benchmark",
                 "metric": cost.metric,
                 "unit": cost.unit,
                 "higher_is_better": cost.higher_is_better,
-                "form": "training",
                 "split": "train",
-                "items": None,
+                "subset": ALL,
                 "seed": "none",
                 "value": cost.value,
             }
@@ -259,12 +760,13 @@ def summary(comparison: Comparison) -> pd.DataFrame:
     return table
 
 
-def _interval(difference: Difference | None, baseline: str) -> dict:
-    if difference is None:
-        return {}
-    return {
-        "baseline": baseline,
-        "difference": difference.value,
-        "difference_low": difference.low,
-        "difference_high": difference.high,
-    }
+def _contrasts_table(contrasts: list[Contrast]) -> pd.DataFrame:
+    """Every difference: one row per contrast, metric and subset."""
+    rows = []
+    for contrast in contrasts:
+        row = {key: value for key, value in asdict(contrast).items() if not isinstance(value, dict)}
+        row |= asdict(contrast.difference)
+        if contrast.equivalence:
+            row |= {f"equivalence_{key}": value for key, value in asdict(contrast.equivalence).items()}
+        rows.append(row)
+    return pd.DataFrame(rows).drop(columns="equivalence", errors="ignore")

@@ -1,231 +1,281 @@
-"""Score a model with lm-evaluation-harness, and let it answer the same test rows as every other."""
+"""Score a run in every serving form with lm-evaluation-harness, and keep each item's score."""
 
+import gc
 import shlex
+import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from numbers import Real
 
 import lm_eval
 import pandas as pd
 import torch
 from lm_eval.models.huggingface import HFLM
-from lm_eval.tasks import TaskManager
-from peft import PeftModel
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer
 
-from workflow import params
+from workflow import harness, params
 from workflow.console import say
-from workflow.instructions import Instruction, one_per_instruction
-from workflow.precision import Precision, describe, load_base
+from workflow.instructions import from_scored_rows
+from workflow.paths import MODEL, served_folder, weights_folder
+from workflow.serving import BASE, Served, serve
 
-TASKS = Path("workflow/tasks")
-UNITS = {"nats_per_token": "nats per token", "bits_per_byte": "bits per byte"}
+UNITS = {
+    "nats_per_token": "nats per token",
+    "bits_per_byte": "bits per byte",
+    "acc": "share of items",
+    "acc_norm": "share of items",
+    "exact_match": "share of items",
+    "rouge_l": "ROUGE-L F-measure",
+    "chrf": "chrF, 0 to 100",
+    "ended": "share of answers",
+    "length": "tokens",
+}
+MOST_DIFFERENCE = 1e-9  # between the harness' total and that of the items, as a share of the total
 
 
 @dataclass(frozen=True)
 class Metric:
-    """One number, with what it is."""
+    """One number, with what it is. `per_item`: its items add up to it, so that it can be compared in pairs."""
 
     task: str
     metric: str
     value: float
     unit: str
-    higher_is_better: bool
+    higher_is_better: bool | None  # None: no direction is better
     split: str
     items: int
+    per_item: bool
 
 
 @dataclass(frozen=True)
 class Scored:
-    """What an evaluation found: totals, one row per item and metric, and the answers."""
+    """What the evaluation of one form found: totals, one row per item and metric, and the answers."""
 
-    precision: Precision
+    served: Served
     metrics: list[Metric]
     items: pd.DataFrame
     answers: list[dict]
     harness: dict
+    seconds: float
 
     def as_dict(self) -> dict:
         return {
-            "precision": self.precision.as_dict(),
+            **self.served.as_dict(),
             "metrics": [asdict(metric) for metric in self.metrics],
             "harness": self.harness,
+            "seconds": round(self.seconds, 1),
         }
 
 
 def evaluate(
+    forms: list[str],
     *,
-    model_folder: Path,
-    weights_folder: Path | None,
+    name: str,
+    seed: int | None,
     variant: params.Variant,
     evaluation: params.Evaluation,
     hardware: params.Hardware,
-    test_rows: list[Instruction],
-) -> Scored:
-    """Score the base (no `weights_folder`) or a run served as it was trained.
-
-    Args:
-        weights_folder: the run's adapter or, of a full fine-tuning, its model.
-        test_rows: the test split, for the answers; the tasks read the same file themselves.
+) -> Iterator[Scored]:
+    """Score a run of params (of the untouched base: no seed) in each form; a form is loaded once for all tasks.
 
     Raises:
-        CheckError: what was loaded is not in the variant's precision.
+        CheckError: what was loaded is not what the form names.
+        UserError: a task cannot be loaded.
     """
-    tokenizer = AutoTokenizer.from_pretrained(model_folder, trust_remote_code=False)
-    model, precision = load(model_folder, weights_folder, variant=variant, hardware=hardware)
-    say(
-        f"  {precision.base} base, {precision.quantized_modules} modules quantised, computing in {precision.compute}"
-    )
-    harness = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=evaluation.batch_rows)
-    results = lm_eval.simple_evaluate(
-        model=harness,
-        tasks=list(evaluation.tasks),
-        num_fewshot=0,
-        task_manager=TaskManager(include_path=str(TASKS), include_defaults=False),
-        apply_chat_template=True,
-        log_samples=True,
-        bootstrap_iters=0,  # the harness' own intervals are unpaired; ours are taken over the items
-    )
-    answers = answer(
-        model,
-        tokenizer,
-        one_per_instruction(test_rows)[: evaluation.answers],
-        tokens=evaluation.answer_tokens,
-    )
-    return Scored(
-        precision=precision,
-        metrics=_metrics(results),
-        items=_items(results),
-        answers=answers,
-        harness={
-            "name": "lm-evaluation-harness",
-            "version": lm_eval.__version__,
-            "batch_rows": evaluation.batch_rows,
-            "chat_template": True,
-            "commands": commands(
-                model_folder, weights_folder, variant=variant, evaluation=evaluation, precision=precision
-            ),
-        },
-    )
-
-
-def load(
-    model_folder: Path, weights_folder: Path | None, *, variant: params.Variant, hardware: params.Hardware
-) -> tuple[torch.nn.Module, Precision]:
-    """The base in the variant's precision, with the run's adapter on it where one is given."""
-    if weights_folder is not None and variant.method == "full":
-        model_folder, weights_folder = weights_folder, None
-    # A full fine-tuning is served in 16 bits like any other model: its float32 weights were for training.
-    served = variant.model_copy(update={"method": "lora"})
-    model, precision = load_base(model_folder, served, hardware=hardware)
-    if weights_folder is not None:
-        model = PeftModel.from_pretrained(model, weights_folder)
-        precision = describe(model, served, compute=getattr(torch, precision.compute))
-    return model.eval(), precision
+    tokenizer = AutoTokenizer.from_pretrained(MODEL, trust_remote_code=False)
+    for form in forms:
+        started = time.monotonic()
+        model, served = serve(
+            form,
+            model_folder=MODEL,
+            weights_folder=None if seed is None else weights_folder(name, seed),
+            variant=variant,
+            hardware=hardware,
+        )
+        say(
+            f"  {form}: {served.precision.base} base, {served.precision.quantized_modules} modules quantised, "
+            f"{served.adapters} adapters, computing in {served.precision.compute}"
+        )
+        language_model = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=evaluation.batch_rows)
+        metrics, items, answers, tasks = [], [], [], []
+        for task in evaluation.tasks:
+            call = harness.call_of(task, evaluation)
+            results = harness.run(call, language_model)
+            found, rows = scores(results, task)
+            metrics += found
+            items.append(rows)
+            answers += _answers(results) if task == "holdout_generation" else []
+            tasks.append(_record(call, results, language_model))
+            say(f"    {task}: " + ", ".join(f"{m.metric} {m.value:.4f}" for m in found))
+        yield Scored(
+            served=served,
+            metrics=metrics,
+            items=pd.concat(items).assign(variant=name, seed=seed, form=form).astype({"seed": "Int64"}),
+            answers=[{**answer, "form": form} for answer in answers],
+            harness={
+                "name": "lm-evaluation-harness",
+                "version": lm_eval.__version__,
+                "batch_rows": evaluation.batch_rows,
+                "add_bos_token": bool(language_model.add_bos_token),
+                "tasks": tasks,
+                "commands": commands(served, name=name, seed=seed, variant=variant, evaluation=evaluation),
+            },
+            seconds=time.monotonic() - started,
+        )
+        del model, language_model
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
 
 def commands(
-    model_folder: Path,
-    weights_folder: Path | None,
-    *,
-    variant: params.Variant,
-    evaluation: params.Evaluation,
-    precision: Precision,
+    served: Served, *, name: str, seed: int | None, variant: params.Variant, evaluation: params.Evaluation
 ) -> list[str]:
-    """The shell commands that give the same numbers with the harness' own command line."""
-    before = []
-    if weights_folder is not None and variant.method == "full":
-        base, adapter = weights_folder, None
+    """The shell commands that give a form's numbers with the harness' own command line, from this folder."""
+    adapter, prepare = None, None
+    if served.form == BASE and variant.precision == "16bit":
+        model = MODEL
+    elif served.form == "as_trained" and variant.method == "full":
+        model = weights_folder(name, seed)
     else:
-        base, adapter = model_folder, weights_folder
-    if variant.precision != "16bit":
-        base = Path(".cache/bases") / "-".join(
-            [variant.precision, *(["dq"] if variant.double_quantization else []), precision.compute]
-        )
-        before = [["python", "-m", "workflow.save_base", "--model", model_folder, "--to", base,
-                   "--precision", variant.precision, "--compute", precision.compute,
-                   *(["--double-quantization"] if variant.double_quantization else [])]]  # fmt: skip
-    arguments = f"pretrained={base},dtype={precision.compute}" + (f",peft={adapter}" if adapter else "")
-    run = ["lm_eval", "run", "--model", "hf", "--model_args", arguments, "--include_path", TASKS,
-           "--tasks", ",".join(evaluation.tasks), "--apply_chat_template",
-           "--batch_size", evaluation.batch_rows, "--device", precision.device]  # fmt: skip
-    return [shlex.join(map(str, command)) for command in [*before, run]]
+        kept = (name, seed, served.form)
+        if served.form == "as_trained":
+            adapter, kept = weights_folder(name, seed), (name, None, BASE)
+        model = MODEL
+        if kept[2] != BASE or variant.precision != "16bit":
+            model = served_folder(*kept)
+            run = [] if kept[1] is None else ["--seed", kept[1]]
+            prepare = ["python", "-m", "workflow.save_served", "--variant", name, *run,
+                       "--form", kept[2], "--to", model]  # fmt: skip
+    arguments = f"pretrained={model},dtype={served.precision.compute}" + (
+        f",peft={adapter}" if adapter else ""
+    )
+    calls = [
+        ["lm_eval", "run", "--model", "hf", "--model_args", arguments,
+         "--batch_size", evaluation.batch_rows, "--device", served.precision.device,
+         *harness.call_of(task, evaluation).arguments()]
+        for task in evaluation.tasks
+    ]  # fmt: skip
+    return [shlex.join(map(str, command)) for command in [*([prepare] if prepare else []), *calls]]
 
 
-def _metrics(results: dict) -> list[Metric]:
-    metrics = []
-    for task, values in results["results"].items():
-        for key, value in values.items():
-            name, _, kind = key.partition(",")
-            if kind != "none" or name.endswith("_stderr"):
-                continue
-            metrics.append(
-                Metric(
-                    task=task,
-                    metric=name,
-                    value=float(value),
-                    unit=UNITS[name],
-                    higher_is_better=results["higher_is_better"][task][name],
-                    split="test",
-                    items=results["n-samples"][task]["effective"],
-                )
-            )
-    return metrics
+def scores(results: dict, task: str) -> tuple[list[Metric], pd.DataFrame]:
+    """The totals of one task, and a row per item and metric: numerator and denominator of a ratio of sums.
 
-
-def _items(results: dict) -> pd.DataFrame:
-    """One row per item and metric: a ratio's numerator and denominator, so that sums can be taken."""
-    rows = []
-    for task, samples in results["samples"].items():
-        for sample in samples:
-            for metric in UNITS:
-                numerator, denominator = sample[metric]
-                rows.append(
-                    {
-                        "task": task,
-                        "metric": metric,
-                        "item": sample["doc"]["id"],
-                        "category": sample["doc"]["category"],
-                        "group": Instruction(**_own(sample["doc"])).group,
-                        "numerator": float(numerator),
-                        "denominator": int(denominator),
-                    }
-                )
-    return pd.DataFrame(rows)
-
-
-def _own(doc: dict) -> dict:
-    return {key: doc[key] for key in Instruction.__dataclass_fields__}
-
-
-def answer(
-    model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, rows: list[Instruction], *, tokens: int
-) -> list[dict]:
-    """Let the model answer each row greedily, in one batch.
-
-    Returns:
-        The rows with `answer`, and `stopped`: whether the model ended by itself within `tokens`.
+    Of a group the total is that over all items of its leaf tasks. A metric whose items do not add up to the
+    harness' own total (a perplexity, a corpus' BLEU) is kept as a total alone.
     """
-    if not rows:
-        return []
-    chats = [[{"role": "user", "content": row.user_message()}] for row in rows]
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    batch = tokenizer.apply_chat_template(
-        chats,
-        add_generation_prompt=True,
-        padding=True,
-        return_tensors="pt",
-        return_dict=True,
-        tokenizer_kwargs={"padding_side": "left"},
-    ).to(model.device)
-    with torch.no_grad():
-        output = model.generate(
-            **batch, max_new_tokens=tokens, do_sample=False, pad_token_id=tokenizer.pad_token_id
+    items = pd.DataFrame(
+        row for leaf, samples in results["samples"].items() for row in _items(leaf, samples, task, results)
+    )
+    metrics = []
+    keys = {(m, f): None for leaf in results["samples"] for m, f in _reported(results["results"][leaf])}
+    for metric, filtered in keys:
+        name = _metric_name(metric, filtered)
+        leaves = [leaf for leaf in results["samples"] if f"{metric},{filtered}" in results["results"][leaf]]
+        rows = items[items["metric"] == name] if len(items) else items
+        adds_up = len(rows) > 0 and all(
+            _adds_up(rows[rows["leaf"] == leaf], results["results"][leaf][f"{metric},{filtered}"])
+            for leaf in leaves
         )
-    answers = []
-    for row, ids in zip(rows, output[:, batch["input_ids"].shape[1] :].tolist(), strict=True):
-        stopped = tokenizer.eos_token_id in ids
-        kept = ids[: ids.index(tokenizer.eos_token_id)] if stopped else ids
-        text = tokenizer.decode(kept, skip_special_tokens=True).strip()
-        answers.append({**asdict(row), "answer": text, "stopped": stopped})
-    return answers
+        if not adds_up:
+            items = items[items["metric"] != name] if len(items) else items
+            if len(leaves) > 1:
+                continue  # there is no one total of several leaf tasks
+        alone = results["results"][leaves[0]][f"{metric},{filtered}"]
+        pooled = rows["numerator"].sum() / rows["denominator"].sum() if adds_up else alone
+        config = results["configs"][leaves[0]]
+        metrics.append(
+            Metric(
+                task=task,
+                metric=name,
+                value=float(alone if len(leaves) == 1 else pooled),
+                unit=UNITS.get(metric, f"{metric}, as the task defines it"),
+                higher_is_better=results["higher_is_better"][leaves[0]].get(metric),
+                split=config.get("test_split") or config.get("validation_split"),
+                items=sum(results["n-samples"][leaf]["effective"] for leaf in leaves),
+                per_item=adds_up,
+            )
+        )
+    return metrics, items
+
+
+def _reported(values: dict) -> Iterator[tuple[str, str]]:
+    for key in values:
+        metric, comma, filtered = key.partition(",")
+        if comma and not metric.endswith("_stderr"):
+            yield metric, filtered
+
+
+def _metric_name(metric: str, filtered: str) -> str:
+    return metric if filtered == "none" else f"{metric}_{filtered}"
+
+
+def _adds_up(rows: pd.DataFrame, total: float) -> bool:
+    if not len(rows):
+        return False
+    return abs(rows["numerator"].sum() / rows["denominator"].sum() - total) <= MOST_DIFFERENCE * max(
+        1, abs(total)
+    )
+
+
+def _items(leaf: str, samples: list[dict], task: str, results: dict) -> Iterator[dict]:
+    own = task in params.OWN_TASKS
+    for sample in samples:
+        doc = sample["doc"]
+        several = len(results["samples"]) > 1
+        about = {
+            "task": task,
+            "leaf": leaf,
+            "item": str(doc["id"]) if own else str(sample["doc_id"]),
+            "category": doc["category"] if own else leaf if several else None,
+            "held_out": doc["held_out"] if own else None,
+            # Items with one instruction, or one prompt, are not independent.
+            "group": from_scored_rows([doc])[0].group if own else sample["prompt_hash"],
+        }
+        for metric in sample["metrics"]:
+            pair = _ratio(sample[metric])
+            if pair:
+                name = _metric_name(metric, sample["filter"])
+                yield {**about, "metric": name, "numerator": pair[0], "denominator": pair[1]}
+
+
+def _ratio(value: object) -> tuple[float, float] | None:
+    """An item's score as numerator and denominator; None for what is no number."""
+    match value:
+        case Real():
+            return float(value), 1.0
+        case (Real(), Real()) if isinstance(value, tuple):
+            return float(value[0]), float(value[1])
+        case list() if value and all(isinstance(part, Real) for part in value):
+            return float(sum(value)), float(len(value))
+    return None
+
+
+def _answers(results: dict) -> list[dict]:
+    """The greedy answers, each with its row."""
+    return [
+        {
+            **asdict(from_scored_rows([sample["doc"]])[0]),
+            "answer": sample["filtered_resps"][0].strip(),
+            "stopped": bool(sample["ended"]),
+        }
+        for samples in results["samples"].values()
+        for sample in samples
+    ]
+
+
+def _record(call: harness.Call, results: dict, language_model: HFLM) -> dict:
+    """How the harness was called for a task, and which version of the task it was."""
+    leaves = list(results["samples"])
+    first = results["samples"][leaves[0]][0]["arguments"][0][0]
+    beginning = language_model.tok_encode(first)[:4]
+    return {
+        "task": call.task,
+        "leaves": leaves,
+        "version": str(results["versions"][leaves[0]]),
+        "items": sum(results["n-samples"][leaf]["effective"] for leaf in leaves),
+        "few_shot": results["n-shot"][leaves[0]],
+        "chat_template": call.chat_template,
+        "bos_per_prompt": sum(token == language_model.tokenizer.bos_token_id for token in beginning),
+    }

@@ -8,6 +8,10 @@ MODEL_SOURCE = RESULTS / "fetch_model" / "source.json"
 INSTRUCTIONS = RESULTS / "fetch_dataset" / "instructions.jsonl"
 DATASET_SOURCE = RESULTS / "fetch_dataset" / "source.json"
 SAMPLE = RESULTS / "sample"
+TASKS = Path("workflow") / "tasks"
+FETCHED_TASKS = RESULTS / "fetch_tasks" / "tasks"
+LOADED_TASKS = FETCHED_TASKS / "loaded.json"
+TASKS_READY = RESULTS / "fetch_tasks" / "ready"
 COMPARE = RESULTS / "compare"
 REPORT = Path("report") / "index.html"
 
@@ -30,6 +34,11 @@ def evaluate_folder(variant: str, seed: int) -> Path:
 
 def evaluate_base_folder(variant: str) -> Path:
     return RESULTS / "evaluate_base" / variant
+
+
+def served_folder(variant: str, seed: int | None, form: str) -> Path:
+    """Where the commands that repeat an evaluation by hand write a model in a serving form."""
+    return Path(".cache") / "served" / "-".join([variant, *([] if seed is None else [str(seed)]), form])
 
 
 def benchmark_file(variant: str) -> Path:

@@ -1,25 +1,24 @@
-"""Stage compare: take every variant's differences to the baseline, with their uncertainty."""
+"""Stage compare: take every difference with its uncertainty and its verdict, and check the claims."""
 
 from workflow import comparison, params
 from workflow.console import run_stage, say
-from workflow.files import write_json, write_text
+from workflow.files import whole_file, write_json, write_text
 from workflow.paths import COMPARE
 
 
 def compare() -> None:
     """Compare the runs that params.yaml names, from the files of the stages before."""
-    asked = params.load()
-    compared = comparison.compare(asked)
-    for quality in compared.quality:
-        for other, difference in (
-            ("the untouched base", quality.to_base),
-            (compared.baseline, quality.to_baseline),
-        ):
-            if difference:
-                say(f"  {quality.variant} - {other}: {difference.value:+.4f} {quality.unit} "
-                    f"({difference.low:+.4f} to {difference.high:+.4f})")  # fmt: skip
+    compared, items = comparison.compare(params.load())
+    for contrast in compared.contrasts:
+        if f"{contrast.task}/{contrast.metric}" == compared.primary and contrast.subset == comparison.ALL:
+            say(f"  {contrast.sentence}")
+    for claim in compared.claims:
+        say(f"  ({claim.claim}) {claim.text}, {claim.variant}: {claim.holds}")
+    with whole_file(COMPARE / "items.parquet") as beside:
+        items.to_parquet(beside, index=False)
     write_json(COMPARE / "comparison.json", compared.as_dict())
-    write_text(COMPARE / "summary.csv", comparison.summary(compared).to_csv(index=False))
+    for name, table in comparison.tables(compared).items():
+        write_text(COMPARE / f"{name}.csv", table.to_csv(index=False))
     write_json(COMPARE / "metrics.json", comparison.headline(compared))
 
 

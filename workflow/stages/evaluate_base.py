@@ -1,5 +1,6 @@
 """Stage evaluate_base: score the untouched base in a variant's precision."""
 
+from workflow import params
 from workflow.console import run_stage
 from workflow.paths import evaluate_base_folder
 from workflow.stages.evaluate import score
@@ -7,7 +8,9 @@ from workflow.stages.evaluate import score
 
 def evaluate_base(variant: str) -> None:
     """Score the base model, before any training, in the precision of a variant."""
-    score(variant, seed=None, form="base", weights=None, folder=evaluate_base_folder(variant))
+    asked = params.load()
+    params.check_variant(asked, variant)
+    score(asked, variant, seed=None, forms=["base"], folder=evaluate_base_folder(variant))
 
 
 if __name__ == "__main__":

@@ -3,26 +3,53 @@
 lm-evaluation-harness loads this file by its path, from the stage and from its own command line alike.
 """
 
+import functools
 import json
 import math
 import sys
+from collections import Counter
 from pathlib import Path
 
 from datasets import Dataset
+from rouge_score.rouge_scorer import RougeScorer
+from sacrebleu import sentence_chrf
+from transformers import AutoTokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
 if str(ROOT) not in sys.path:  # the harness' own command does not start in the repository
     sys.path.append(str(ROOT))
 
-from workflow.paths import split_file  # noqa: E402
+from workflow.paths import MODEL, split_file  # noqa: E402
 from workflow.precision import use_exact_cpu_kernels  # noqa: E402
 
 use_exact_cpu_kernels()  # so that the harness' own command computes as the stage does
 
 
-def test_split(**_) -> dict[str, Dataset]:
+def test_rows() -> list[dict]:
     with (ROOT / split_file("test")).open(encoding="utf-8") as lines:
-        return {"test": Dataset.from_list([json.loads(line) for line in lines])}
+        rows = [json.loads(line) for line in lines]
+    # Another response to the same prompt comes after all prompts, so that the first so many items differ.
+    seen: Counter[str] = Counter()
+    ranked = []
+    for position, row in enumerate(rows):
+        ranked.append((seen[row["prompt"]], position))
+        seen[row["prompt"]] += 1
+    return [rows[position] for _, position in sorted(ranked)]
+
+
+def test_split(**_) -> dict[str, Dataset]:
+    """Every test row, with what workflow/instructions.py put beside it."""
+    return {"test": Dataset.from_list(test_rows())}
+
+
+def prompts(answer_tokens: int = 0, **_) -> dict[str, Dataset]:
+    """Each prompt of the test split once: a greedy answer would be the same again.
+
+    Args:
+        answer_tokens: the longest answer, in tokens: the harness' `--metadata` says it.
+    """
+    rows = list({row["prompt"]: row for row in reversed(test_rows())}.values())[::-1]
+    return {"test": Dataset.from_list([{**row, "answer_tokens": answer_tokens} for row in rows])}
 
 
 def response_loss(doc: dict, results: list[tuple[float, bool]]) -> dict[str, tuple[float, int]]:
@@ -41,3 +68,25 @@ def response_loss(doc: dict, results: list[tuple[float, bool]]) -> dict[str, tup
 def sum_ratio(items: list[tuple[float, int]]) -> float:
     """The sum of all rows' numerators divided by that of their denominators: each token counts alike."""
     return math.fsum(numerator for numerator, _ in items) / sum(denominator for _, denominator in items)
+
+
+@functools.cache
+def tokenizer():
+    return AutoTokenizer.from_pretrained(ROOT / MODEL, trust_remote_code=False)
+
+
+def answer_metrics(doc: dict, results: list[str]) -> dict[str, float]:
+    """How near a greedy answer is to the reference, and whether the model ended it by itself.
+
+    ROUGE-L (Lin, 2004) is the F-measure of the longest common subsequence of words, 0 to 1; chrF (Popovic,
+    2015) is sacrebleu's chrF2 of the sentence, 0 to 100. The harness hands on text and not tokens, so an
+    answer has ended by itself if its text has fewer tokens than an answer may have.
+    """
+    (answer,) = results
+    tokens = len(tokenizer()(answer, add_special_tokens=False)["input_ids"])
+    return {
+        "rouge_l": RougeScorer(["rougeL"]).score(doc["response"], answer)["rougeL"].fmeasure,
+        "chrf": sentence_chrf(answer, [doc["response"]]).score,
+        "ended": float(tokens < doc["answer_tokens"]),
+        "length": float(tokens),
+    }

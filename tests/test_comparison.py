@@ -1,0 +1,345 @@
+"""The stage compare on made-up scores whose differences are known."""
+
+import json
+import re
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import ROOT, run_stage_in
+from ruamel.yaml import YAML
+
+from workflow import comparison, params
+from workflow.errors import CheckError, UserError
+from workflow.files import write_json
+from workflow.paths import benchmark_file, evaluate_base_folder, evaluate_folder, train_folder
+
+ITEMS, SEEDS = 120, [1, 2, 3]
+LOSS, CHOICE = "holdout_loss/nats_per_token", "response_choice/acc"
+# Nats per token: what each arm's loss is on average. The margin is 0.02.
+MEANS = {
+    ("lora_16bit", "base"): 2.5,
+    ("lora_16bit", "as_trained"): 2.0,
+    ("lora_16bit", "merged_16bit"): 2.0,
+    ("qlora_nf4_dq", "base"): 2.8,
+    ("qlora_nf4_dq", "as_trained"): 2.1,
+    ("qlora_nf4_dq", "merged_16bit"): 2.0,
+    ("qlora_nf4_dq", "merged_dequantized"): 2.1,
+    ("qlora_nf4_dq", "requantized"): 2.4,
+}
+
+
+def ask(folder: Path, **changes) -> params.Params:
+    """The tiny preset with three seeds and a repair, as params.yaml of a folder."""
+    content = YAML(typ="safe").load((ROOT / "workflow/presets/tiny.yaml").read_text())
+    content["experiment"]["seeds"] = SEEDS
+    content["sample"]["held_out_categories"] = ["far"]
+    content["evaluation"]["tasks"].pop("holdout_generation")
+    content["comparison"] |= {
+        "margins": {LOSS: 0.02, CHOICE: 0.03},
+        "family": {"kinds": ["to_baseline", "form"], "metrics": [LOSS]},
+        "repairs": {"merge": {"faulty": "qlora_nf4_dq/requantized", "repaired": "qlora_nf4_dq"}},
+    }
+    for path, value in changes.items():
+        section, key = path.split("__")
+        content[section][key] = value
+    with (folder / "params.yaml").open("w") as file:
+        YAML().dump(content, file)
+    return params.load(folder / "params.yaml")
+
+
+def items_of(variant: str, form: str, seed: int | None) -> pd.DataFrame:
+    """Scores of one arm and seed: every arm has the same hard and easy items, plus noise of its own."""
+    random = np.random.default_rng([len(variant), len(form), seed or 0])
+    shared = np.random.default_rng(7)
+    tokens = shared.integers(5, 40, ITEMS).astype(float)
+    hard = shared.normal(0, 0.3, ITEMS)
+    far = np.arange(ITEMS) % 4 == 0
+    loss = MEANS[variant, form] + hard + random.normal(0, 0.01, ITEMS)
+    right = (shared.random(ITEMS) < 0.5) ^ (random.random(ITEMS) < 0.05)
+    about = {
+        "leaf": "x",
+        "item": [str(i) for i in range(ITEMS)],
+        "category": np.where(far, "far", "near"),
+        "held_out": far,
+        "group": [f"instruction {i // 2}" for i in range(ITEMS)],
+        "variant": variant,
+        "seed": seed,
+        "form": form,
+    }
+    frames = [
+        pd.DataFrame(about | {"task": "holdout_loss", "metric": "nats_per_token", "numerator": loss * tokens,
+                              "denominator": tokens}),
+        pd.DataFrame(about | {"task": "response_choice", "metric": "acc", "numerator": right.astype(float),
+                              "denominator": 1.0}),
+    ]  # fmt: skip
+    return pd.concat(frames).astype({"seed": "Int64"})
+
+
+def write_evaluation(folder: Path, variant: str, seed: int | None, forms: list[str]) -> None:
+    folder.mkdir(parents=True)
+    frames = {form: items_of(variant, form, seed) for form in forms}
+    pd.concat(frames.values()).to_parquet(folder / "items.parquet")
+
+    def metric(frame, task, name, unit, higher):
+        rows = frame[frame["task"] == task]
+        value = float(rows["numerator"].sum() / rows["denominator"].sum())
+        return {"task": task, "metric": name, "value": value, "unit": unit, "higher_is_better": higher,
+                "split": "test", "items": len(rows), "per_item": True}  # fmt: skip
+
+    found = [
+        {
+            "form": form,
+            "metrics": [
+                metric(frame, "holdout_loss", "nats_per_token", "nats per token", False),
+                metric(frame, "response_choice", "acc", "share of items", True),
+                {"task": "response_choice", "metric": "length", "value": 7.0, "unit": "tokens",
+                 "higher_is_better": None, "split": "test", "items": 3, "per_item": False},
+            ],
+        }
+        for form, frame in frames.items()
+    ]  # fmt: skip
+    write_json(folder / "result.json", {"variant": variant, "seed": seed, "forms": found})
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch) -> Path:
+    """A folder with params.yaml and everything that the stages before wrote."""
+    monkeypatch.chdir(tmp_path)
+    asked = ask(tmp_path)
+    precision = {
+        "base": "16bit",
+        "device": "cpu",
+        "device_name": "a CPU",
+        "storage": "float32",
+        "compute": "float32",
+    }
+    for place, variant in enumerate(asked.experiment.variants):
+        write_evaluation(evaluate_base_folder(variant), variant, None, ["base"])
+        seconds = [2.0 + place + step / 10 for step in range(5)]
+        write_json(
+            benchmark_file(variant),
+            {
+                "measurements": [
+                    {"metric": "peak_memory", "value": 3.0 - place, "unit": "GiB", "higher_is_better": False,
+                     "definition": "made up", "low": None, "high": None}
+                ],
+                "seconds_per_step": seconds,
+                "peak_gib_per_step": [3.0 - place + step / 1000 for step in range(5)],
+            },
+        )  # fmt: skip
+        for seed in SEEDS:
+            write_evaluation(evaluate_folder(variant, seed), variant, seed, asked.forms_of(variant))
+            facts = {"steps": 3, "rows": {"rows": 9}, "tokens_seen": 5, "precision": precision}
+            write_json(train_folder(variant, seed) / "result.json", {"seed": seed, **facts})
+    return tmp_path
+
+
+@pytest.fixture
+def compared(folder) -> comparison.Comparison:
+    return comparison.compare(params.load())[0]
+
+
+def one(compared, kind, variant, form="as_trained", subset="all", metric=LOSS) -> comparison.Contrast:
+    (found,) = (
+        c
+        for c in compared.contrasts
+        if (c.kind, c.variant, c.form, c.subset, f"{c.task}/{c.metric}")
+        == (kind, variant, form, subset, metric)
+    )
+    return found
+
+
+def loss_of(variant: str, form: str, seed: int | None, chosen=slice(None)) -> float:
+    frame = items_of(variant, form, seed)
+    frame = frame[frame["task"] == "holdout_loss"][chosen]
+    return frame["numerator"].sum() / frame["denominator"].sum()
+
+
+def test_differences_are_those_of_the_means_over_seeds(compared):
+    ours = np.mean([loss_of("qlora_nf4_dq", "as_trained", seed) for seed in SEEDS])
+    theirs = np.mean([loss_of("lora_16bit", "as_trained", seed) for seed in SEEDS])
+    base = loss_of("qlora_nf4_dq", "base", None)
+    to_baseline, to_base = (one(compared, kind, "qlora_nf4_dq") for kind in ("to_baseline", "to_base"))
+    assert to_baseline.difference.value == pytest.approx(ours - theirs, abs=1e-12)
+    assert to_base.difference.value == pytest.approx(ours - base, abs=1e-12)
+    assert (to_baseline.verdict, to_base.verdict) == ("worse", "better")
+    assert to_baseline.difference.groups == ITEMS / 2 and to_baseline.difference.seeds == 3
+    assert one(compared, "base_to_base", "qlora_nf4_dq", "base").difference.seeds is None
+
+
+def test_verdicts_are_what_was_planted(compared):
+    verdicts = {form: one(compared, "form", "qlora_nf4_dq", form).verdict for form in params.FORMS[1:]}
+    assert verdicts == {"merged_16bit": "better", "merged_dequantized": "equivalent", "requantized": "worse"}
+    assert one(compared, "form", "lora_16bit", "merged_16bit").verdict == "equivalent"
+    assert one(compared, "to_baseline", "qlora_nf4_dq", "merged_16bit").verdict == "equivalent"
+    (repair,) = (c for c in compared.contrasts if c.kind == "repair" and c.metric == "nats_per_token")
+    assert (repair.name, repair.verdict) == ("merge", "worse")
+
+
+def test_the_decomposition_adds_up(compared):
+    parts = {
+        p.kind: p.value for p in compared.decomposition if p.metric == "nats_per_token" and p.kind != "form"
+    }
+    assert parts["base_to_base"] == pytest.approx(0.3, abs=0.01)
+    assert parts["base_to_base"] + parts["recovery"] == pytest.approx(parts["to_baseline"], abs=1e-12)
+    assert {p.variant for p in compared.decomposition} == {"qlora_nf4_dq"}
+
+
+def test_the_family_is_corrected_and_nothing_else(compared):
+    family = [c for c in compared.contrasts if c.in_family]
+    assert len(family) == 4 + 1 + 3  # forms against the baseline; merges of either variant against as trained
+    assert {(c.kind, c.metric, c.subset) for c in family} == {
+        ("to_baseline", "nats_per_token", "all"),
+        ("form", "nats_per_token", "all"),
+    }
+    raw = sorted(max(c.difference.p_value, c.p_accuracy or 0) for c in family)
+    adjusted = sorted(c.p_adjusted for c in family)
+    by_hand = np.minimum(np.maximum.accumulate(np.array(raw) * np.arange(len(raw), 0, -1)), 1)
+    assert adjusted == pytest.approx(by_hand.tolist())
+    assert all("adjusted p" not in c.sentence for c in compared.contrasts if not c.in_family)
+
+
+def test_accuracies_must_pass_the_paired_test_too(compared):
+    choice = one(compared, "to_baseline", "qlora_nf4_dq", metric=CHOICE)
+    assert choice.p_accuracy is not None
+    assert choice.p_adjusted == max(choice.p_accuracy, choice.difference.p_value)
+    assert one(compared, "to_baseline", "qlora_nf4_dq").p_accuracy is None
+
+
+def test_categories_and_those_held_out(compared):
+    far = np.arange(ITEMS) % 4 == 0
+    ours = np.mean([loss_of("qlora_nf4_dq", "as_trained", seed, far) for seed in SEEDS])
+    base = loss_of("qlora_nf4_dq", "base", None, far)
+    held_out = one(compared, "to_base", "qlora_nf4_dq", subset="held_out")
+    assert held_out.difference.value == pytest.approx(ours - base, abs=1e-12)
+    assert held_out.difference == one(compared, "to_base", "qlora_nf4_dq", subset="category/far").difference
+    scores = [
+        s for s in compared.scores if (s.variant, s.form, s.metric) == ("lora_16bit", "as_trained", "acc")
+    ]
+    assert {s.subset: s.items for s in scores} == {
+        "all": 120, "held_out": 30, "seen": 90, "category/far": 30, "category/near": 90,
+    }  # fmt: skip
+
+
+def test_the_claims_are_checked(compared):
+    claims = {(c.claim, c.text): c for c in compared.claims}
+    holds = {text: claim.holds for (_, text), claim in claims.items()}
+    assert holds == {
+        "better than before tuning": "yes",
+        "less memory than 16-bit": "yes",
+        "less compute than 16-bit": "no",
+        "no quality lost to 4 bits": "no",
+        "gains on categories not trained on": "yes",
+    }
+    assert (
+        claims["a", "better than before tuning"].difference
+        == one(compared, "to_base", "qlora_nf4_dq").difference
+    )
+    assert claims["b", "less compute than 16-bit"].difference.value == pytest.approx(1.0)
+
+
+def test_a_claim_about_categories_is_not_tested_where_none_was_held_out(folder):
+    for path in folder.rglob("items.parquet"):
+        frame = pd.read_parquet(path)
+        frame["held_out"] = False
+        frame.to_parquet(path)
+    claims = comparison.compare(ask(folder, sample__held_out_categories=[]))[0].claims
+    assert [c.holds for c in claims if c.claim == "d"] == ["not tested"]
+
+
+def test_every_sentence_says_what_the_table_says(compared):
+    words = {"equivalent": "is equivalent to", "worse": "is worse than", "better": "is better than",
+             "undecided": "is not decided"}  # fmt: skip
+    for contrast in compared.contrasts:
+        assert words[contrast.verdict] in contrast.sentence and contrast.unit in contrast.sentence
+        assert not any(w in contrast.sentence for v, w in words.items() if v != contrast.verdict)
+        numbers = [float(n) for n in re.findall(r"(?<![\w/])[-+]?\d+\.\d+(?![\w/])", contrast.sentence)]
+        value = abs(contrast.difference.value)
+        assert any(abs(abs(number) - value) <= max(0.006 * value, 0.06) for number in numbers), (
+            contrast.sentence
+        )
+
+
+def test_scores_without_items_or_direction_are_kept_as_values(compared):
+    (length,) = (
+        s for s in compared.scores if (s.variant, s.form, s.metric) == ("lora_16bit", "as_trained", "length")
+    )
+    assert (length.value, length.groups, length.higher_is_better) == (7.0, None, None)
+    assert not [c for c in compared.contrasts if c.metric == "length"]
+
+
+def test_the_stage_writes_tables_that_say_what_each_number_is(folder):
+    done = run_stage_in(folder, "compare")
+    assert done.returncode == 0, done.stderr
+    written = json.loads((folder / "results/compare/comparison.json").read_text())
+    again = json.loads(json.dumps(asdict(comparison.compare(params.load())[0])))
+    assert written == again
+    summary = pd.read_csv(folder / "results/compare/summary.csv", keep_default_na=False)
+    for key in (
+        "variant",
+        "form",
+        "metric",
+        "unit",
+        "split",
+        "subset",
+        "seed",
+        "device_name",
+        "storage",
+        "compute",
+    ):
+        assert (summary[key] != "").all(), key
+    contrasts = pd.read_csv(folder / "results/compare/contrasts.csv")
+    assert len(contrasts) == len(written["contrasts"]) and contrasts["verdict"].notna().all()
+    assert len(pd.read_csv(folder / "results/compare/decomposition.csv")) == len(written["decomposition"])
+    items = pd.read_parquet(folder / "results/compare/items.parquet")
+    keys = ["variant", "seed", "form", "task", "metric", "leaf", "item"]
+    assert len(items) == len(items.drop_duplicates(keys)) == 2 * ITEMS * (2 + 3 * 6)
+    metrics = json.loads((folder / "results/compare/metrics.json").read_text())
+    assert metrics["qlora_nf4_dq"]["verdict"] == "worse"
+
+
+def test_one_seed_is_allowed_and_said(folder):
+    compared = comparison.compare(ask(folder, experiment__seeds=[1]))[0]
+    contrast = one(compared, "to_baseline", "qlora_nf4_dq")
+    assert not contrast.difference.seed_variance_measured
+    assert "the variance over seeds was not measured" in contrast.sentence
+
+
+def test_arms_that_were_not_scored_on_the_same_items_are_refused(folder):
+    path = evaluate_folder("qlora_nf4_dq", 2) / "items.parquet"
+    pd.read_parquet(path).query("item != '5'").to_parquet(path)
+    with pytest.raises(
+        CheckError, match="seeds of qlora_nf4_dq/as_trained were not scored on the same items"
+    ):
+        comparison.compare(params.load())
+    for seed in SEEDS:
+        path = evaluate_folder("qlora_nf4_dq", seed) / "items.parquet"
+        pd.read_parquet(path).query("item != '5'").to_parquet(path)
+    with pytest.raises(CheckError, match="qlora_nf4_dq/as_trained and .* were not scored on the same items"):
+        comparison.compare(params.load())
+
+
+def test_variants_that_saw_other_rows_are_refused(folder):
+    path = train_folder("qlora_nf4_dq", 2) / "result.json"
+    write_json(path, json.loads(path.read_text()) | {"tokens_seen": 6})
+    with pytest.raises(CheckError, match="were not trained on the same rows for the same steps"):
+        comparison.compare(params.load())
+
+
+@pytest.mark.parametrize("key", ["primary", "margins"])
+def test_a_metric_that_was_not_measured_is_named(folder, key):
+    wrong = "holdout_loss/perplexity"
+    asked = ask(folder, **{f"comparison__{key}": {"primary": wrong, "margins": {wrong: 1.0}}[key]})
+    with pytest.raises(
+        UserError, match=f"comparison.{key} names {wrong}; the metrics .* are holdout_loss/nats"
+    ):
+        comparison.compare(asked)
+
+
+def test_a_missing_run_is_named(folder):
+    (evaluate_folder("qlora_nf4_dq", 2) / "items.parquet").unlink()
+    with pytest.raises(UserError, match="results/evaluate/qlora_nf4_dq/2/items.parquet is missing"):
+        comparison.compare(params.load())

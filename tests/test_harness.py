@@ -1,0 +1,131 @@
+"""Tasks are found, mapped to local files and loaded before anything is trained, or refused in one sentence."""
+
+import json
+
+import pytest
+from conftest import ROOT, run_stage_in
+
+from workflow import harness, params
+from workflow.errors import UserError
+from workflow.files import sha256, write_jsonl
+from workflow.paths import FETCHED_TASKS
+
+ENDINGS = [
+    {
+        "ind": index,
+        "activity_label": "Counting",
+        "ctx_a": f"She counts to {index}.",
+        "ctx_b": "then she",
+        "ctx": f"She counts to {index}. Then she",
+        "endings": ["stops.", "flies.", "melts.", "rusts."],
+        "source_id": f"x~{index}",
+        "split": "val",
+        "split_type": "indomain",
+        "label": str(index % 4),
+    }
+    for index in range(5)
+]
+SCIENCE = [
+    {
+        "id": f"q{index}",
+        "question": f"What is {index} and {index}?",
+        "choices": {"text": [str(2 * index), "a stone", "a song"], "label": ["A", "B", "C"]},
+        "answerKey": "A",
+    }
+    for index in range(1, 6)
+]
+SUMS = [{"question": f"What is {n} plus 1?", "answer": f"Add one. #### {n + 1}"} for n in range(6)]
+
+
+@pytest.fixture
+def evaluation(tiny, tmp_path, monkeypatch):
+    """Make an Evaluation of one task in an empty folder, with its files written there."""
+    monkeypatch.chdir(tmp_path)
+
+    def make(name, rows=None, *, few_shot=0, items=None, sha=None, **files) -> params.Evaluation:
+        mapped = {}
+        for split, content in {**({"validation": rows} if rows else {}), **files}.items():
+            write_jsonl(tmp_path / f"{split}.jsonl", content)
+            digest = sha or sha256(tmp_path / f"{split}.jsonl")
+            mapped[split] = params.LocalFile(path=f"{split}.jsonl", sha256=digest)
+        task = params.Task(items=items, few_shot=few_shot, chat_template=False, files=mapped or None)
+        return tiny.evaluation.model_copy(update={"tasks": {name: task}})
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("name", "files", "kind"),
+    [
+        ("hellaswag", {"validation": ENDINGS}, "multiple_choice"),  # its rows go through code of the task's own
+        ("arc_easy", {"test": SCIENCE}, "multiple_choice"),  # it has train, validation and test
+        ("arc_easy", {"validation": SCIENCE}, "multiple_choice"),
+        ("gsm8k", {"test": SUMS, "train": SUMS}, "generate_until"),
+    ],
+)
+def test_a_task_of_the_harness_is_read_from_local_files(evaluation, name, files, kind):
+    (found,) = harness.fetch(evaluation(name, **files))
+    (rows,) = [rows for split, rows in files.items() if split != "train"]
+    assert (found["leaf"], found["output_type"], found["items"]) == (name, kind, len(rows))
+    assert (FETCHED_TASKS / f"{name}.yaml").is_file()
+    assert [path.suffix for path in (FETCHED_TASKS / name).iterdir()] == [".jsonl"] * len(files)
+
+
+def test_examples_in_the_prompt_come_from_the_mapped_split(evaluation):
+    assert harness.fetch(evaluation("gsm8k", few_shot=2, test=SUMS, train=SUMS))
+    with pytest.raises(UserError, match="evaluation.tasks.arc_easy cannot be loaded"):
+        harness.fetch(evaluation("arc_easy", few_shot=9, validation=SCIENCE))  # five rows are too few
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "sentence"),
+    [
+        ("piqqa", {}, "names piqqa, which is no task of lm-evaluation-harness 0.4.13; near to it are .*piqa"),
+        ("hellaswag", {"rows": ENDINGS, "sha": "0" * 64}, "validation.jsonl has sha256 .*params.yaml names 0000"),
+        ("hellaswag", {"train": ENDINGS}, "files has train, and the task is scored on validation"),
+        ("hellaswag", {"rows": [{"goal": "x"}]}, "hellaswag cannot be loaded: "),
+        ("mmlu", {"rows": ENDINGS}, "mmlu is not a single task"),
+        ("humaneval", {}, "humaneval cannot be loaded: "),
+        ("piqa", {}, "piqa cannot be loaded: "),  # its data are on a hub, and there is none here
+    ],
+)
+def test_a_task_that_cannot_be_loaded_is_one_sentence(evaluation, name, options, sentence):
+    with pytest.raises(UserError, match=sentence) as raised:
+        harness.fetch(evaluation(name, **options))
+    assert "\n" not in str(raised.value) and str(raised.value).endswith(".")
+    assert not FETCHED_TASKS.exists()
+
+
+def test_a_file_that_is_missing_is_named(evaluation, tmp_path):
+    wanted = evaluation("hellaswag", ENDINGS)
+    (tmp_path / "validation.jsonl").unlink()
+    with pytest.raises(UserError, match="tasks.hellaswag.files.validation.path is validation.jsonl, which is not"):
+        harness.fetch(wanted)
+
+
+def test_our_own_tasks_need_nothing(tiny, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert harness.fetch(tiny.evaluation) == []
+
+
+def test_the_stage_stops_before_training_and_leaves_nothing(tmp_path):
+    text = (ROOT / "workflow/presets/tiny.yaml").read_text()
+    piqa = "    piqa: {items: 5, few_shot: 0, chat_template: false, files: null}\n"
+    own = "    holdout_loss: {items: null,"
+    (tmp_path / "params.yaml").write_text(text.replace(own, piqa + own))
+    done = run_stage_in(tmp_path, "fetch_tasks", HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1")
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "fetch_tasks: evaluation.tasks.piqa cannot be loaded: " in done.stderr
+    assert not (tmp_path / "results/fetch_tasks/ready").exists()
+
+
+def test_the_file_that_trainings_wait_for_does_not_depend_on_the_tasks(tmp_path):
+    text = (ROOT / "workflow/presets/tiny.yaml").read_text()
+    found = []
+    for tasks in (text, text.replace("items: 6,", "items: 5,")):
+        (tmp_path / "params.yaml").write_text(tasks)
+        assert run_stage_in(tmp_path, "fetch_tasks").returncode == 0
+        found.append((tmp_path / "results/fetch_tasks/ready").read_bytes())
+    assert found[0] == found[1]
+    loaded = json.loads((tmp_path / "results/fetch_tasks/tasks/loaded.json").read_text())
+    assert loaded == {"harness": harness.NAME, "tasks": []}

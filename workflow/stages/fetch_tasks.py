@@ -1,0 +1,23 @@
+"""Stage fetch_tasks: get every evaluation task's data and load it, before anything is trained."""
+
+from workflow import params
+from workflow.console import run_stage, say
+from workflow.files import write_json, write_text
+from workflow.paths import LOADED_TASKS, TASKS_READY
+
+
+def fetch_tasks() -> None:
+    """Load every task that params.yaml names, so that one that cannot be loaded stops the run here."""
+    evaluation = params.load().evaluation
+    from workflow import harness  # after the params are checked: it takes seconds to import
+
+    found = harness.fetch(evaluation)
+    for task in found:
+        say(f"  {task['leaf']}: {task['items']} items from {task['dataset']}")
+    write_json(LOADED_TASKS, {"harness": harness.NAME, "tasks": found})
+    # The trainings wait for this file. It never changes, so a change of tasks trains nothing again.
+    write_text(TASKS_READY, "Every task can be loaded.\n")
+
+
+if __name__ == "__main__":
+    run_stage("fetch_tasks", fetch_tasks, network=True)
