@@ -8,7 +8,20 @@ from pathlib import Path
 import pandas as pd
 from ruamel.yaml import YAML
 
-from workflow.comparison import Comparison, Cost, Quality
+from workflow import params
+from workflow.comparison import (
+    ALL,
+    CLAIMED_FORMS,
+    HELD_OUT,
+    PARTS,
+    SEEN,
+    Claim,
+    Comparison,
+    Contrast,
+    Cost,
+    Part,
+    Score,
+)
 from workflow.files import write_json, write_jsonl, write_text
 from workflow.paths import (
     COMPARE,
@@ -20,7 +33,7 @@ from workflow.paths import (
     evaluate_folder,
     train_folder,
 )
-from workflow.statistics import Difference
+from workflow.statistics import Difference, Equivalence, sentence, verdict
 
 PROJECT = Path(__file__).resolve().parents[1]
 VERSIONS = {"Python": "3.11.7", "torch": "2.13.0+cpu"}
@@ -41,8 +54,18 @@ AFTER = {  # of the mean over the seeds
     "lora_16bit": 2.2034, "qlora_nf4": 2.2571, "qlora_nf4_dq": 2.2619, "qlora_fp4": 2.3310,
     "lora_int8": 2.2041, "full_16bit": 2.1802,
 }  # fmt: skip
-HALF_WIDTH = 0.0187  # of every interval of a difference to the baseline
+BY_FORM = {"merged_16bit": 0.0102, "merged_dequantized": 0.0004, "requantized": 0.0311}  # added by serving so
+HALF_WIDTH = 0.0187  # of the intervals of all differences, in nats per token
+MARGIN = 0.02
 BITS_PER_NAT = 0.3321  # bits per byte for one nat per token
+METRICS = (  # task, metric, unit, higher_is_better, how many of it a nat per token is
+    ("holdout_loss", "nats_per_token", "nats per token", False, 1.0),
+    ("holdout_loss", "bits_per_byte", "bits per byte", False, BITS_PER_NAT),
+    ("holdout_generation", "ended", "share of answers", True, -0.25),
+    ("holdout_generation", "length", "tokens", None, 6.0),
+)
+PRIMARY = METRICS[0]
+CATEGORIES = {"greetings": 80, "poetry": 53, "riddles": 1}  # test items; of one item no interval can be taken
 PEAK_GIB = {
     "lora_16bit": 2.214, "qlora_nf4": 1.871, "qlora_nf4_dq": 1.868, "qlora_fp4": 1.872, "lora_int8": 1.953,
     "full_16bit": 3.402,
@@ -90,6 +113,11 @@ def write(
     device: str = "cpu",
     model: str = "wheel",
     rows: tuple[Answered, ...] = tuple(Answered(*row) for row in ROWS),
+    half_width: float = HALF_WIDTH,
+    margins: dict[str, float] | None = None,
+    held_out: tuple[str, ...] = ("poetry",),
+    categories: dict[str, int] | None = None,
+    repairs: dict[str, dict] | None = None,
     title: str = "What does 4-bit fine-tuning cost?",
     training: dict[str, dict] | None = None,
 ) -> Comparison:
@@ -98,39 +126,62 @@ def write(
     Args:
         device: cpu or cuda; decides which memory was measured and in what the weights are held.
         model: wheel or random.
+        half_width: of every interval, in nats per token.
+        margins: by task/metric; without it, one for the primary metric.
+        held_out: the categories that no run was trained on.
+        categories: test items by category.
+        repairs: as `comparison.repairs` of params.
         training: by variant, the keys of `training` that it changes.
 
     Returns:
         The comparison, as results/compare/comparison.json holds it.
     """
-    _write_params(variants, seeds, model=model, title=title, answers=len(rows), training=training or {})
+    chosen = {
+        "comparison": {
+            "confidence": 0.95,
+            "power": 0.8,
+            "resamples": 9999,
+            "seed": 55,
+            "primary": "holdout_loss/nats_per_token",
+            "margins": {"holdout_loss/nats_per_token": MARGIN} if margins is None else margins,
+            "family": {"kinds": ["to_baseline"], "metrics": ["holdout_loss/nats_per_token"]},
+            "repairs": repairs or {},
+        },
+        "experiment": {"variants": list(variants), "baseline": BASELINE, "seeds": list(seeds)},
+        "report": {"title": title},
+    }
+    _write_params(chosen, model=model, held_out=held_out, training=training or {})
+    asked = params.load()
     write_text(Path("requirements.lock"), "torch==2.13.0\n")
     write_json(MODEL_SOURCE, _model_source(model))
     write_json(DATASET_SOURCE, {"source": "wheel", "package": "made-up-corpus", "version": "1.0",
                                 "member": "data", "sha256": "d" * 64, "rows": 2026})  # fmt: skip
-    write_json(SAMPLE / "metrics.json", {"test_rows": ITEMS, "validation_rows": 44, "train_rows": 822})
-    comparison = _comparison(variants, seeds, device)
+    write_json(SAMPLE / "metrics.json", {"test_rows": ITEMS, "validation_rows": 44, "train_rows": 822,
+                                         "held_out_rows": 53, "left_out_rows": 61})  # fmt: skip
+    comparison = MadeUp(asked, device, half_width, categories or CATEGORIES).comparison()
     write_json(COMPARE / "comparison.json", comparison.as_dict())
     answers = [
         {"id": index, "context": "", "category": "made up", "stopped": index != 1, **asdict(row)}
         for index, row in enumerate(rows)
     ]
     for variant in variants:
-        _write_evaluation(evaluate_base_folder(variant), variant, None, device, answers)
+        _write_evaluation(evaluate_base_folder(variant), variant, None, ["base"], device, answers)
         measured = [c for c in comparison.cost if c.variant == variant]
         write_json(benchmark_file(variant), _benchmark(variant, device, measured))
         for index, seed in enumerate(seeds):
-            _write_evaluation(evaluate_folder(variant, seed), variant, seed, device, answers)
+            forms = asked.forms_of(variant)
+            _write_evaluation(evaluate_folder(variant, seed), variant, seed, forms, device, answers)
             write_json(train_folder(variant, seed) / "result.json", comparison.training[variant][index])
             _write_curves(train_folder(variant, seed), variant, seed)
     return comparison
 
 
-def _write_params(variants, seeds, *, model: str, title: str, answers: int, training: dict) -> None:
+def _write_params(chosen_sections: dict, *, model: str, held_out, training: dict) -> None:
     """The preset `tiny`, which has every key that params need, with the chosen run put over it."""
     yaml = YAML(typ="safe", pure=True)
     chosen = yaml.load((PROJECT / "workflow" / "presets" / "tiny.yaml").read_text(encoding="utf-8"))
-    chosen["experiment"] = {"variants": list(variants), "baseline": BASELINE, "seeds": list(seeds)}
+    chosen |= chosen_sections
+    chosen["sample"]["held_out_categories"] = list(held_out)
     if model == "wheel":
         chosen["model"] = {"source": "wheel", "package": "made-up-model", "version": "0.1.2",
                            "sha256": "a" * 64, "member": "folder/Made-Up-135M.Q4_1.gguf",
@@ -144,9 +195,12 @@ def _write_params(variants, seeds, *, model: str, title: str, answers: int, trai
         name: {**variant, "compute_dtype": None, "training": training.get(name, {})}
         for name, variant in VARIANTS.items()
     }
-    chosen["evaluation"] |= {"answers": answers, "answer_tokens": 48}
-    chosen["comparison"] = {"confidence": 0.95, "resamples": 9999, "seed": 55}
-    chosen["report"] = {"title": title}
+    own = {"few_shot": 0, "chat_template": True, "files": None}
+    chosen["evaluation"] |= {
+        "tasks": {"holdout_loss": {"items": None, **own}, "holdout_generation": {"items": 90, **own}},
+        "forms": ["merged_16bit", "as_trained", "merged_dequantized", "requantized"],
+        "answer_tokens": 48,
+    }
     text = io.StringIO()
     YAML().dump(chosen, text)
     write_text(Path("params.yaml"), text.getvalue())
@@ -178,47 +232,227 @@ def _precision(variant: str, device: str) -> dict:
     }
 
 
-def _comparison(variants, seeds, device: str) -> Comparison:
-    return Comparison(
-        baseline=BASELINE,
-        seeds=list(seeds),
+class MadeUp:
+    """A comparison with chosen numbers, of the runs that params name, in the stage's own dataclasses."""
+
+    def __init__(self, asked: params.Params, device: str, half_width: float, categories: dict[str, int]):
+        self.asked, self.device, self.half_width = asked, device, half_width
+        self.variants, self.seeds = asked.experiment.variants, asked.experiment.seeds
+        self.held_out = asked.sample.held_out_categories
+        self.categories = categories
+
+    def comparison(self) -> Comparison:
+        contrasts = self.contrasts()
+        wanted = self.asked.comparison
+        return Comparison(
+            baseline=BASELINE,
+            seeds=list(self.seeds),
+            confidence=wanted.confidence,
+            power=wanted.power,
+            resamples=wanted.resamples,
+            primary=wanted.primary,
+            margins=dict(wanted.margins),
+            family=wanted.family.model_dump(),
+            held_out_categories=list(self.held_out),
+            precisions={variant: _precision(variant, self.device) for variant in self.variants},
+            training={v: [_trained(v, seed, self.device) for seed in self.seeds] for v in self.variants},
+            scores=self.scores(),
+            contrasts=contrasts,
+            decomposition=self.decomposition(contrasts),
+            claims=self.claims(contrasts),
+            cost=[cost for variant in self.variants for cost in _costs(variant, self.device)],
+        )
+
+    def subsets(self) -> dict[str, int]:
+        """Test items in each subset."""
+        held_out = sum(items for name, items in self.categories.items() if name in self.held_out)
+        pooled = {HELD_OUT: held_out, SEEN: ITEMS - held_out} if held_out else {}
+        return {ALL: ITEMS, **pooled, **{f"category/{n}": items for n, items in self.categories.items()}}
+
+    def nats(self, variant: str, form: str) -> float:
+        return BEFORE[variant] if form == "base" else AFTER[variant] + BY_FORM.get(form, 0)
+
+    def scores(self) -> list[Score]:
+        middle = (len(self.seeds) - 1) / 2
+        found = []
+        for variant in self.variants:
+            for form in ("base", *self.asked.forms_of(variant)):
+                for task, metric, unit, higher_is_better, scale in METRICS:
+                    for subset, items in self.subsets().items():
+                        value = scale * self.nats(variant, form) + (1.4 if scale < 0 else 0)
+                        spread = {
+                            str(s): value + scale * 0.011 * (i - middle) for i, s in enumerate(self.seeds)
+                        }
+                        found.append(
+                            Score(
+                                variant=variant,
+                                form=form,
+                                task=task,
+                                metric=metric,
+                                unit=unit,
+                                higher_is_better=higher_is_better,
+                                split="test",
+                                subset=subset,
+                                items=items,
+                                groups=GROUPS if subset == ALL else items,
+                                value=value,
+                                per_seed={} if form == "base" else spread,
+                            )
+                        )
+        return found
+
+    def contrasts(self) -> list[Contrast]:
+        found = []
+        for variant in self.variants:
+            trained, base = (variant, "as_trained"), (variant, "base")
+            forms = self.asked.forms_of(variant)
+            if variant != BASELINE:
+                for form in forms:
+                    found += self.taken("to_baseline", (variant, form), (BASELINE, "as_trained"))
+            for form in forms:
+                found += self.taken("to_base", (variant, form), base)
+            if VARIANTS[variant]["precision"] != "16bit":
+                found += self.taken("base_to_base", base, (BASELINE, "base"))
+                found += self.taken(
+                    "recovery", trained, (BASELINE, "as_trained"), less=(base, (BASELINE, "base"))
+                )
+            found += [
+                c for f in forms if f != "as_trained" for c in self.taken("form", (variant, f), trained)
+            ]
+        for name, pair in self.asked.comparison.repairs.items():
+            arms = [(*served.split("/"), "as_trained")[:2] for served in (pair.faulty, pair.repaired)]
+            found += self.taken("repair", *arms, name=name)
+        return found
+
+    def taken(self, kind: str, arm, other, *, less=None, name: str | None = None) -> list[Contrast]:
+        """A contrast in every metric with a direction; in the primary one, of some kinds, by category too."""
+        forms = {"to_base": CLAIMED_FORMS, "to_baseline": ("as_trained",)}
+        by_category = arm[1] in forms.get(kind, ())
+        nats = self.nats(*arm) - self.nats(*other)
+        nats -= self.nats(*less[0]) - self.nats(*less[1]) if less else 0
+        return [
+            self.contrast(kind, arm, "/".join(other), metric, subset, items, nats, name)
+            for metric in METRICS
+            if metric[3] is not None
+            for subset, items in self.subsets().items()
+            if subset == ALL or (by_category and metric == PRIMARY and items > 1)
+        ]
+
+    def contrast(self, kind, arm, other, about, subset, items, nats, name) -> Contrast:
+        task, metric, unit, higher_is_better, scale = about
+        margin = self.asked.comparison.margins.get(f"{task}/{metric}")
+        trained = kind != "base_to_base"
+        one = made_up_difference(
+            scale * nats,
+            abs(scale) * self.half_width,
+            items=items,
+            seeds=len(self.seeds) if trained else None,
+        )
+        tost = margin and made_up_equivalence(one, margin)
+        in_family = kind == "to_baseline" and about == PRIMARY and subset == ALL
+        p_adjusted = min(1.0, one.p_value * (2 if in_family else 1))
+        p_equivalence = tost.p_value if tost else None
+        word = verdict(
+            one, p_adjusted=p_adjusted, p_equivalence=p_equivalence, higher_is_better=higher_is_better
+        )
+        return Contrast(
+            kind=kind,
+            name=name,
+            variant=arm[0],
+            form=arm[1],
+            other=other,
+            task=task,
+            metric=metric,
+            unit=unit,
+            higher_is_better=higher_is_better,
+            subset=subset,
+            difference=one,
+            p_accuracy=None,
+            p_adjusted=p_adjusted,
+            in_family=in_family,
+            equivalence=tost,
+            p_equivalence_adjusted=p_equivalence,
+            verdict=word,
+            sentence=sentence(
+                "/".join(arm),
+                other,
+                one,
+                equivalence=tost,
+                verdict=word,
+                p_adjusted=p_adjusted,
+                unit=unit,
+                higher_is_better=higher_is_better,
+                corrected=in_family,
+            ),
+        )
+
+    def decomposition(self, contrasts: list[Contrast]) -> list[Part]:
+        return [
+            Part(c.variant, c.task, c.metric, PARTS[kind], kind, c.form, c.difference.value, c.difference.low,
+                 c.difference.high, c.verdict)
+            for kind in PARTS
+            for c in contrasts
+            if c.kind == kind
+            and c.subset == ALL
+            and (kind != "to_baseline" or c.form == "as_trained")
+            and VARIANTS[c.variant]["precision"] != "16bit"
+        ]  # fmt: skip
+
+    def claims(self, contrasts: list[Contrast]) -> list[Claim]:
+        asked = (
+            ("a", "better than before tuning", "to_base", ALL, ("better",)),
+            ("c", "no quality lost to 4 bits", "to_baseline", ALL, ("equivalent", "better")),
+            ("d", "gains on categories not trained on", "to_base", HELD_OUT, ("better",)),
+        )
+        found = []
+        arms = [
+            (variant, form)
+            for variant in self.variants
+            for form in CLAIMED_FORMS
+            if VARIANTS[variant]["precision"] != "16bit"
+        ]
+        for variant, form in arms:
+            for claim, text, kind, subset, words in asked:
+                key = (kind, variant, form, *PRIMARY[:2], subset)
+                c = next(
+                    (c for c in contrasts if (c.kind, c.variant, c.form, c.task, c.metric, c.subset) == key),
+                    None,
+                )
+                if c is None:
+                    rest = (None, None, None, "not tested", "Not tested: no category was held out.", form)
+                else:
+                    holds = {"undecided": "undecided"}.get(c.verdict, "yes" if c.verdict in words else "no")
+                    rest = ("/".join(PRIMARY[:2]), c.difference, c.verdict, holds, c.sentence, form)
+                found.append(Claim(claim, text, variant, *rest))
+        return found
+
+
+def made_up_difference(value: float, half_width: float, *, items: int, seeds: int | None) -> Difference:
+    """A difference whose p value is on the side of 0.05 on which its interval says that it is."""
+    decided = abs(value) > half_width
+    return Difference(
+        value=value,
+        low=value - half_width,
+        high=value + half_width,
         confidence=0.95,
-        resamples=9999,
-        precisions={variant: _precision(variant, device) for variant in variants},
-        training={variant: [_trained(variant, seed, device) for seed in seeds] for variant in variants},
-        quality=[
-            _quality(variant, seeds, metric, unit, scale)
-            for variant in variants
-            for metric, unit, scale in (
-                ("nats_per_token", "nats per token", 1),
-                ("bits_per_byte", "bits per byte", BITS_PER_NAT),
-            )
-        ],
-        cost=[cost for variant in variants for cost in _costs(variant, device)],
+        standard_error=half_width / 2,
+        degrees_of_freedom=12.0,
+        p_value=0.0004 if decided else 0.34,
+        seeds=seeds,
+        items=items,
+        groups=min(items, GROUPS),
+        seed_variance_measured=bool(seeds and seeds > 1),
+        detectable=1.4 * half_width,
+        seed_share=0.2 if seeds and seeds > 1 else 0.0,
+        group_freedom=min(items, GROUPS) - 1.0,
     )
 
 
-def _quality(variant: str, seeds, metric: str, unit: str, scale: float) -> Quality:
-    after, before = scale * AFTER[variant], scale * BEFORE[variant]
-    middle = (len(seeds) - 1) / 2
-    by_training, to_baseline = after - before, after - scale * AFTER[BASELINE]
-    return Quality(
-        variant=variant,
-        task="holdout_loss",
-        metric=metric,
-        unit=unit,
-        higher_is_better=False,
-        split="test",
-        items=ITEMS,
-        groups=GROUPS,
-        form="as_trained",
-        value=after,
-        per_seed={str(seed): after + scale * 0.011 * (index - middle) for index, seed in enumerate(seeds)},
-        base_value=before,
-        to_base=Difference(by_training, by_training - scale * 0.09, by_training + scale * 0.08),
-        to_baseline=None
-        if variant == BASELINE
-        else Difference(to_baseline, to_baseline - scale * HALF_WIDTH, to_baseline + scale * HALF_WIDTH),
+def made_up_equivalence(one: Difference, margin: float) -> Equivalence:
+    half = 0.8 * (one.high - one.low) / 2
+    low, high = one.value - half, one.value + half
+    return Equivalence(
+        margin=margin, p_value=0.011 if -margin < low and high < margin else 0.6, low=low, high=high
     )
 
 
@@ -254,8 +488,9 @@ def _trained(variant: str, seed: int, device: str) -> dict:
         "variant": variant,
         "seed": seed,
         "precision": _precision(variant, device),
+        "deterministic": device == "cpu",
         "rows": {"rows": 822, "rows_dropped": 0, "rows_cut": 3, "tokens": 46032, "tokens_in_loss": 15190,
-                 "longest": 256, "bos_per_row": 1},
+                 "longest": 256, "bos_per_row": 1, "end_token_in_loss": True},
         "trainable_parameters": 4_884_480,
         "trainable_dtype": "float32",
         "adapted_modules": 210,
@@ -281,34 +516,49 @@ def _benchmark(variant: str, device: str, costs: list[Cost]) -> dict:
         "steps": 5,
         "seed": 55,
         "measurements": [{key: asdict(cost)[key] for key in kept} for cost in costs],
+        "seconds_per_step": [560 / SPEED[variant] + 0.1 * step for step in range(5)],
+        "peak_gib_per_step": [PEAK_GIB[variant]] * 5,
         "versions": VERSIONS,
     }
 
 
-def _write_evaluation(folder: Path, variant: str, seed: int | None, device: str, answers: list[dict]) -> None:
-    metrics = [{"task": "holdout_loss", "metric": "nats_per_token", "value": AFTER[variant],
-                "unit": "nats per token", "higher_is_better": False, "split": "test",
-                "items": ITEMS}]  # fmt: skip
-    harness = {
-        "name": "lm-evaluation-harness",
-        "version": "0.4.13",
-        "batch_rows": 16,
-        "chat_template": True,
-        "commands": [f"lm_eval run --model hf --model_args pretrained={folder} --tasks holdout_loss"],
-    }
+def _write_evaluation(
+    folder: Path, variant: str, seed: int | None, forms: list[str], device: str, answers: list[dict]
+) -> None:
+    command = "lm_eval run --model hf --model_args pretrained={},dtype=float32 --tasks holdout_loss"
+    tasks = [("holdout_loss", ITEMS), ("holdout_generation", 90)]
+    record = {"version": "1.0", "few_shot": 0, "chat_template": True, "bos_per_prompt": 1}
     write_json(
         folder / "result.json",
         {
             "variant": variant,
             "seed": seed,
-            "form": "base" if seed is None else "as_trained",
-            "precision": _precision(variant, device),
-            "metrics": metrics,
-            "harness": harness,
+            "forms": [
+                {
+                    "form": form,
+                    "precision": _precision(variant, device),
+                    "adapters": 210 if form == "as_trained" else 0,
+                    "adapter_dtype": "float32" if form == "as_trained" else None,
+                    "metrics": [],
+                    "harness": {
+                        "name": "lm-evaluation-harness",
+                        "version": "0.4.13",
+                        "batch_rows": 16,
+                        "add_bos_token": False,
+                        "tasks": [
+                            {"task": task, "leaves": [task], "items": items, **record}
+                            for task, items in tasks
+                        ],
+                        "commands": [command.format(folder / form)],
+                    },
+                    "seconds": 3.1,
+                }
+                for form in forms
+            ],
             "versions": VERSIONS,
         },
     )
-    write_jsonl(folder / "answers.jsonl", answers)
+    write_jsonl(folder / "answers.jsonl", [{**answer, "form": form} for form in forms for answer in answers])
 
 
 def _write_curves(folder: Path, variant: str, seed: int) -> None:

@@ -12,19 +12,27 @@ from pathlib import Path
 
 import made_up_results
 import pytest
-from made_up_results import AFTER, BASELINE, BEFORE, HALF_WIDTH, PEAK_GIB, SPEED, Answered, write
+from made_up_results import AFTER, BASELINE, BEFORE, HALF_WIDTH, MARGIN, PEAK_GIB, SPEED, Answered, write
 
 from workflow import params
-from workflow.comparison import Comparison
+from workflow.comparison import ALL, Comparison, Contrast
 from workflow.errors import UserError
 from workflow.paths import COMPARE, train_folder
 from workflow.report import figures, formatting, words
 from workflow.report.facts import Facts, clean, gather, inputs, variant_labels
 from workflow.report.page import render
-from workflow.statistics import Difference
 
 PROJECT = Path(__file__).resolve().parents[1]
 QLORA = "qlora_nf4_dq"
+QLORA_LABEL = "4-bit QLoRA (NF4, double-quantised)"
+PRIMARY = ("holdout_loss", "nats_per_token")
+REPAIRS = {"merging": {"faulty": f"{QLORA}/merged_16bit", "repaired": QLORA}}
+FORMS = {
+    "as_trained": "as trained",
+    "merged_16bit": "merged, 16-bit",
+    "merged_dequantized": "merged, de-quantised",
+    "requantized": "merged, quantised again",
+}
 HOSTILE = '<script>alert("x")</script><img src=x onerror=alert(1)>\x00\u202e</style>'
 
 
@@ -55,16 +63,22 @@ class Reader(HTMLParser):
         super().__init__()
         self.tags: list[tuple[str, dict]] = []
         self.rows: list[list[str]] = []
+        self.tables: dict[str, list[list[str]]] = {}
         self.words: list[str] = []
         self.inside: list[str] = []
+        self.table = ""
         self.feed(page)
         self.text = _spaced(" ".join(self.words))
 
     def handle_starttag(self, tag, attrs):
         self.tags.append((tag, dict(attrs)))
         self.inside.append(tag)
+        if dict(attrs).get("role") == "region":
+            self.table = dict(attrs)["aria-label"].removeprefix("Table of ")
+            self.tables[self.table] = []
         if tag == "tr":
             self.rows.append([])
+            self.tables[self.table].append(self.rows[-1])
         if tag in ("td", "th"):
             self.rows[-1].append("")
 
@@ -106,30 +120,134 @@ def edit_comparison(change) -> None:
     path.write_text(json.dumps(comparison))
 
 
-def in_quality_table(comparison: Comparison, variant: str) -> list[str]:
-    """The cells of a variant's row, written out from the comparison by hand."""
-    quality = next(q for q in comparison.quality if q.variant == variant and q.metric == "nats_per_token")
+def shown(value: float, sign: str = "", decimals: int = 3) -> str:
+    return f"{value:{sign}.{decimals}f}".replace("-", "−")
 
-    def shown(value: float, sign: str = "") -> str:
-        return f"{value:{sign}.3f}".replace("-", "−")
 
-    def change(difference: Difference, called: str) -> str:
-        ends = f"{shown(difference.low, '+')} to {shown(difference.high, '+')}"
-        return f"{shown(difference.value, '+')} {ends} {called}"
+def of(comparison: Comparison, kind: str, variant: str = QLORA, subset: str = ALL) -> Contrast:
+    """A contrast of a run as trained in the primary metric."""
+    return next(
+        c
+        for c in comparison.contrasts
+        if (c.kind, c.variant, c.form, c.task, c.metric, c.subset)
+        == (kind, variant, "as_trained", *PRIMARY, subset)
+    )
 
-    return [
-        shown(quality.base_value),
-        shown(quality.value),
-        ", ".join(shown(value) for value in quality.per_seed.values()),
-        change(quality.to_base, "better"),
-        change(quality.to_baseline, "worse") if quality.to_baseline else "baseline",
-    ]
+
+def cell(contrast: Contrast) -> str:
+    """A difference as a cell shows it, written out by hand."""
+    one = contrast.difference
+    p = contrast.p_equivalence_adjusted if contrast.verdict == "equivalent" else contrast.p_adjusted
+    tested = "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+    return (
+        f"{shown(one.value, '+')} {shown(one.low, '+')} to {shown(one.high, '+')} {contrast.verdict} , "
+        f"{'adjusted ' if contrast.in_family else ''}{tested}"
+    )
 
 
 def test_quality_is_that_of_the_comparison(page, comparison):
-    page = Reader(page)
-    assert page.row("16-bit LoRA", "3.071")[1:] == in_quality_table(comparison, BASELINE)
-    assert page.row("4-bit QLoRA", "3.222")[1:] == in_quality_table(comparison, QLORA)
+    table = Reader(page).tables["Held-out loss, nats per token"]
+    for variant, label in ((BASELINE, "16-bit LoRA"), (QLORA, QLORA_LABEL)):
+        (row,) = [row for row in table if row[0] == f"{label} as trained"]
+        score = next(s for s in comparison.scores if (s.variant, s.form) == (variant, "as_trained"))
+        assert row[1:] == [
+            shown(BEFORE[variant]),
+            f"{shown(score.value)} {', '.join(shown(value) for value in score.per_seed.values())}",
+            cell(of(comparison, "to_base", variant)),
+            cell(of(comparison, "to_baseline")) if variant == QLORA else "baseline",
+        ]
+
+
+def test_every_difference_in_a_quality_table_has_the_comparisons_verdict():
+    comparison = write(variants=tuple(made_up_results.VARIANTS))
+    page, labels = read(), variant_labels(params.load())
+    tables = {
+        "nats_per_token": "Held-out loss, nats per token",
+        "bits_per_byte": "Held-out loss, bits per byte",
+        "ended": "Written answers, stopped by themselves (share of answers)",
+    }
+    columns = {"to_base": 3, "to_baseline": 4}
+    found = []
+    for contrast in comparison.contrasts:
+        # The baseline's own other forms stand against it as it was trained.
+        own_form = contrast.kind == "form" and contrast.variant == BASELINE
+        if contrast.subset != ALL or not (own_form or contrast.kind in columns):
+            continue
+        label, form = labels[contrast.variant], FORMS[contrast.form]
+        name = f"{label} {form}" if contrast.form == "as_trained" else f"{label}, {form}"
+        (row,) = [row for row in page.tables[tables[contrast.metric]] if row[0] == name]
+        shown_there = row[columns.get(contrast.kind, columns["to_baseline"])]
+        assert re.search(rf" {contrast.verdict} , (adjusted )?p ", shown_there), (contrast, row)
+        found.append(contrast.verdict)
+    assert set(found) == {"equivalent", "worse", "better", "undecided"}
+    rows = [row for name in tables.values() for row in page.tables[name]]
+    assert len(found) == sum(" p " in text for row in rows for text in row[3:])
+
+
+def test_a_metric_without_a_direction_has_values_alone(page):
+    head, *rows = Reader(page).tables["Written answers, length (tokens)"]
+    assert head[1:] == ["Untouched base", "Trained, mean and by seed (1 and 2)"]
+    assert len(rows) == 6
+    assert all(len(row) == 3 for row in rows)
+
+
+def test_the_decomposition_is_that_of_the_comparison(page, comparison):
+    rows = [row for row in Reader(page).tables["the decomposition"] if len(row) == 4][1:]
+    parts = [p for p in comparison.decomposition if (p.task, p.metric) == PRIMARY]
+    assert len(rows) == len(parts) == 6
+    for row, part in zip(rows, parts, strict=True):
+        assert row[0].startswith(part.part)
+        assert row[1:3] == [shown(part.value, "+" if part.value >= 0.0005 else ""),
+                            f"{shown(part.low, '+')} to {shown(part.high, '+')}"]  # fmt: skip
+        assert row[3].startswith(f"{part.verdict} ")
+    assert rows[4][0] == "Serving it in another form merged, de-quantised"
+
+
+def test_the_claims_are_those_of_the_comparison(page, comparison):
+    rows = Reader(page).tables["the claims"][1:]
+    claims = sorted(comparison.claims, key=lambda claim: claim.claim)
+    assert rows == [
+        [f"({c.claim}) {c.text}", f"{QLORA_LABEL} {FORMS[c.form]}", c.holds, _spaced(c.sentence)]
+        for c in claims
+    ]
+    assert [row[2] for row in rows] == ["yes", "yes", "no", "no", "yes", "yes"]
+
+
+def test_repairs_are_shown_where_there_are_some():
+    write()
+    assert "faults" not in read().tables
+    comparison = write(repairs=REPAIRS)
+    page = read()
+    rows = page.tables["the faults"][1:]
+    assert rows[0] == [f"Merging {QLORA_LABEL}, merged, 16-bit, against {QLORA_LABEL}, as trained"]
+    repairs = [c for c in comparison.contrasts if c.kind == "repair"]
+    assert len(rows) == 1 + len(repairs) == 4
+    for row, repair in zip(rows[1:], repairs, strict=True):
+        assert row[5].startswith(f"{repair.verdict} p ")
+    assert rows[1][1:4] == [shown(AFTER[QLORA] + 0.0102), shown(AFTER[QLORA]), "+0.010"]
+
+
+def test_categories_held_out_of_training_are_marked(page, comparison):
+    head, _, *rows = Reader(page).tables["Table by category"]
+    assert head[2:] == ["16-bit LoRA", QLORA_LABEL]
+    assert [row[:2] for row in rows] == [
+        ["Held out of training, together", "53"],
+        ["The others, together", "81"],
+        ["poetry held out of training", "53"],
+        ["greetings", "80"],
+        ["riddles", "1"],
+    ]
+    assert rows[0][7] == cell(of(comparison, "to_base", QLORA, "held_out"))
+    assert rows[4][4] == rows[4][7] == "not tested"
+
+
+def test_without_held_out_categories_none_is_marked():
+    write(held_out=())
+    page = read()
+    assert "held out of training" not in " ".join(row[0] for row in page.tables["Table by category"])
+    limits = {limit.head: limit.body for limit in words.limits(facts())}
+    assert "claim (d), was not tested" in limits["No category was held out of training"]
+    assert [row[2] for row in page.tables["the claims"][-2:]] == ["not tested"] * 2
 
 
 def test_costs_are_those_of_the_comparison_absolute_and_relative(page):
@@ -142,52 +260,57 @@ def test_costs_are_those_of_the_comparison_absolute_and_relative(page):
     assert round(SPEED[QLORA] / SPEED[BASELINE], 2) == 0.77
 
 
-def test_the_answer_is_made_from_the_numbers(page):
+def test_the_answer_is_made_from_the_numbers(page, comparison):
     text = Reader(page).text
-    difference = AFTER[QLORA] - AFTER[BASELINE]
-    low, high = difference - HALF_WIDTH, difference + HALF_WIDTH
-    assert f"worse by {difference:.3f} nats per token than 16-bit LoRA" in text
-    assert f"(95 % interval over the rows +{low:.3f} to +{high:.3f})" in text
+    one = of(comparison, "to_baseline").difference
+    assert one.value == pytest.approx(AFTER[QLORA] - AFTER[BASELINE])
+    assert f"{QLORA_LABEL} is worse by {one.value:.3f} nats per token than 16-bit LoRA" in text
+    assert f"in held-out loss on 134 test items (95 % interval +{one.low:.3f} to +{one.high:.3f}; " in text
+    assert f"the margin of equivalence is {MARGIN} nats per token)" in text
     assert "On one CPU, it held 0.84× the memory at its peak" in text
     assert "trained at 0.77× the speed (101 tokens/s against 131 tokens/s)" in text
     assert f"from {BEFORE[BASELINE]:.3f} to {AFTER[BASELINE]:.3f} nats per token" in text
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "higher_is_better", "called"),
+    ("half_width", "margin", "verdict", "said"),
     [
-        (0.01, 0.05, False, "worse"),
-        (-0.05, -0.01, False, "better"),
-        (0.01, 0.05, True, "better"),
-        (-0.05, -0.01, True, "worse"),
-        (-0.01, 0.05, False, "not distinguishable"),
-        (0.0, 0.05, False, "not distinguishable"),
+        (HALF_WIDTH, MARGIN, "worse", f"{QLORA_LABEL} is worse by 0.058 nats per token than 16-bit LoRA in"),
+        (0.09, MARGIN, "undecided", f"Whether {QLORA_LABEL} differs from 16-bit LoRA in held-out loss is undecided"),
+        (0.09, None, "undecided", f"Whether {QLORA_LABEL} differs from 16-bit LoRA in held-out loss is undecided"),
+        (HALF_WIDTH, 0.08, "equivalent",
+         f"In held-out loss, {QLORA_LABEL} is equivalent to 16-bit LoRA within the margin of 0.08 nats per token"),
     ],
-)
-def test_a_difference_is_called_what_its_interval_allows(low, high, higher_is_better, called):
-    assert words.verdict(Difference((low + high) / 2, low, high), higher_is_better) == called
+)  # fmt: skip
+def test_the_answer_begins_with_the_contrasts_verdict(half_width, margin, verdict, said):
+    margins = {"/".join(PRIMARY): margin} if margin else {}
+    contrast = of(write(half_width=half_width, margins=margins), "to_baseline")
+    assert contrast.verdict == verdict
+    sentence = _spaced(Reader(words.headline(facts()).sentences[0]).text).replace(" ,", ",")
+    assert sentence.startswith(said)
+    one = contrast.equivalence if verdict == "equivalent" else contrast.difference
+    ends = f"{shown(one.low, '+')} to {shown(one.high, '+')}"
+    assert f"({'90' if verdict == 'equivalent' else '95'} % interval {ends}" in sentence
+    assert ("margin" in sentence) == bool(margin)
 
 
-def test_an_interval_that_holds_zero_claims_nothing():
-    write()
-
-    def widen(comparison):
-        for quality in comparison["quality"]:
-            if quality["to_baseline"]:
-                quality["to_baseline"] |= {"low": -0.02}
-
-    edit_comparison(widen)
-    text = read().text
-    assert "With this much data, 4-bit QLoRA (NF4, double-quantised) is not distinguishable from" in text
-    assert "which holds zero" in text
-    assert "worse by" not in text
+def test_rounding_never_moves_an_end_over_what_it_is_held_against():
+    assert formatting.decimals_that_tell((0.0199996, -0.001), (-0.02, 0.02), at_least=3) == 6
+    assert formatting.decimals_that_tell((0.0004, 0.06), (0,), at_least=3) == 4
+    assert formatting.decimals_that_tell((0.0, 0.06), (0,), at_least=3) == 3
+    assert formatting.p_value(0.0499, level=0.05) == "=\N{NO-BREAK SPACE}0.0499"
+    assert formatting.p_value(0.04999, level=0.05) == "=\N{NO-BREAK SPACE}0.04999"
+    assert formatting.p_value(0.0004, level=0.05) == "<\N{NO-BREAK SPACE}0.001"
 
 
 def test_several_variants_each_get_a_line():
     write(variants=tuple(made_up_results.VARIANTS), device="cuda")
     page = read()
-    assert "8-bit LoRA: not distinguishable (−0.018 to +0.019), 0.88× the peak memory, 0.67× the" in page.text
+    assert (
+        "8-bit LoRA: equivalent (+0.001, 90 % interval −0.014 to +0.016), 0.88× the peak memory" in page.text
+    )
     assert "16-bit full fine-tuning: better by 0.023 nats per token" in page.text
+    assert "(margin of equivalence 0.02 nats per token)" in page.text
     assert len(page.row("Peak memory")) == 1 + len(made_up_results.VARIANTS)
 
 
@@ -205,21 +328,39 @@ def test_limits_on_a_cpu():
     assert set(limits) == {
         "2 seeds",
         "A small test set",
-        "Intervals are over test rows",
+        "What this design can find",
+        "Most differences are not corrected for their number",
+        "Not every item was scored",
         "A short training",
         "The base had been quantised before",
         "16-bit weights are held as float32",
         "Memory is that of the whole process",
         "Time and memory are of this device",
     }
-    assert "134 rows with 100 different instructions" in limits["A small test set"]
-    assert "below about 0.019 nats per token" in limits["A small test set"]
+    assert "allow for the variance over seeds, but 2 trainings" in limits["2 seeds"]
+    assert "134 test items with 100 different instructions" in limits["A small test set"]
+    found = _spaced(limits["What this design can find"])
+    assert "with a probability of 80 % from 0.026 nats per token" in found
+    assert "margin of equivalence is 0.02 nats per token. That is less, so this design cannot be" in found
+    assert "spans 4 differences: of variants to the baseline, in Held-out loss, nats per token" in _spaced(
+        limits["Most differences are not corrected for their number"]
+    )
+    assert "holdout_generation (90)" in limits["Not every item was scored"]
     assert "192 of the 822 training rows" in limits["A short training"]
     assert "GGUF Q4_1" in limits["The base had been quantised before"]
     # 134,515,008 parameters x 2 bytes / 2**30
     assert "0.251 GiB" in _spaced(limits["16-bit weights are held as float32"])
     assert "0.64× of that and not 0.32×" in limits["16-bit weights are held as float32"]
     assert "0.516 GiB" in _spaced(limits["Memory is that of the whole process"])
+
+
+def test_a_margin_that_the_design_can_decide_is_no_limit():
+    write(margins={"/".join(PRIMARY): 0.05})
+    found = {limit.head: limit.body for limit in words.limits(facts())}["What this design can find"]
+    assert "cannot be counted on" not in found
+    write(margins={})
+    found = {limit.head: limit.body for limit in words.limits(facts())}["What this design can find"]
+    assert found.endswith("No margin is set for this metric, so nothing is called equivalent in it.")
 
 
 def test_limits_that_do_not_apply_on_a_gpu_are_left_out():
@@ -230,6 +371,7 @@ def test_limits_that_do_not_apply_on_a_gpu_are_left_out():
         "Memory is that of the whole process",
         "5 seeds",
     }
+    assert "Runs on a GPU do not repeat to the last digit" in heads
     page = read()
     assert page.row("Peak memory, reserved")[1:] == ["0.516 GiB", "0.516 GiB 1.00×"]
     assert "CPU" not in page.text
@@ -257,6 +399,7 @@ def test_one_variant_has_nothing_to_be_compared_with():
     page = read()
     assert "One variant was run, 16-bit LoRA, so there is nothing to compare it with." in page.text
     assert page.row("16-bit LoRA", "3.071")[-1] == "baseline"
+    assert not {"the claims", "the decomposition", "the faults"} & set(page.tables)
     assert page.row("Peak memory")[1:] == ["2.21 GiB"]
     assert "×" not in page.text
 
@@ -265,17 +408,18 @@ def test_one_seed():
     write(seeds=(7,))
     page = read()
     assert "seed 7" in page.text
-    assert "One seed" in page.text
-    assert page.row("16-bit LoRA", "3.071")[3] == "2.203"
+    assert "One seed The variance over seeds was not measured" in page.text
+    assert page.row("16-bit LoRA", "3.071")[2] == "2.203"
 
 
 def test_a_missing_metric_is_a_gap_and_not_a_failure():
     write()
 
     def forget(comparison):
-        comparison["quality"] = [
-            q for q in comparison["quality"] if (q["variant"], q["metric"]) != (QLORA, "bits_per_byte")
-        ]
+        for part in ("scores", "contrasts"):
+            comparison[part] = [
+                row for row in comparison[part] if (row["variant"], row["metric"]) != (QLORA, PRIMARY[1])
+            ]
         comparison["cost"] = [
             c for c in comparison["cost"] if (c["variant"], c["metric"]) != (QLORA, "peak_memory")
         ]
@@ -283,12 +427,20 @@ def test_a_missing_metric_is_a_gap_and_not_a_failure():
     edit_comparison(forget)
     page = read()
     assert page.row("Peak memory")[1:] == ["2.21 GiB", "not measured"]
-    assert "On one CPU, it trained at 0.77× the speed" in page.text
+    assert f"On one CPU, {QLORA_LABEL} trained at 0.77× the speed" in page.text
 
 
-def test_no_answers_asked_for():
+def test_no_answers_written():
     write(rows=())
-    assert "No answers were asked for" in read().text
+    assert "No answers were written: holdout_generation is not among" in _spaced(read().text)
+
+
+def test_the_first_answers_are_shown_where_there_are_many():
+    write(rows=tuple(Answered(f"Question {index}?", "Yes.", "No.") for index in range(30)))
+    text = read().text
+    assert "The first 12 of 30 are shown." in text
+    assert "Question 11?" in text
+    assert "Question 12?" not in text
 
 
 def test_answers_stand_side_by_side_and_long_ones_are_folded(page):
@@ -311,6 +463,16 @@ def test_text_from_models_and_data_is_only_text():
     assert not [name for _, attributes in reader.tags for name in attributes if name.startswith("on")]
     assert 'alert("x")' in reader.text
     assert "\x00" not in page
+
+
+def test_a_category_of_the_data_is_only_text():
+    write(categories={HOSTILE: 80, "poetry": 54}, held_out=(HOSTILE,), rows=())
+    page = render(facts())
+    reader = Reader(page)
+    assert not {"script", "img"} & {tag for tag, _ in reader.tags}
+    assert "\x00" not in page
+    name = clean(HOSTILE)
+    assert f"{name} held out of training" in [row[0] for row in reader.tables["Table by category"]]
 
 
 def test_characters_that_html_forbids_are_replaced():
@@ -350,7 +512,7 @@ def test_figures_say_their_numbers_and_take_the_pages_colours():
         *figures.curve_panels(facts()),
         *figures.cost_panels(facts()),
     ]
-    assert len(panels) == 10
+    assert len(panels) == 8
     for panel in panels:
         assert not re.search(r"#[0-9a-f]{6}\b", panel.svg)  # no colour that dark mode could not change
         assert 'role="img" aria-label="' in panel.svg
@@ -358,6 +520,10 @@ def test_figures_say_their_numbers_and_take_the_pages_colours():
     alt = re.search('aria-label="([^"]*)"', panels[0].svg)[1]
     assert "4-bit QLoRA (NF4, double-quantised): from 3.222 to 2.262" in alt
     assert "seed 1 2.256 and seed 2 2.267" in alt
+    alt = re.search('aria-label="([^"]*)"', panels[1].svg)[1]
+    assert "A band marks the margin of equivalence, 0.02 either way." in alt
+    assert f"{QLORA_LABEL}, as trained: +0.058, interval +0.040 to +0.077, worse." in alt
+    assert "16-bit LoRA, merged, 16-bit: +0.010, interval −0.008 to +0.029, undecided." in alt
 
 
 def test_every_figure_and_table_says_where_it_is_from(page):
@@ -365,7 +531,9 @@ def test_every_figure_and_table_says_where_it_is_from(page):
     page = Reader(page)
     for command in ("train", "compare", "evaluate_base evaluate", "fetch_model", "fetch_dataset"):
         assert f"Made again by dvc repro {command} ." in page.text
-    assert "lm_eval run --model hf --model_args pretrained=results/evaluate/qlora_nf4_dq/2" in page.text
+    for form in FORMS:
+        assert f"--model_args pretrained=results/evaluate/qlora_nf4_dq/2/{form}," in page.text
+    assert f"{QLORA_LABEL}, seed 2, merged, quantised again" in page.text
     assert "learning_rate: 0.001" in page.text
     digests = {row[0] for row in page.rows if re.fullmatch("[0-9a-f]{64}", row[-1])}
     assert digests == {path.as_posix() for path in inputs(params.load())}
@@ -413,6 +581,15 @@ def test_a_comparison_of_other_runs_is_refused():
     write(seeds=(1, 2, 3))
     (COMPARE / "comparison.json").write_text(kept)
     with pytest.raises(UserError, match="which is not what params"):
+        facts()
+
+
+def test_a_comparison_by_another_margin_is_refused():
+    write(margins={"/".join(PRIMARY): 0.05})
+    kept = (COMPARE / "comparison.json").read_text()
+    write()
+    (COMPARE / "comparison.json").write_text(kept)
+    with pytest.raises(UserError, match="another primary metric, margin or confidence"):
         facts()
 
 

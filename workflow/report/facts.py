@@ -3,12 +3,13 @@
 import itertools
 import re
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 
 import pandas as pd
 
 from workflow import params
-from workflow.comparison import Cost, Quality
+from workflow.comparison import ALL, Claim, Comparison, Contrast, Cost, Part, Score
 from workflow.errors import UserError
 from workflow.files import read_json, read_jsonl, sha256
 from workflow.paths import (
@@ -22,11 +23,15 @@ from workflow.paths import (
     evaluate_folder,
     train_folder,
 )
-from workflow.statistics import Difference
+from workflow.statistics import Difference, Equivalence
 
 COMPARISON = COMPARE / "comparison.json"
 SAMPLE_COUNTS = SAMPLE / "metrics.json"
 LOCK = Path("requirements.lock")
+BASE, AS_TRAINED = "base", "as_trained"
+SPLITS = ("train", "validation", "test")
+CATEGORY = "category/"  # a subset of one category is called so, and then by the category's name
+MOST_ANSWERED = 12  # rows whose answers are shown
 # Not allowed in HTML, even escaped: controls other than tab and line feed, and lone surrogates.
 FORBIDDEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 
@@ -64,10 +69,23 @@ class AnsweredRow:
 
 @dataclass(frozen=True)
 class Commands:
-    """The shell commands that give one evaluation's numbers."""
+    """The shell commands that give the numbers of one run in one form."""
 
-    what: str
+    variant: str
+    seed: int | None
+    form: str
     commands: list[str]
+
+
+@dataclass(frozen=True)
+class ServedForm:
+    """A form of a variant as it was found when it was loaded."""
+
+    variant: str
+    form: str
+    precision: dict
+    adapters: int
+    adapter_dtype: str | None
 
 
 @dataclass(frozen=True)
@@ -80,13 +98,15 @@ class Facts:
     dataset: dict
     rows: dict[str, int]  # per split
     variants: list[Variant]
-    quality: list[Quality]
-    cost: list[Cost]
+    compared: Comparison
     benchmarks: dict[str, dict]
     history: pd.DataFrame
     validation: pd.DataFrame
     answered: list[AnsweredRow]
+    answers: int  # rows that all of them answered, of which `answered` holds the first
+    served: list[ServedForm]
     commands: list[Commands]
+    tasks: list[dict]
     harness: str
     versions: dict[str, str]
     digests: dict[str, str]
@@ -107,22 +127,58 @@ class Facts:
     def devices(self) -> list[str]:
         return list(dict.fromkeys(variant.precision["device_name"] for variant in self.variants))
 
-    def quality_of(self, variant: str, metric: tuple[str, str]) -> Quality | None:
-        """A variant's (task, metric), or None where it was not scored."""
-        return next((q for q in self.quality if (q.variant, q.task, q.metric) == (variant, *metric)), None)
+    @property
+    def primary(self) -> tuple[str, str]:
+        task, metric = self.compared.primary.split("/")
+        return task, metric
+
+    @cached_property
+    def _scores(self) -> dict[tuple, Score]:
+        return {(s.variant, s.form, s.task, s.metric, s.subset): s for s in self.compared.scores}
+
+    @cached_property
+    def _contrasts(self) -> dict[tuple, Contrast]:
+        return {(c.kind, c.variant, c.form, c.task, c.metric, c.subset): c for c in self.compared.contrasts}
+
+    def score(self, variant: str, form: str, metric: tuple[str, str], subset: str = ALL) -> Score | None:
+        """A variant's score in a form, or None where it was not scored so."""
+        return self._scores.get((variant, form, *metric, subset))
+
+    def contrast(
+        self, kind: str, variant: str, form: str, metric: tuple[str, str], subset: str = ALL
+    ) -> Contrast | None:
+        """A difference by its kind (repairs apart, of which one form can have several), or None."""
+        return self._contrasts.get((kind, variant, form, *metric, subset))
+
+    def to_baseline(self, variant: str, form: str, metric: tuple[str, str]) -> Contrast | None:
+        """A form's difference to the baseline as it was trained; for the baseline's own other forms too."""
+        kind = "form" if variant == self.baseline.name else "to_baseline"
+        return self.contrast(kind, variant, form, metric)
+
+    def forms_of(self, variant: str) -> list[str]:
+        """The forms in which a variant's runs were scored, as trained first."""
+        forms = dict.fromkeys(s.form for s in self.compared.scores if s.variant == variant)
+        return sorted(forms.keys() - {BASE}, key=lambda form: (form != AS_TRAINED, list(forms).index(form)))
+
+    @property
+    def compared_metrics(self) -> list[tuple[str, str]]:
+        """Every (task, metric) in which differences were taken, the primary one first."""
+        found = dict.fromkeys((c.task, c.metric) for c in self.compared.contrasts)
+        return sorted(found, key=lambda metric: metric != self.primary)
+
+    @property
+    def other_metrics(self) -> list[tuple[str, str]]:
+        """Every (task, metric) that has values alone."""
+        found = dict.fromkeys((s.task, s.metric) for s in self.compared.scores)
+        return [metric for metric in found if metric not in self.compared_metrics]
 
     def cost_of(self, variant: str, metric: str) -> Cost | None:
         """A variant's measured cost, or None where it was not measured."""
-        return next((c for c in self.cost if (c.variant, c.metric) == (variant, metric)), None)
-
-    @property
-    def quality_metrics(self) -> list[tuple[str, str]]:
-        """Every (task, metric) that some variant has, in the order of the files."""
-        return list(dict.fromkeys((q.task, q.metric) for q in self.quality))
+        return next((c for c in self.compared.cost if (c.variant, c.metric) == (variant, metric)), None)
 
     @property
     def cost_metrics(self) -> list[str]:
-        return list(dict.fromkeys(c.metric for c in self.cost))
+        return list(dict.fromkeys(c.metric for c in self.compared.cost))
 
 
 def gather(asked: params.Params) -> Facts:
@@ -137,8 +193,8 @@ def gather(asked: params.Params) -> Facts:
             how = "; `dvc repro` makes it" if path.is_relative_to(RESULTS) else ""
             raise UserError(f"{path} is missing{how}.")
     experiment = asked.experiment
-    comparison = read_json(COMPARISON)
-    _check_same_runs(comparison, asked)
+    compared = _compared(read_json(COMPARISON))
+    _check_same_runs(compared, asked)
     labels = variant_labels(asked)
     runs = [(variant, seed) for variant in experiment.variants for seed in experiment.seeds]
     results = {run: read_json(evaluate_folder(*run) / "result.json") for run in runs}
@@ -147,44 +203,41 @@ def gather(asked: params.Params) -> Facts:
         for name in experiment.variants
     }
     benchmarks = {name: read_json(benchmark_file(name)) for name in experiment.variants}
-    bases = {v: read_json(evaluate_base_folder(v) / "result.json") for v in experiment.variants}
+    bases = [read_json(evaluate_base_folder(name) / "result.json") for name in experiment.variants]
+    evaluated = [*bases, *results.values()]
+    answered = _answered(asked, labels)
     return Facts(
         asked=asked,
         params_text=params.PARAMS_FILE.read_text(encoding="utf-8"),
         model=read_json(MODEL_SOURCE),
         dataset=read_json(DATASET_SOURCE),
-        rows={key.removesuffix("_rows"): count for key, count in read_json(SAMPLE_COUNTS).items()},
+        rows={split: read_json(SAMPLE_COUNTS)[f"{split}_rows"] for split in SPLITS},
         variants=[
             Variant(
                 name=name,
                 label=labels[name],
                 position=position,
                 is_baseline=name == experiment.baseline,
-                precision=comparison["precisions"][name],
+                precision=compared.precisions[name],
                 trained=trained[name],
             )
             for position, name in enumerate(experiment.variants)
         ],
-        quality=[_quality(row) for row in comparison["quality"]],
-        cost=[Cost(**row) for row in comparison["cost"]],
+        compared=compared,
         benchmarks=benchmarks,
         history=_curves(runs, "history.csv"),
         validation=_curves(runs, "validation.csv"),
-        answered=_answered(asked, labels),
+        answered=answered[:MOST_ANSWERED],
+        answers=len(answered),
+        served=_served(evaluated),
         commands=[
-            *(
-                Commands(f"{labels[name]}, untouched base", base["harness"]["commands"])
-                for name, base in bases.items()
-            ),
-            *(
-                Commands(f"{labels[name]}, seed {seed}", result["harness"]["commands"])
-                for (name, seed), result in results.items()
-            ),
+            Commands(result["variant"], result["seed"], form["form"], form["harness"]["commands"])
+            for result in evaluated
+            for form in result["forms"]
         ],
-        harness=_harness([*bases.values(), *results.values()]),
-        versions=_versions(
-            [*bases.values(), *results.values(), *benchmarks.values(), *itertools.chain(*trained.values())]
-        ),
+        tasks=bases[0]["forms"][0]["harness"]["tasks"],
+        harness=_harness(evaluated),
+        versions=_versions([*evaluated, *benchmarks.values(), *itertools.chain(*trained.values())]),
         digests={path.as_posix(): sha256(path) for path in files},
     )
 
@@ -203,13 +256,46 @@ def inputs(asked: params.Params) -> list[Path]:
     return files + [path for _, path in _answer_files(asked, {})]
 
 
-def _check_same_runs(comparison: dict, asked: params.Params) -> None:
-    experiment = asked.experiment
-    found = (list(comparison["precisions"]), comparison["baseline"], comparison["seeds"])
+def _compared(found: dict) -> Comparison:
+    """The comparison from its file, as workflow/comparison.py made it."""
+    made = {
+        "scores": [Score(**row) for row in found["scores"]],
+        "contrasts": [
+            Contrast(
+                **row
+                | {
+                    "difference": Difference(**row["difference"]),
+                    "equivalence": row["equivalence"] and Equivalence(**row["equivalence"]),
+                }
+            )
+            for row in found["contrasts"]
+        ],
+        "decomposition": [Part(**row) for row in found["decomposition"]],
+        "claims": [
+            Claim(**row | {"difference": row["difference"] and Difference(**row["difference"])})
+            for row in found["claims"]
+        ],
+        "cost": [Cost(**row) for row in found["cost"]],
+    }
+    return Comparison(**found | made)
+
+
+def _check_same_runs(compared: Comparison, asked: params.Params) -> None:
+    experiment, wanted = asked.experiment, asked.comparison
+    found = (list(compared.precisions), compared.baseline, compared.seeds)
     if found != (experiment.variants, experiment.baseline, experiment.seeds):
         raise UserError(
             f"{COMPARISON} compares {', '.join(found[0])} to {found[1]} over the seeds "
             f"{', '.join(map(str, found[2]))}, which is not what params.yaml names; "
+            "`dvc repro compare` mends it."
+        )
+    if (compared.primary, compared.margins, compared.confidence) != (
+        wanted.primary,
+        wanted.margins,
+        wanted.confidence,
+    ):
+        raise UserError(
+            f"{COMPARISON} has another primary metric, margin or confidence than params.yaml names; "
             "`dvc repro compare` mends it."
         )
 
@@ -263,15 +349,6 @@ def clean(text: str) -> str:
     return FORBIDDEN.sub("\ufffd", text.replace("\r\n", "\n"))
 
 
-def _quality(row: dict) -> Quality:
-    against = row["to_baseline"]
-    differences = {
-        "to_base": Difference(**row["to_base"]),
-        "to_baseline": Difference(**against) if against else None,
-    }
-    return Quality(**{**row, **differences})
-
-
 def _curves(runs: list[tuple[str, int]], file: str) -> pd.DataFrame:
     return pd.concat(
         [pd.read_csv(train_folder(*run) / file).assign(variant=run[0], seed=run[1]) for run in runs],
@@ -295,7 +372,8 @@ def _answer_files(asked: params.Params, labels: dict[str, str]) -> list[tuple[st
 def _answered(asked: params.Params, labels: dict[str, str]) -> list[AnsweredRow]:
     """The rows that all of them answered, in the order of the base's file."""
     written = {
-        who: {row["id"]: row for row in read_jsonl(path)} for who, path in _answer_files(asked, labels)
+        who: {row["id"]: row for row in read_jsonl(path) if row["form"] in (BASE, AS_TRAINED)}
+        for who, path in _answer_files(asked, labels)
     }
     first, *_ = written.values()
     return [
@@ -316,9 +394,22 @@ def _answered(asked: params.Params, labels: dict[str, str]) -> list[AnsweredRow]
     ]
 
 
-def _harness(results: list[dict]) -> str:
+def _served(evaluated: list[dict]) -> list[ServedForm]:
+    """Each variant's forms as they were found, once where the seeds' are alike."""
+    found = [
+        ServedForm(
+            result["variant"], form["form"], form["precision"], form["adapters"], form["adapter_dtype"]
+        )
+        for result in evaluated
+        for form in result["forms"]
+    ]
+    return [form for index, form in enumerate(found) if form not in found[:index]]
+
+
+def _harness(evaluated: list[dict]) -> str:
     """Name and version of what scored the models, as its results recorded it."""
-    return ", ".join(dict.fromkeys(f"{r['harness']['name']} {r['harness']['version']}" for r in results))
+    used = [form["harness"] for result in evaluated for form in result["forms"]]
+    return ", ".join(dict.fromkeys(f"{one['name']} {one['version']}" for one in used))
 
 
 def _versions(results: list[dict]) -> dict[str, str]:

@@ -16,16 +16,18 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from workflow.report.facts import Facts, Variant
-from workflow.report.formatting import number, quantity, ratio, signed, significant
+from workflow.comparison import Contrast, Score
+from workflow.report.facts import AS_TRAINED, BASE, Facts, Variant
+from workflow.report.formatting import number, quantity, ratio, significant
 from workflow.report.words import (
+    change,
+    cost_name,
     decimals_for,
     direction,
+    form_name,
     held_as_float32,
-    interval,
     listed,
-    metric_name,
-    verdict,
+    quality_name,
     weights_in_16_bits,
 )
 
@@ -38,7 +40,8 @@ STYLE = {INK: "currentColor", MUTED: "var(--muted)", RULE: "var(--rule)", PAPER:
 }
 WIDTH = 345  # units, about one CSS pixel each
 ROW = 54
-OVER, UNDER = 0.27, 0.17  # of a row: how far from its middle the texts above and below it stand
+FORM_ROW, HEAD_ROW = 36, 24  # of the differences, where a variant has a row per form
+OVER = 0.27  # of a row: how far from its middle the texts above it stand
 BAR_SHARE = 0.64  # of the width, for the longest bar; the rest is for its number
 SETTINGS = {
     "svg.fonttype": "none",
@@ -82,12 +85,12 @@ def marker_of(variant: Variant) -> str:
 
 
 def quality_panels(facts: Facts) -> list[Panel]:
-    """For each metric, before and after training and, with other variants, the difference to the baseline."""
+    """The primary metric before and after training, and each form's difference to the baseline."""
     panels = []
-    for metric in facts.quality_metrics:
-        panels.append(_before_after(facts, metric))
-        if any(facts.quality_of(other.name, metric) for other in facts.others):
-            panels.append(_differences(facts, metric))
+    if all(facts.score(facts.baseline.name, form, facts.primary) for form in (BASE, AS_TRAINED)):
+        panels.append(_before_after(facts))
+    if _shown_differences(facts):
+        panels.append(_differences(facts))
     return panels
 
 
@@ -125,29 +128,36 @@ def legend(facts: Facts) -> list[tuple[str, Markup]]:
     return entries
 
 
-def _before_after(facts: Facts, metric: tuple[str, str]) -> Panel:
-    shown = [(v, q) for v in facts.variants if (q := facts.quality_of(v.name, metric))]
+def _before_after(facts: Facts) -> Panel:
+    metric = facts.primary
+    shown: list[tuple[Variant, Score, Score, Contrast | None]] = []
+    for variant in facts.variants:
+        base, trained = (facts.score(variant.name, form, metric) for form in (BASE, AS_TRAINED))
+        if base and trained:
+            shown.append(
+                (variant, base, trained, facts.contrast("to_base", variant.name, AS_TRAINED, metric))
+            )
     first, decimals = shown[0][1], decimals_for(facts, metric)
 
     def draw(axes: Axes) -> None:
         seaborn.stripplot(
-            x=[value for _, q in shown for value in q.per_seed.values()],
-            y=[v.label for v, q in shown for _ in q.per_seed],
-            hue=[v.label for v, q in shown for _ in q.per_seed],
-            palette=[colour_of(v) for v, _ in shown],
-            order=[v.label for v, _ in shown],
+            x=[value for _, _, trained, _ in shown for value in trained.per_seed.values()],
+            y=[v.label for v, _, trained, _ in shown for _ in trained.per_seed],
+            hue=[v.label for v, _, trained, _ in shown for _ in trained.per_seed],
+            palette=[colour_of(v) for v, *_ in shown],
+            order=[v.label for v, *_ in shown],
             jitter=False,
             size=5,
             alpha=0.45,
             legend=False,
             ax=axes,
         )
-        for row, (variant, quality) in enumerate(shown):
+        for row, (variant, base, trained, contrast) in enumerate(shown):
             colour, marker = colour_of(variant), marker_of(variant)
             axes.annotate(
                 "",
-                xy=(quality.value, row),
-                xytext=(quality.base_value, row),
+                xy=(trained.value, row),
+                xytext=(base.value, row),
                 arrowprops={
                     "arrowstyle": "-|>",
                     "color": colour,
@@ -156,61 +166,96 @@ def _before_after(facts: Facts, metric: tuple[str, str]) -> Panel:
                     "shrinkB": 7,
                 },
             )
-            low, high = quality.base_value + quality.to_base.low, quality.base_value + quality.to_base.high
-            axes.plot([low, high], [row, row], color=colour, linewidth=3, alpha=0.55, solid_capstyle="butt")
-            axes.plot(
-                quality.base_value, row, color=colour, marker=marker, markersize=8, markerfacecolor=PAPER
-            )
-            axes.plot(quality.value, row, color=colour, marker=marker, markersize=8)
+            if contrast:
+                ends = [base.value + contrast.difference.low, base.value + contrast.difference.high]
+                axes.plot(ends, [row, row], color=colour, linewidth=3, alpha=0.55, solid_capstyle="butt")
+            axes.plot(base.value, row, color=colour, marker=marker, markersize=8, markerfacecolor=PAPER)
+            axes.plot(trained.value, row, color=colour, marker=marker, markersize=8)
             _over_row(axes, row, variant.label)
-            ends = f"{number(quality.base_value, decimals)} → {number(quality.value, decimals)}"
+            ends = f"{number(base.value, decimals)} → {number(trained.value, decimals)}"
             _over_row(axes, row, ends, right=True)
         _rows(axes, len(shown))
         axes.margins(x=0.08)
-        axes.set_xlabel(f"{first.unit} ({direction(first.higher_is_better)})")
+        axes.set_xlabel(_unit(first))
 
-    alt = f"{metric_name(first.task)} in {first.unit}, before and after training. " + " ".join(
-        f"{v.label}: from {number(q.base_value, decimals)} to {number(q.value, decimals)}, the mean over "
-        f"seeds ({listed([f'seed {seed} {number(value, decimals)}' for seed, value in q.per_seed.items()])})."
-        for v, q in shown
+    def seeds(score: Score) -> str:
+        return listed([f"seed {seed} {number(value, decimals)}" for seed, value in score.per_seed.items()])
+
+    alt = f"{quality_name(metric)}, before and after training. " + " ".join(
+        f"{v.label}: from {number(base.value, decimals)} to {number(trained.value, decimals)}, the mean over "
+        f"seeds ({seeds(trained)})."
+        for v, base, trained, _ in shown
     )
     title = f"Before and after training, {first.unit}"
     return Panel(title, _svg(f"before-{'-'.join(metric)}", draw, alt, height=len(shown) * ROW + 52))
 
 
-def _differences(facts: Facts, metric: tuple[str, str]) -> Panel:
-    shown = [
-        (v, q, q.to_baseline)
-        for v in facts.others
-        if (q := facts.quality_of(v.name, metric)) and q.to_baseline
+def _unit(score: Score) -> str:
+    if score.higher_is_better is None:
+        return score.unit
+    return f"{score.unit} ({direction(score.higher_is_better)})"
+
+
+def _shown_differences(facts: Facts) -> list[tuple[Variant, list[Contrast]]]:
+    """Every form's difference to the baseline as trained in the primary metric, by variant."""
+    found = [
+        (v, [c for form in facts.forms_of(v.name) if (c := facts.to_baseline(v.name, form, facts.primary))])
+        for v in facts.variants
     ]
-    first, decimals = shown[0][1], decimals_for(facts, metric)
-    baseline = facts.baseline.label
+    return [(variant, contrasts) for variant, contrasts in found if contrasts]
+
+
+def _differences(facts: Facts) -> Panel:
+    shown = _shown_differences(facts)
+    first, decimals = shown[0][1][0], decimals_for(facts, facts.primary)
+    everyone = [contrast for _, contrasts in shown for contrast in contrasts]
+    margin = first.equivalence.margin if first.equivalence else None
+    baseline = f"{facts.baseline.label}, {form_name(AS_TRAINED)}"
+    height = len(shown) * HEAD_ROW + len(everyone) * FORM_ROW
 
     def draw(axes: Axes) -> None:
-        for row, (variant, _, difference) in enumerate(shown):
-            colour = colour_of(variant)
-            axes.plot([0, 0], [row - 0.2, row + 0.15], color=MUTED, linewidth=1.4)
-            axes.plot([difference.low, difference.high], [row, row], color=colour, linewidth=2)
-            axes.plot(difference.value, row, color=colour, marker=marker_of(variant), markersize=8)
-            _over_row(axes, row, variant.label)
-            shown_difference = f"{signed(difference.value, decimals)} ({interval(difference, decimals)})"
-            axes.text(
-                1, row + UNDER, shown_difference, ha="right", va="top", transform=axes.get_yaxis_transform()
-            )
-        _rows(axes, len(shown))
-        reach = max(abs(end) for _, _, d in shown for end in (d.low, d.high)) or 1
+        y = 0
+        for variant, contrasts in shown:
+            y += HEAD_ROW
+            _at_side(axes, y - 4, variant.label, weight="bold")
+            for contrast in contrasts:
+                y += FORM_ROW
+                middle = y - 8
+                _difference(axes, middle, variant, contrast)
+                text = f"{form_name(contrast.form)}: {contrast.verdict}"
+                _at_side(axes, middle - 9, text)
+                _at_side(axes, middle - 9, change(contrast, decimals).value, right=True)
+        axes.set_ylim(height + 4, 0)
+        axes.set_yticks([])
+        axes.grid(False, axis="y")
+        ends = [end for contrast in everyone for end in (contrast.difference.low, contrast.difference.high)]
+        reach = max(abs(end) for end in [*ends, margin or 0]) or 1
         axes.set_xlim(-1.15 * reach, 1.15 * reach)
+        axes.xaxis.set_major_locator(MaxNLocator(5))
         sides = ("worse", "better") if first.higher_is_better else ("better", "worse")
         gap = "\N{EM SPACE}"
         axes.set_xlabel(f"← {sides[0]}{gap}{gap}{first.unit}{gap}{gap}{sides[1]} →")
 
-    alt = f"Difference to {baseline} in {first.unit}. " + " ".join(
-        f"{v.label}: interval {interval(d, decimals)}, {verdict(d, first.higher_is_better)}."
-        for v, _, d in shown
-    )
+    alt = f"Difference to {baseline}, in {first.unit}. "
+    if margin:
+        alt += f"A band marks the margin of equivalence, {margin:g} either way. "
+    for variant, contrasts in shown:
+        for contrast in contrasts:
+            words = change(contrast, decimals)
+            alt += f"{variant.label}, {form_name(contrast.form)}: {words.value}, interval {words.interval}, {words.verdict}. "
     title = f"Difference to {baseline}, {first.unit}"
-    return Panel(title, _svg(f"difference-{'-'.join(metric)}", draw, alt, height=len(shown) * ROW + 52))
+    return Panel(title, _svg(f"difference-{'-'.join(facts.primary)}", draw, alt.strip(), height=height + 52))
+
+
+def _difference(axes: Axes, middle: float, variant: Variant, contrast: Contrast) -> None:
+    """One interval with its estimate; thick where equivalence is asked of it, over the band of the margin."""
+    one, tost, colour = contrast.difference, contrast.equivalence, colour_of(variant)
+    if tost:
+        axes.barh(middle, 2 * tost.margin, left=-tost.margin, height=15, color=RULE, alpha=0.7)
+        axes.plot([tost.low, tost.high], [middle] * 2, color=colour, linewidth=4, solid_capstyle="butt")
+    axes.plot([0, 0], [middle - 9, middle + 9], color=MUTED, linewidth=1.2)
+    axes.plot([one.low, one.high], [middle] * 2, color=colour, linewidth=1.6)
+    axes.plot(one.value, middle, color=colour, marker=marker_of(variant), markersize=7, markeredgecolor=PAPER)
 
 
 def _curves(facts: Facts, column: str, validation_column: str, title: str, scale: int) -> Panel:
@@ -294,10 +339,10 @@ def _bars(facts: Facts, metric: str) -> Panel:
         axes.set_xlim(0, right / BAR_SHARE)
         axes.set_xlabel(f"{first.unit} ({direction(first.higher_is_better)})")
 
-    alt = f"{metric_name(metric)} in {first.unit}. " + " ".join(_bar_words(v, c) for v, c in shown)
+    alt = f"{cost_name(metric)} in {first.unit}. " + " ".join(_bar_words(v, c) for v, c in shown)
     if sixteen:
         alt += f" A dashed mark shows {quantity(sixteen, 'GiB')}, what the parameters would take in 16 bits."
-    title = metric_name(metric)
+    title = cost_name(metric)
     return Panel(title, _svg(f"cost-{metric.replace('_', '-')}", draw, alt, height=len(shown) * ROW + 52))
 
 
@@ -320,8 +365,12 @@ def _bar_words(variant: Variant, cost) -> str:
 
 def _over_row(axes: Axes, row: int, text: str, *, right: bool = False) -> None:
     """Write over a row, at its left end or at its right one."""
+    _at_side(axes, row - OVER, text, right=right)
+
+
+def _at_side(axes: Axes, y: float, text: str, *, right: bool = False, weight: str = "normal") -> None:
     x, align = (1, "right") if right else (0, "left")
-    axes.text(x, row - OVER, text, ha=align, va="bottom", transform=axes.get_yaxis_transform())
+    axes.text(x, y, text, ha=align, va="bottom", weight=weight, transform=axes.get_yaxis_transform())
 
 
 def _rows(axes: Axes, rows: int) -> None:

@@ -1,6 +1,8 @@
 """Numbers as the page writes them: a true minus sign, thousands apart, as many digits as are known."""
 
+import itertools
 import math
+from collections.abc import Iterable
 
 NARROW = "\N{NO-BREAK SPACE}"
 MINUS = "\N{MINUS SIGN}"
@@ -45,6 +47,24 @@ def decimals_of(low: float, high: float) -> int:
     if half <= 0:
         return 3
     return min(MOST_DECIMALS, max(0, 1 - math.floor(math.log10(half))))
+
+
+def decimals_that_tell(numbers: Iterable[float], limits: Iterable[float], *, at_least: int) -> int:
+    """Decimals with which no number that is beside a limit is shown on it or beyond."""
+    pairs = list(itertools.product(numbers, limits))
+    for decimals in range(at_least, MOST_DECIMALS):
+        shown = [(round(one, decimals), limit) for one, limit in pairs]
+        if [(a > b, a < b) for a, b in shown] == [(a > b, a < b) for a, b in pairs]:
+            return decimals
+    return MOST_DECIMALS
+
+
+def p_value(p: float, *, level: float) -> str:
+    """A p value with its sign, for example `= 0.034`, that is never shown on the other side of the level."""
+    if p < 0.001 < level:
+        return f"<{NARROW}0.001"
+    decimals = decimals_that_tell((p,), (level,), at_least=3)
+    return f"={NARROW}{number(p, decimals)}"
 
 
 def _places(value: float) -> int:

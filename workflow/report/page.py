@@ -6,11 +6,22 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from workflow.comparison import ALL, HELD_OUT, SEEN, Score
 from workflow.paths import DATASET_SOURCE, MODEL_SOURCE, RESULTS
 from workflow.report import figures, formatting, words
-from workflow.report.facts import COMPARISON, LOCK, Facts, dataset_name, model_name
-from workflow.report.formatting import number, quantity, ratio, signed
-from workflow.statistics import Difference
+from workflow.report.facts import (
+    AS_TRAINED,
+    BASE,
+    CATEGORY,
+    COMPARISON,
+    LOCK,
+    Facts,
+    clean,
+    dataset_name,
+    model_name,
+)
+from workflow.report.formatting import number, quantity, ratio
+from workflow.report.words import Change
 
 HERE = Path(__file__).parent
 SHORT_TEXT = 240  # characters, and
@@ -43,22 +54,17 @@ class VariantRow:
 
 
 @dataclass(frozen=True)
-class Change:
-    """A difference as a cell shows it."""
-
-    value: str
-    interval: str
-    verdict: str
-    decided: bool
-
-
-@dataclass(frozen=True)
 class QualityRow:
+    """One variant in one form; its changes are None where no difference was taken."""
+
     label: str
+    form: str
+    as_trained: bool
+    is_baseline: bool
     before: str
     after: str
     per_seed: list[str]
-    by_training: Change
+    by_training: Change | None
     to_baseline: Change | None
 
 
@@ -67,9 +73,78 @@ class QualityBlock:
     """One metric's rows."""
 
     name: str
-    unit: str
     direction: str
+    margin: str
+    test_set: str
+    tally: str
     rows: list[QualityRow]
+
+
+@dataclass(frozen=True)
+class PartRow:
+    part: str
+    form: str
+    change: Change
+
+
+@dataclass(frozen=True)
+class ClaimRow:
+    claim: str
+    text: str
+    label: str
+    form: str
+    holds: str
+    sentence: str
+
+
+@dataclass(frozen=True)
+class RepairRow:
+    """A fault's difference in one metric."""
+
+    metric: str
+    direction: str
+    faulty: str
+    repaired: str
+    change: Change
+
+
+@dataclass(frozen=True)
+class RepairBlock:
+    """One fault, switched alone."""
+
+    name: str
+    faulty: str
+    repaired: str
+    rows: list[RepairRow]
+
+
+@dataclass(frozen=True)
+class CategoryCell:
+    before: str
+    after: str
+    change: Change | None
+
+
+@dataclass(frozen=True)
+class CategoryRow:
+    """One category, or several together, with a cell per variant."""
+
+    name: str
+    pooled: bool
+    held_out: bool
+    items: int
+    cells: list[CategoryCell | None]
+
+
+@dataclass(frozen=True)
+class FormRow:
+    """A form as it was found when it was loaded."""
+
+    label: str
+    form: str
+    held_as: str
+    quantized: str
+    adapters: str
 
 
 @dataclass(frozen=True)
@@ -110,7 +185,7 @@ def render(facts: Facts) -> str:
     )
     environment.filters["text"] = fold
     experiment = facts.asked.experiment
-    first = facts.quality[0] if facts.quality else None
+    blocks = quality_blocks(facts)
     return environment.get_template("template.html.jinja").render(
         style=Markup((HERE / "style.css").read_text(encoding="utf-8")),
         facts=facts,
@@ -118,18 +193,25 @@ def render(facts: Facts) -> str:
         headline=words.headline(facts),
         setting=words.setting(facts),
         variant_rows=variant_rows(facts),
-        quality_blocks=quality_blocks(facts),
+        form_rows=form_rows(facts),
+        quality_blocks=blocks,
+        value_blocks=[_block(facts, metric) for metric in facts.other_metrics],
+        decomposition=decomposition(facts),
+        claim_rows=claim_rows(facts),
+        repair_blocks=repair_blocks(facts),
+        category_rows=category_rows(facts),
         cost_rows=cost_rows(facts),
         quality_panels=figures.quality_panels(facts),
         curve_panels=figures.curve_panels(facts),
         cost_panels=figures.cost_panels(facts),
         legend=figures.legend(facts),
-        before_training=words.before_training(facts) if facts.quality else "",
+        primary_name=words.quality_name(facts.primary),
+        equivalence_confidence=words.equivalence_confidence(facts),
+        in_family=sum(contrast.in_family for contrast in facts.compared.contrasts),
+        commands=commands(facts),
         weights_in_16_bits=_gib(words.weights_in_16_bits(facts)),
         limits=words.limits(facts),
         confidence=formatting.percent(facts.asked.comparison.confidence),
-        test_set=first
-        and f"{words.count(first.items, 'row')}, {words.count(first.groups, 'different instruction')}",
         seeds=words.listed(experiment.seeds),
         model_name=model_name(facts.asked.model),
         dataset_name=dataset_name(facts.asked.dataset),
@@ -151,6 +233,17 @@ def provenance() -> dict[str, Provenance]:
         "quality": Provenance(["evaluate_base", "evaluate", "compare"], [compared], "dvc repro compare"),
         "curves": Provenance(
             ["train"], [run % ("train", "history.csv"), run % ("train", "validation.csv")], "dvc repro train"
+        ),
+        "categories": Provenance(
+            ["sample", "evaluate_base", "evaluate", "compare"], [compared], "dvc repro compare"
+        ),
+        "claims": Provenance(
+            ["evaluate_base", "evaluate", "benchmark", "compare"], [compared], "dvc repro compare"
+        ),
+        "forms": Provenance(
+            ["evaluate_base", "evaluate"],
+            [f"{RESULTS}/evaluate_base/<variant>/result.json", run % ("evaluate", "result.json")],
+            "dvc repro evaluate_base evaluate",
         ),
         "cost": Provenance(["benchmark", "compare"], [compared], "dvc repro compare"),
         "answers": Provenance(
@@ -193,43 +286,179 @@ def _held_as(precision: dict) -> str:
     return precision["storage"] + (", double-quantised" if precision["double_quantization"] else "")
 
 
-def quality_blocks(facts: Facts) -> list[QualityBlock]:
-    """The quality table: a block per metric, a row per variant that was scored in it."""
-    blocks = []
-    for metric in facts.quality_metrics:
-        decimals = words.decimals_for(facts, metric)
-        scored = [(v, q) for v in facts.variants if (q := facts.quality_of(v.name, metric))]
-        first = scored[0][1]
-        blocks.append(
-            QualityBlock(
-                name=words.metric_name(first.task),
-                unit=first.unit,
-                direction=words.direction(first.higher_is_better),
-                rows=[
-                    QualityRow(
+def form_rows(facts: Facts) -> list[FormRow]:
+    """Every form of every variant, by variant."""
+    rows = []
+    for variant in facts.variants:
+        for served in facts.served:
+            if served.variant == variant.name:
+                found = served.precision
+                rows.append(
+                    FormRow(
                         label=variant.label,
-                        before=number(quality.base_value, decimals),
-                        after=number(quality.value, decimals),
-                        per_seed=[number(value, decimals) for value in quality.per_seed.values()],
-                        by_training=_change(quality.to_base, decimals, quality.higher_is_better),
-                        to_baseline=_change(quality.to_baseline, decimals, quality.higher_is_better)
-                        if quality.to_baseline
-                        else None,
+                        form=words.form_name(served.form),
+                        held_as=_held_as(found),
+                        quantized=f"{found['quantized_modules']:,} of {found['linear_modules']:,}",
+                        adapters=f"{served.adapters:,} ({served.adapter_dtype})" if served.adapters else "0",
                     )
-                    for variant, quality in scored
-                ],
+                )
+    return rows
+
+
+def quality_blocks(facts: Facts) -> list[QualityBlock]:
+    """The quality tables of the metrics in which differences were taken, the primary one first."""
+    return [_block(facts, metric) for metric in facts.compared_metrics]
+
+
+def _block(facts: Facts, metric: tuple[str, str]) -> QualityBlock:
+    """One metric: a row per variant and form that was scored in it."""
+    decimals = words.decimals_for(facts, metric)
+    rows, first = [], None
+    for variant in facts.variants:
+        base = facts.score(variant.name, BASE, metric)
+        for form in facts.forms_of(variant.name):
+            score = facts.score(variant.name, form, metric)
+            if score is None:
+                continue
+            first = first or score
+            to_base = facts.contrast("to_base", variant.name, form, metric)
+            against = facts.to_baseline(variant.name, form, metric)
+            rows.append(
+                QualityRow(
+                    label=variant.label,
+                    form=words.form_name(form),
+                    as_trained=form == AS_TRAINED,
+                    is_baseline=variant.is_baseline and form == AS_TRAINED,
+                    before=number(base.value, decimals) if base and form == AS_TRAINED else "",
+                    after=number(score.value, decimals),
+                    per_seed=[number(value, decimals) for value in score.per_seed.values()],
+                    by_training=to_base and words.change(to_base, decimals),
+                    to_baseline=against and words.change(against, decimals),
+                )
+            )
+    differences = [facts.contrast("to_baseline", v.name, AS_TRAINED, metric) for v in facts.others]
+    margin = facts.compared.margins.get("/".join(metric))
+    return QualityBlock(
+        name=_name(metric, first),
+        direction="" if first.higher_is_better is None else words.direction(first.higher_is_better),
+        margin="" if margin is None else f"{margin:g}{formatting.NARROW}{first.unit}",
+        test_set=_test_set(first),
+        tally=words.tally([one for one in differences if one]),
+        rows=rows,
+    )
+
+
+def _name(metric: tuple[str, str], score: Score) -> str:
+    name = words.quality_name(metric)
+    return name if name.endswith(score.unit) else f"{name} ({score.unit})"
+
+
+def _test_set(score: Score) -> str:
+    items = words.count(score.items, "test item")
+    return items if score.groups is None else f"{items}, {words.groups(score)}"
+
+
+def decomposition(facts: Facts) -> list[tuple[str, list[PartRow]]]:
+    """Of each quantised variant, the parts of its difference to the baseline in the primary metric."""
+    found: dict[str, list[PartRow]] = {}
+    least = words.decimals_for(facts, facts.primary)
+    for part in facts.compared.decomposition:
+        contrast = facts.contrast(part.kind, part.variant, part.form, facts.primary)
+        if contrast and (part.task, part.metric) == facts.primary:
+            decimals = max(least, formatting.decimals_of(part.low, part.high))
+            form = words.form_name(part.form) if part.kind == "form" else ""
+            row = PartRow(part.part, form, words.change(contrast, decimals))
+            found.setdefault(part.variant, []).append(row)
+    return [(variant.label, found[variant.name]) for variant in facts.variants if variant.name in found]
+
+
+def claim_rows(facts: Facts) -> list[ClaimRow]:
+    """The claims, each with a row per variant and form that it was checked in."""
+    labels = {variant.name: variant.label for variant in facts.variants}
+    rows = [
+        ClaimRow(c.claim, c.text, labels[c.variant], words.form_name(c.form), c.holds, c.sentence)
+        for c in facts.compared.claims
+    ]
+    order = list(dict.fromkeys((row.claim, row.text) for row in rows))
+    return sorted(rows, key=lambda row: order.index((row.claim, row.text)))
+
+
+def repair_blocks(facts: Facts) -> list[RepairBlock]:
+    """The faults that were switched alone, each in every metric."""
+    found: dict[str, RepairBlock] = {}
+    for contrast in facts.compared.contrasts:
+        if contrast.kind != "repair" or contrast.subset != ALL:
+            continue
+        metric = (contrast.task, contrast.metric)
+        faulty = facts.score(contrast.variant, contrast.form, metric)
+        repaired = facts.score(*contrast.other.split("/"), metric)
+        decimals = formatting.decimals_of(contrast.difference.low, contrast.difference.high)
+        block = found.setdefault(
+            contrast.name,
+            RepairBlock(
+                name=contrast.name.replace("_", " ").capitalize(),
+                faulty=words.arm_name(facts, f"{contrast.variant}/{contrast.form}"),
+                repaired=words.arm_name(facts, contrast.other),
+                rows=[],
+            ),
+        )
+        block.rows.append(
+            RepairRow(
+                metric=_name(metric, faulty),
+                direction=words.direction(contrast.higher_is_better),
+                faulty=number(faulty.value, decimals),
+                repaired=number(repaired.value, decimals),
+                change=words.change(contrast, decimals),
             )
         )
-    return blocks
+    return list(found.values())
 
 
-def _change(difference: Difference, decimals: int, higher_is_better: bool) -> Change:
-    return Change(
-        value=signed(difference.value, decimals),
-        interval=words.interval(difference, decimals),
-        verdict=words.verdict(difference, higher_is_better),
-        decided=difference.decided,
+def category_rows(facts: Facts) -> list[CategoryRow]:
+    """The primary metric by category: those held out of training and the others together, then each."""
+    found = {s.subset: s for s in facts.compared.scores if (s.task, s.metric) == facts.primary}
+    categories = sorted(subset for subset in found if subset.startswith(CATEGORY))
+    held_out = {f"{CATEGORY}{name}" for name in facts.compared.held_out_categories}
+    names = {HELD_OUT: "Held out of training, together", SEEN: "The others, together"}
+    names |= {subset: clean(subset.removeprefix(CATEGORY)) for subset in categories}
+    return [
+        CategoryRow(
+            name=name,
+            pooled=subset in (HELD_OUT, SEEN),
+            held_out=subset in held_out,
+            items=found[subset].items,
+            cells=[_category_cell(facts, variant.name, subset) for variant in facts.variants],
+        )
+        for subset, name in sorted(
+            names.items(), key=lambda pair: pair[0] in categories and pair[0] not in held_out
+        )
+        if subset in found
+    ]
+
+
+def _category_cell(facts: Facts, variant: str, subset: str) -> CategoryCell | None:
+    decimals = words.decimals_for(facts, facts.primary)
+    base, trained = (facts.score(variant, form, facts.primary, subset) for form in (BASE, AS_TRAINED))
+    if base is None or trained is None:
+        return None
+    contrast = facts.contrast("to_base", variant, AS_TRAINED, facts.primary, subset)
+    return CategoryCell(
+        before=number(base.value, decimals),
+        after=number(trained.value, decimals),
+        change=contrast and words.change(contrast, decimals),
     )
+
+
+def commands(facts: Facts) -> list[tuple[str, list[str]]]:
+    """What each list of commands scores, and the list."""
+    labels = {variant.name: variant.label for variant in facts.variants}
+    return [
+        (
+            f"{labels[one.variant]}, {'' if one.seed is None else f'seed {one.seed}, '}{words.form_name(one.form)}",
+            one.commands,
+        )
+        for one in facts.commands
+    ]
 
 
 def cost_rows(facts: Facts) -> list[CostRow]:
@@ -253,7 +482,7 @@ def cost_rows(facts: Facts) -> list[CostRow]:
         ]
         rows.append(
             CostRow(
-                name=words.metric_name(metric),
+                name=words.cost_name(metric),
                 unit=first.unit,
                 direction=words.direction(first.higher_is_better),
                 definition=first.definition,

@@ -1,17 +1,16 @@
-"""Sentences made from the facts: the answer, how each difference is called, and what limits both."""
+"""Sentences made from the facts: the answer, how each difference is shown, and what limits both."""
 
 from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from workflow.comparison import Cost, Quality
+from workflow.comparison import Contrast, Cost, Score
+from workflow.params import OWN_TASKS
 from workflow.report import formatting
-from workflow.report.facts import Facts, Variant, dataset_name, model_name
+from workflow.report.facts import AS_TRAINED, BASE, Facts, Variant, dataset_name, model_name
 from workflow.report.formatting import NARROW, number, quantity, ratio, signed
-from workflow.statistics import Difference
 
-METRICS = {
-    "holdout_loss": "Held-out loss",
+COSTS = {
     "training_speed": "Training speed",
     "training_speed_padded": "Training speed, padding counted",
     "step_time": "Step time",
@@ -22,6 +21,35 @@ METRICS = {
     "peak_memory": "Peak memory",
     "peak_reserved": "Peak memory, reserved",
 }
+TASKS = {
+    "holdout_loss": "Held-out loss",
+    "response_choice": "Choice of the response",
+    "holdout_generation": "Written answers",
+}
+MEASURES = {
+    "nats_per_token": "nats per token",
+    "bits_per_byte": "bits per byte",
+    "acc": "accuracy",
+    "acc_norm": "accuracy by likelihood per length",
+    "rouge_l": "likeness to the reference",
+    "chrf": "likeness to the reference in characters",
+    "ended": "stopped by themselves",
+}
+FORMS = {
+    BASE: "untouched base",
+    AS_TRAINED: "as trained",
+    "merged_16bit": "merged, 16-bit",
+    "merged_dequantized": "merged, de-quantised",
+    "requantized": "merged, quantised again",
+}
+KINDS = {
+    "to_baseline": "variants to the baseline",
+    "to_base": "runs to their untouched base",
+    "base_to_base": "untouched bases to the baseline’s",
+    "form": "serving forms to the run as trained",
+    "repair": "faults to their repair",
+}
+VERDICTS = ("equivalent", "worse", "better", "undecided")
 FEW_SEEDS = 5
 FEW_INSTRUCTIONS = 1000
 RANDOM_MODEL = (
@@ -47,8 +75,48 @@ class Limit:
     body: str
 
 
-def metric_name(metric: str) -> str:
-    return METRICS.get(metric, metric.replace("_", " ").capitalize())
+@dataclass(frozen=True)
+class Change:
+    """A difference as a cell or a sentence shows it."""
+
+    value: str
+    interval: str
+    verdict: str
+    p: str
+
+
+def cost_name(metric: str) -> str:
+    return COSTS.get(metric, metric.replace("_", " ").capitalize())
+
+
+def quality_name(metric: tuple[str, str]) -> str:
+    """A (task, metric) by a readable name, for example `Held-out loss, nats per token`."""
+    task, measure = metric
+    return f"{TASKS.get(task, task)}, {MEASURES.get(measure, measure.replace('_', ' '))}"
+
+
+def _in_sentence(score: Score) -> str:
+    """As `quality_name`, within a sentence that names the unit already."""
+    task, measure = score.task, score.metric
+    name = TASKS[task].lower() if task in TASKS else task
+    words = MEASURES.get(measure, measure.replace("_", " "))
+    return name if words == score.unit else f"{name} ({words})"
+
+
+def groups(score: Score) -> str:
+    """How many groups of items there are, and what the items of a group have in common."""
+    return count(score.groups, f"different {'instruction' if score.task in OWN_TASKS else 'prompt'}")
+
+
+def form_name(form: str) -> str:
+    return FORMS.get(form, form.replace("_", " "))
+
+
+def arm_name(facts: Facts, arm: str) -> str:
+    """`variant/form` as the page calls it."""
+    variant, _, form = arm.partition("/")
+    label = next(v.label for v in facts.variants if v.name == variant)
+    return f"{label}, {form_name(form)}"
 
 
 def direction(higher_is_better: bool) -> str:
@@ -56,27 +124,52 @@ def direction(higher_is_better: bool) -> str:
 
 
 def decimals_for(facts: Facts, metric: tuple[str, str]) -> int:
-    """Decimals that suit a metric: as many as its sharpest difference is known to."""
-    rows = [row for variant in facts.variants if (row := facts.quality_of(variant.name, metric))]
-    differences = [d for row in rows for d in (row.to_base, row.to_baseline) if d]
-    return max(formatting.decimals_of(d.low, d.high) for d in differences)
+    """Decimals that suit a metric: as many as its sharpest difference between runs as trained is known to."""
+    found = [
+        contrast.difference
+        for variant in facts.variants
+        for kind in ("to_base", "to_baseline")
+        if (contrast := facts.contrast(kind, variant.name, AS_TRAINED, metric))
+    ]
+    return max((formatting.decimals_of(one.low, one.high) for one in found), default=3)
 
 
-def interval(difference: Difference, decimals: int) -> str:
-    return f"{signed(difference.low, decimals)} to {signed(difference.high, decimals)}"
+def interval(low: float, high: float, decimals: int) -> str:
+    return f"{signed(low, decimals)} to {signed(high, decimals)}"
 
 
-def verdict(difference: Difference, higher_is_better: bool) -> str:
-    """What the interval allows to say: better, worse, or not distinguishable."""
-    if not difference.decided:
-        return "not distinguishable"
-    return "better" if (difference.value > 0) == higher_is_better else "worse"
+def change(contrast: Contrast, decimals: int) -> Change:
+    """A difference with its interval, verdict and p value, in at least so many decimals."""
+    one = contrast.difference
+    decimals = formatting.decimals_that_tell((one.low, one.high), (0,), at_least=decimals)
+    return Change(
+        value=signed(one.value, decimals),
+        interval=interval(one.low, one.high, decimals),
+        verdict=contrast.verdict,
+        p=_p_value(contrast),
+    )
+
+
+def _p_value(contrast: Contrast) -> str:
+    """The p value that the verdict rests on."""
+    equivalent = contrast.verdict == "equivalent"
+    p = contrast.p_equivalence_adjusted if equivalent else contrast.p_adjusted
+    shown = formatting.p_value(p, level=1 - contrast.difference.confidence)
+    return f"{'adjusted ' if contrast.in_family else ''}p{NARROW}{shown}"
+
+
+def tally(contrasts: list[Contrast]) -> str:
+    """The verdicts in short: the word where there is one, else how many of each."""
+    found = [contrast.verdict for contrast in contrasts]
+    if len(found) == 1:
+        return found[0]
+    return ", ".join(f"{found.count(word)} {word}" for word in VERDICTS if word in found)
 
 
 def headline(facts: Facts) -> Headline:
     """The answer, made from the numbers: quality and cost of every variant against the baseline."""
     random_model = facts.asked.model.source == "random"
-    metric = facts.quality_metrics[0] if facts.quality_metrics and not random_model else None
+    metric = None if random_model else facts.primary
     sentences = [Markup(RANDOM_MODEL)] if random_model else []
     lines = []
     if not facts.others:
@@ -95,37 +188,62 @@ def headline(facts: Facts) -> Headline:
 
 
 def _quality_sentence(facts: Facts, other: Variant, metric: tuple[str, str] | None) -> Markup | None:
-    quality = metric and facts.quality_of(other.name, metric)
-    if not (quality and quality.to_baseline):
+    contrast = metric and facts.contrast("to_baseline", other.name, AS_TRAINED, metric)
+    if not contrast:
         return None
-    decimals = decimals_for(facts, metric)
+    score = facts.score(other.name, AS_TRAINED, metric)
+    shown = change(contrast, decimals_for(facts, metric))
+    margin = f"{contrast.equivalence.margin:g}{NARROW}{contrast.unit}" if contrast.equivalence else ""
     parts = {
         "other": other.label,
         "baseline": facts.baseline.label,
-        "verdict": _marked_verdict(quality, decimals),
-        "value": f"{signed(quality.to_baseline.value, decimals)}{NARROW}{quality.unit}",
-        "confidence": formatting.percent(facts.asked.comparison.confidence),
-        "interval": interval(quality.to_baseline, decimals),
-        "rows": count(quality.items, "test row"),
-        "metric": metric_name(quality.task).lower(),
+        "verdict": _marked_verdict(facts, contrast),
+        "value": f"{shown.value}{NARROW}{contrast.unit}",
+        "interval": _interval_of_verdict(facts, contrast),
+        "margin": f"; the margin of equivalence is {margin}" if margin else "",
+        "within": margin,
+        "items": count(score.items, "test item"),
+        "metric": _in_sentence(score),
     }
-    if quality.to_baseline.decided:
-        return Markup(
-            "{other} is {verdict} than {baseline} in {metric} on {rows} ({confidence} interval over the rows "
-            "{interval})."
-        ).format(**parts)
-    return Markup(
-        "With this much data, {other} is {verdict} from {baseline}: on {rows} its {metric} differs by "
-        "{value} ({confidence} interval over the rows {interval}, which holds zero)."
-    ).format(**parts)
+    if contrast.verdict == "equivalent":
+        made = (
+            "In {metric}, {other} is {verdict} to {baseline} within the margin of {within}: on {items} it "
+            "differs by {value} ({interval})."
+        )
+    elif contrast.verdict == "undecided":
+        made = (
+            "Whether {other} differs from {baseline} in {metric} is {verdict}: on {items} it differs by "
+            "{value} ({interval}{margin})."
+        )
+    else:
+        made = "{other} is {verdict} than {baseline} in {metric} on {items} ({interval}{margin})."
+    return Markup(made).format(**parts)
 
 
-def _marked_verdict(quality: Quality, decimals: int) -> Markup:
-    difference = quality.to_baseline
-    words = verdict(difference, quality.higher_is_better)
-    if difference.decided:
-        words += f" by {number(abs(difference.value), decimals)}{NARROW}{quality.unit}"
-    return Markup("<strong>{}</strong>").format(words)
+def _marked_verdict(facts: Facts, contrast: Contrast) -> Markup:
+    text = contrast.verdict
+    if text in ("worse", "better"):
+        decimals = decimals_for(facts, (contrast.task, contrast.metric))
+        shown = number(abs(contrast.difference.value), decimals)
+        text += f" by {shown}{NARROW}{contrast.unit}"
+    return Markup("<strong>{}</strong>").format(text)
+
+
+def _interval_of_verdict(facts: Facts, contrast: Contrast) -> str:
+    """The interval that the verdict rests on: of equivalence that of its two one-sided tests."""
+    one, decimals = contrast.difference, decimals_for(facts, (contrast.task, contrast.metric))
+    if contrast.verdict == "equivalent":
+        tost, confidence = contrast.equivalence, equivalence_confidence(facts)
+        limits = (-tost.margin, tost.margin)
+    else:
+        tost, confidence, limits = one, formatting.percent(one.confidence), (0,)
+    decimals = formatting.decimals_that_tell((tost.low, tost.high), limits, at_least=decimals)
+    return f"{confidence} interval {interval(tost.low, tost.high, decimals)}"
+
+
+def equivalence_confidence(facts: Facts) -> str:
+    """Of the interval that belongs to two one-sided tests at the same level."""
+    return formatting.percent(2 * facts.compared.confidence - 1)
 
 
 def _cost_sentence(facts: Facts, other: Variant, called: str) -> Markup | None:
@@ -153,13 +271,12 @@ def _cost_sentence(facts: Facts, other: Variant, called: str) -> Markup | None:
 
 
 def _lead(facts: Facts, metric: tuple[str, str] | None) -> Markup:
-    quality = metric and facts.quality_of(facts.baseline.name, metric)
-    scored = (
-        f" in {metric_name(quality.task).lower()} on {count(quality.items, 'test row')} "
-        f"({formatting.percent(facts.asked.comparison.confidence)} intervals over the rows), and"
-        if quality
-        else ""
-    )
+    score = metric and facts.score(facts.baseline.name, AS_TRAINED, metric)
+    scored = ""
+    if score:
+        margin = facts.compared.margins.get(facts.compared.primary)
+        proven = f" (margin of equivalence {margin:g}{NARROW}{score.unit})" if margin else ""
+        scored = f" in {_in_sentence(score)} on {count(score.items, 'test item')}{proven}, and"
     return Markup("Against {},{} in memory and speed on {}:").format(
         facts.baseline.label, scored, _device(facts)
     )
@@ -168,11 +285,12 @@ def _lead(facts: Facts, metric: tuple[str, str] | None) -> Markup:
 def _line(facts: Facts, other: Variant, metric: tuple[str, str] | None) -> Markup:
     """One variant's answer in short."""
     parts = []
-    quality = metric and facts.quality_of(other.name, metric)
-    if quality and quality.to_baseline:
-        decimals = decimals_for(facts, metric)
-        marked = _marked_verdict(quality, decimals)
-        parts.append(Markup("{} ({})").format(marked, interval(quality.to_baseline, decimals)))
+    contrast = metric and facts.contrast("to_baseline", other.name, AS_TRAINED, metric)
+    if contrast:
+        value = change(contrast, decimals_for(facts, metric)).value
+        shown = "" if contrast.verdict in ("worse", "better") else f"{value}, "
+        marked = _marked_verdict(facts, contrast)
+        parts.append(Markup("{} ({}{})").format(marked, shown, _interval_of_verdict(facts, contrast)))
     for cost, what in zip(_memory_and_speed(facts, other), ("peak memory", "training speed"), strict=True):
         if cost:
             parts.append(Markup("{}\N{NO-BREAK SPACE}the {}").format(ratio(cost.ratio_to_baseline), what))
@@ -188,21 +306,24 @@ def _device(facts: Facts) -> str:
 
 
 def _training_sentence(facts: Facts, metric: tuple[str, str] | None) -> Markup | None:
-    quality = metric and facts.quality_of(facts.baseline.name, metric)
-    if not quality:
+    contrast = metric and facts.contrast("to_base", facts.baseline.name, AS_TRAINED, metric)
+    if not contrast:
         return None
     decimals = decimals_for(facts, metric)
     made = {
         "better": "For scale, fine-tuning itself improved {label} from {before} to {after}{unit}.",
         "worse": "Fine-tuning itself worsened {label}, from {before} to {after}{unit}.",
-        "not distinguishable": "Fine-tuning itself did not clearly move {label}: {before} before, "
+        "equivalent": "Fine-tuning itself moved {label} by less than the margin: {before} before, "
         "{after}{unit} after.",
-    }[verdict(quality.to_base, quality.higher_is_better)]
+        "undecided": "Whether fine-tuning itself moved {label} is undecided: {before} before, "
+        "{after}{unit} after.",
+    }[contrast.verdict]
+    before, after = (facts.score(facts.baseline.name, form, metric) for form in (BASE, AS_TRAINED))
     return Markup(made).format(
         label=facts.baseline.label,
-        before=number(quality.base_value, decimals),
-        after=number(quality.value, decimals),
-        unit=f"{NARROW}{quality.unit}",
+        before=number(before.value, decimals),
+        after=number(after.value, decimals),
+        unit=f"{NARROW}{contrast.unit}",
     )
 
 
@@ -261,35 +382,20 @@ def listed(items: list) -> str:
     return f"{', '.join(first)} and {last}" if first else last
 
 
-def before_training(facts: Facts) -> str:
-    """How far the untouched bases lie from the baseline's, for the variants with another base."""
-    theirs = facts.quality_of(facts.baseline.name, facts.quality_metrics[0])
-    lower = [
-        f"{signed(ours.base_value - theirs.base_value, decimals_for(facts, facts.quality_metrics[0]))} "
-        f"for {other.label}"
-        for other in facts.others
-        if theirs
-        and (ours := facts.quality_of(other.name, facts.quality_metrics[0]))
-        and other.precision["base"] != facts.baseline.precision["base"]
-    ]
-    if not lower:
-        return ""
-    return (
-        f"Before any training, the difference to the base of {facts.baseline.label} in {theirs.unit} was "
-        f"{listed(lower)}; no interval was taken of {'it' if len(lower) == 1 else 'these'}."
-    )
-
-
 def limits(facts: Facts) -> list[Limit]:
     """What this run cannot tell, made from its facts; only what applies."""
     found = [
         _random_model(facts),
         _few_seeds(facts),
         _few_instructions(facts),
-        _intervals(facts),
+        _detectable(facts),
+        _not_corrected(facts),
+        _no_category_held_out(facts),
+        _first_items(facts),
         _short_training(facts),
         *(_not_precision_alone(facts, other) for other in facts.others),
         _quantized_before(facts),
+        _not_deterministic(facts),
         _no_real_16_bits(facts),
         _resident_set(facts),
         _one_device(facts),
@@ -307,44 +413,111 @@ def _few_seeds(facts: Facts) -> Limit | None:
         return None
     if seeds == 1:
         return Limit(
-            "One seed", "Another seed would give other numbers, and this run cannot say how different."
+            "One seed",
+            "The variance over seeds was not measured, so every interval and verdict holds for this one "
+            "training. Another seed would give other numbers, and this run cannot say how different.",
         )
     return Limit(
         f"{seeds} seeds",
-        f"Each seed’s result is shown, but {seeds} are too few to say how much of a difference is chance "
-        "in training.",
+        f"The intervals allow for the variance over seeds, but {seeds} trainings tell little of it: that "
+        "makes the intervals wide, and their width itself uncertain.",
     )
 
 
 def _few_instructions(facts: Facts) -> Limit | None:
-    if not facts.quality:
-        return None
-    first = facts.quality[0]
-    if first.groups >= FEW_INSTRUCTIONS:
-        return None
-    body = (
-        f"The test set has {count(first.items, 'row')} with {count(first.groups, 'different instruction')}."
-    )
-    wide = [
-        (d.high - d.low) / 2
-        for q in facts.quality
-        if (q.task, q.metric) == (first.task, first.metric) and (d := q.to_baseline)
-    ]
-    if wide and max(wide) > 0:
-        half = number(max(wide), formatting.decimals_of(0, 2 * max(wide)))
-        body += f" Differences below about {half} {first.unit} cannot be seen with it."
-    return Limit("A small test set", body)
-
-
-def _intervals(facts: Facts) -> Limit | None:
-    if not facts.quality:
+    score = facts.score(facts.baseline.name, AS_TRAINED, facts.primary)
+    if not score or not score.groups or score.groups >= FEW_INSTRUCTIONS:
         return None
     return Limit(
-        "Intervals are over test rows",
-        "They say what other test rows of the same kind could have given (rows with one instruction are "
-        "drawn together), for the trainings that were run. They do not cover other seeds, other data or "
-        "other models.",
+        "A small test set",
+        f"The primary metric is over {count(score.items, 'test item')} with "
+        f"{groups(score)}. Intervals say what other items of the same kind "
+        "could have given, and nothing of other data or other models.",
     )
+
+
+def _detectable(facts: Facts) -> Limit | None:
+    """The smallest difference that would have been found, against the margin."""
+    found = [
+        (other, contrast)
+        for other in facts.others
+        if (contrast := facts.contrast("to_baseline", other.name, AS_TRAINED, facts.primary))
+    ]
+    if not found:
+        return None
+    unit, power = found[0][1].unit, formatting.percent(facts.compared.power)
+    smallest = listed(
+        [
+            f"{formatting.significant(contrast.difference.detectable, 2)}{NARROW}{unit}"
+            + (f" for {other.label}" if len(found) > 1 else "")
+            for other, contrast in found
+        ]
+    )
+    body = (
+        f"A difference to {facts.baseline.label} in the primary metric is found with a probability of {power} "
+        f"from {smallest}, by a test of its own."
+    )
+    margin = facts.compared.margins.get(facts.compared.primary)
+    if margin is None:
+        body += " No margin is set for this metric, so nothing is called equivalent in it."
+    else:
+        body += f" The margin of equivalence is {margin:g}{NARROW}{unit}."
+        beyond = [
+            other.label
+            for other, contrast in found
+            if contrast.difference.detectable > margin and contrast.verdict != "equivalent"
+        ]
+        if beyond:
+            where = f" for {listed(beyond)}" if len(found) > 1 else ""
+            body += f" That is less, so{where} this design cannot be counted on to decide equivalence at the margin."
+    return Limit("What this design can find", body)
+
+
+def _not_corrected(facts: Facts) -> Limit | None:
+    contrasts = facts.compared.contrasts
+    family = [contrast for contrast in contrasts if contrast.in_family]
+    outside = len(contrasts) - len(family)
+    if not outside:
+        return None
+    spanned = facts.compared.family
+    kinds = listed([KINDS[kind] for kind in spanned["kinds"]]) if family else ""
+    names = (
+        listed([quality_name(tuple(metric.split("/"))) for metric in spanned["metrics"]]) if family else ""
+    )
+    corrected = (
+        f"Holm’s correction spans {count(len(family), 'difference')}: of {kinds}, in {names}. "
+        if family
+        else ""
+    )
+    level = formatting.percent(1 - facts.compared.confidence)
+    return Limit(
+        "Most differences are not corrected for their number"
+        if outside > len(family)
+        else "Some differences are not corrected for their number",
+        f"{corrected}The other {outside:,} on this page, single categories included, are each tested at {level}, "
+        "so some will be called decided by chance.",
+    )
+
+
+def _no_category_held_out(facts: Facts) -> Limit | None:
+    if facts.compared.held_out_categories or not facts.compared.claims:
+        return None
+    return Limit(
+        "No category was held out of training",
+        "Whether a run gains on kinds of instruction that it was not trained on, claim (d), was not tested.",
+    )
+
+
+def _first_items(facts: Facts) -> Limit | None:
+    some = []
+    for recorded in facts.tasks:
+        most, leaves = facts.asked.evaluation.tasks[recorded["task"]].items, len(recorded["leaves"])
+        if most is not None and recorded["items"] >= most:
+            each = f" of each of its {leaves} parts" if leaves > 1 else ""
+            some.append(f"{recorded['task']} ({most:,}{each})")
+    if not some:
+        return None
+    return Limit("Not every item was scored", f"Scored on the first items alone: {listed(some)}.")
 
 
 def _short_training(facts: Facts) -> Limit | None:
@@ -389,6 +562,16 @@ def _quantized_before(facts: Facts) -> Limit | None:
         "The base had been quantised before",
         f"Its weights come from a {before} file, so its 16-bit form had lost precision before any run began. "
         "What 4 bits cost a model that was never rounded may differ.",
+    )
+
+
+def _not_deterministic(facts: Facts) -> Limit | None:
+    if all(run["deterministic"] for variant in facts.variants for run in variant.trained):
+        return None
+    return Limit(
+        "Runs on a GPU do not repeat to the last digit",
+        "Some of its kernels add up in another order each time, so the same seed can give slightly other "
+        "weights and scores. No interval has this in it apart from the variance over seeds.",
     )
 
 
