@@ -225,20 +225,18 @@ def test_categories_and_those_held_out(compared):
 
 
 def test_the_claims_are_checked(compared):
-    claims = {(c.claim, c.text): c for c in compared.claims}
-    holds = {text: claim.holds for (_, text), claim in claims.items()}
-    assert holds == {
-        "better than before tuning": "yes",
-        "less memory than 16-bit": "yes",
-        "less compute than 16-bit": "no",
-        "no quality lost to 4 bits": "no",
-        "gains on categories not trained on": "yes",
-    }
-    assert (
-        claims["a", "better than before tuning"].difference
-        == one(compared, "to_base", "qlora_nf4_dq").difference
-    )
-    assert claims["b", "less compute than 16-bit"].difference.value == pytest.approx(1.0)
+    assert [(c.claim, c.text, c.form, c.holds) for c in compared.claims] == [
+        ("a", "better than before tuning", "as_trained", "yes"),
+        ("a", "better than before tuning", "requantized", "yes"),
+        ("b", "less memory than 16-bit", "as_trained", "yes"),
+        ("b", "less compute than 16-bit", "as_trained", "no"),
+        ("c", "no quality lost to 4 bits", "as_trained", "no"),
+        ("c", "no quality lost to 4 bits", "requantized", "no"),
+        ("d", "gains on categories not trained on", "as_trained", "yes"),
+        ("d", "gains on categories not trained on", "requantized", "yes"),
+    ]
+    assert compared.claims[0].difference == one(compared, "to_base", "qlora_nf4_dq").difference
+    assert compared.claims[3].difference.value == pytest.approx(1.0)
 
 
 def test_a_claim_about_categories_is_not_tested_where_none_was_held_out(folder):
@@ -247,7 +245,7 @@ def test_a_claim_about_categories_is_not_tested_where_none_was_held_out(folder):
         frame["held_out"] = False
         frame.to_parquet(path)
     claims = comparison.compare(ask(folder, sample__held_out_categories=[]))[0].claims
-    assert [c.holds for c in claims if c.claim == "d"] == ["not tested"]
+    assert [c.holds for c in claims if c.claim == "d"] == ["not tested"] * 2
 
 
 def test_every_sentence_says_what_the_table_says(compared):

@@ -85,7 +85,8 @@ def test_either_engine_makes_the_report_and_the_other_has_nothing_to_do(engine, 
 
 
 def test_both_engines_give_the_same_numbers(by_dvc, by_snakemake):
-    assert comparison(by_dvc)["quality"] == comparison(by_snakemake)["quality"]
+    for part in ("scores", "contrasts", "decomposition"):
+        assert comparison(by_dvc)[part] == comparison(by_snakemake)[part] != []
     adapters = [
         {
             path.parent.parent: path.read_bytes()
@@ -97,11 +98,25 @@ def test_both_engines_give_the_same_numbers(by_dvc, by_snakemake):
 
 
 def test_every_number_says_what_it_is(by_dvc):
-    for quality in comparison(by_dvc)["quality"]:
-        assert all(quality[key] for key in ("variant", "metric", "unit", "split", "form", "items"))
-        assert quality["higher_is_better"] is False and set(quality["per_seed"]) == {"1"}
+    for score in comparison(by_dvc)["scores"]:
+        assert all(
+            score[key] for key in ("variant", "form", "task", "metric", "unit", "split", "subset", "items")
+        )
+        assert set(score["per_seed"]) == (set() if score["form"] == "base" else {"1"})
     for precision in comparison(by_dvc)["precisions"].values():
         assert all(precision[key] for key in ("device", "device_name", "storage", "compute"))
+
+
+def test_every_form_of_every_run_is_scored_and_compared(by_dvc):
+    forms = {
+        "lora_16bit": {"base", "as_trained", "merged_16bit"},
+        "qlora_nf4_dq": {"base", "as_trained", "merged_16bit", "merged_dequantized", "requantized"},
+    }
+    for variant, expected in forms.items():
+        assert {s["form"] for s in comparison(by_dvc)["scores"] if s["variant"] == variant} == expected
+    verdicts = {c["verdict"] for c in comparison(by_dvc)["contrasts"]}
+    assert verdicts <= {"equivalent", "worse", "better", "undecided"}
+    assert {claim["claim"] for claim in comparison(by_dvc)["claims"]} == {"a", "b", "c", "d"}
 
 
 def test_the_curves_are_plots_of_dvc(by_dvc):
@@ -134,7 +149,11 @@ def test_the_default_model_and_data(tmp_path):
     def smaller(content: dict) -> None:
         content["sample"] |= {"rows": 60, "validation_rows": 4, "test_rows": 10}
         content["training"] |= {"steps": 3, "batch_rows": 4, "micro_batch_rows": 4, "max_length": 96}
-        content["evaluation"] |= {"answers": 2, "answer_tokens": 8}
+        content["sample"]["held_out_categories"] = []
+        content["evaluation"]["answer_tokens"] = 8
+        content["evaluation"]["forms"] = ["as_trained", "requantized"]
+        for task in ("response_choice", "holdout_generation"):
+            content["evaluation"]["tasks"][task]["items"] = 2
         content["benchmark"] |= {"micro_batch_rows": 2, "warmup_steps": 0, "steps": 3}
 
     folder = clone(tmp_path, ROOT / "params.yaml", smaller)
@@ -142,9 +161,13 @@ def test_the_default_model_and_data(tmp_path):
     found = comparison(folder)
     assert found["precisions"]["qlora_nf4_dq"]["quantized_modules"] == 7 * 30
     assert found["precisions"]["lora_16bit"]["quantized_modules"] == 0
-    losses = {q["variant"]: q for q in found["quality"] if q["metric"] == "nats_per_token"}
-    assert all(1 < losses[variant]["base_value"] < 4 for variant in losses)  # of random weights it is 10.8
-    assert losses["qlora_nf4_dq"]["base_value"] > losses["lora_16bit"]["base_value"]
+    losses = {
+        s["variant"]: s["value"]
+        for s in found["scores"]
+        if (s["form"], s["metric"], s["subset"]) == ("base", "nats_per_token", "all")
+    }
+    assert all(1 < loss < 4 for loss in losses.values())  # of random weights it is 10.8
+    assert losses["qlora_nf4_dq"] > losses["lora_16bit"]
     assert "SmolLM2-135M-Instruct" in (folder / "report/index.html").read_text()
 
 

@@ -1,9 +1,12 @@
 """Tasks are found, mapped to local files and loaded before anything is trained, or refused in one sentence."""
 
+import io
 import json
 
+import pandas as pd
 import pytest
 from conftest import ROOT, run_stage_in
+from stub_hub import REVISION, start_hub
 
 from workflow import harness, params
 from workflow.errors import UserError
@@ -57,7 +60,11 @@ def evaluation(tiny, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "files", "kind"),
     [
-        ("hellaswag", {"validation": ENDINGS}, "multiple_choice"),  # its rows go through code of the task's own
+        (
+            "hellaswag",
+            {"validation": ENDINGS},
+            "multiple_choice",
+        ),  # its rows go through code of the task's own
         ("arc_easy", {"test": SCIENCE}, "multiple_choice"),  # it has train, validation and test
         ("arc_easy", {"validation": SCIENCE}, "multiple_choice"),
         ("gsm8k", {"test": SUMS, "train": SUMS}, "generate_until"),
@@ -81,7 +88,11 @@ def test_examples_in_the_prompt_come_from_the_mapped_split(evaluation):
     ("name", "options", "sentence"),
     [
         ("piqqa", {}, "names piqqa, which is no task of lm-evaluation-harness 0.4.13; near to it are .*piqa"),
-        ("hellaswag", {"rows": ENDINGS, "sha": "0" * 64}, "validation.jsonl has sha256 .*params.yaml names 0000"),
+        (
+            "hellaswag",
+            {"rows": ENDINGS, "sha": "0" * 64},
+            "validation.jsonl has sha256 .*params.yaml names 0000",
+        ),
         ("hellaswag", {"train": ENDINGS}, "files has train, and the task is scored on validation"),
         ("hellaswag", {"rows": [{"goal": "x"}]}, "hellaswag cannot be loaded: "),
         ("mmlu", {"rows": ENDINGS}, "mmlu is not a single task"),
@@ -99,13 +110,45 @@ def test_a_task_that_cannot_be_loaded_is_one_sentence(evaluation, name, options,
 def test_a_file_that_is_missing_is_named(evaluation, tmp_path):
     wanted = evaluation("hellaswag", ENDINGS)
     (tmp_path / "validation.jsonl").unlink()
-    with pytest.raises(UserError, match="tasks.hellaswag.files.validation.path is validation.jsonl, which is not"):
+    with pytest.raises(
+        UserError, match="tasks.hellaswag.files.validation.path is validation.jsonl, which is not"
+    ):
         harness.fetch(wanted)
 
 
 def test_our_own_tasks_need_nothing(tiny, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert harness.fetch(tiny.evaluation) == []
+
+
+def test_a_task_of_the_hub_is_fetched_once_and_then_read_from_the_cache(tmp_path):
+    """Stage fetch_tasks alone uses the network; an evaluation loads the same task without one."""
+    hub = start_hub()
+    rows = io.BytesIO()
+    pd.DataFrame(
+        [{"goal": f"Reach {n}.", "sol1": "Go.", "sol2": "Sleep.", "label": 0} for n in range(6)]
+    ).to_parquet(rows)
+    splits = [f"{{split: {name}, path: {name}.parquet}}" for name in ("train", "validation")]
+    card = f"---\nconfigs:\n- config_name: plain_text\n  data_files: [{', '.join(splits)}]\n---\n"
+    hub.files = {
+        "train.parquet": rows.getvalue(),
+        "validation.parquet": rows.getvalue(),
+        "README.md": card.encode(),
+    }
+    text = (ROOT / "workflow/presets/tiny.yaml").read_text()
+    own = "    holdout_loss: {items: null,"
+    piqa = "    piqa: {items: 5, few_shot: 0, chat_template: false, files: null}\n"
+    (tmp_path / "params.yaml").write_text(text.replace(own, piqa + own))
+    online = {f"HF_{name}_OFFLINE": "0" for name in ("HUB", "DATASETS", "EVALUATE")}
+    home = {"HF_HOME": str(tmp_path / "cache")}
+    endpoint = {"HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}"}
+    done = run_stage_in(tmp_path, "fetch_tasks", **home, **online, **endpoint)
+    hub.shutdown()
+    assert done.returncode == 0, done.stderr
+    (found,) = json.loads((tmp_path / "results/fetch_tasks/tasks/loaded.json").read_text())["tasks"]
+    assert (found["leaf"], found["items"], found["revision"]) == ("piqa", 6, REVISION)
+    again = run_stage_in(tmp_path, "fetch_tasks", **home, HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1")
+    assert again.returncode == 0, again.stderr
 
 
 def test_the_stage_stops_before_training_and_leaves_nothing(tmp_path):

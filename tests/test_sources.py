@@ -1,15 +1,13 @@
 """Models and data come from pinned sources, and a source that fails says why in one sentence."""
 
 import hashlib
-import http.server
-import json
-import threading
 import zipfile
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from stub_hub import REVISION, start_hub
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from workflow import params, sources
@@ -17,7 +15,6 @@ from workflow.errors import UserError
 
 ROWS = '{"instruction": "a", "response": "b"}\n'
 COLUMNS = params.Columns(instruction="instruction", context=None, response="response", category=None)
-REVISION = "0123456789abcdef0123456789abcdef01234567"
 
 
 def digest(data: bytes | Path) -> str:
@@ -168,53 +165,10 @@ def test_an_unknown_chat_template_is_named(tiny, tmp_path):
         sources.fetch_model(tiny.model.model_copy(update={"chat_template": "alpaca"}), tmp_path)
 
 
-class Hub(http.server.BaseHTTPRequestHandler):
-    """As much of the hub's interface as a pinned download needs, over the files of `self.server.files`."""
-
-    def do_HEAD(self):
-        self.do_GET(body=False)
-
-    def do_GET(self, body: bool = True):
-        self.server.requests.append((self.path, self.headers.get("authorization")))
-        if self.server.refusal:
-            status, code = self.server.refusal
-            self.send_response(status)
-            self.send_header("X-Error-Code", code)
-            self.send_header("X-Error-Message", "refused")
-            self.send_header("Content-Length", "0")
-            return self.end_headers()
-        name = self.path.rpartition(f"/resolve/{REVISION}/")[2]
-        if "/api/" in self.path:
-            siblings = [{"rfilename": file, "size": len(data)} for file, data in self.server.files.items()]
-            tree = [{"type": "file", "path": file, "size": len(data), "oid": hashlib.sha1(data).hexdigest()}
-                    for file, data in self.server.files.items()]  # fmt: skip
-            answer = tree if "/tree/" in self.path else {"id": "a/b", "sha": REVISION, "siblings": siblings}
-            content = json.dumps(answer).encode()
-        elif name in self.server.files:
-            content = self.server.files[name]
-        else:
-            self.send_response(404)
-            self.send_header("X-Error-Code", "EntryNotFound")
-            self.send_header("Content-Length", "0")
-            return self.end_headers()
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(content)))
-        self.send_header("ETag", f'"{hashlib.sha1(content).hexdigest()}"')
-        self.send_header("X-Repo-Commit", REVISION)
-        self.end_headers()
-        if body:
-            self.wfile.write(content)
-
-    def log_message(self, *_):
-        pass
-
-
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
     """A hub on loopback; the library's constants are read at import, so they are set here."""
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    server.files, server.refusal, server.requests = {}, None, []
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    server = start_hub()
     endpoint = f"http://127.0.0.1:{server.server_port}"
     from huggingface_hub import constants, hf_api
 

@@ -109,9 +109,11 @@ SINGLES = {"groups": 130}
         (5, {**SINGLES, **EQUAL}),
         (5, {**CLUSTERS, **DOMINANT, "effect": skewed}),
     ],
-    ids=lambda value: "-".join(f"{k}_{getattr(v, '__name__', v)}" for k, v in value.items())
-    if isinstance(value, dict)
-    else str(value),
+    ids=lambda value: (
+        "-".join(f"{k}_{getattr(v, '__name__', v)}" for k, v in value.items())
+        if isinstance(value, dict)
+        else str(value)
+    ),
 )
 def test_intervals_cover_the_truth(seeds, design):
     """95 % +/- 2; with two seeds up to 98 %, the price of never covering too little."""

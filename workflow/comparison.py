@@ -5,7 +5,7 @@ are those of workflow/serving.py. A *contrast* is a sum of arms with signs, take
 all differences are paired over both. Its kind says what it is between:
 
     to_baseline    a variant in a form, less the baseline as it was trained
-    to_base        a variant as it was trained, less its untouched base: what training changed
+    to_base        a variant in a form, less its untouched base: what training changed
     base_to_base   the untouched base in a variant's precision, less that in the baseline's: quantisation's damage
     recovery       to_baseline less base_to_base: how much of that damage training on it changed
     form           a variant in another form, less as it was trained: what serving it so changed
@@ -45,6 +45,8 @@ from workflow.statistics import (
 
 ALL, HELD_OUT, SEEN = "all", "held_out", "seen"
 FEWEST_GROUPS = 2  # an interval needs two
+# The recipe published the second of these, and looked at the first.
+CLAIMED_FORMS = ("as_trained", "requantized")
 
 
 @dataclass(frozen=True)
@@ -146,6 +148,7 @@ class Claim:
     verdict: Verdict | None
     holds: str
     sentence: str
+    form: str = "as_trained"
 
 
 @dataclass(frozen=True)
@@ -400,9 +403,12 @@ def _asked_contrasts(asked: params.Params) -> list[_Asked]:
             for arm in forms:
                 found.append(
                     _Asked("to_baseline", [(1, arm), (-1, baseline)], str(baseline),
-                           by_category=arm.form == "as_trained")
+                           by_category=arm == trained)
                 )  # fmt: skip
-        found.append(_Asked("to_base", [(1, trained), (-1, base)], str(base), by_category=True))
+        found += [
+            _Asked("to_base", [(1, arm), (-1, base)], str(base), by_category=arm.form in CLAIMED_FORMS)
+            for arm in forms
+        ]
         if asked.variants[name].precision != asked.variants[experiment.baseline].precision:
             found.append(_Asked("base_to_base", [(1, base), (-1, baseline_base)], str(baseline_base)))
             four = [(1, trained), (-1, baseline), (-1, base), (1, baseline_base)]
@@ -580,13 +586,13 @@ def _claims(contrasts: list[Contrast], benchmarks: dict[str, dict], asked: param
     """The claims of the recipe that this project grew out of, for every quantised variant."""
     task, metric = asked.comparison.primary.split("/")
 
-    def of(kind: str, variant: str, subset: str) -> Contrast | None:
+    def of(kind: str, arm: Arm, subset: str) -> Contrast | None:
         return next(
             (
                 c
                 for c in contrasts
                 if (c.kind, c.variant, c.form, c.task, c.metric, c.subset)
-                == (kind, variant, "as_trained", task, metric, subset)
+                == (kind, arm.variant, arm.form, task, metric, subset)
             ),
             None,
         )
@@ -596,42 +602,44 @@ def _claims(contrasts: list[Contrast], benchmarks: dict[str, dict], asked: param
     for variant in asked.experiment.variants:
         if variant == baseline or asked.variants[variant].precision == "16bit":
             continue
+        arms = [Arm(variant, form) for form in CLAIMED_FORMS if form in asked.forms_of(variant)]
+        better, no_loss = ("better",), ("equivalent", "better")
         claims += [
-            _quality_claim(
-                "a", "better than before tuning", variant, of("to_base", variant, ALL), ("better",)
+            *(
+                _quality_claim("a", "better than before tuning", a, of("to_base", a, ALL), better)
+                for a in arms
             ),
             *_cost_claims(variant, benchmarks, asked),
-            _quality_claim(
-                "c",
-                "no quality lost to 4 bits",
-                variant,
-                of("to_baseline", variant, ALL),
-                ("equivalent", "better"),
+            *(
+                _quality_claim("c", "no quality lost to 4 bits", a, of("to_baseline", a, ALL), no_loss)
+                for a in arms
             ),
-            _quality_claim(
-                "d",
-                "gains on categories not trained on",
-                variant,
-                of("to_base", variant, HELD_OUT),
-                ("better",),
+            *(
+                _quality_claim(
+                    "d", "gains on categories not trained on", a, of("to_base", a, HELD_OUT), better
+                )
+                for a in arms
             ),
         ]
     return claims
 
 
 def _quality_claim(
-    claim: str, text: str, variant: str, contrast: Contrast | None, holds_if: tuple[Verdict, ...]
+    claim: str, text: str, arm: Arm, contrast: Contrast | None, holds_if: tuple[Verdict, ...]
 ) -> Claim:
     if contrast is None:
         why = "no category was held out of training, or too few of their items are in the test split"
-        return Claim(claim, text, variant, None, None, None, "not tested", f"Not tested: {why}.")
+        return Claim(
+            claim, text, arm.variant, None, None, None, "not tested", f"Not tested: {why}.", arm.form
+        )
     holds = (
         "yes" if contrast.verdict in holds_if else "undecided" if contrast.verdict == "undecided" else "no"
     )
     return Claim(
         claim=claim,
         text=text,
-        variant=variant,
+        variant=arm.variant,
+        form=arm.form,
         metric=f"{contrast.task}/{contrast.metric}",
         difference=contrast.difference,
         verdict=contrast.verdict,

@@ -1,6 +1,7 @@
 """Score a run in every serving form with lm-evaluation-harness, and keep each item's score."""
 
 import gc
+import hashlib
 import shlex
 import time
 from collections.abc import Iterator
@@ -117,6 +118,7 @@ def evaluate(
                 "version": lm_eval.__version__,
                 "batch_rows": evaluation.batch_rows,
                 "add_bos_token": bool(language_model.add_bos_token),
+                "chat_template_sha256": hashlib.sha256((tokenizer.chat_template or "").encode()).hexdigest(),
                 "tasks": tasks,
                 "commands": commands(served, name=name, seed=seed, variant=variant, evaluation=evaluation),
             },

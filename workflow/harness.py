@@ -9,6 +9,7 @@ source of its data alone, so that the harness' command line can read it as well.
 import difflib
 import functools
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -177,7 +178,17 @@ def _about(leaf: Task) -> dict:
         "items": len(leaf.eval_docs),
         "dataset": config.dataset_path,
         "subset": config.dataset_name,
+        "revision": _revision(leaf),
     }
+
+
+def _revision(leaf: Task) -> str | None:
+    """The commit of the hub's repository that the data came from, as the datasets library's cache names it."""
+    files = [
+        file["filename"] for split in leaf.dataset.values() for file in getattr(split, "cache_files", [])
+    ]
+    found = [match[1] for name in files if (match := re.search(r"[/\\]([0-9a-f]{40})[/\\]", name))]
+    return found[0] if found else None
 
 
 @contextmanager

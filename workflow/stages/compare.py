@@ -13,7 +13,7 @@ def compare() -> None:
         if f"{contrast.task}/{contrast.metric}" == compared.primary and contrast.subset == comparison.ALL:
             say(f"  {contrast.sentence}")
     for claim in compared.claims:
-        say(f"  ({claim.claim}) {claim.text}, {claim.variant}: {claim.holds}")
+        say(f"  ({claim.claim}) {claim.text}, {claim.variant}/{claim.form}: {claim.holds}")
     with whole_file(COMPARE / "items.parquet") as beside:
         items.to_parquet(beside, index=False)
     write_json(COMPARE / "comparison.json", compared.as_dict())
