@@ -214,9 +214,11 @@ class Results:
         """One arm's scores per seed and item.
 
         Raises:
-            CheckError: its seeds were not scored on the same items.
+            CheckError: it has no such scores, or its seeds were not scored on the same items.
         """
-        frame = self._tables[arm.variant, arm.form, task, metric]
+        frame = self._tables.get((arm.variant, arm.form, task, metric))
+        if frame is None:
+            raise CheckError(f"{arm} has no items with {task}/{metric}, which other arms have")
         about = ["leaf", "item", "category", "held_out", "group", "denominator"]
         seeds = sorted(frame["seed"].dropna().unique().tolist())
         parts = [frame[frame["seed"] == seed] for seed in seeds] or [frame]

@@ -41,7 +41,7 @@ Form = Literal["as_trained", "merged_16bit", "merged_dequantized", "requantized"
 FORMS = get_args(Form)
 Served = Annotated[str, StringConstraints(pattern=r"^[a-z0-9_]+(/[a-z0-9_]+)?$")]  # variant or variant/form
 # What a difference is taken between; workflow/comparison.py says what each is.
-Kind = Literal["to_baseline", "to_base", "base_to_base", "form", "repair"]
+Kind = Literal["to_baseline", "to_base", "base_to_base", "recovery", "form", "repair"]
 OWN_TASKS = ("holdout_loss", "response_choice", "holdout_generation")
 
 
