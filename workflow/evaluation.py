@@ -84,7 +84,7 @@ def evaluate(
         UserError: a task cannot be loaded.
     """
     tokenizer = AutoTokenizer.from_pretrained(MODEL, trust_remote_code=False)
-    for form in forms:
+    for place, form in enumerate(forms, start=1):
         started = time.monotonic()
         model, served = serve(
             form,
@@ -94,7 +94,7 @@ def evaluate(
             hardware=hardware,
         )
         say(
-            f"  {form}: {served.precision.base} base, {served.precision.quantized_modules} modules quantised, "
+            f"  form {place} of {len(forms)}, {form}: {served.precision.base} base, {served.precision.quantized_modules} modules quantised, "
             f"{served.adapters} adapters, computing in {served.precision.compute}"
         )
         language_model = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=evaluation.batch_rows)

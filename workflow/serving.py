@@ -95,8 +95,8 @@ def merged_16bit(
 ) -> tuple[torch.nn.Module, torch.dtype]:
     """The adapter folded into the original 16-bit weights, rounded to their type."""
     base, precision = load_base(model_folder, variant.model_copy(update=SIXTEEN_BIT), hardware=hardware)
-    model = PeftModel.from_pretrained(base.float(), weights_folder).merge_and_unload()
-    return round_to_16_bits(model, model_folder, compute := getattr(torch, precision.compute)), compute
+    model = PeftModel.from_pretrained(base, weights_folder).merge_and_unload()
+    return round_to_16_bits(model, model_folder), getattr(torch, precision.compute)
 
 
 def merged_dequantized(
@@ -104,9 +104,10 @@ def merged_dequantized(
 ) -> tuple[torch.nn.Module, torch.dtype]:
     """The adapter folded into the base's quantised weights, de-quantised first; rounded to 16 bits."""
     base, precision = load_base(model_folder, variant, hardware=hardware)
-    base = base.dequantize(torch.float32).float()
-    model = PeftModel.from_pretrained(base, weights_folder).merge_and_unload()
-    return round_to_16_bits(model, model_folder, compute := getattr(torch, precision.compute)), compute
+    compute = getattr(torch, precision.compute)
+    # In the type in which a forward pass de-quantises: what the adapter was trained on, and no larger than 16 bits.
+    model = PeftModel.from_pretrained(base.dequantize(compute), weights_folder).merge_and_unload()
+    return round_to_16_bits(model, model_folder), compute
 
 
 def requantized(
@@ -118,11 +119,11 @@ def requantized(
     return model, getattr(torch, precision.compute)
 
 
-def round_to_16_bits(model: torch.nn.Module, model_folder: Path, compute: torch.dtype) -> torch.nn.Module:
-    """Round every weight to the 16-bit type of the base's checkpoint, and hold it in `compute`."""
+def round_to_16_bits(model: torch.nn.Module, model_folder: Path) -> torch.nn.Module:
+    """Round every weight to the 16-bit type of the base's checkpoint; the type it is held in stays."""
     dtype = AutoConfig.from_pretrained(model_folder, trust_remote_code=False).dtype or torch.bfloat16
     for parameter in model.parameters():  # and no buffer: the rotary frequencies stay as they are computed
-        parameter.data = parameter.data.to(dtype).to(compute)
+        parameter.data = parameter.data.to(dtype).to(parameter.dtype)
     return model
 
 
