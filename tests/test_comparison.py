@@ -209,6 +209,31 @@ def test_accuracies_must_pass_the_paired_test_too(compared):
     assert one(compared, "to_baseline", "qlora_nf4_dq").p_accuracy is None
 
 
+@pytest.mark.parametrize(
+    ("scores", "denominators", "metric", "span"),
+    [
+        ([0.0, 1.0, 1.0], [1, 1, 1], "acc", 1.0),
+        ([1.0, 1.0, 1.0], [1, 1, 1], "acc", 1.0),  # all right, and yet one could have been wrong
+        ([2.0, 0.0, 1.0], [3, 1, 1], "inst_level", 1.0),
+        ([0.1, 0.3, 0.2], [1, 1, 1], "rouge_l", 1.0),
+        ([0.1, 0.3, 0.2], [1, 1, 1], "of_some_task", 0.2),
+        ([3.2, 8.1, 0.4], [2, 5, 1], "nats_per_token", None),
+    ],
+)
+def test_how_far_apart_the_scores_of_an_item_can_be(scores, denominators, metric, span):
+    found = comparison._span(np.array([scores]), np.array(denominators), metric)
+    assert found == (span and pytest.approx(span))
+
+
+def test_equal_answers_on_few_items_are_not_called_equivalent(folder):
+    for path in folder.rglob("items.parquet"):
+        frame = pd.read_parquet(path)
+        frame.loc[frame["metric"] == "acc", "numerator"] = 1.0
+        frame.to_parquet(path)
+    choice = one(comparison.compare(params.load())[0], "to_baseline", "qlora_nf4_dq", metric=CHOICE)
+    assert choice.difference.value == 0 and choice.verdict == "undecided"
+
+
 def test_categories_and_those_held_out(compared):
     far = np.arange(ITEMS) % 4 == 0
     ours = np.mean([loss_of("qlora_nf4_dq", "as_trained", seed, far) for seed in SEEDS])

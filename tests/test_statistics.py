@@ -524,3 +524,50 @@ def test_rounding_does_not_contradict_the_verdict():
             higher_is_better=True,
             corrected=False,
         )
+
+
+def right_or_wrong(random, items: int, differing: float, shift: float = 0.0) -> np.ndarray:
+    """Differences of 0/1 scores, of which a share differs; arm B is better by `shift` on average."""
+    better, worse = (differing + shift) / 2, (differing - shift) / 2
+    return random.choice([1.0, 0.0, -1.0], p=[better, 1 - differing, worse], size=(1, items))
+
+
+@pytest.mark.parametrize("items", [24, 60, 134])
+@pytest.mark.parametrize("differing", [0.02, 0.1, 0.4])
+def test_accuracies_of_which_few_differ_are_covered_too(items, differing):
+    random = np.random.default_rng(items)
+    shift, studies, inside = differing / 2, 600, 0
+    for _ in range(studies):
+        one = difference(right_or_wrong(random, items, differing, shift), np.ones(items), np.arange(items),
+                         span=1.0, confidence=0.95, power=0.8, resamples=300, seed=1)  # fmt: skip
+        inside += one.low <= shift <= one.high
+    assert inside / studies >= 0.93
+
+
+def test_a_few_equal_answers_do_not_prove_equivalence():
+    few, many = (
+        difference(np.zeros((2, items)), np.ones(items), np.arange(items), span=1.0, confidence=0.95,
+                   power=0.8, resamples=300, seed=1)
+        for items in (24, 400)
+    )  # fmt: skip
+    assert few.value == 0 and few.low < -0.05 < 0.05 < few.high and few.p_value == 1
+    assert equivalence(few, margin=0.03).p_value > 0.05 > equivalence(many, margin=0.03).p_value
+    assert few.detectable > 0.03 > many.detectable
+
+
+def test_equivalence_of_accuracies_is_claimed_wrongly_at_the_margin_at_most_five_times_in_a_hundred():
+    random, margin, studies = np.random.default_rng(5), 0.03, 1000
+    for items, differing in ((60, 0.03), (134, 0.03), (134, 0.1)):
+        wrong = sum(
+            equivalence(
+                difference(right_or_wrong(random, items, differing, margin), np.ones(items), np.arange(items),
+                           span=1.0, confidence=0.95, power=0.8, resamples=300, seed=1),
+                margin=margin,
+            ).p_value < 0.05
+            for _ in range(studies)
+        )  # fmt: skip
+        assert wrong / studies <= 0.05 + 2 * np.sqrt(0.05 * 0.95 / studies), (
+            items,
+            differing,
+            wrong / studies,
+        )

@@ -44,6 +44,7 @@ from workflow.statistics import (
 )
 
 ALL, HELD_OUT, SEEN = "all", "held_out", "seen"
+SPANS = {"rouge_l": 1.0, "chrf": 100.0}  # from the worst to the best score of an item
 FEWEST_GROUPS = 2  # an interval needs two
 # The recipe published the second of these, and looked at the first.
 CLAIMED_FORMS = ("as_trained", "requantized")
@@ -475,6 +476,17 @@ def _contrasts(results: Results, asked: params.Params) -> list[Contrast]:
             higher_is_better=about["higher_is_better"],
         )
         arm = contrast.arms[0][1]
+        text = sentence(
+            contrast.subject or str(arm),
+            contrast.other,
+            one,
+            equivalence=tost,
+            verdict=word,
+            p_adjusted=p_adjusted,
+            unit=about["unit"],
+            higher_is_better=about["higher_is_better"],
+            corrected=index in adjusted,
+        )
         found.append(
             Contrast(
                 kind=contrast.kind,
@@ -494,17 +506,7 @@ def _contrasts(results: Results, asked: params.Params) -> list[Contrast]:
                 equivalence=tost,
                 p_equivalence_adjusted=p_equivalence,
                 verdict=word,
-                sentence=sentence(
-                    contrast.subject or str(arm),
-                    contrast.other,
-                    one,
-                    equivalence=tost,
-                    verdict=word,
-                    p_adjusted=p_adjusted,
-                    unit=about["unit"],
-                    higher_is_better=about["higher_is_better"],
-                    corrected=index in adjusted,
-                ),
+                sentence=text[0].upper() + text[1:] if contrast.subject else text,
             )
         )
     return found
@@ -530,6 +532,7 @@ def _differences(
         all(np.isin(table.numerators, (0, 1)).all() for _, table in tables)
         and (first.denominators == 1).all()
     )
+    span = _span(np.concatenate([table.numerators for _, table in tables]), first.denominators, key[1])
     by_category = contrast.by_category and "/".join(key) == wanted.primary
     for subset, chosen in _subsets(first.items, by_category=by_category):
         if len(set(groups[chosen])) < FEWEST_GROUPS:
@@ -539,6 +542,7 @@ def _differences(
             first.denominators[chosen],
             groups[chosen],
             trained=any(table.seeds for _, table in tables),
+            span=span and span * len(tables) / 2,
             confidence=wanted.confidence,
             power=wanted.power,
             resamples=wanted.resamples,
@@ -550,6 +554,18 @@ def _differences(
                 numerators[:, chosen], groups[chosen], resamples=wanted.resamples, seed=wanted.seed
             )
         yield subset, one, p_accuracy
+
+
+def _span(numerators: np.ndarray, denominators: np.ndarray, metric: str) -> float | None:
+    """How far two scores of one item can be apart; None for a loss, which has no range.
+
+    Right answers are counted: whole numbers of at most the denominator.
+    """
+    if (numerators % 1 == 0).all() and (numerators >= 0).all() and (numerators <= denominators).all():
+        return 1.0
+    if (denominators != 1).any():
+        return None
+    return SPANS.get(metric, float(np.ptp(numerators)))
 
 
 PARTS = {

@@ -56,6 +56,13 @@ the variance 3.5 times, at a fifth twice), from three twice, from five 1.3 times
 5 %, which a correction for many tests asks for, the seeds' part is only roughly right: with two seeds
 that make nearly all of the variance, a test at 0.5 % rejects in about 1 %.
 
+**Few items that differ.** Where an item's score is 0 or 1 (or within any fixed range), few may differ between
+the arms, and none does not prove that none would: a bootstrap of nothing but zeros has no width. Such scores
+come with their `span`, the largest difference that one item can make, and sqrt(V) is taken to be at least
+2 span / (G + 2). It is the rule of three (Hanley and Lippman-Hand 1983): where none of G differs, a true
+difference of 3 / G is just possible at 5 %, which is 1.8 / G standard errors of a normal. A loss needs none: if
+it is the same to the last bit on every item, so are the models.
+
 **Detectable difference.** The smallest true |d| that the two-sided test at 1 - confidence finds with
 probability `power`: sqrt(V) times the noncentrality at which a noncentral t with those degrees of
 freedom passes the critical value that often. It is as uncertain as V is (with two seeds: very; a
@@ -81,7 +88,8 @@ there are enough groups (30 and more) for a sum over them to be near normal, and
 that it makes most of the sum.
 
 Cochran and Cox, Experimental Designs, 2nd ed., Wiley 1957. Davison and Hinkley, Bootstrap Methods
-and their Application, Cambridge 1997. Hall, On symmetric bootstrap confidence intervals, J. R.
+and their Application, Cambridge 1997. Hanley and Lippman-Hand, If nothing goes wrong, is everything all
+right?, JAMA 249 (1983). Hall, On symmetric bootstrap confidence intervals, J. R.
 Statist. Soc. B 50 (1988). Hesterberg, What teachers should know about the bootstrap, The
 American Statistician 69 (2015). Holm, A simple sequentially rejective multiple test procedure,
 Scand. J. Statist. 6 (1979). McNemar, Psychometrika 12 (1947). Owen, The pigeonhole bootstrap, Ann.
@@ -183,6 +191,7 @@ def difference(
     groups: np.ndarray,
     *,
     trained: bool = True,
+    span: float | None = None,
     confidence: float,
     power: float,
     resamples: int,
@@ -195,6 +204,7 @@ def difference(
         denominators: [items], all positive, and the same for both arms.
         groups: [items], any labels; items with the same label are not independent.
         trained: false for two untouched bases.
+        span: the largest difference that one item can make, where scores have a fixed range.
         confidence: of the two-sided interval; the tests' level is the rest to 1.
         power: with which the detectable difference is found.
         resamples: number of bootstrap samples.
@@ -213,6 +223,8 @@ def difference(
     sizes = np.bincount(codes, weights=denominators, minlength=count)
     value = float(sums.sum(axis=1).mean() / sizes.sum())
     reference = _reference(sums, sizes, confidence, resamples, np.random.default_rng(seed))
+    if span:
+        reference = _at_least(reference, 2 * span / (count + 2))
     critical = reference.quantile((1 + confidence) / 2)
     freedom = reference.group_freedom
     if reference.seed_share:
@@ -271,6 +283,13 @@ def _reference(
     variance = by_seed + max(by_group - both, 0.0)
     share = float(by_seed / variance) if variance > 0 else 0.0
     return Reference(math.sqrt(variance), share, seeds - 1, freedom)
+
+
+def _at_least(reference: Reference, error: float) -> Reference:
+    """A standard error of no less; what is added belongs to the groups and not to the seeds."""
+    if reference.error >= error:
+        return reference
+    return reference._replace(error=error, seed_share=reference.seed_share * reference.error**2 / error**2)
 
 
 def _drawn(

@@ -485,7 +485,9 @@ class History(TrainerCallback):
 
     def validate(self, *, step: int) -> None:
         """Score the validation rows exactly: the sum over all response tokens, divided by their number."""
-        with torch.random.fork_rng():  # a data loader draws a seed, which would change the dropout that follows
+        with (
+            torch.random.fork_rng()
+        ):  # a data loader draws a seed, which would change the dropout that follows
             self._validate(step)
 
     def _validate(self, step: int) -> None:
