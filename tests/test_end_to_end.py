@@ -152,8 +152,8 @@ def test_the_default_model_and_data(tmp_path):
         content["sample"]["held_out_categories"] = []
         content["evaluation"]["answer_tokens"] = 8
         content["evaluation"]["forms"] = ["as_trained", "requantized"]
-        for task in ("response_choice", "holdout_generation"):
-            content["evaluation"]["tasks"][task]["items"] = 2
+        few = {"items": 2, "few_shot": 0, "chat_template": True, "files": None}
+        content["evaluation"]["tasks"] |= {"response_choice": few, "holdout_generation": dict(few)}
         content["benchmark"] |= {"micro_batch_rows": 2, "warmup_steps": 0, "steps": 3}
 
     folder = clone(tmp_path, ROOT / "params.yaml", smaller)
