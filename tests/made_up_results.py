@@ -419,11 +419,11 @@ class MadeUp:
                     None,
                 )
                 if c is None:
-                    rest = (None, None, None, "not tested", "Not tested: no category was held out.", form)
+                    rest = (None, None, None, "not tested", "Not tested: no category was held out.")
                 else:
                     holds = {"undecided": "undecided"}.get(c.verdict, "yes" if c.verdict in words else "no")
-                    rest = ("/".join(PRIMARY[:2]), c.difference, c.verdict, holds, c.sentence, form)
-                found.append(Claim(claim, text, variant, *rest))
+                    rest = ("/".join(PRIMARY[:2]), c.difference, c.verdict, holds, c.sentence)
+                found.append(Claim(claim, text, variant, form, *rest))
         return found
 
 

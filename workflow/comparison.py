@@ -144,12 +144,12 @@ class Claim:
     claim: str
     text: str
     variant: str
+    form: str
     metric: str | None
     difference: Difference | None
     verdict: Verdict | None
     holds: str
     sentence: str
-    form: str = "as_trained"
 
 
 @dataclass(frozen=True)
@@ -543,10 +543,7 @@ def _differences(
             groups[chosen],
             trained=any(table.seeds for _, table in tables),
             span=span and span * len(tables) / 2,
-            confidence=wanted.confidence,
-            power=wanted.power,
-            resamples=wanted.resamples,
-            seed=wanted.seed,
+            **_bootstrap(wanted),
         )
         p_accuracy = None
         if accuracy and len(tables) == 2:
@@ -554,6 +551,11 @@ def _differences(
                 numerators[:, chosen], groups[chosen], resamples=wanted.resamples, seed=wanted.seed
             )
         yield subset, one, p_accuracy
+
+
+def _bootstrap(asked: params.Comparison) -> dict[str, float]:
+    """What params say of every difference's interval and test, as `difference` takes it."""
+    return asked.model_dump(include={"confidence", "power", "resamples", "seed"})
 
 
 def _span(numerators: np.ndarray, denominators: np.ndarray, metric: str) -> float | None:
@@ -648,11 +650,8 @@ def _quality_claim(
     if contrast is None:
         why = "no category was held out of training, or too few of their items are in the test split"
         return Claim(
-            claim, text, arm.variant, None, None, None, "not tested", f"Not tested: {why}.", arm.form
+            claim, text, arm.variant, arm.form, None, None, None, "not tested", f"Not tested: {why}."
         )
-    holds = (
-        "yes" if contrast.verdict in holds_if else "undecided" if contrast.verdict == "undecided" else "no"
-    )
     return Claim(
         claim=claim,
         text=text,
@@ -661,9 +660,16 @@ def _quality_claim(
         metric=f"{contrast.task}/{contrast.metric}",
         difference=contrast.difference,
         verdict=contrast.verdict,
-        holds=holds,
+        holds=_holds(contrast.verdict, holds_if),
         sentence=contrast.sentence,
     )
+
+
+def _holds(word: Verdict, holds_if: tuple[Verdict, ...]) -> str:
+    """Whether a claim holds that asks for one of these verdicts."""
+    if word in holds_if:
+        return "yes"
+    return "undecided" if word == "undecided" else "no"
 
 
 def _cost_claims(variant: str, benchmarks: dict[str, dict], asked: params.Params) -> list[Claim]:
@@ -680,10 +686,7 @@ def _cost_claims(variant: str, benchmarks: dict[str, dict], asked: params.Params
             np.ones(len(ours)),
             np.arange(len(ours)),
             trained=False,
-            confidence=wanted.confidence,
-            power=wanted.power,
-            resamples=wanted.resamples,
-            seed=wanted.seed,
+            **_bootstrap(wanted),
         )
         word = verdict(one, p_adjusted=one.p_value, p_equivalence=None, higher_is_better=False)
         claims.append(
@@ -691,10 +694,11 @@ def _cost_claims(variant: str, benchmarks: dict[str, dict], asked: params.Params
                 claim="b",
                 text=text,
                 variant=variant,
+                form="as_trained",
                 metric=f"benchmark/{key}",
                 difference=one,
                 verdict=word,
-                holds={"better": "yes", "worse": "no"}.get(word, "undecided"),
+                holds=_holds(word, ("better",)),
                 sentence=sentence(
                     variant,
                     baseline,
