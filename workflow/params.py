@@ -28,6 +28,7 @@ from ruamel.yaml.error import YAMLError
 from workflow.errors import UserError
 
 PARAMS_FILE = Path("params.yaml")
+SHAPES = Path(__file__).parent / "shapes"
 
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 # Names become part of DVC stage names and folder names, where `-`, `/` and `@` have a meaning.
@@ -201,6 +202,11 @@ class Training(Strict):
     micro_batch_rows: PositiveInt
     max_length: Annotated[int, Field(ge=8)]
     length_window: PositiveInt
+    packing: bool
+    fused_adapters: bool
+    fused_layers: bool
+    fused_loss: bool
+    cuda_graphs: bool
     gradient_checkpointing: bool
     optimizer: Literal["adamw_torch", "adamw_torch_fused", "paged_adamw_32bit", "paged_adamw_8bit"]
     learning_rate: PositiveFloat
@@ -229,6 +235,10 @@ class Training(Strict):
             raise ValueError(
                 f"batch_rows is {self.batch_rows}, "
                 f"which must be a multiple of micro_batch_rows ({self.micro_batch_rows})"
+            )
+        if self.cuda_graphs and not self.packing:
+            raise ValueError(
+                "cuda_graphs is true and packing false: a graph needs packs of a few fixed lengths"
             )
         return self
 
@@ -307,6 +317,29 @@ class Evaluation(Strict):
         return self
 
 
+class Grid(Strict):
+    """The points at which memory and throughput are measured with rows of one length."""
+
+    shapes: Annotated[list[Name], Field(min_length=1)]
+    vocabulary: PositiveInt | None
+    micro_batch_rows: Annotated[list[PositiveInt], Field(min_length=1)]
+    lengths: Annotated[list[Annotated[int, Field(ge=8)]], Field(min_length=1)]
+    gradient_checkpointing: Annotated[list[bool], Field(min_length=1)]
+    warmup_steps: PositiveInt
+    steps: Annotated[int, Field(ge=2)]
+    repeats: PositiveInt
+    time_limit: PositiveInt
+    memory_limit_gib: PositiveFloat | None
+
+    @model_validator(mode="after")
+    def _shapes_are_known(self):
+        known = ["own", *sorted(path.stem for path in SHAPES.glob("*.json"))]
+        for name in self.shapes:
+            if name not in known:
+                raise ValueError(f"shapes names {name}; allowed is one of {', '.join(known)}")
+        return self
+
+
 class Benchmark(Strict):
     """How memory and throughput are measured."""
 
@@ -314,6 +347,7 @@ class Benchmark(Strict):
     warmup_steps: NonNegativeInt
     steps: Annotated[int, Field(ge=3)]
     seed: NonNegativeInt
+    grid: Grid
 
 
 class Family(Strict):

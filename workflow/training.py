@@ -3,6 +3,7 @@
 import csv
 import math
 import time
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import numpy as np
 import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
+from torch import Tensor
 from torch.utils.data import Sampler
 from transformers import (
     AutoTokenizer,
@@ -25,10 +27,34 @@ from workflow import params
 from workflow.console import progress, say
 from workflow.errors import CheckError, UserError
 from workflow.files import whole_folder
+from workflow.fused import IGNORED, LinearCrossEntropy, fuse_adapters, fuse_layers
+from workflow.graphs import GraphedSteps
 from workflow.instructions import Instruction
+from workflow.packing import (
+    PACKED_ATTENTION,
+    Pack,
+    PackingCollator,
+    attention_arguments,
+    can_be_packed,
+    lengths_needed,
+    use_varlen,
+)
 from workflow.precision import Precision, choose_device, load_base
 
-IGNORED = -100  # the label that PyTorch's cross entropy leaves out
+
+@dataclass(frozen=True)
+class SpeedUps:
+    """Which of params' speed-ups are in force in a run: some need a GPU, an adapter or a plain output head."""
+
+    packing: bool
+    fused_adapters: bool
+    fused_layers: bool
+    fused_loss: bool
+    cuda_graphs: bool
+
+    @property
+    def any(self) -> bool:
+        return any(asdict(self).values())
 
 
 @dataclass(frozen=True)
@@ -50,14 +76,17 @@ class Trained:
     """What one run did, as its result.json holds it."""
 
     precision: Precision
+    speed_ups: SpeedUps
     deterministic: bool  # the same params on the same machine give the same bits
     rows: Rows
     trainable_parameters: int
     trainable_dtype: str
     adapted_modules: int
     steps: int
+    rows_per_step: int
     tokens_seen: int  # without padding
-    seconds: float  # in training steps, without loading and validation
+    tokens_computed: int  # with padding
+    seconds: float  # in training steps, without loading, validation and the capture of graphs
     first_loss: float  # nats per token
     last_loss: float
     validation_loss_before: float
@@ -124,14 +153,17 @@ def train(
     save(model_of(trainer), variant, weights_folder)
     return Trained(
         precision=precision,
+        speed_ups=trainer.speed_ups,
         deterministic=is_deterministic(precision),
         rows=rows,
         trainable_parameters=sum(p.numel() for p in trained),
         trainable_dtype=trained_in,
         adapted_modules=sum(hasattr(m, "lora_A") for m in model_of(trainer).modules()),
         steps=trainer.state.global_step,
+        rows_per_step=training.batch_rows,
         tokens_seen=int(history.tokens),
-        seconds=round(history.seconds, 3),
+        tokens_computed=trainer.tokens_computed,
+        seconds=round(history.seconds - trainer.capture_seconds, 3),
         first_loss=history.losses[0],
         last_loss=history.losses[-1],
         validation_loss_before=history.validated[0][1],
@@ -167,8 +199,8 @@ def build_trainer(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     *,
-    train_rows: list[Instruction],
-    validation_rows: list[Instruction],
+    train_rows: list[Instruction] | list[dict],
+    validation_rows: list[Instruction] | list[dict],
     variant: params.Variant,
     training: params.Training,
     precision: Precision,
@@ -186,6 +218,7 @@ def build_trainer(
     Raises:
         UserError: `training.second_bos` finds no BOS token to repeat.
     """
+    speed_ups = choose_speed_ups(model, training, variant, precision)
     set_seed(seed)
     if variant.method == "lora":
         model = get_peft_model(model, lora(training))
@@ -203,17 +236,71 @@ def build_trainer(
     for name, parameter in model_of(trainer).named_parameters():
         if name in initial:
             parameter.data = initial[name]
+    trainer.speed_up(speed_ups, compute=getattr(torch, precision.compute))
     return trainer
 
 
+def choose_speed_ups(
+    model: PreTrainedModel, training: params.Training, variant: params.Variant, precision: Precision
+) -> SpeedUps:
+    """Those of params' speed-ups that this run can have.
+
+    Packing needs a model that computes of each row what it does of the row alone (no window, no recurrent
+    state), and a fused loss an output head that is one matrix. A graph needs packing, work that is the same
+    for every batch (int8 looks for outliers in each), no scale that float16's gradients are multiplied by,
+    and no random state that a recomputation would go back to.
+    """
+    lora = variant.method == "lora"
+    packing = training.packing and can_be_packed(model, longest=training.max_length)
+    return SpeedUps(
+        packing=packing,
+        fused_adapters=training.fused_adapters and lora,
+        fused_layers=training.fused_layers,
+        fused_loss=training.fused_loss and _has_plain_head(model),
+        cuda_graphs=training.cuda_graphs
+        and packing
+        and precision.device == "cuda"
+        and lora
+        and precision.base != "int8"
+        and precision.compute != "float16"
+        and not (training.gradient_checkpointing and training.dropout),
+    )
+
+
+def _has_plain_head(model: PreTrainedModel) -> bool:
+    """Whether logits are the last hidden state times the output embeddings, nothing added, scaled or capped.
+
+    It is tried on a few tokens; a cap that so small logits would not show is known by its name.
+    """
+    head = model.get_output_embeddings()
+    if head is None or getattr(head, "bias", None) is not None:
+        return False
+    ids = torch.arange(3, 9, device=model.device)[None]
+    training = model.training
+    model.eval()
+    with torch.no_grad():
+        hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+        plain = (hidden.to(head.weight.dtype) @ head.weight.t()).float()
+        logits = model(input_ids=ids, use_cache=False).logits.float()
+    model.train(training)
+    caps = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
+    capped = any(getattr(model.config.get_text_config(), name, None) is not None for name in caps)
+    return not capped and torch.allclose(plain, logits, rtol=2e-2, atol=1e-2 * float(logits.abs().mean()))
+
+
 class RunTrainer(SFTTrainer):
-    """TRL's trainer, with batches of like length in a random order (`length_window` is set by `build_trainer`).
+    """TRL's trainer, with batches of like length in a random order and a step that wastes less of the machine.
 
     The library's own `group_by_length` walks through large windows from the longest rows to the
-    shortest, which in a short training is a curriculum and a biased choice of rows.
+    shortest, which in a short training is a curriculum and a biased choice of rows. Without any
+    speed-up the step is TRL's.
     """
 
     length_window: int
+    speed_ups: SpeedUps
+    tokens_computed = 0
+    graphs: GraphedSteps | None = None
+    capture_seconds = 0.0
 
     def _get_train_sampler(self, train_dataset=None):
         dataset = self.train_dataset if train_dataset is None else train_dataset
@@ -223,6 +310,154 @@ class RunTrainer(SFTTrainer):
             window=self.length_window,
             seed=self.args.data_seed,
         )
+
+    def speed_up(self, speed_ups: SpeedUps, *, compute: torch.dtype) -> None:
+        """Put the speed-ups into the model and the data loader."""
+        self.speed_ups, self.compute = speed_ups, compute
+        self.learned = self.right = self.tokens = 0
+        model = model_of(self)
+        self.causal_model = model.get_base_model() if hasattr(model, "get_base_model") else model
+        self.varlen = speed_ups.packing and use_varlen(self.causal_model, compute)
+        if speed_ups.fused_layers:
+            fuse_layers(model)
+        if speed_ups.fused_adapters:
+            fuse_adapters(model, compute=compute)
+        if speed_ups.packing:
+            self.data_collator = PackingCollator()
+        if speed_ups.cuda_graphs:
+            self.lengths = lengths_needed(pack_totals(self))
+            self.slots = self.args.per_device_train_batch_size + 1  # one row of padding
+            self.data_collator = PackingCollator(lengths=self.lengths, slots=self.slots)
+        if self.varlen:
+            self.causal_model.set_attn_implementation(PACKED_ATTENTION)
+
+    def floating_point_ops(self, inputs) -> int:
+        """Transformers' estimate counts every parameter again at every step, and nobody reads it."""
+        return 0
+
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        """One forward and backward pass: (nats per token of the step) / passes, summed by the caller."""
+        self.tokens_computed += inputs["input_ids"].numel()
+        if not self.speed_ups.any:
+            return super().training_step(model, inputs, num_items_in_batch)
+        model.train()
+        inputs = self._prepare_inputs(inputs)
+        targets = shifted(inputs)
+        if self.speed_ups.cuda_graphs and self.graphs is None and self.state.global_step:
+            self.capture_graphs()
+        if self.graphs is not None:
+            loss, right = self.graphs(_pack(inputs), num_items_in_batch)
+        else:
+            loss, right = self.loss_of(inputs, num_items_in_batch)
+            self.accelerator.backward(loss)
+        self.learned = self.learned + (targets != IGNORED).sum()
+        self.right = self.right + right
+        self.tokens = self.tokens + (
+            inputs["tokens"] if "tokens" in inputs else inputs["attention_mask"].sum()
+        )
+        return loss.detach()
+
+    def loss_of(
+        self, inputs: dict[str, Tensor], divisor: Tensor | int, *, whole: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """The sum of nats over the learned tokens divided by `divisor`, and the right predictions among them.
+
+        Args:
+            whole: score every position, learned or not, so that shapes do not depend on the labels.
+        """
+        targets = shifted(inputs).flatten()
+        if self.speed_ups.packing:
+            attention = attention_arguments(_pack(inputs), varlen=self.varlen)
+            attention["position_ids"] = inputs["position_ids"]
+        else:
+            attention = {"attention_mask": inputs["attention_mask"]}
+        with self._autocast():
+            if not self.speed_ups.fused_loss:
+                logits = self.causal_model(input_ids=inputs["input_ids"], use_cache=False, **attention).logits
+                logits = logits.flatten(0, 1).float()
+                loss = torch.nn.functional.cross_entropy(
+                    logits, targets, ignore_index=IGNORED, reduction="sum"
+                )
+                return loss / divisor, (logits.argmax(-1) == targets).sum()
+            hidden = self.causal_model.base_model(
+                input_ids=inputs["input_ids"], use_cache=False, **attention
+            ).last_hidden_state.flatten(0, 1)
+        if not whole:
+            kept = targets != IGNORED
+            hidden, targets = hidden[kept], targets[kept]
+        head = self.causal_model.get_output_embeddings().weight
+        if not torch.is_grad_enabled():
+            head = head.detach()  # or a gradient as large as the vocabulary would be made for nothing
+        loss, right = LinearCrossEntropy.apply(hidden.to(self.compute), head, targets)
+        return loss / divisor, right
+
+    def _autocast(self):
+        """Autocast where weights are not in the compute type: adapters in PEFT's own layers, a full fine-tuning."""
+        if self.speed_ups.fused_adapters or self.compute == torch.float32:
+            return nullcontext()
+        # A cache of casts would outlive the capture of a graph.
+        return torch.autocast(self.causal_model.device.type, self.compute, cache_enabled=self.graphs is None)
+
+    def capture_graphs(self) -> None:
+        """Capture a graph for each length of pack that this training needs.
+
+        It is done after the first step, when the optimizer holds its state: so the most that the captures
+        allocate is the most that the training needs (a replay allocates nothing).
+        """
+        started = time.monotonic()
+        self.graphs = GraphedSteps(
+            model_of(self),
+            lambda packed, divisor: self.loss_of(_batch(packed), divisor, whole=True),
+            lengths=self.lengths,
+            slots=self.slots,
+            device=self.causal_model.device,
+        )
+        self.capture_seconds = time.monotonic() - started
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs and self.speed_ups.any:
+            self._total_train_tokens += int(self.tokens)
+            self._metrics["train"]["mean_token_accuracy"] = [float(self.right) / int(self.learned)]
+            self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
+            self.learned = self.right = self.tokens = 0
+        super().log(logs, start_time)
+
+
+def shifted(inputs: dict[str, Tensor]) -> Tensor:
+    """The next token of each position [rows, tokens]; IGNORED where none is learned."""
+    if "shift_labels" in inputs:
+        return inputs["shift_labels"]
+    return torch.nn.functional.pad(inputs["labels"][:, 1:], (0, 1), value=IGNORED)
+
+
+def _pack(inputs: dict[str, Tensor]) -> Pack:
+    return Pack(inputs["input_ids"], inputs["position_ids"], inputs["shift_labels"], inputs["boundaries"])
+
+
+def _batch(packed: Pack) -> dict[str, Tensor]:
+    return {
+        "input_ids": packed.input_ids,
+        "position_ids": packed.position_ids,
+        "shift_labels": packed.targets,
+        "boundaries": packed.boundaries,
+    }
+
+
+def pack_totals(trainer: RunTrainer) -> list[int]:
+    """The tokens of every forward pass of a training."""
+    sampler = trainer._get_train_sampler()
+    rows = trainer.args.per_device_train_batch_size
+    passes = math.ceil(len(sampler) / rows)
+    asked = trainer.args.max_steps * trainer.args.gradient_accumulation_steps
+    epochs = (
+        math.ceil(asked / passes) if trainer.args.max_steps > 0 else math.ceil(trainer.args.num_train_epochs)
+    )
+    totals = []
+    for epoch in range(epochs):
+        sampler.set_epoch(epoch)
+        lengths = [sampler.lengths[row] for row in sampler]
+        totals += [sum(lengths[start : start + rows]) for start in range(0, len(lengths), rows)]
+    return totals[:asked] if trainer.args.max_steps > 0 else totals
 
 
 class LikeLengthSampler(Sampler):
@@ -293,7 +528,8 @@ def arguments(
         gradient_accumulation_steps=training.batch_rows // training.micro_batch_rows,
         max_length=training.max_length,
         gradient_checkpointing=training.gradient_checkpointing,
-        gradient_checkpointing_kwargs={"use_reentrant": False},
+        # Without dropout there is no random state to keep, which a CUDA graph could not read.
+        gradient_checkpointing_kwargs={"use_reentrant": False, "preserve_rng_state": training.dropout > 0},
         optim=training.optimizer,
         learning_rate=training.learning_rate,
         lr_scheduler_type=training.schedule,
@@ -311,6 +547,7 @@ def arguments(
         logging_strategy="steps",
         logging_steps=training.log_every_steps,
         logging_first_step=True,
+        logging_nan_inf_filter=False,  # it waits for the device at every step; check_trained looks at the losses
         eval_strategy="no",  # History validates, exactly and by token
         save_strategy="no",
         report_to="none",
@@ -319,7 +556,9 @@ def arguments(
     )
 
 
-def _dataset(rows: list[Instruction], training: params.Training) -> Dataset:
+def _dataset(rows: list[Instruction] | list[dict], training: params.Training) -> Dataset:
+    if isinstance(rows[0], dict):
+        return Dataset.from_list(rows)
     return Dataset.from_list([row.conversation(use_context=training.use_context) for row in rows])
 
 
@@ -455,7 +694,10 @@ class History(TrainerCallback):
         self.step_started = time.monotonic()
 
     def on_step_end(self, args, state, control, **kwargs):
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()  # or the time would be that of the launches
         self.seconds += time.monotonic() - self.step_started
+        control.should_log = control.should_log or state.global_step == self.steps
         if state.global_step % self.every == 0 and state.global_step < self.steps:
             self.validate(step=state.global_step)
 
@@ -496,14 +738,11 @@ class History(TrainerCallback):
         model.eval()
         loss = right = count = 0.0
         for batch in self.trainer.get_eval_dataloader():
-            with torch.no_grad(), self.trainer.compute_loss_context_manager():
-                logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
-            targets = batch["labels"][:, 1:]
-            logits = logits[:, :-1].float()
-            kept = targets != IGNORED
-            loss += torch.nn.functional.cross_entropy(logits[kept], targets[kept], reduction="sum").item()
-            right += (logits[kept].argmax(-1) == targets[kept]).sum().item()
-            count += kept.sum().item()
+            with torch.no_grad():
+                nats, correct = self.trainer.loss_of(self.trainer._prepare_inputs(batch), 1)
+            loss += nats.item()
+            right += correct.item()
+            count += (shifted(batch) != IGNORED).sum().item()
         model.train(training)
         self.validation_tokens = int(count)
         self.validated.append((step, loss / count, right / count))

@@ -1,0 +1,194 @@
+"""Rows laid end to end in one sequence, each attending to itself alone, so that nothing is padded."""
+
+import inspect
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.attention.varlen import varlen_attn
+from transformers import AttentionInterface, PreTrainedModel
+
+from workflow.errors import CheckError
+from workflow.fused import IGNORED
+
+PACKED_ATTENTION = "packed_varlen"
+# Before torch 2.12 grouped queries needed no permission.
+NAMES_GROUPED = "enable_gqa" in inspect.signature(varlen_attn).parameters
+
+
+@dataclass(frozen=True)
+class Pack:
+    """Rows end to end. Tensors are [1, tokens], but `boundaries` [rows + 1], int32: where each row begins.
+
+    A row may be empty: a pack of a fixed shape (for a CUDA graph) ends in empty rows.
+    """
+
+    input_ids: Tensor
+    position_ids: Tensor
+    targets: Tensor  # the next token, IGNORED where it is not learned
+    boundaries: Tensor
+
+    def to(self, device: torch.device) -> "Pack":
+        return Pack(
+            *(getattr(self, name).to(device, non_blocking=True) for name in self.__dataclass_fields__)
+        )
+
+    @property
+    def length(self) -> int:
+        return self.input_ids.shape[1]
+
+
+def pack(rows: list[dict], *, length: int | None = None, slots: int | None = None, pad: int = 0) -> Pack:
+    """Lay tokenised rows (input_ids, labels) end to end.
+
+    Args:
+        length: tokens of the pack; what the rows leave free becomes a row of padding that nothing is learned from.
+        slots: entries of `boundaries` less one, at least one more than the rows.
+        pad: the token that fills up.
+    """
+    lengths = [len(row["input_ids"]) for row in rows]
+    ids = [token for row in rows for token in row["input_ids"]]
+    # The last token of a row predicts nothing: the first of the next is another row's.
+    targets = [label for row in rows for label in (*row["labels"][1:], IGNORED)]
+    positions = [position for count in lengths for position in range(count)]
+    free = 0 if length is None else length - len(ids)
+    if free < 0:
+        raise ValueError(f"{len(ids)} tokens do not fit into a pack of {length}")
+    ids += [pad] * free
+    targets += [IGNORED] * free
+    positions += range(free)
+    starts = [0]
+    for count in [*lengths, *([free] if free else [])]:
+        starts.append(starts[-1] + count)
+    if slots is not None and len(starts) > slots + 1:
+        raise ValueError(f"{len(starts) - 1} rows do not fit into {slots} slots")
+    if slots is not None:
+        starts += [starts[-1]] * (slots + 1 - len(starts))
+    return Pack(
+        torch.tensor([ids]),
+        torch.tensor([positions]),
+        torch.tensor([targets]),
+        torch.tensor(starts, dtype=torch.int32),
+    )
+
+
+class PackingCollator:
+    """Makes a batch of one pack, as the dictionary that transformers' Trainer carries to the device."""
+
+    def __init__(self, *, lengths: list[int] | None = None, slots: int | None = None):
+        """lengths: ascending; a pack has the shortest that holds its rows, and their own length where none does."""
+        self.lengths, self.slots = lengths, slots
+
+    def __call__(self, rows: list[dict]) -> dict[str, Tensor]:
+        tokens = sum(len(row["input_ids"]) for row in rows)
+        length = (
+            None if self.lengths is None else next((size for size in self.lengths if size >= tokens), None)
+        )
+        packed = pack(rows, length=length, slots=self.slots)
+        batch = {name: getattr(packed, name) for name in packed.__dataclass_fields__}
+        # Trainer counts shift_labels to divide the loss by, and takes `labels` for the sign that there are any.
+        targets = batch.pop("targets")
+        return batch | {"labels": targets, "shift_labels": targets, "tokens": torch.tensor(tokens)}
+
+
+def lengths_needed(totals: list[int], *, step: float = 0.125, multiple: int = 64) -> list[int]:
+    """Few lengths, ascending, that hold packs of these many tokens with little left free.
+
+    They are `multiple` apart, and further where that is less than `step` of the length.
+    """
+    lengths, size = [], 0
+    while size < max(totals):
+        size += max(multiple, int(size * step) // multiple * multiple)
+        lengths.append(size)
+    return [
+        size
+        for below, size in zip([0, *lengths], lengths, strict=False)
+        if any(below < t <= size for t in totals)
+    ]
+
+
+def use_varlen(model: PreTrainedModel, compute: torch.dtype) -> bool:
+    """Whether PyTorch's variable-length flash attention runs here: 16 bits on an Ampere GPU or newer."""
+    return (
+        model.device.type == "cuda"
+        and compute in (torch.bfloat16, torch.float16)
+        and torch.cuda.get_device_capability(model.device) >= (8, 0)
+    )
+
+
+def can_be_packed(model: PreTrainedModel, *, longest: int) -> bool:
+    """Whether rows laid end to end give this model what each alone does: tried with two short rows.
+
+    A window of attention shorter than the longest row would be lost, and two short rows do not show it.
+    """
+    config = model.config.get_text_config()
+    window = getattr(config, "sliding_window", None)
+    if window is not None and window < longest and getattr(config, "use_sliding_window", True):
+        return False
+    random = torch.Generator().manual_seed(0)
+    ids = torch.randint(3, config.vocab_size, (12,), generator=random).tolist()
+    rows = [{"input_ids": part, "labels": part} for part in (ids[:5], ids[5:])]
+    packed = pack(rows).to(model.device)
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            together = model.base_model(
+                input_ids=packed.input_ids,
+                position_ids=packed.position_ids,
+                use_cache=False,
+                **attention_arguments(packed, varlen=False),
+            ).last_hidden_state[0]
+            alone = torch.cat(
+                [
+                    model.base_model(
+                        input_ids=torch.tensor([row["input_ids"]], device=model.device), use_cache=False
+                    ).last_hidden_state[0]
+                    for row in rows
+                ]
+            )
+    except (TypeError, ValueError, RuntimeError):
+        return False  # it takes no positions, or no mask of this form
+    finally:
+        model.train(training)
+    difference = (together - alone).float().norm() / alone.float().norm()
+    return bool(difference < (1e-4 if alone.dtype == torch.float32 else 5e-2))
+
+
+def attention_arguments(packed: Pack, *, varlen: bool) -> dict:
+    """What a transformers model needs so that each row attends to itself alone."""
+    if varlen:
+        return {"attention_mask": None, "boundaries": packed.boundaries, "longest": packed.length}
+    row = torch.bucketize(
+        torch.arange(packed.length, device=packed.boundaries.device), packed.boundaries[1:], right=True
+    )
+    return {"attention_mask": (row[:, None] == row[None, :]).tril()[None, None]}
+
+
+def _packed_attention(
+    module, query, key, value, attention_mask, *, scaling, dropout=0.0, boundaries, longest, **others
+):
+    """transformers' attention interface over PyTorch's varlen_attn: query [1, heads, tokens, size]."""
+    unknown = [name for name in ("sliding_window", "softcap", "s_aux") if others.get(name) is not None]
+    if unknown or dropout:
+        raise CheckError(
+            f"attention of this model asks for {', '.join(unknown) or 'dropout'}, which packed attention does not "
+            "have; set training.packing and training.cuda_graphs to false"
+        )
+    grouped = query.shape[1] != key.shape[1]
+    out = varlen_attn(
+        query.transpose(1, 2)[0],
+        key.transpose(1, 2)[0],
+        value.transpose(1, 2)[0],
+        boundaries,
+        boundaries,
+        longest,
+        longest,
+        scale=scaling,
+        window_size=(-1, 0),  # causal
+        **({"enable_gqa": grouped} if NAMES_GROUPED else {}),
+    )
+    return out[None], None
+
+
+AttentionInterface.register(PACKED_ATTENTION, _packed_attention)
