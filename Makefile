@@ -10,7 +10,7 @@ PIP := .venv/bin/python -m pip --disable-pip-version-check install --quiet
 TESTS ?= tests
 
 .DEFAULT_GOAL := help
-.PHONY: help report test lint format schema lock environment
+.PHONY: help report benchmark test lint format schema lock environment
 
 help: ## show this list
 	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -19,6 +19,10 @@ report: .venv/.installed ## run the pipeline on params.yaml and render the repor
 	@.venv/bin/python -m workflow.pipeline prune
 	.venv/bin/dvc repro
 	@echo "The report is at $(CURDIR)/report/index.html"
+
+benchmark: .venv/.installed ## measure memory and speed of this machine's GPU (see docs/speed.md)
+	.venv/bin/dvc repro sample
+	.venv/bin/python -m workflow.hardware
 
 test: .venv/.installed-dev ## run the tests (TESTS=tests/test_params.py for a part of them)
 	.venv/bin/python -m pytest $(TESTS)

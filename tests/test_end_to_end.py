@@ -21,7 +21,10 @@ def clone(folder: Path, params_file: Path, change=lambda content: None) -> Path:
     """What a stranger's clone holds, with other params: no environment, no cache, no results of ours."""
     git = ["git", "-C", str(ROOT), "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     for name in subprocess.run(git, capture_output=True, text=True, check=True).stdout.split("\0"):
-        if name and (ROOT / name).is_file() and not name.startswith(("results/", "report/", "dvc.lock")):
+        ours = name.startswith(("results/", "report/", "dvc.lock")) and not name.startswith(
+            "results/hardware/"
+        )
+        if name and (ROOT / name).is_file() and not ours:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, folder / name)
     yaml = YAML()

@@ -24,6 +24,7 @@ Edit = Callable[[dict[str, Any]], None]
 NOTHING = "Nothing to be done"
 EVERYTHING = [
     f"benchmark@{VARIANT}",
+    f"benchmark_grid@{VARIANT}-own",
     "compare",
     f"evaluate@{VARIANT}-1",
     f"evaluate_base@{VARIANT}",
@@ -39,6 +40,7 @@ COLLECTING = ["compare", "report"]
 AFTER_ADDING_A_SEED = ["compare", f"evaluate@{VARIANT}-2", "report", f"train@{VARIANT}-2"]
 AFTER_ADDING_A_VARIANT = [
     f"benchmark@{OTHER}",
+    f"benchmark_grid@{OTHER}-own",
     "compare",
     f"evaluate@{OTHER}-1",
     f"evaluate_base@{OTHER}",

@@ -3,20 +3,21 @@
 import statistics
 import threading
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import psutil
+import pynvml
 import torch
 from transformers import AutoTokenizer, TrainerCallback
 
 from workflow import params
 from workflow.console import progress, say
 from workflow.instructions import Instruction
+from workflow.memory import GIB, Shape, adapter_parameters
 from workflow.precision import Precision, load_base
 from workflow.training import build_trainer, check_possible
-
-GIB = 2**30
 
 
 @dataclass(frozen=True)
@@ -70,8 +71,11 @@ def benchmark(
     before = resident_gib()
     started = time.perf_counter()
     model, precision = load_base(model_folder, variant, hardware=hardware)
+    gauge = Gauge(precision.device)
+    gauge.wait()
     load_seconds = time.perf_counter() - started
-    loaded = allocated_gib(precision)
+    loaded = gauge.now()
+    gauge.reset()
     steps = benchmark.warmup_steps + benchmark.steps
     trainer = build_trainer(
         model,
@@ -93,7 +97,9 @@ def benchmark(
         data_workers=hardware.data_workers,
         scratch=scratch,
     )
-    stopwatch = Stopwatch(trainer, warmup_steps=benchmark.warmup_steps, steps=steps, device=precision.device)
+    stopwatch = Stopwatch(
+        trainer, warmup_steps=benchmark.warmup_steps, steps=steps, device=precision.device, gauge=gauge
+    )
     trainer.add_callback(stopwatch)
     trainer.train()
     measured = [
@@ -103,12 +109,12 @@ def benchmark(
                     "the base's weights and quantisation constants as they are held"),
         Measurement("memory_after_load", loaded, "GiB", False, _definition(precision, "after the base was loaded")),
         Measurement("peak_memory", max(stopwatch.peaks), "GiB", False,
-                    _definition(precision, "highest during the counted training steps")),
+                    _definition(precision, "highest during training")),
     ]  # fmt: skip
     if precision.device == "cuda":
         measured.append(
             Measurement("peak_reserved", torch.cuda.max_memory_reserved() / GIB, "GiB", False,
-                        "reserved by PyTorch's allocator, highest during the counted training steps")
+                        "reserved by PyTorch's allocator, highest during training")
         )  # fmt: skip
     else:
         measured.append(
@@ -166,85 +172,182 @@ def resident_gib() -> float:
     return psutil.Process().memory_info().rss / GIB
 
 
-def allocated_gib(precision: Precision) -> float:
-    return torch.cuda.memory_allocated() / GIB if precision.device == "cuda" else resident_gib()
+def useful_tokens(batch: dict) -> int:
+    return int(batch["tokens"] if "tokens" in batch else batch["attention_mask"].sum())
 
 
-class Memory:
-    """The highest memory between `start` and `stop`: the allocator's on a GPU, sampled on a CPU."""
+def row_lengths(batch: dict) -> list[int]:
+    """Tokens of each row of a batch, without padding."""
+    if "tokens" not in batch:
+        return batch["attention_mask"].sum(1).tolist()
+    lengths = batch["boundaries"].diff().tolist()
+    # What a pack's rows leave free stands as a row of its own behind them.
+    while sum(lengths) > int(batch["tokens"]):
+        lengths.pop()
+    return lengths
+
+
+class Gauge:
+    """Reads a device's memory in GiB: PyTorch's allocator on a GPU, this process' resident set on a CPU.
+
+    A replay of a CUDA graph allocates nothing, so on a GPU the peak is the highest since `reset` and not
+    that of a step: the captures are in it.
+    """
 
     SECONDS_BETWEEN_SAMPLES = 0.005
 
     def __init__(self, device: str):
         self.device = device
+        self.peaks: list[float] = []
 
-    def start(self) -> None:
+    def wait(self) -> None:
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+
+    def now(self) -> float:
+        return torch.cuda.memory_allocated() / GIB if self.device == "cuda" else resident_gib()
+
+    def reset(self) -> None:
+        self.peaks = []
         if self.device == "cuda":
             torch.cuda.reset_peak_memory_stats()
-            return
-        self.peak_gib = resident_gib()
-        self.stopped = threading.Event()
-        self.sampler = threading.Thread(target=self._sample, daemon=True)
-        self.sampler.start()
 
-    def stop(self) -> float:
-        """The peak in GiB."""
+    def peak(self) -> float:
         if self.device == "cuda":
             return torch.cuda.max_memory_allocated() / GIB
-        self.stopped.set()
-        self.sampler.join()
-        return max(self.peak_gib, resident_gib())
+        return max([self.now(), *self.peaks])
+
+    def start_step(self) -> None:
+        if self.device == "cpu":
+            self.step_peak = resident_gib()
+            self.stopped = threading.Event()
+            self.sampler = threading.Thread(target=self._sample, daemon=True)
+            self.sampler.start()
+
+    def stop_step(self) -> float:
+        """The peak of the step since `start_step` (on a GPU since `reset`)."""
+        if self.device == "cpu":
+            self.stopped.set()
+            self.sampler.join()
+            self.peaks.append(max(self.step_peak, resident_gib()))
+            return self.peaks[-1]
+        return self.peak()
 
     def _sample(self) -> None:
         while not self.stopped.wait(self.SECONDS_BETWEEN_SAMPLES):
-            self.peak_gib = max(self.peak_gib, resident_gib())
+            self.step_peak = max(self.step_peak, resident_gib())
 
 
 class Stopwatch(TrainerCallback):
     """Times each counted optimizer step and counts its tokens."""
 
-    def __init__(self, trainer, *, warmup_steps: int, steps: int, device: str):
-        self.warmup_steps, self.steps, self.device = warmup_steps, steps, device
-        self.memory = Memory(device)
+    def __init__(self, trainer, *, warmup_steps: int, steps: int, device: str, gauge: Gauge):
+        self.warmup_steps, self.steps, self.device, self.gauge = warmup_steps, steps, device, gauge
         self.seconds: list[float] = []
         self.peaks: list[float] = []
         self.useful: list[int] = []
         self.padded: list[int] = []
+        self.after_first_step = 0.0
+        self.energy = Energy(device)
+        self.joules: float | None = None  # of the counted steps
         # Not the collator: it works in other processes where hardware.data_workers asks for them.
         trainer.get_batch_samples = self._counting(trainer.get_batch_samples)
         self.batches: list[tuple[int, int]] = []
+        self.widest_pass: list[int] = []  # tokens, padding included, of each step's largest forward pass
+        self.lengths: list[list[int]] = []  # tokens of each step's rows
 
     def _counting(self, get_batches):
         def counted(*arguments):
             batches, tokens_in_loss = get_batches(*arguments)
-            for batch in batches:
-                self.batches.append((int(batch["attention_mask"].sum()), batch["input_ids"].numel()))
+            self.batches.append(
+                (sum(useful_tokens(batch) for batch in batches), sum(b["input_ids"].numel() for b in batches))
+            )
+            self.widest_pass.append(max(batch["input_ids"].numel() for batch in batches))
+            self.lengths.append([length for batch in batches for length in row_lengths(batch)])
             return batches, tokens_in_loss
 
         return counted
 
     def on_step_begin(self, args, state, control, **kwargs):
+        self.gauge.wait()
+        if state.global_step == self.warmup_steps:
+            self.joules_before = self.energy.joules()
         if state.global_step >= self.warmup_steps:
-            self.memory.start()
-        self._wait()
+            self.gauge.start_step()
         self.started = time.perf_counter()
 
     def on_step_end(self, args, state, control, **kwargs):
-        self._wait()
+        self.gauge.wait()
         seconds = time.perf_counter() - self.started
+        if state.global_step == 1:
+            self.after_first_step = self.gauge.now()
         useful, padded = self.batches[state.global_step - 1]
         if state.global_step > self.warmup_steps:
             self.seconds.append(seconds)
-            self.peaks.append(self.memory.stop())
+            self.peaks.append(self.gauge.stop_step())
             self.useful.append(useful)
             self.padded.append(padded)
             counted = state.global_step - self.warmup_steps
             progress(
                 counted, self.steps - self.warmup_steps, sum(self.seconds), f"{useful / seconds:.0f} tokens/s"
             )
+            if state.global_step == self.steps and self.joules_before is not None:
+                self.joules = self.energy.joules() - self.joules_before
         else:
             say(f"  warm-up step {state.global_step}")
 
-    def _wait(self) -> None:
-        if self.device == "cuda":
+
+class Energy:
+    """The joules that a GPU has used since its driver was loaded, by NVML; None where it cannot tell."""
+
+    def __init__(self, device: str):
+        self.handle = None
+        if device == "cuda":
+            with suppress(pynvml.NVMLError):
+                pynvml.nvmlInit()
+                self.handle = pynvml.nvmlDeviceGetHandleByUUID(
+                    f"GPU-{torch.cuda.get_device_properties(0).uuid}"
+                )
+
+    def joules(self) -> float | None:
+        if self.handle is None:
+            return None
+        try:
+            return pynvml.nvmlDeviceGetTotalEnergyConsumption(self.handle) / 1000
+        except pynvml.NVMLError:
+            return None
+
+
+def matmul_flops(device: str, dtype: torch.dtype) -> float:
+    """Operations per second of a large matrix product of random numbers, the best of some: the device's rate."""
+    size, times = (8192, 20) if device == "cuda" else (2048, 5)
+    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    seconds = []
+    for _ in range(times):
+        if device == "cuda":
             torch.cuda.synchronize()
+        started = time.perf_counter()
+        a @ b
+        if device == "cuda":
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - started)
+    return 2 * size**3 / min(seconds)
+
+
+def model_operations(
+    shape: Shape, variant: params.Variant, training: params.Training, *, lengths: list[int]
+) -> float:
+    """Floating-point operations that a step's arithmetic asks for (Kaplan et al. 2020: 2 per weight and token).
+
+    Forward, and the gradient of each product's input; the gradient of a weight only where it is trained.
+    Causal attention counts its lower triangle, forward once and backward twice (recomputation is not asked for).
+
+    Args:
+        lengths: tokens of each row.
+    """
+    tokens = sum(lengths)
+    base = shape.linear_parameters + shape.vocabulary * shape.hidden
+    passes = 3 if variant.method == "full" else 2
+    adapters = 0 if variant.method == "full" else 3 * adapter_parameters(shape, training)
+    attention = 3 * shape.layers * shape.query * sum(2 * length**2 for length in lengths)
+    return 2 * tokens * (passes * base + adapters) + attention

@@ -13,6 +13,7 @@ FETCHED_TASKS = RESULTS / "fetch_tasks" / "tasks"
 LOADED_TASKS = FETCHED_TASKS / "loaded.json"
 TASKS_READY = RESULTS / "fetch_tasks" / "ready"
 COMPARE = RESULTS / "compare"
+HARDWARE = RESULTS / "hardware"
 REPORT = Path("report") / "index.html"
 
 
@@ -43,3 +44,7 @@ def served_folder(variant: str, seed: int | None, form: str) -> Path:
 
 def benchmark_file(variant: str) -> Path:
     return RESULTS / "benchmark" / variant / "result.json"
+
+
+def grid_file(variant: str, shape: str) -> Path:
+    return RESULTS / "benchmark_grid" / variant / f"{shape}.json"

@@ -5,7 +5,15 @@ from pathlib import Path
 
 import bitsandbytes as bnb
 import torch
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
+from accelerate import init_empty_weights
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    BitsAndBytesConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+from transformers.integrations.bitsandbytes import replace_with_bnb_linear
 
 from workflow import params
 from workflow.errors import CheckError, UserError
@@ -108,6 +116,55 @@ def load_base(
         )
     except OSError as error:
         raise UserError(f"{folder} holds no model that can be loaded: {str(error).splitlines()[0]}") from None
+    return model, describe(model, variant, compute=compute)
+
+
+def shape(name: str) -> PreTrainedConfig:
+    """A named model shape's configuration, from workflow/shapes/."""
+    return AutoConfig.from_pretrained(params.SHAPES / f"{name}.json")
+
+
+def random_base(
+    config: PreTrainedConfig, variant: params.Variant, *, hardware: params.Hardware, seed: int
+) -> tuple[PreTrainedModel, Precision]:
+    """A base of this configuration with random weights, made and quantised on the device layer by layer.
+
+    What a training costs does not depend on the values of the weights. Nothing is read from disk, and no
+    more memory is taken than the model holds in the end and one layer in 16 bits.
+    """
+    use_exact_cpu_kernels()
+    device = choose_device(hardware)
+    compute = choose_compute(hardware, variant, device)
+    held = torch.float32 if variant.method == "full" else compute
+    generator = torch.Generator(device).manual_seed(seed)
+    with init_empty_weights():
+        model = AutoModelForCausalLM.from_config(config, dtype=held, attn_implementation="sdpa")
+        asked = quantization(variant, compute)
+        if asked is not None:
+            replace_with_bnb_linear(model, modules_to_not_convert=["lm_head"], quantization_config=asked)
+            model.is_loaded_in_4bit, model.is_loaded_in_8bit = asked.load_in_4bit, asked.load_in_8bit
+    for module in model.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            weight = torch.empty(parameter.shape, dtype=held, device=device)
+            weight.fill_(1) if parameter.dim() == 1 else weight.normal_(std=0.02, generator=generator)
+            match parameter:
+                case bnb.nn.Params4bit():
+                    # A matrix on the CPU is quantised when it is moved to the device.
+                    made = bnb.nn.Params4bit(
+                        weight,
+                        requires_grad=False,
+                        compress_statistics=parameter.compress_statistics,
+                        quant_type=parameter.quant_type,
+                        module=module,
+                    )._quantize(device)
+                case bnb.nn.Int8Params():
+                    made = bnb.nn.Int8Params(weight, requires_grad=False)._quantize(device)
+                case _:
+                    made = torch.nn.Parameter(weight, requires_grad=parameter.requires_grad)
+            setattr(module, name, made)
+    model.tie_weights()
+    for buffer in model.buffers():
+        buffer.data = buffer.data.to(device)
     return model, describe(model, variant, compute=compute)
 
 

@@ -256,24 +256,9 @@ def _round_to_16_bits(folder: Path) -> str | None:
 def _random_llama(model: params.RandomModel, folder: Path) -> None:
     """A Llama with random weights and a tokenizer of single bytes, which needs no vocabulary file."""
     import torch
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import LlamaConfig, LlamaForCausalLM
 
-    special = ["<s>", "</s>", "<pad>"]
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    # As many tokens as the model has: lm-evaluation-harness cuts a model's vocabulary to its tokenizer's.
-    unused = [f"<unused_{index}>" for index in range(model.vocabulary - len(special) - len(alphabet))]
-    vocabulary = {token: index for index, token in enumerate(special + alphabet + unused)}
-    bytes_only = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    bytes_only.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bytes_only.decoder = decoders.ByteLevel()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=bytes_only,
-        bos_token="<s>",
-        eos_token="</s>",
-        pad_token="<pad>",
-        model_max_length=model.max_positions,
-    )
+    tokenizer = byte_tokenizer(vocabulary=model.vocabulary, max_positions=model.max_positions)
     config = LlamaConfig(
         vocab_size=model.vocabulary,
         hidden_size=model.hidden_size,
@@ -289,6 +274,28 @@ def _random_llama(model: params.RandomModel, folder: Path) -> None:
     torch.manual_seed(model.seed)
     LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+
+
+def byte_tokenizer(*, vocabulary: int, max_positions: int):
+    """A tokenizer of single bytes, which needs no vocabulary file."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    special = ["<s>", "</s>", "<pad>"]
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    # As many tokens as the model has: lm-evaluation-harness cuts a model's vocabulary to its tokenizer's.
+    unused = [f"<unused_{index}>" for index in range(vocabulary - len(special) - len(alphabet))]
+    tokens = {token: index for index, token in enumerate(special + alphabet + unused)}
+    bytes_only = Tokenizer(models.BPE(vocab=tokens, merges=[]))
+    bytes_only.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bytes_only.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=bytes_only,
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="<pad>",
+        model_max_length=max_positions,
+    )
 
 
 def _describe(folder: Path) -> dict:

@@ -1,0 +1,26 @@
+"""Stage benchmark_grid: measure one variant's training at one model shape over a grid of batches and lengths."""
+
+from workflow import grid, params
+from workflow.console import run_stage, say
+from workflow.files import write_json
+from workflow.paths import MODEL, grid_file
+from workflow.versions import installed
+
+
+def benchmark_grid(variant: str, shape: str) -> None:
+    """Measure memory and speed at every point of `benchmark.grid`, each in a process of its own."""
+    asked = params.load()
+    params.check_variant(asked, variant)
+    waiting = list(grid.jobs(asked, variant, shape, model_folder=MODEL if shape == "own" else None))
+    points = []
+    for point in grid.run(waiting, time_limit=asked.benchmark.grid.time_limit):
+        points.append({"setting": "grid", **point})
+        say(f"  {len(points)} of {len(waiting)}, {grid.describe(point)}")
+    write_json(
+        grid_file(variant, shape),
+        {"variant": variant, "shape": shape, "versions": installed(), "points": points},
+    )
+
+
+if __name__ == "__main__":
+    run_stage("benchmark_grid", benchmark_grid, arguments={"variant": str, "shape": str})
