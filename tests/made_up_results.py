@@ -26,16 +26,19 @@ from workflow.files import write_json, write_jsonl, write_text
 from workflow.paths import (
     COMPARE,
     DATASET_SOURCE,
+    HARDWARE,
     MODEL_SOURCE,
     SAMPLE,
     benchmark_file,
     evaluate_base_folder,
     evaluate_folder,
+    grid_file,
     train_folder,
 )
 from workflow.statistics import Difference, Equivalence, sentence, verdict
 
 PROJECT = Path(__file__).resolve().parents[1]
+GRID = "grid"
 VERSIONS = {"Python": "3.11.7", "torch": "2.13.0+cpu"}
 BASELINE = "lora_16bit"
 VARIANTS = {
@@ -174,6 +177,78 @@ def write(
             write_json(train_folder(variant, seed) / "result.json", comparison.training[variant][index])
             _write_curves(train_folder(variant, seed), variant, seed)
     return comparison
+
+
+def point(setting: str, variant: str, *, tokens_per_second: float = 100.0, **changes) -> dict:
+    """A measured point as workflow/hardware.py writes it, with what `changes` puts over it."""
+    doubly = VARIANTS.get(variant, {}).get("double_quantization", False)
+    return {
+        "setting": setting, "variant": variant, "shape": "tinyllama_1b", "loop": "ours", "batch_rows": 4,
+        "micro_batch_rows": 4, "length": 512, "gradient_checkpointing": False, "warmup_steps": 2, "steps": 10,
+        "repeats": 3, "seed": 55, "rank": 16, "outcome": "measured",
+        "precision": {"base": "nf4", "double_quantization": doubly, "device": "cuda",
+                      "device_name": DEVICES["cuda"]},
+        "memory_gib": {"after_load": 2.0, "peak_allocated": 8.0, "peak_reserved": 8.5},
+        "predicted_gib": {"weights": 2.0, "quantization_constants": 0.0, "adapters": 0.5, "gradients": 0.5,
+                          "optimizer": 1.0, "activations": 3.5, "loss": 0.0, "transient": 0.4,
+                          "workspace": 0.1, "total": 8.0},
+        "step_seconds": {"median": 1.0, "low": 0.9, "high": 1.1},
+        "useful_tokens_per_second": {"median": tokens_per_second, "low": 0.9 * tokens_per_second,
+                                     "high": 1.1 * tokens_per_second},
+        "useful_tokens_per_second_overall": 1.02 * tokens_per_second,
+        "model_flop_utilisation": 0.4321, "joules_per_1000_tokens": 77.0,
+    } | changes  # fmt: skip
+
+
+def missing(setting: str, variant: str, outcome: str, detail: str, **changes) -> dict:
+    """A point that could not be measured."""
+    kept = point(setting, variant, **changes)
+    measured = ("precision", "memory_gib", "predicted_gib", "step_seconds", "useful_tokens_per_second",
+                "useful_tokens_per_second_overall", "model_flop_utilisation",
+                "joules_per_1000_tokens")  # fmt: skip
+    return {k: v for k, v in kept.items() if k not in measured} | {"outcome": outcome, "detail": detail}
+
+
+def predicted(total: float, peak: float) -> dict:
+    """A point's changes, that make it have this predicted and this measured memory."""
+    gib = point(GRID, BASELINE)["predicted_gib"]
+    return {
+        "predicted_gib": gib | {"activations": total - 4.5, "total": total},
+        "memory_gib": {"peak_allocated": peak, "peak_reserved": peak + 1},
+    }
+
+
+def hardware_points() -> list[dict]:
+    """Settings on the run's rows and a small grid, of the usual two variants."""
+    plain = {"loop": "plain", "predicted_gib": None}
+    return [
+        point("every speed-up", "lora_16bit", tokens_per_second=6543.0, **predicted(20.0, 20.0)),
+        point("plain loop", "lora_16bit", tokens_per_second=1000.0, **plain),
+        point("every speed-up", "qlora_nf4_dq", tokens_per_second=5000.0, joules_per_1000_tokens=None),
+        missing("plain loop", "qlora_nf4_dq", "does not fit", "out of memory", loop="plain")
+        | {"requested_gib": 1.25},
+        missing("without fused_loss", "qlora_nf4_dq", "timed out", "it was ended after 600 s"),
+        point(GRID, "lora_16bit", tokens_per_second=2000.0, micro_batch_rows=1, **predicted(7.0, 8.0)),
+        point(GRID, "lora_16bit", tokens_per_second=4000.0, **predicted(15.0, 15.8)),
+        point(GRID, "lora_16bit", tokens_per_second=3000.0, gradient_checkpointing=True),
+        point(GRID, "qlora_nf4_dq", tokens_per_second=1500.0, micro_batch_rows=1),
+        missing(GRID, "qlora_nf4_dq", "died", "killed by SIGKILL", gradient_checkpointing=True),
+        point(GRID, "qlora_nf4_dq", tokens_per_second=3500.0, **predicted(9.0, 9.1)),
+    ]
+
+
+def write_hardware(points: list[dict] | None = None, *, device: str = DEVICES["cuda"]) -> None:
+    """Write a file of results/hardware/ into the working directory."""
+    versions = {"Python": "3.12.9", "torch": "9.8.7"}
+    points = hardware_points() if points is None else points
+    write_json(HARDWARE / "made_up_gpu.json", {"device": device, "versions": versions, "points": points})
+
+
+def write_grid(variant: str, shape: str, points: list[dict]) -> None:
+    """Write a grid of the run's own into the working directory."""
+    points = [{k: v for k, v in one.items() if k != "setting"} | {"shape": shape} for one in points]
+    content = {"variant": variant, "shape": shape, "points": points, "versions": VERSIONS}
+    write_json(grid_file(variant, shape), content)
 
 
 def _write_params(chosen_sections: dict, *, model: str, held_out, training: dict) -> None:

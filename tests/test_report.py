@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
@@ -593,6 +594,161 @@ def test_a_comparison_by_another_margin_is_refused():
         facts()
 
 
+def test_without_measured_devices_there_is_no_section(page):
+    assert 'id="hardware"' not in page
+    assert 'href="#hardware"' not in page
+
+
+def test_a_measured_device_shows_its_numbers():
+    write()
+    made_up_results.write_hardware()
+    page = read()
+    assert "What it costs on a GPU" in page.text
+    assert "tinyllama_1b on Made-up GPU 80GB" in page.text
+    assert "a model of this shape with random weights" in page.text
+    assert "weights: random; Python 3.12.9, torch 9.8.7." in page.text
+    assert "Counted: 30 steps after 2 of warm-up." in page.text
+    rows = page.tables["the settings, tinyllama_1b on Made-up GPU 80GB"]
+    fast = next(row for row in rows if row[0].startswith("every speed-up"))
+    assert fast[0] == "every speed-up 4 rows a step, at most 512 tokens each"
+    assert fast[1:] == [
+        "6,543 5,889 to 7,197 6.54×", "6,674 6.54×", "20.0 GiB predicted 20.0 GiB 0.0 %", "21.0 GiB", "43.2 %",
+        "77.0 J",
+    ]  # fmt: skip
+    assert [row[0] for row in rows][1:4] == [
+        "16-bit LoRA",
+        fast[0],
+        "plain loop 4 rows a step, at most 512 tokens each",
+    ]
+    plain = rows[3]
+    assert plain[1] == "1,000 900 to 1,100"
+    assert plain[3] == "8.00 GiB"  # it has no prediction
+    assert rows[5][1] == "5,000 4,500 to 5,500"  # its plain loop was not measured
+    assert rows[5][-1] == "not measured"
+    assert not ids_used_twice(page)
+    more = made_up_results.point("more rows", BASELINE, tokens_per_second=8000.0, batch_rows=32)
+    made_up_results.write_hardware([*made_up_results.hardware_points(), more])
+    assert read().row("more rows")[1] == "8,000 7,200 to 8,800 8.00× (at 4)"
+
+
+def ids_used_twice(page: Reader) -> list[str]:
+    ids = [a["id"] for _, a in page.tags if "id" in a]
+    return [name for name in set(ids) if ids.count(name) > 1]
+
+
+def test_a_point_that_was_not_measured_says_why():
+    write()
+    made_up_results.write_hardware()
+    page = read()
+    assert page.row("plain loop", "does not fit")[1] == (
+        "does not fit: another 1.25 GiB could not be allocated"
+    )
+    assert page.row("without fused_loss")[1] == "timed out: it was ended after 600 s"
+    assert page.row("4 × 512 with checkpointing", "died")[1] == "died: killed by SIGKILL"
+    assert "Of 11 points, 3 could not be measured." in page.text
+
+
+def test_predictions_are_counted_against_the_measured_peaks():
+    write()
+    made_up_results.write_hardware()
+    # 15.0 of 15.8 is 5.06 % too low and 7 of 8 is 12.5 %; the plain loop has no prediction.
+    said = _spaced(words.prediction_sentence(facts()))
+    assert "at 7 points: 5 of them lie within 5 % of it." in said
+    assert "The largest deviation is −12.5 % (16-bit LoRA at tinyllama_1b, 1 × 512 tokens)." in said
+    made_up_results.write_hardware(
+        [made_up_results.point("grid", BASELINE, **made_up_results.predicted(19, 20))]
+    )
+    assert "at 1 point: 1 of them lies within 5 % of it." in _spaced(words.prediction_sentence(facts()))
+    made_up_results.write_hardware([made_up_results.point("grid", BASELINE, predicted_gib=None)])
+    assert words.prediction_sentence(facts()) is None
+
+
+def test_figures_of_a_device_say_their_numbers_and_take_the_pages_colours():
+    write()
+    made_up_results.write_hardware()
+    (block,) = facts().hardware
+    panels = figures.hardware_panels(block, "hardware-0")
+    alts = [re.search('aria-label="([^"]*)"', panel.svg)[1].replace("\u00a0", " ") for panel in panels]
+    alts = [alts[-1], *alts[:-1]]
+    assert "4 × 512 tokens, without checkpointing" in alts[0]
+    assert "activations kept for the backward pass 10.5" in alts[0]
+    assert "in all 15.0; measured peak 15.8 (−5.1 %)." in alts[0]
+    assert f"{QLORA_LABEL}: predicted base weights 2.00" in alts[0]
+    assert "16-bit LoRA, with checkpointing: 3,000 at 4 × 512." in alts[1]
+    assert "16-bit LoRA, without checkpointing: 2,000 at 1 × 512 and 4,000 at 4 × 512." in alts[1]
+    assert f"{QLORA_LABEL}, without checkpointing: 1,500 tokens/s in 8.00 GiB at 1 × 512" in alts[2]
+    assert f"{QLORA_LABEL}, with checkpointing" not in alts[1] + alts[2]
+    for panel in panels:
+        assert not re.search(r"#[0-9a-f]{6}\b", panel.svg)
+
+
+def test_what_fits_is_shown_by_size():
+    from transformers import AutoConfig
+
+    from workflow import memory
+
+    write()
+    made_up_results.write_hardware()
+    asked = params.load()
+    shape = memory.Shape.of(AutoConfig.from_pretrained(params.SHAPES / "tinyllama_1b.json"))
+    training = asked.training.model_copy(update={"rank": 16, "gradient_checkpointing": True})
+    most = memory.largest_fit(shape, asked.variants[QLORA], training, gib=memory.usable_gib(24))
+    rows = read().tables["what fits"]
+    assert rows[0] == ["Variant", "12 GB", "16 GB", "24 GB", "40 GB", "48 GB", "80 GB"]
+    assert rows[1] == ["tinyllama_1b"]
+    assert len(rows) == 6
+    assert rows[5][0] == f"{QLORA_LABEL} with checkpointing, rank 16"
+    assert rows[5][3] == f"{most:,}"
+    fit = facts().fits[0]
+    fits = [replace(fit, tokens=dict.fromkeys(fit.tokens, 0))]
+    assert '<td class="number muted">does not fit</td>' in render(replace(facts(), fits=fits))
+
+
+def test_the_runs_own_grid_is_shown_too():
+    write()
+    point = made_up_results.point
+    held = {"memory_gib": {"after_load": 1.0, "peak_resident": 3.21}, "joules_per_1000_tokens": None}
+    held["precision"] = {"device": "cpu", "device_name": made_up_results.DEVICES["cpu"]}
+    for variant in (BASELINE, QLORA):
+        made_up_results.write_grid(variant, "own", [point("grid", variant, **held)])
+    page = read()
+    assert "What it costs over batch and length" in page.text
+    assert "on a GPU" not in page.text
+    assert "Made-Up-135M.Q4_1 on Made-up CPU, 2 threads" in page.text
+    assert "trained the run’s own model" in page.text
+    assert "3.21 GiB" in page.row("4 × 512")
+    assert "Peak, resident" in page.text
+    assert words.prediction_sentence(facts()) is None
+    assert "results/benchmark_grid/lora_16bit/own.json" in {row[0] for row in page.rows}
+    assert not ids_used_twice(page)
+
+
+def test_a_variant_of_a_device_need_not_be_one_of_the_experiment():
+    write()
+    points = [made_up_results.point("grid", name) for name in (QLORA, "qlora_fp4", "of_another_project")]
+    made_up_results.write_hardware(points)
+    (block,) = facts().hardware
+    assert [(v.label, v.position) for v in block.variants] == [
+        (QLORA_LABEL, 1), ("of_another_project", 2), ("4-bit QLoRA (FP4)", 3),
+    ]  # fmt: skip
+    assert [fit.variant.name for fit in facts().fits] == [QLORA, QLORA, "qlora_fp4", "qlora_fp4"]
+    assert "of_another_project" in read().text
+
+
+def test_text_of_a_measured_device_is_only_text():
+    write()
+    points = [
+        made_up_results.point(HOSTILE, HOSTILE, shape=HOSTILE),
+        made_up_results.point("grid", HOSTILE, shape=HOSTILE),
+        made_up_results.missing(HOSTILE, HOSTILE, "died", HOSTILE, shape=HOSTILE),
+    ]
+    made_up_results.write_hardware(points, device=HOSTILE)
+    page = render(facts())
+    assert not {"script", "img"} & {tag for tag, _ in Reader(page).tags}
+    assert "\x00" not in page
+    assert "died: <script>" in Reader(page).text
+
+
 def test_runs_that_params_do_not_name_are_not_read():
     write()
     left_over = train_folder("qlora_fp4", 1) / "result.json"
@@ -651,6 +807,7 @@ CHROMIUM = next(
 def test_in_a_browser(scheme):
     sync_api = pytest.importorskip("playwright.sync_api")
     write(variants=tuple(made_up_results.VARIANTS), rows=(Answered(HOSTILE, "x" * 2000, HOSTILE * 20),))
+    made_up_results.write_hardware()
     page_file = Path("index.html").resolve()
     page_file.write_text(render(facts()), encoding="utf-8")
     with sync_api.sync_playwright() as playwright:

@@ -15,12 +15,14 @@ from workflow.files import read_json, read_jsonl, sha256
 from workflow.paths import (
     COMPARE,
     DATASET_SOURCE,
+    HARDWARE,
     MODEL_SOURCE,
     RESULTS,
     SAMPLE,
     benchmark_file,
     evaluate_base_folder,
     evaluate_folder,
+    grid_file,
     train_folder,
 )
 from workflow.statistics import Difference, Equivalence
@@ -31,6 +33,9 @@ LOCK = Path("requirements.lock")
 BASE, AS_TRAINED = "base", "as_trained"
 SPLITS = ("train", "validation", "test")
 CATEGORY = "category/"  # a subset of one category is called so, and then by the category's name
+GRID = "grid"  # the setting of a point on random rows; any other is on the run's rows
+OWN_SHAPE = "own"
+GPU_SIZES = (12, 16, 24, 40, 48, 80)  # GB of 10^9 bytes, as GPUs are sold
 MOST_ANSWERED = 12  # rows whose answers are shown
 # Not allowed in HTML, even escaped: controls other than tab and line feed, and lone surrogates.
 FORBIDDEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
@@ -89,6 +94,111 @@ class ServedForm:
 
 
 @dataclass(frozen=True)
+class MeasuredVariant:
+    """A variant of a measured device, which need not be one of the experiment's."""
+
+    name: str
+    label: str
+    position: int  # as in the experiment; after its variants where it is none of them
+
+
+@dataclass(frozen=True)
+class Point:
+    """One training that was measured on a device, or that could not be; memory is in GiB."""
+
+    setting: str
+    variant: str
+    loop: str
+    batch_rows: int
+    micro_batch_rows: int
+    length: int
+    checkpointing: bool
+    rank: int
+    warmup_steps: int
+    steps: int  # counted
+    outcome: str
+    detail: str  # of the outcome, where it was not measured
+    requested: float | None  # the allocation that failed
+    speed: dict[str, float]  # median, low, high of the useful tokens/s
+    overall: float | None  # useful tokens of all steps over their seconds
+    peak: float | None  # allocated; on a CPU the resident set
+    reserved: float | None
+    predicted: dict[str, float] | None  # None too where what was measured is no allocator's peak
+    share: float | None  # of the matrix rate
+    joules: float | None  # per 1,000 useful tokens
+
+    @property
+    def measured(self) -> bool:
+        return self.outcome == "measured"
+
+    @property
+    def tokens(self) -> int:
+        """Tokens in a forward pass."""
+        return self.micro_batch_rows * self.length
+
+    @property
+    def deviation(self) -> float | None:
+        """Predicted over measured peak, less one."""
+        return self.predicted["total"] / self.peak - 1 if self.predicted and self.peak else None
+
+
+@dataclass(frozen=True)
+class Device:
+    """What was measured on one device at one shape."""
+
+    device: str
+    on_cpu: bool
+    shape: str
+    own: bool  # the shape is the run's own model; else the weights are random
+    own_run: bool  # measured by the run's own stage
+    versions: dict[str, str]
+    files: list[str]
+    variants: list[MeasuredVariant]
+    points: list[Point]
+
+    def of(self, variant: MeasuredVariant) -> list[Point]:
+        return [point for point in self.points if point.variant == variant.name]
+
+    @property
+    def grid(self) -> list[Point]:
+        return [point for point in self.points if point.setting == GRID]
+
+    @property
+    def settings(self) -> list[Point]:
+        return [point for point in self.points if point.setting != GRID]
+
+    def plain(self, variant: str) -> Point | None:
+        """The plain loop on the run's rows."""
+        found = (p for p in self.settings if (p.variant, p.loop) == (variant, "plain") and p.measured)
+        return next(found, None)
+
+    @property
+    def shared(self) -> list[Point]:
+        """One grid point of each variant: the largest that all of them measured and that has a prediction."""
+        found: dict[tuple, dict[str, Point]] = {}
+        for point in self.grid:
+            if point.measured and point.predicted:
+                key = (point.tokens, not point.checkpointing, point.micro_batch_rows, point.rank)
+                found.setdefault(key, {})[point.variant] = point
+        everyone = {point.variant for point in self.grid}
+        largest = max((key for key, points in found.items() if points.keys() == everyone), default=None)
+        return (
+            [] if largest is None else [found[largest][v.name] for v in self.variants if v.name in everyone]
+        )
+
+
+@dataclass(frozen=True)
+class Fit:
+    """The most tokens that a forward pass can have, by the GB of a GPU; 0 where nothing fits."""
+
+    shape: str
+    variant: MeasuredVariant
+    checkpointing: bool
+    rank: int
+    tokens: dict[int, int]
+
+
+@dataclass(frozen=True)
 class Facts:
     """What the page is made from."""
 
@@ -110,6 +220,8 @@ class Facts:
     harness: str
     versions: dict[str, str]
     digests: dict[str, str]
+    hardware: list[Device]
+    fits: list[Fit]
 
     @property
     def baseline(self) -> Variant:
@@ -206,6 +318,7 @@ def gather(asked: params.Params) -> Facts:
     bases = [read_json(evaluate_base_folder(name) / "result.json") for name in experiment.variants]
     evaluated = [*bases, *results.values()]
     answered = _answered(asked, labels)
+    hardware = _hardware(asked, labels)
     return Facts(
         asked=asked,
         params_text=params.PARAMS_FILE.read_text(encoding="utf-8"),
@@ -239,6 +352,8 @@ def gather(asked: params.Params) -> Facts:
         harness=_harness(evaluated),
         versions=_versions([*evaluated, *benchmarks.values(), *itertools.chain(*trained.values())]),
         digests={path.as_posix(): sha256(path) for path in files},
+        hardware=hardware,
+        fits=_fits(asked, hardware),
     )
 
 
@@ -253,7 +368,20 @@ def inputs(asked: params.Params) -> list[Path]:
                 train_folder(name, seed) / file for file in ("result.json", "history.csv", "validation.csv")
             ]
             files.append(evaluate_folder(name, seed) / "result.json")
-    return files + [path for _, path in _answer_files(asked, {})]
+    files += [path for _, path in _answer_files(asked, {})]
+    return files + _grid_files(asked) + _hardware_files()
+
+
+def _grid_files(asked: params.Params) -> list[Path]:
+    """The run's own grids, as far as they were measured."""
+    shapes = asked.benchmark.grid.shapes
+    files = [grid_file(variant, shape) for shape in shapes for variant in asked.experiment.variants]
+    return [path for path in files if path.is_file()]
+
+
+def _hardware_files() -> list[Path]:
+    """What was measured on devices of all kinds, whatever the run."""
+    return sorted(HARDWARE.glob("*.json"))
 
 
 def _compared(found: dict) -> Comparison:
@@ -318,6 +446,114 @@ def _label(variant: params.Variant) -> str:
         case four_bit:
             doubly = ", double-quantised" if variant.double_quantization else ""
             return f"4-bit QLoRA ({four_bit.upper()}{doubly})"
+
+
+def _hardware(asked: params.Params, labels: dict[str, str]) -> list[Device]:
+    """By device and shape: the files of results/hardware/, then the run's own grids."""
+    found: dict[tuple, dict] = {}
+    for path in [*_hardware_files(), *_grid_files(asked)]:
+        file, own_run = read_json(path), not path.is_relative_to(HARDWARE)
+        measured = [point["precision"] for point in file["points"] if point["outcome"] == "measured"]
+        names = [precision["device_name"] for precision in measured]
+        device = clean(file.get("device") or (names or ["a device that could measure nothing"])[0])
+        on_cpu = any(precision["device"] == "cpu" for precision in measured)
+        for point in file["points"]:
+            block = found.setdefault(
+                (own_run, device, point["shape"]),
+                {"on_cpu": on_cpu, "versions": [], "files": [], "points": []},
+            )
+            if path.as_posix() not in block["files"]:
+                block["files"].append(path.as_posix())
+                block["versions"].append(file)
+            block["points"].append(_point(point))
+    variants = _measured_variants(asked, labels, [p for block in found.values() for p in block["points"]])
+    return [
+        Device(
+            device=device,
+            on_cpu=block["on_cpu"],
+            shape=model_name(asked.model) if shape == OWN_SHAPE else clean(shape),
+            own=shape == OWN_SHAPE,
+            own_run=own_run,
+            versions={clean(name): clean(v) for name, v in _versions(block["versions"]).items()},
+            files=block["files"],
+            variants=[v for v in variants if any(point.variant == v.name for point in block["points"])],
+            points=block["points"],
+        )
+        for (own_run, device, shape), block in found.items()
+    ]
+
+
+def _point(point: dict) -> Point:
+    memory = point.get("memory_gib") or {}
+    allocated = memory.get("peak_allocated")
+    return Point(
+        setting=clean(point.get("setting", GRID)),
+        variant=point["variant"],
+        loop=point["loop"],
+        batch_rows=point["batch_rows"],
+        micro_batch_rows=point["micro_batch_rows"],
+        length=point["length"],
+        checkpointing=point["gradient_checkpointing"],
+        rank=point["rank"],
+        warmup_steps=point["warmup_steps"],
+        steps=point["steps"] * point["repeats"],
+        outcome=clean(point["outcome"]),
+        detail=clean(point.get("detail") or ""),
+        requested=point.get("requested_gib"),
+        speed=point.get("useful_tokens_per_second") or {},
+        overall=point.get("useful_tokens_per_second_overall"),
+        peak=memory.get("peak_resident") if allocated is None else allocated,
+        reserved=memory.get("peak_reserved"),
+        predicted=None if allocated is None else point.get("predicted_gib"),
+        share=point.get("model_flop_utilisation"),
+        joules=point.get("joules_per_1000_tokens"),
+    )
+
+
+def _measured_variants(
+    asked: params.Params, labels: dict[str, str], points: list[Point]
+) -> list[MeasuredVariant]:
+    """The variants of the points: those of the experiment first, then the others by name."""
+    known = list(labels)
+    others = sorted({point.variant for point in points} - labels.keys())
+    taken = dict(labels)
+    for name in others:
+        label = _label(asked.variants[name]) if name in asked.variants else clean(name)
+        taken[name] = f"{label}, {clean(name)}" if label in taken.values() else label
+    return [MeasuredVariant(name, taken[name], index) for index, name in enumerate([*known, *others])]
+
+
+def _fits(asked: params.Params, hardware: list[Device]) -> list[Fit]:
+    """What fits into GPUs of several sizes, at every named shape that was measured, of what was measured there."""
+    wanted = {}
+    for block in hardware:
+        config = params.SHAPES / f"{block.shape}.json"
+        if not block.own and not block.on_cpu and re.fullmatch(r"\w+", block.shape) and config.is_file():
+            for variant in block.variants:
+                ranks = [point.rank for point in block.of(variant)]
+                if variant.name in asked.variants:
+                    wanted.setdefault((block.shape, variant), (config, ranks[0]))
+    if not wanted:
+        return []
+    from transformers import AutoConfig  # imports torch, so not where nothing asks for it
+
+    from workflow import memory
+
+    found = []
+    for (shape, variant), (config, rank) in wanted.items():
+        sizes = memory.Shape.of(AutoConfig.from_pretrained(config))
+        own = asked.variants[variant.name].training
+        for checkpointing in (False, True):
+            changes = own | {"rank": rank, "gradient_checkpointing": checkpointing}
+            training = params.Training.model_validate(asked.training.model_dump() | changes)
+            tokens = {
+                gb: memory.largest_fit(
+                    sizes, asked.variants[variant.name], training, gib=memory.usable_gib(gb)
+                )
+                for gb in GPU_SIZES
+            }
+            found.append(Fit(shape, variant, checkpointing, rank, tokens))
+    return found
 
 
 def model_name(model: params.Model) -> str:

@@ -14,8 +14,11 @@ from workflow.report.facts import (
     BASE,
     CATEGORY,
     COMPARISON,
+    GPU_SIZES,
     LOCK,
+    Device,
     Facts,
+    Point,
     clean,
     dataset_name,
     model_name,
@@ -166,6 +169,56 @@ class CostRow:
 
 
 @dataclass(frozen=True)
+class PointRow:
+    """One point of a measured device; where it was not measured, `missing` says why and the rest is empty."""
+
+    setting: str
+    batch: str
+    point: str
+    checkpointing: str
+    missing: str
+    speed: str
+    quartiles: str
+    ratio: str
+    overall: str
+    overall_ratio: str
+    peak: str
+    reserved: str
+    predicted: str
+    deviation: str
+    share: str
+    joules: str
+
+
+@dataclass(frozen=True)
+class HardwareBlock:
+    """One device at one shape; the rows of a table are by variant."""
+
+    name: str
+    words: str
+    settings: list[tuple[str, list[PointRow]]]
+    setting_steps: str
+    grid: list[tuple[str, list[PointRow]]]
+    panels: list[figures.Panel]
+    legend: list[tuple[str, Markup]]
+    shared: bool
+    peak_name: str
+    device: str
+    shape: str
+    weights: str
+    versions: list[tuple[str, str]]
+    files: list[str]
+    command: str
+
+
+@dataclass(frozen=True)
+class FitRow:
+    label: str
+    checkpointing: str
+    cells: list[str]
+
+
+@dataclass(frozen=True)
 class Text:
     """A text that may be long: `short` is its beginning where it is to be folded, else None."""
 
@@ -204,7 +257,12 @@ def render(facts: Facts) -> str:
         quality_panels=figures.quality_panels(facts),
         curve_panels=figures.curve_panels(facts),
         cost_panels=figures.cost_panels(facts),
-        legend=figures.legend(facts),
+        legend=figures.legend(facts.variants, "legend"),
+        hardware_heading=words.hardware_heading(facts),
+        hardware_blocks=hardware_blocks(facts),
+        prediction=words.prediction_sentence(facts),
+        fit_blocks=fit_blocks(facts),
+        gpu_sizes=GPU_SIZES,
         primary_name=words.quality_name(facts.primary),
         equivalence_confidence=words.equivalence_confidence(facts),
         in_family=sum(contrast.in_family for contrast in facts.compared.contrasts),
@@ -490,6 +548,94 @@ def cost_rows(facts: Facts) -> list[CostRow]:
             )
         )
     return rows
+
+
+def hardware_blocks(facts: Facts) -> list[HardwareBlock]:
+    """What was measured on devices, by device and shape."""
+    return [_hardware_block(block, f"hardware-{index}") for index, block in enumerate(facts.hardware)]
+
+
+def _hardware_block(block: Device, key: str) -> HardwareBlock:
+    panels = figures.hardware_panels(block, key)
+    steps = dict.fromkeys(
+        f"{words.count(p.steps, 'step')} after {p.warmup_steps:,} of warm-up" for p in block.settings
+    )
+    return HardwareBlock(
+        name=words.block_name(block),
+        words=words.block_words(block),
+        settings=_point_rows(block, block.settings, fastest_first=True),
+        setting_steps=words.listed(list(steps)) if steps else "",
+        grid=_point_rows(block, block.grid),
+        panels=panels,
+        legend=figures.legend(block.variants, f"{key}-legend") if panels else [],
+        shared=bool(block.shared),
+        peak_name="Peak, resident" if block.on_cpu else "Peak, allocated",
+        device=block.device,
+        shape=block.shape,
+        weights="the run’s own" if block.own else "random",
+        versions=list(block.versions.items()),
+        files=block.files,
+        command="dvc repro benchmark_grid" if block.own_run else "make benchmark",
+    )
+
+
+def _point_rows(
+    block: Device, points: list[Point], *, fastest_first: bool = False
+) -> list[tuple[str, list[PointRow]]]:
+    """Rows by variant: in the order of their tokens, or the fastest first; what was not measured is last."""
+
+    def order(point: Point) -> tuple:
+        if fastest_first:
+            return (not point.measured, -point.speed.get("median", 0))
+        return (point.tokens, point.micro_batch_rows, point.checkpointing)
+
+    found = []
+    for variant in block.variants:
+        rows = [_point_row(block, p) for p in sorted(points, key=order) if p.variant == variant.name]
+        if rows:
+            found.append((variant.label, rows))
+    return found
+
+
+def _point_row(block: Device, point: Point) -> PointRow:
+    plain, speed = block.plain(point.variant), point.speed
+    compared = point.measured and plain is not None and point is not plain
+    other = f" (at {plain.batch_rows:,})" if compared and plain.batch_rows != point.batch_rows else ""
+    return PointRow(
+        setting=point.setting,
+        batch=words.batch(point),
+        point=words.rows_by_length(point),
+        checkpointing=f"{'with' if point.checkpointing else 'without'} checkpointing",
+        missing="" if point.measured else words.outcome(point),
+        speed=formatting.significant(speed["median"]) if speed else "",
+        quartiles=f"{formatting.significant(speed['low'])} to {formatting.significant(speed['high'])}"
+        if speed
+        else "",
+        ratio=ratio(speed["median"] / plain.speed["median"]) + other if compared else "",
+        overall="" if point.overall is None else formatting.significant(point.overall),
+        overall_ratio=ratio(point.overall / plain.overall) + other
+        if compared and point.overall and plain.overall
+        else "",
+        peak=_gib(point.peak) or "",
+        reserved=_gib(point.reserved) or "",
+        predicted=_gib(point.predicted["total"]) if point.predicted else "",
+        deviation=words.deviation(point) if point.deviation is not None else "",
+        share="" if point.share is None else f"{number(100 * point.share, 1)}{formatting.NARROW}%",
+        joules="" if point.joules is None else quantity(point.joules, "J"),
+    )
+
+
+def fit_blocks(facts: Facts) -> list[tuple[str, list[FitRow]]]:
+    """The most tokens that fit into a forward pass, by shape."""
+    found: dict[str, list[FitRow]] = {}
+    for fit in facts.fits:
+        row = FitRow(
+            label=fit.variant.label,
+            checkpointing=f"{'with' if fit.checkpointing else 'without'} checkpointing, rank {fit.rank}",
+            cells=[f"{fit.tokens[size]:,}" if fit.tokens[size] else "" for size in GPU_SIZES],
+        )
+        found.setdefault(fit.shape, []).append(row)
+    return list(found.items())
 
 
 def record(source: dict) -> list[tuple[str, str]]:

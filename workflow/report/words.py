@@ -7,7 +7,7 @@ from markupsafe import Markup
 from workflow.comparison import Contrast, Cost, Score
 from workflow.params import OWN_TASKS
 from workflow.report import formatting
-from workflow.report.facts import AS_TRAINED, BASE, Facts, Variant, dataset_name, model_name
+from workflow.report.facts import AS_TRAINED, BASE, Device, Facts, Point, Variant, dataset_name, model_name
 from workflow.report.formatting import NARROW, number, quantity, ratio, signed
 
 COSTS = {
@@ -49,6 +49,18 @@ KINDS = {
     "form": "serving forms to the run as trained",
     "repair": "faults to their repair",
 }
+COMPONENTS = {  # of the predicted memory, in the order in which it comes to be held
+    "weights": "Base weights",
+    "quantization_constants": "Quantisation constants",
+    "adapters": "Adapters",
+    "gradients": "Gradients",
+    "optimizer": "Optimizer states",
+    "activations": "Activations kept for the backward pass",
+    "loss": "Logits and their gradients",
+    "transient": "The layer being worked on",
+    "workspace": "Workspace of matrix products",
+}
+CLOSE = 0.05  # of the measured peak: a prediction within it is counted as close
 VERDICTS = ("equivalent", "worse", "better", "undecided")
 FEW_SEEDS = 5
 FEW_INSTRUCTIONS = 1000
@@ -635,4 +647,79 @@ def _one_device(facts: Facts) -> Limit:
         "Time and memory are of this device",
         f"They were measured on {listed(facts.devices)} over {count(steps, 'step')} of {count(rows, 'row')}. "
         "Another device, batch or length of text has other ratios.",
+    )
+
+
+def hardware_heading(facts: Facts) -> str:
+    on_gpu = any(not block.on_cpu for block in facts.hardware)
+    return "What it costs on a GPU" if on_gpu else "What it costs over batch and length"
+
+
+def block_name(block: Device) -> str:
+    """A measured device and shape, as a heading."""
+    return f"{block.shape} on {block.device}"
+
+
+def block_words(block: Device) -> str:
+    """What was measured there, and how, in a few sentences."""
+    what = "the run’s own model" if block.own else "a model of this shape with random weights"
+    text = (
+        f"{'Each point' if len(block.points) > 1 else 'The point'} is a process of its own that trained {what} "
+        f"on {block.device}; speed is the median over the counted steps."
+    )
+    if not block.own:
+        text += " Random weights take the memory and time of trained ones; they say nothing of quality."
+    missing = sum(not point.measured for point in block.points)
+    if missing:
+        text += f" Of {count(len(block.points), 'point')}, {missing:,} could not be measured."
+    return text
+
+
+def rows_by_length(point: Point) -> str:
+    """What a forward pass holds, for example `4 × 512`."""
+    return f"{point.micro_batch_rows:,}{NARROW}{formatting.TIMES}{NARROW}{point.length:,}"
+
+
+def batch(point: Point) -> str:
+    """A point's batch, of the run's rows."""
+    parts = [f"{count(point.batch_rows, 'row')} a step"]
+    if point.micro_batch_rows != point.batch_rows:
+        parts.append(f"{point.micro_batch_rows:,} at a time")
+    parts.append(f"at most {point.length:,} tokens each")
+    return ", ".join(parts) + (", gradient checkpointing" if point.checkpointing else "")
+
+
+def outcome(point: Point) -> str:
+    """Why a point was not measured."""
+    if point.requested is not None:
+        return f"{point.outcome}: another {quantity(point.requested, 'GiB')} could not be allocated"
+    return f"{point.outcome}: {point.detail}" if point.detail else point.outcome
+
+
+def deviation(point: Point) -> str:
+    """Predicted less measured peak, as a percentage of the measured one."""
+    return f"{signed(100 * point.deviation, 1)}{NARROW}%"
+
+
+def prediction_sentence(facts: Facts) -> str | None:
+    """How well the predicted memory meets the measured peaks, over all devices; None without a prediction."""
+    found = [
+        (point, block)
+        for block in facts.hardware
+        for point in block.points
+        if point.measured and point.deviation is not None
+    ]
+    if not found:
+        return None
+    close = sum(abs(p.predicted["total"] - p.peak) <= CLOSE * p.peak for p, _ in found)
+    point, block = max(found, key=lambda pair: abs(pair[0].deviation))
+    label = next(variant.label for variant in block.variants if variant.name == point.variant)
+    setting = "" if point in block.grid else f", {point.setting}"
+    checkpointing = " with checkpointing" if point.checkpointing else ""
+    verb = "lies" if close == 1 else "lie"
+    return (
+        f"The memory predicted from the model’s shape alone, before anything runs, was compared with the measured "
+        f"peak at {count(len(found), 'point')}: {close:,} of them {verb} within {formatting.percent(CLOSE)} of it. "
+        f"The largest deviation is {deviation(point)} ({label} at {block.shape}, {rows_by_length(point)} tokens"
+        f"{checkpointing}{setting})."
     )
