@@ -59,16 +59,15 @@ def test_rows_that_do_not_fit_are_refused():
 
 
 def test_a_batch_has_the_shortest_length_that_holds_its_rows():
-    collate = PackingCollator(lengths=[3, 6, 9], slots=3)
+    collate = PackingCollator(lengths=[3, 6, 9], slots=4)  # one more than the most rows: the last pads
     for rows, length in (([FIRST], 3), ([FIRST, SECOND], 6), ([FIRST, FIRST, SECOND], 9)):
         batch = collate(rows)
         assert batch["input_ids"].shape == batch["shift_labels"].shape == (1, length)
         assert batch["tokens"].item() == sum(len(row["input_ids"]) for row in rows)
     rows = [FIRST] * 4  # no length holds them
-    assert PackingCollator(lengths=[3, 6, 9], slots=4)(rows)["input_ids"].shape == (1, 12)
-    assert PackingCollator()(rows)["input_ids"].shape == (1, 12)
+    assert collate(rows)["input_ids"].shape == PackingCollator()(rows)["input_ids"].shape == (1, 12)
     with pytest.raises(ValueError, match="4 rows do not fit into 3 slots"):
-        collate(rows)
+        PackingCollator(lengths=[3, 6, 9], slots=3)(rows)
 
 
 def test_the_loss_is_divided_by_the_tokens_that_are_learned():
