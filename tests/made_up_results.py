@@ -159,7 +159,7 @@ def write(
     write_json(MODEL_SOURCE, _model_source(model))
     write_json(DATASET_SOURCE, {"source": "wheel", "package": "made-up-corpus", "version": "1.0",
                                 "member": "data", "sha256": "d" * 64, "rows": 2026})  # fmt: skip
-    write_json(SAMPLE / "metrics.json", {"test_rows": ITEMS, "validation_rows": 44, "train_rows": 822,
+    write_json(SAMPLE / "counts.json", {"test_rows": ITEMS, "validation_rows": 44, "train_rows": 822,
                                          "held_out_rows": 53, "left_out_rows": 61})  # fmt: skip
     comparison = MadeUp(asked, device, half_width, categories or CATEGORIES).comparison()
     write_json(COMPARE / "comparison.json", comparison.as_dict())

@@ -274,7 +274,7 @@ def test_the_stage_says_and_counts_what_is_held_out(
     write_jsonl(tmp_path / INSTRUCTIONS, instructions.as_rows(rows))
     monkeypatch.chdir(tmp_path)
     sample()
-    metrics = json.loads((SAMPLE / "metrics.json").read_text())
+    metrics = json.loads((SAMPLE / "counts.json").read_text())
     splits = {name: read_jsonl(split_file(name)) for name in ("train", "validation", "test")}
     assert metrics == {
         **{f"{name}_rows": len(members) for name, members in splits.items()},

@@ -28,7 +28,7 @@ from workflow.paths import (
 from workflow.statistics import Difference, Equivalence
 
 COMPARISON = COMPARE / "comparison.json"
-SAMPLE_COUNTS = SAMPLE / "metrics.json"
+SAMPLE_COUNTS = SAMPLE / "counts.json"
 LOCK = Path("requirements.lock")
 BASE, AS_TRAINED = "base", "as_trained"
 SPLITS = ("train", "validation", "test")

@@ -29,14 +29,6 @@ def benchmark(variant: str) -> None:
     for m in measured.measurements:
         say(f"  {m.metric}: {m.value:.4g} {m.unit} ({m.definition})")
     write_json(benchmark_file(variant), {"variant": variant, **measured.as_dict(), "versions": installed()})
-    by_name = {m.metric: m.value for m in measured.measurements}
-    write_json(
-        benchmark_file(variant).with_name("metrics.json"),
-        {
-            "training_speed_tokens_per_second": by_name["training_speed"],
-            "peak_memory_gib": by_name["peak_memory"],
-        },
-    )
 
 
 if __name__ == "__main__":

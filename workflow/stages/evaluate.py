@@ -19,7 +19,7 @@ def evaluate(variant: str, seed: int) -> None:
 
 
 def score(asked: params.Params, variant: str, *, seed: int | None, forms: list[str], folder: Path) -> None:
-    """Score a variant's base, or a run, and write result, items, answers and metrics into `folder`."""
+    """Score a variant's base, or a run, and write result, items and answers into `folder`."""
     from workflow import evaluation  # after the params are checked: it takes seconds to import
 
     scored = []
@@ -45,10 +45,6 @@ def score(asked: params.Params, variant: str, *, seed: int | None, forms: list[s
             "forms": [one.as_dict() for one in scored],
             "versions": installed(),
         },
-    )
-    write_json(
-        folder / "metrics.json",
-        {one.served.form: {f"{m.task}_{m.metric}": m.value for m in one.metrics} for one in scored},
     )
 
 

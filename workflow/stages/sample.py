@@ -46,7 +46,7 @@ def sample() -> None:
     mixed = sum(not row["same_category"] for row in scored)
     say(f"  {mixed} test rows have a response of another category to choose from")
     write_json(
-        SAMPLE / "metrics.json",
+        SAMPLE / "counts.json",
         {
             **{f"{name}_rows": len(members) for name, members in splits.items()},
             "held_out_rows": held_out,

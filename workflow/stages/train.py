@@ -31,13 +31,6 @@ def train(variant: str, seed: int) -> None:
         folder / "result.json",
         {"variant": variant, "seed": seed, **trained.as_dict(), "versions": installed()},
     )
-    write_json(
-        folder / "metrics.json",
-        {
-            "validation_loss_nats_per_token": trained.validation_loss_after,
-            "training_seconds": trained.seconds,
-        },
-    )
 
 
 if __name__ == "__main__":
