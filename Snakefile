@@ -60,10 +60,10 @@ for stage in STAGES:
         output:
             touch(stage.mark),
         log:
-            f"logs/{stage.name}.log",
+            stage.log,
         resources:
             **stage.resources,
         params:
             command=stage.command,
         shell:
-            "({params.command}) > {log} 2>&1"
+            "{params.command}"

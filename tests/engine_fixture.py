@@ -26,6 +26,7 @@ REAL_FILES = (
     "dvc.yaml",
     "params.yaml",
     "workflow/__init__.py",
+    "workflow/console.py",
     "workflow/errors.py",
     "workflow/params.py",
     "workflow/pipeline.py",
@@ -193,7 +194,7 @@ def play_stage(name: str, *options: str) -> None:
     with (control / "ran").open("a") as log:
         log.write(f"{label}\n")
     if (control / f"fail {label}").exists():
-        sys.exit(f"{label}: told to fail")
+        sys.exit(f"{label}: failed: told to")
     while (control / f"hang {label}").exists():
         time.sleep(0.05)
     stage = yaml.safe_load(Path("dvc.yaml").read_text())["stages"][name]

@@ -124,10 +124,10 @@ def test_clone_with_default_remote_pulls_by_itself(repository: Repository, tmp_p
     clone.snakemake("--cores", "1", "sample")
     assert clone.ran() == []
     # What only git holds cannot be pulled, and `--pull` alone would call the stage done without it.
-    (clone.root / "results/sample/metrics.json").unlink()
-    clone.snakemake("--cores", "1", "sample")
-    assert clone.ran() == ["sample"]
-    assert_clean(clone, "sample")
+    (clone.root / "results/compare/metrics.json").unlink()
+    clone.snakemake("--cores", "1", "compare")
+    assert clone.ran() == ["compare"]
+    assert_clean(clone, "compare")
 
 
 def push_and_clone(repository: Repository, folder: Path) -> Repository:
@@ -211,7 +211,8 @@ def test_failing_stage_names_its_log_and_the_next_run_goes_on(repository: Reposi
     told.touch()
     output = repository.snakemake("--cores", "1", "report", fails=True)
     assert f"logs/{failing}.log" in output
-    assert f"{failing}: told to fail" in (repository.root / f"logs/{failing}.log").read_text()
+    assert f"{failing}: failed: told to" in output
+    assert f"{failing}: failed: told to" in (repository.root / f"logs/{failing}.log").read_text()
     assert repository.ran() == [failing, f"train@{VARIANT}-2"]
     told.unlink()
     assert repository.bring_up_to_date("snakemake") == ["compare", failing, "report"]

@@ -1,14 +1,22 @@
-"""What every stage does at its door: quiet libraries, no network, one sentence for a user's error."""
+"""What every stage does at its door: quiet libraries, no network, a log, one sentence for a user's error."""
 
 import argparse
 import logging
 import os
+import subprocess
 import sys
 import time
+import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 from workflow.errors import UserError
+
+LOGS = Path("logs")
+FAILED = "failed"  # the Snakefile's jobs show the line of their log that says so
+AGAIN = "run the same command again: what is done is kept."
 
 
 def run_stage(
@@ -18,7 +26,10 @@ def run_stage(
     arguments: dict[str, type] | None = None,
     network: bool = False,
 ) -> None:
-    """Parse the command line, call the stage, and exit 1 with one sentence on a UserError.
+    """Parse the command line and call the stage, with a copy of what it prints in logs/STAGE.log.
+
+    A failure ends with exit code 1 and one line: which stage, variant and seed, why, where its log is and what
+    to do. An error that is nobody's mistake but ours has its traceback above that line.
 
     Args:
         name: the stage's name in dvc.yaml; it stands before every line of progress.
@@ -30,21 +41,58 @@ def run_stage(
     for argument, kind in (arguments or {}).items():
         parser.add_argument(f"--{argument}", type=kind, required=True)
     options = vars(parser.parse_args())
-    label = " ".join([name, *(str(value) for value in options.values())])
+    label = ", ".join([name, *(f"{option} {value}" for option, value in options.items())])
+    log = LOGS / f"{'@'.join([name, *(['-'.join(map(str, options.values()))] if options else [])])}.log"
     if not network:
         go_offline()
     quiet_libraries()
     # One process, one GPU: given several, the trainer would split every batch among them.
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
     started = time.monotonic()
-    say(f"{label}: started")
+    with copied_to(log):
+        say(f"{label}: started")
+        try:
+            stage(**options)
+        except UserError as error:
+            why, advice = str(error), f"Mend it and {AGAIN}"
+        except KeyboardInterrupt:
+            why, advice = "interrupted", AGAIN.capitalize()
+        except Exception as error:
+            traceback.print_exc()
+            why, advice = f"unforeseen {type(error).__name__}", "Please report it with the log."
+        else:
+            say(f"{label}: done in {time.monotonic() - started:.0f} s")
+            return
+        print(f"{label}: {FAILED}: {why.removesuffix('.')}. Log: {log}. {advice}", file=sys.stderr, flush=True)
+        sys.exit(1)
+
+
+@contextmanager
+def copied_to(path: Path) -> Iterator[None]:
+    """Copy what this process and its children print to a file, unless they print to that file already."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists() and os.path.samestat(os.fstat(1), path.stat()):
+        yield
+        return
+    path.write_bytes(b"")
+    kept, copies = [], []
+    for stream in (1, 2):
+        # -i: on Ctrl-C the stage still has its last line to say.
+        copy = subprocess.Popen(["tee", "-ai", path], stdin=subprocess.PIPE, stdout=stream)
+        kept.append(os.dup(stream))
+        os.dup2(copy.stdin.fileno(), stream)
+        copy.stdin.close()
+        copies.append(copy)
     try:
-        stage(**options)
-    except UserError as error:
-        sys.exit(f"{label}: {error}")
-    except KeyboardInterrupt:
-        sys.exit(f"{label}: interrupted")
-    say(f"{label}: done in {time.monotonic() - started:.0f} s")
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        for stream, terminal in zip((1, 2), kept, strict=True):
+            os.dup2(terminal, stream)
+            os.close(terminal)
+        for copy in copies:
+            copy.wait()
 
 
 def say(text: str) -> None:

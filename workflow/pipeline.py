@@ -22,6 +22,7 @@ from dvc.repo import Repo
 from dvc.stage import PipelineStage
 from dvc.stage.loader import StageLoader
 
+from workflow.console import FAILED, LOGS
 from workflow.errors import UserError
 from workflow.params import load
 
@@ -49,6 +50,10 @@ class Stage:
     def mark(self) -> str:
         """Path of the file that says "up to date"."""
         return str(MARKS / self.name)
+
+    @property
+    def log(self) -> str:
+        return str(log_file(self.name))
 
     @property
     def upstream_marks(self) -> list[str]:
@@ -96,14 +101,23 @@ def load_stages(repo: Repo) -> list[Stage]:
 def job_command(name: str, *, pull: bool) -> str:
     """Return the shell command that brings one stage up to date, whose own dependencies are.
 
+    What it prints goes to the stage's log; of a failure the terminal shows the line that says what failed.
+
     Args:
         name: the stage's name.
         pull: fetch from the default remote what is up to date but not here; fails where there is none.
     """
     repro = f"{shlex.quote(sys.executable)} -m dvc --wait-for-lock repro --single-item"
-    stage = shlex.quote(f"dvc.yaml:{name}")
+    stage, log = shlex.quote(f"dvc.yaml:{name}"), shlex.quote(str(log_file(name)))
     # `--pull` calls a stage done while a file that only git holds is missing: plain repro has the last word.
-    return f"{repro} --pull {stage} && {repro} {stage}" if pull else f"{repro} {stage}"
+    command = f"{repro} --pull {stage} && {repro} {stage}" if pull else f"{repro} {stage}"
+    show = f"grep -a {shlex.quote(f': {FAILED}: ')} {log} || tail -n 1 {log}"
+    return f"({command}) > {log} 2>&1 || {{ ({show}) >&2; exit 1; }}"
+
+
+def log_file(name: str) -> Path:
+    """Where a stage's log lies, under either engine."""
+    return LOGS / f"{name}.log"
 
 
 def mark_fresh_stages(repo: Repo) -> set[str]:
