@@ -10,10 +10,10 @@ PIP := .venv/bin/python -m pip --disable-pip-version-check install --quiet
 TESTS ?= tests
 
 .DEFAULT_GOAL := help
-.PHONY: help report benchmark test lint format schema lock environment
+.PHONY: help report benchmark test lint format schema lock environment diff env-diff
 
 help: ## show this list
-	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
+	@sed -n 's/^\([a-z-]*\):.*## /make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
 
 report: .venv/.installed ## run the pipeline on params.yaml and render the report
 	@.venv/bin/python -m workflow.pipeline prune
@@ -26,6 +26,12 @@ benchmark: .venv/.installed ## measure memory and speed of this machine's GPU (s
 
 test: .venv/.installed-dev ## run the tests (TESTS=tests/test_params.py for a part of them)
 	.venv/bin/python -m pytest $(TESTS)
+
+diff: .venv/.installed ## what changed since a commit, in markdown (REV=main; add TO=REV for another end than the workspace)
+	@.venv/bin/python -m workflow.diff $(or $(REV),HEAD) $(TO)
+
+env-diff: .venv/.installed ## which locked versions changed since a commit, and what that reruns (REV=main)
+	@.venv/bin/python -m workflow.environment diff $(or $(REV),HEAD)
 
 lint: .venv/.installed-dev ## check style: ruff, snakefmt, snakemake --lint
 	.venv/bin/ruff check .

@@ -7,7 +7,7 @@ import pytest
 from conftest import ROOT
 from ruamel.yaml import YAML
 
-from workflow import params, paths
+from workflow import environment, params, paths
 
 STAGES = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())["stages"]
 
@@ -70,6 +70,7 @@ def test_params_of_a_stage_exist(stage):
 
 def test_paths_in_code_are_those_of_the_pipeline():
     run = ("${item.variant}", "${item.seed}")
+    assert [str(paths.environment_file(kind)) for kind in environment.PACKAGES] == outputs("environment")
     assert str(paths.MODEL) in outputs("fetch_model") and str(paths.MODEL_SOURCE) in outputs("fetch_model")
     assert str(paths.INSTRUCTIONS) in outputs("fetch_dataset")
     assert str(paths.DATASET_SOURCE) in outputs("fetch_dataset")

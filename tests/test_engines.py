@@ -26,6 +26,7 @@ EVERYTHING = [
     f"benchmark@{VARIANT}",
     f"benchmark_grid@{VARIANT}-own",
     "compare",
+    "environment",
     f"evaluate@{VARIANT}-1",
     f"evaluate_base@{VARIANT}",
     "fetch_dataset",

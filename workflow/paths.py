@@ -17,6 +17,10 @@ HARDWARE = RESULTS / "hardware"
 REPORT = Path("report") / "index.html"
 
 
+def environment_file(kind: str) -> Path:
+    return RESULTS / "environment" / f"{kind}.json"
+
+
 def split_file(split: str) -> Path:
     return SAMPLE / f"{split}.jsonl"
 

@@ -1,0 +1,94 @@
+"""The locked versions that can move a stage's numbers, so that it depends on them and on no others.
+
+`python -m workflow.environment diff REV` shows which locked versions changed since a commit, and what that reruns.
+"""
+
+import argparse
+import re
+import sys
+from pathlib import Path
+
+from workflow.errors import UserError
+from workflow.revisions import read_at
+
+LOCK = Path("requirements.lock")
+PROJECT = Path("pyproject.toml")  # pins torch, whose build the lock leaves to the machine
+_MODEL = ("safetensors", "tokenizers", "torch", "transformers")
+_QUANTISED = (*_MODEL, "accelerate", "bitsandbytes", "numpy", "peft")
+# By what is computed with them. A package that is not named reruns nothing: no number depends on it.
+PACKAGES = {
+    "model": (*_MODEL, "gguf", "numpy"),
+    "sample": ("datasets", "jinja2", "numpy", "tokenizers", "transformers"),
+    "training": (*_QUANTISED, "datasets", "jinja2", "trl"),
+    "evaluation": (
+        *_QUANTISED,
+        "datasets",
+        "jinja2",
+        "langdetect",
+        "lm-eval",
+        "nltk",
+        "rouge-score",
+        "sacrebleu",
+    ),
+    "statistics": ("numpy", "pandas", "scipy"),
+}
+
+
+def locked(lock: str, project: str) -> dict[str, str]:
+    """Each locked package's version, with the condition where it depends on the Python or the system.
+
+    Args:
+        lock: the text of a requirements.lock.
+        project: that of a pyproject.toml, which pins torch.
+
+    Raises:
+        UserError: pyproject.toml pins no torch.
+    """
+    found: dict[str, list[str]] = {}
+    for name, version, marker in re.findall(r"^([\w.-]+)==(\S+)(?: ; (.+?))?(?: \\)?$", lock, re.MULTILINE):
+        found.setdefault(name, []).append(version + (f" ({marker})" if marker else ""))
+    torch = re.search(r'"torch==([^"]+)"', project)
+    if torch is None:
+        raise UserError(f"{PROJECT} pins no torch: it must name one version, as in torch==2.13.0.")
+    return {name: ", ".join(versions) for name, versions in found.items()} | {"torch": torch[1]}
+
+
+def chosen(versions: dict[str, str]) -> dict[str, dict[str, str]]:
+    """The versions that each kind of work depends on.
+
+    Raises:
+        UserError: the lock lacks a package that it is known to need.
+    """
+    missing = sorted({name for names in PACKAGES.values() for name in names} - set(versions))
+    if missing:
+        raise UserError(f"{LOCK} does not lock {', '.join(missing)}; `make lock` renews it.")
+    return {kind: {name: versions[name] for name in sorted(names)} for kind, names in PACKAGES.items()}
+
+
+def diff(before: dict[str, str], after: dict[str, str]) -> str:
+    """What changed, as a table in markdown: package, version before and after, and the work that depends on it."""
+    changed = sorted(name for name in before | after if before.get(name) != after.get(name))
+    if not changed:
+        return "No locked version changed."
+    lines = ["| package | before | after | can move |", "| --- | --- | --- | --- |"]
+    for name in changed:
+        moves = ", ".join(kind for kind, names in PACKAGES.items() if name in names) or "no number"
+        lines.append(f"| {name} | {before.get(name, '-')} | {after.get(name, '-')} | {moves} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Print the difference to a commit; exit 1 with one sentence on a UserError."""
+    parser = argparse.ArgumentParser(prog="python -m workflow.environment", description=__doc__)
+    parser.add_argument("action", choices=["diff"])
+    parser.add_argument("revision", help="a commit, tag or branch")
+    options = parser.parse_args()
+    try:
+        before = locked(*(read_at(options.revision, path) for path in (LOCK, PROJECT)))
+        print(diff(before, locked(*(path.read_text() for path in (LOCK, PROJECT)))))
+    except UserError as error:
+        sys.exit(str(error))
+
+
+if __name__ == "__main__":
+    main()
