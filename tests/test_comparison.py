@@ -106,9 +106,14 @@ def write_evaluation(folder: Path, variant: str, seed: int | None, forms: list[s
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch) -> Path:
-    """A folder with params.yaml and everything that the stages before wrote."""
     monkeypatch.chdir(tmp_path)
-    asked = ask(tmp_path)
+    write_results(tmp_path)
+    return tmp_path
+
+
+def write_results(folder: Path) -> None:
+    """Write params.yaml and everything that the stages before wrote into a folder, the working directory."""
+    asked = ask(folder)
     precision = {
         "base": "16bit",
         "device": "cpu",
@@ -134,7 +139,6 @@ def folder(tmp_path, monkeypatch) -> Path:
             write_evaluation(evaluate_folder(variant, seed), variant, seed, asked.forms_of(variant))
             facts = {"steps": 3, "rows": {"rows": 9}, "tokens_seen": 5, "precision": precision}
             write_json(train_folder(variant, seed) / "result.json", {"seed": seed, **facts})
-    return tmp_path
 
 
 @pytest.fixture

@@ -220,18 +220,27 @@ class Results:
         frame = self._tables.get((arm.variant, arm.form, task, metric))
         if frame is None:
             raise CheckError(f"{arm} has no items with {task}/{metric}, which other arms have")
-        about = ["leaf", "item", "category", "held_out", "group", "denominator"]
-        seeds = sorted(frame["seed"].dropna().unique().tolist())
-        parts = [frame[frame["seed"] == seed] for seed in seeds] or [frame]
-        parts = [part.sort_values(["leaf", "item"], ignore_index=True) for part in parts]
-        if any(not part[about].equals(parts[0][about]) for part in parts):
-            raise CheckError(f"the seeds of {arm} were not scored on the same items of {task}")
-        return Table(
-            numerators=np.stack([part["numerator"].to_numpy(float) for part in parts]),
-            denominators=parts[0]["denominator"].to_numpy(float),
-            items=parts[0][about[:-1]],
-            seeds=seeds,
-        )
+        return table_of(frame, arm)
+
+
+def table_of(frame: pd.DataFrame, arm: Arm) -> Table:
+    """One arm's rows of items.parquet in one metric, by seed and item.
+
+    Raises:
+        CheckError: its seeds were not scored on the same items.
+    """
+    about = ["leaf", "item", "category", "held_out", "group", "denominator"]
+    seeds = sorted(frame["seed"].dropna().unique().tolist())
+    parts = [frame[frame["seed"] == seed] for seed in seeds] or [frame]
+    parts = [part.sort_values(["leaf", "item"], ignore_index=True) for part in parts]
+    if any(not part[about].equals(parts[0][about]) for part in parts):
+        raise CheckError(f"the seeds of {arm} were not scored on the same items of {frame['task'].iloc[0]}")
+    return Table(
+        numerators=np.stack([part["numerator"].to_numpy(float) for part in parts]),
+        denominators=parts[0]["denominator"].to_numpy(float),
+        items=parts[0][about[:-1]],
+        seeds=seeds,
+    )
 
 
 def compare(asked: params.Params) -> tuple[Comparison, pd.DataFrame]:
@@ -532,7 +541,7 @@ def _differences(
         all(np.isin(table.numerators, (0, 1)).all() for _, table in tables)
         and (first.denominators == 1).all()
     )
-    span = _span(np.concatenate([table.numerators for _, table in tables]), first.denominators, key[1])
+    span = span_of(np.concatenate([table.numerators for _, table in tables]), first.denominators, key[1])
     by_category = contrast.by_category and "/".join(key) == wanted.primary
     for subset, chosen in _subsets(first.items, by_category=by_category):
         if len(set(groups[chosen])) < FEWEST_GROUPS:
@@ -543,7 +552,7 @@ def _differences(
             groups[chosen],
             trained=any(table.seeds for _, table in tables),
             span=span and span * len(tables) / 2,
-            **_bootstrap(wanted),
+            **bootstrap(wanted),
         )
         p_accuracy = None
         if accuracy and len(tables) == 2:
@@ -553,12 +562,12 @@ def _differences(
         yield subset, one, p_accuracy
 
 
-def _bootstrap(asked: params.Comparison) -> dict[str, float]:
+def bootstrap(asked: params.Comparison) -> dict[str, float]:
     """What params say of every difference's interval and test, as `difference` takes it."""
     return asked.model_dump(include={"confidence", "power", "resamples", "seed"})
 
 
-def _span(numerators: np.ndarray, denominators: np.ndarray, metric: str) -> float | None:
+def span_of(numerators: np.ndarray, denominators: np.ndarray, metric: str) -> float | None:
     """How far two scores of one item can be apart; None for a loss, which has no range.
 
     Right answers are counted: whole numbers of at most the denominator.
@@ -686,7 +695,7 @@ def _cost_claims(variant: str, benchmarks: dict[str, dict], asked: params.Params
             np.ones(len(ours)),
             np.arange(len(ours)),
             trained=False,
-            **_bootstrap(wanted),
+            **bootstrap(wanted),
         )
         word = verdict(one, p_adjusted=one.p_value, p_equivalence=None, higher_is_better=False)
         claims.append(

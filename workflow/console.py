@@ -63,7 +63,9 @@ def run_stage(
         else:
             say(f"{label}: done in {time.monotonic() - started:.0f} s")
             return
-        print(f"{label}: {FAILED}: {why.removesuffix('.')}. Log: {log}. {advice}", file=sys.stderr, flush=True)
+        print(
+            f"{label}: {FAILED}: {why.removesuffix('.')}. Log: {log}. {advice}", file=sys.stderr, flush=True
+        )
         sys.exit(1)
 
 

@@ -1,0 +1,296 @@
+"""What changed between a commit and the workspace, in params, versions and the headline metrics, as markdown.
+
+    python -m workflow.diff main > diff.md
+
+A metric's own change is paired over the items and seeds that both have, and so it has an interval, where the items
+of the commit can be had from DVC's cache or its remote and are the same as here.
+"""
+
+import argparse
+import io
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+import dvc.api
+import numpy as np
+import pandas as pd
+from dvc.exceptions import DvcException
+from ruamel.yaml import YAML
+
+from workflow import environment, params
+from workflow.comparison import ALL, Arm, bootstrap, span_of, table_of
+from workflow.errors import UserError
+from workflow.files import read_json
+from workflow.paths import COMPARE
+from workflow.report.formatting import decimals_of, number, quantity, ratio, signed
+from workflow.revisions import parsed_at, read_at, resolved
+from workflow.statistics import Difference, difference, equivalence, verdict
+
+COMPARISON, ITEMS = COMPARE / "comparison.json", COMPARE / "items.parquet"
+SERVED = "as_trained"
+COSTS = ("peak_memory", "training_speed")
+NOTHING, UNPAIRED = "-", "no interval"
+PARTS = {"primary", "margins", "baseline", "scores", "contrasts", "cost"}  # what is read of a comparison.json
+
+
+@dataclass(frozen=True)
+class State:
+    """What is compared: params, locked versions, and results with their items as far as there are any."""
+
+    name: str
+    params: dict[str, Any]
+    versions: dict[str, str]
+    comparison: dict | None
+    items: pd.DataFrame | None
+
+
+def at_revision(revision: str) -> State:
+    """The state at a commit.
+
+    Raises:
+        UserError: git knows no such revision, or it has no params.yaml or lock file.
+    """
+    commit = resolved(revision)
+    comparison = _readable(parsed_at(commit, COMPARISON))
+    items = None
+    if comparison is not None:
+        try:
+            items = pd.read_parquet(io.BytesIO(dvc.api.read(str(ITEMS), rev=commit, mode="rb")))
+        except (DvcException, OSError):
+            items = None  # neither in the cache nor in a remote: the change then has no interval
+    return State(
+        name=f"{revision} ({commit[:9]})" if revision != commit else commit[:9],
+        params=YAML(typ="safe", pure=True).load(read_at(commit, params.PARAMS_FILE)),
+        versions=environment.locked(*(read_at(commit, f) for f in (environment.LOCK, environment.PROJECT))),
+        comparison=comparison,
+        items=items,
+    )
+
+
+def in_workspace() -> State:
+    params.load()
+    return State(
+        name="workspace",
+        params=YAML(typ="safe", pure=True).load(params.PARAMS_FILE.read_text(encoding="utf-8")),
+        versions=environment.locked(*(f.read_text() for f in (environment.LOCK, environment.PROJECT))),
+        comparison=_readable(read_json(COMPARISON)) if COMPARISON.exists() else None,
+        items=pd.read_parquet(ITEMS) if ITEMS.exists() else None,
+    )
+
+
+def _readable(comparison: dict | None) -> dict | None:
+    """The comparison, unless an early version of this project wrote it in another form."""
+    return comparison if comparison is not None and set(comparison) >= PARTS else None
+
+
+def diff(before: State, after: State) -> str:
+    """The whole difference as markdown."""
+    parts = [
+        f"## What changed: {before.name} to {after.name}",
+        "### Params",
+        _params(before.params, after.params),
+        "### Locked versions",
+        environment.diff(before.versions, after.versions),
+    ]
+    missing = [state.name for state in (before, after) if state.comparison is None]
+    if missing:
+        return (
+            "\n\n".join(
+                [*parts, f"### Results\n\nThere are none that can be read in {' and '.join(missing)}."]
+            )
+            + "\n"
+        )
+    primary, baseline = after.comparison["primary"], after.comparison["baseline"]
+    about = next(score for score in after.comparison["scores"] if _is_headline(score, primary))
+    better = "higher" if about["higher_is_better"] else "lower"
+    scores = _scores(before, after)
+    parts += [
+        f"### Quality: {primary}, {about['unit']}, {better} is better",
+        scores,
+        _notes(after.comparison["margins"].get(primary), about["unit"], unpaired=UNPAIRED in scores),
+        f"### Difference to {baseline}, {about['unit']}",
+        _contrasts(before, after),
+        "### Cost",
+        _costs(before, after),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _params(before: dict, after: dict) -> str:
+    old, new = _flat(before), _flat(after)
+    changed = [key for key in dict.fromkeys([*old, *new]) if old.get(key) != new.get(key)]
+    return _table(
+        ("key", "before", "after"),
+        [(f"`{key}`", _shown(old, key), _shown(new, key)) for key in changed],
+        nothing="No param changed.",
+    )
+
+
+def _flat(content: dict, prefix: str = "") -> dict[str, Any]:
+    """Nested sections as one level, with the keys that `dvc params diff` shows."""
+    found = {}
+    for key, value in content.items():
+        if isinstance(value, dict) and value:
+            found |= _flat(value, f"{prefix}{key}.")
+        else:
+            found[f"{prefix}{key}"] = value
+    return found
+
+
+def _shown(flat: dict, key: str) -> str:
+    return f"`{flat[key]}`" if key in flat else NOTHING
+
+
+def _scores(before: State, after: State) -> str:
+    old, new = (
+        {s["variant"]: s for s in state.comparison["scores"] if _is_headline(s, after.comparison["primary"])}
+        for state in (before, after)
+    )
+    rows = []
+    for variant in dict.fromkeys([*old, *new]):
+        one, other = old.get(variant), new.get(variant)
+        change, word = NOTHING, NOTHING
+        if one and other:
+            change, word = _change(
+                variant, before, after, other["value"] - one["value"], other["higher_is_better"]
+            )
+        rows.append(
+            (variant, *(NOTHING if s is None else number(s["value"], 3) for s in (one, other)), change, word)
+        )
+    return _table(("variant, as trained", "before", "after", "change", "verdict"), rows)
+
+
+def _is_headline(score: dict, primary: str) -> bool:
+    return (f"{score['task']}/{score['metric']}", score["form"], score["subset"]) == (primary, SERVED, ALL)
+
+
+def _change(
+    variant: str, before: State, after: State, value: float, higher_is_better: bool
+) -> tuple[str, str]:
+    """A variant's change with its interval and verdict; without them where it cannot be paired."""
+    asked = params.Comparison.model_validate(after.params["comparison"])
+    one = paired_change(variant, before, after, asked)
+    if one is None:
+        return f"{signed(value, 3)}, {UNPAIRED}", NOTHING
+    margin = asked.margins.get(asked.primary)
+    word = verdict(
+        one,
+        p_adjusted=one.p_value,
+        p_equivalence=equivalence(one, margin=margin).p_value if margin else None,
+        higher_is_better=higher_is_better,
+    )
+    return _interval(one.value, one.low, one.high, one.confidence), word
+
+
+def paired_change(variant: str, before: State, after: State, asked: params.Comparison) -> Difference | None:
+    """The change of a variant's primary metric, paired over items and shared seeds; None where nothing pairs."""
+    if before.items is None or after.items is None:
+        return None
+    task, metric = asked.primary.split("/")
+    wanted = {"variant": variant, "form": SERVED, "task": task, "metric": metric}
+    tables = []
+    for state in (before, after):
+        frame = state.items[(state.items[list(wanted)] == pd.Series(wanted)).all(axis=1)]
+        if frame.empty:
+            return None
+        tables.append(table_of(frame, Arm(variant, SERVED)))
+    old, new = tables
+    seeds = [seed for seed in new.seeds if seed in old.seeds]
+    if not seeds or not new.items.equals(old.items) or (new.denominators != old.denominators).any():
+        return None
+    numerators = [table.numerators[[table.seeds.index(seed) for seed in seeds]] for table in (old, new)]
+    return difference(
+        numerators[1] - numerators[0],
+        new.denominators,
+        new.items["group"].to_numpy(),
+        span=span_of(np.concatenate(numerators), new.denominators, metric),
+        **bootstrap(asked),
+    )
+
+
+def _contrasts(before: State, after: State) -> str:
+    primary = after.comparison["primary"]
+    found = [
+        {
+            contrast["variant"]: contrast
+            for contrast in state.comparison["contrasts"]
+            if contrast["kind"] == "to_baseline" and _is_headline(contrast, primary)
+        }
+        for state in (before, after)
+    ]
+    rows = []
+    for variant in dict.fromkeys([*found[0], *found[1]]):
+        told = []
+        for contrasts in found:
+            one = contrasts.get(variant)
+            told.append(NOTHING if one is None else f"{_interval_of(one['difference'])}, {one['verdict']}")
+        rows.append((variant, *told))
+    same = before.comparison["baseline"] == after.comparison["baseline"]
+    note = "" if same else f"\n\nBefore, the baseline was {before.comparison['baseline']}."
+    return _table(("variant", "before", "after"), rows, nothing="There is the baseline alone.") + note
+
+
+def _interval_of(one: dict) -> str:
+    return _interval(one["value"], one["low"], one["high"], one["confidence"])
+
+
+def _interval(value: float, low: float, high: float, confidence: float) -> str:
+    decimals = max(3, decimals_of(low, high))
+    return (
+        f"{signed(value, decimals)} [{confidence:.0%}: {signed(low, decimals)} to {signed(high, decimals)}]"
+    )
+
+
+def _costs(before: State, after: State) -> str:
+    old, new = (
+        {(c["variant"], c["metric"]): c for c in state.comparison["cost"] if c["metric"] in COSTS}
+        for state in (before, after)
+    )
+    rows = []
+    for key in dict.fromkeys([*old, *new]):
+        values = [costs.get(key) for costs in (old, new)]
+        told = [NOTHING if cost is None else quantity(cost["value"], cost["unit"]) for cost in values]
+        change = NOTHING if None in values else ratio(values[1]["value"] / values[0]["value"])
+        rows.append((key[0], (values[1] or values[0])["metric"].replace("_", " "), *told, change))
+    return _table(("variant", "measured once", "before", "after", "after / before"), rows)
+
+
+def _notes(margin: float | None, unit: str, *, unpaired: bool) -> str:
+    notes = ["Verdicts here are tests of their own, not corrected for their number."]
+    if margin is not None:
+        notes.append(f"Equivalent means shown to be smaller than {margin:g} {unit}.")
+    if unpaired:
+        notes.append(
+            "A change has no interval where the two have no items and seeds in common, or where the items of a "
+            "commit are not in DVC's cache (`dvc fetch --all-commits` gets them from a remote)."
+        )
+    return " ".join(notes)
+
+
+def _table(head: tuple[str, ...], rows: list[tuple[str, ...]], *, nothing: str = "") -> str:
+    if not rows:
+        return nothing
+    lines = [head, ("---",) * len(head), *rows]
+    return "\n".join(f"| {' | '.join(cell.replace('|', '&#124;') for cell in line)} |" for line in lines)
+
+
+def main() -> None:
+    """Print the difference; exit 1 with one sentence on a UserError."""
+    parser = argparse.ArgumentParser(
+        prog="python -m workflow.diff",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("revision", help="a commit, tag or branch")
+    parser.add_argument("to", nargs="?", help="another one, in place of the workspace")
+    options = parser.parse_args()
+    try:
+        after = at_revision(options.to) if options.to else in_workspace()
+        print(diff(at_revision(options.revision), after), end="")
+    except UserError as error:
+        sys.exit(str(error))
+
+
+if __name__ == "__main__":
+    main()
