@@ -8,6 +8,7 @@ from pathlib import Path
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # the workers share the cores, as workflow/run says
 
 import pytest
+from engine_fixture import EVERYTHING, VARIANT, Repository, create_repository
 
 from workflow import instructions, params, sources
 from workflow.console import go_offline, quiet_libraries
@@ -85,3 +86,17 @@ def rows() -> list[Instruction]:
 @pytest.fixture(scope="session")
 def splits(rows) -> dict[str, list[Instruction]]:
     return instructions.split(rows, validation=6, test=8, seed=3, held_out_categories=[])
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory) -> Repository:
+    """A committed repository of stubbed stages that Snakemake brought up to date; copied, never changed."""
+    repository = create_repository(tmp_path_factory.mktemp("finished"), variants=[VARIANT], seeds=[1])
+    assert repository.bring_up_to_date("snakemake") == EVERYTHING
+    repository.commit()
+    return repository
+
+
+@pytest.fixture
+def repository(finished, tmp_path) -> Repository:
+    return finished.copy(tmp_path / "copy")

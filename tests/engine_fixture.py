@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,37 @@ REAL_FILES = (
     "workflow/schemas/params.schema.json",
 )
 CONTROL = "STUB_CONTROL"
+ENGINES = ("dvc", "snakemake")
+VARIANT, OTHER = "lora_16bit", "qlora_nf4_dq"
+Edit = Callable[[dict[str, Any]], None]
+NOTHING = "Nothing to be done"
+EVERYTHING = [
+    f"benchmark@{VARIANT}",
+    f"benchmark_grid@{VARIANT}-own",
+    "compare",
+    "environment",
+    f"evaluate@{VARIANT}-1",
+    f"evaluate_base@{VARIANT}",
+    "fetch_dataset",
+    "fetch_model",
+    "fetch_tasks",
+    "report",
+    "sample",
+    f"train@{VARIANT}-1",
+]
+# These two are cheap and their outputs are for git, so they run again and do not come from the cache.
+COLLECTING = ["compare", "report"]
+AFTER_ADDING_A_SEED = ["compare", f"evaluate@{VARIANT}-2", "report", f"train@{VARIANT}-2"]
+AFTER_ADDING_A_VARIANT = [
+    f"benchmark@{OTHER}",
+    f"benchmark_grid@{OTHER}-own",
+    "compare",
+    f"evaluate@{OTHER}-1",
+    f"evaluate_base@{OTHER}",
+    "report",
+    f"train@{OTHER}-1",
+]
+AFTER_CHANGING_THE_EVALUATION = ["compare", f"evaluate@{VARIANT}-1", f"evaluate_base@{VARIANT}", "report"]
 
 
 @dataclass(frozen=True)
@@ -159,6 +191,74 @@ def create_repository(folder: Path, variants: list[str], seeds: list[int]) -> Re
     repository.dvc("init", "--quiet")
     repository.commit()
     return repository
+
+
+@contextmanager
+def hanging(repository: Repository, stage: str, engine: list[str]) -> Iterator[subprocess.Popen]:
+    """Yield an engine's run of a stage, in a process group of its own; the stage has started and hangs."""
+    hang = repository.control / f"hang {stage}"
+    hang.touch()
+    run = subprocess.Popen(
+        [*engine, stage],
+        cwd=repository.root,
+        env=repository.environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    log = repository.control / "ran"
+    try:
+        wait_until(lambda: log.exists() and stage in log.read_text().split())
+        yield run
+    finally:
+        hang.unlink()
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.05)
+
+
+def group_exists(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def assert_clean(repository: Repository, *stages: str) -> None:
+    """Fail unless `dvc status` has nothing to say (of these stages)."""
+    assert json.loads(repository.dvc("status", "--json", *stages)) == {}
+
+
+def assert_nothing_to_do(repository: Repository, engine: str) -> None:
+    if engine == "snakemake":
+        assert NOTHING in repository.snakemake("--cores", "1", "report")
+    else:
+        repository.dvc("repro")
+    assert repository.ran() == []
+
+
+def add_seed(params: dict[str, Any]) -> None:
+    params["experiment"]["seeds"].append(2)
+
+
+def add_variant(params: dict[str, Any]) -> None:
+    params["experiment"]["variants"].append(OTHER)
+
+
+def change_evaluation(params: dict[str, Any]) -> None:
+    params["evaluation"]["answer_tokens"] += 1
+
+
+def push_and_clone(repository: Repository, folder: Path) -> Repository:
+    repository.dvc("remote", "add", "--default", "store", str(folder / "store"))
+    repository.commit()
+    repository.dvc("push", "--quiet")
+    return repository.clone(folder / "clone")
 
 
 def code_dependencies(dvc_yaml: Path) -> set[str]:

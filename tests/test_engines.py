@@ -7,87 +7,34 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
-from engine_fixture import Repository, create_repository, snakemake_command
+from engine_fixture import (
+    AFTER_ADDING_A_SEED,
+    AFTER_ADDING_A_VARIANT,
+    AFTER_CHANGING_THE_EVALUATION,
+    COLLECTING,
+    ENGINES,
+    NOTHING,
+    OTHER,
+    VARIANT,
+    Edit,
+    Repository,
+    add_seed,
+    add_variant,
+    assert_clean,
+    assert_nothing_to_do,
+    change_evaluation,
+    group_exists,
+    hanging,
+    push_and_clone,
+    snakemake_command,
+    wait_until,
+)
 
-ENGINES = ("dvc", "snakemake")
-VARIANT, OTHER = "lora_16bit", "qlora_nf4_dq"
-Edit = Callable[[dict[str, Any]], None]
-NOTHING = "Nothing to be done"
-EVERYTHING = [
-    f"benchmark@{VARIANT}",
-    f"benchmark_grid@{VARIANT}-own",
-    "compare",
-    "environment",
-    f"evaluate@{VARIANT}-1",
-    f"evaluate_base@{VARIANT}",
-    "fetch_dataset",
-    "fetch_model",
-    "fetch_tasks",
-    "report",
-    "sample",
-    f"train@{VARIANT}-1",
-]
-# These two are cheap and their outputs are for git, so they run again and do not come from the cache.
-COLLECTING = ["compare", "report"]
-AFTER_ADDING_A_SEED = ["compare", f"evaluate@{VARIANT}-2", "report", f"train@{VARIANT}-2"]
-AFTER_ADDING_A_VARIANT = [
-    f"benchmark@{OTHER}",
-    f"benchmark_grid@{OTHER}-own",
-    "compare",
-    f"evaluate@{OTHER}-1",
-    f"evaluate_base@{OTHER}",
-    "report",
-    f"train@{OTHER}-1",
-]
-AFTER_CHANGING_THE_EVALUATION = ["compare", f"evaluate@{VARIANT}-1", f"evaluate_base@{VARIANT}", "report"]
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Repository:
-    """A committed repository that Snakemake brought up to date; copied, never changed, by the tests."""
-    repository = create_repository(tmp_path_factory.mktemp("finished"), variants=[VARIANT], seeds=[1])
-    assert repository.bring_up_to_date("snakemake") == EVERYTHING
-    repository.commit()
-    return repository
-
-
-@pytest.fixture
-def repository(finished: Repository, tmp_path: Path) -> Repository:
-    return finished.copy(tmp_path / "copy")
-
-
-def assert_clean(repository: Repository, *stages: str) -> None:
-    """Fail unless `dvc status` has nothing to say (of these stages)."""
-    assert json.loads(repository.dvc("status", "--json", *stages)) == {}
-
-
-def assert_nothing_to_do(repository: Repository, engine: str) -> None:
-    if engine == "snakemake":
-        assert NOTHING in repository.snakemake("--cores", "1", "report")
-    else:
-        repository.dvc("repro")
-    assert repository.ran() == []
-
-
-def add_seed(params: dict[str, Any]) -> None:
-    params["experiment"]["seeds"].append(2)
-
-
-def add_variant(params: dict[str, Any]) -> None:
-    params["experiment"]["variants"].append(OTHER)
-
-
-def change_evaluation(params: dict[str, Any]) -> None:
-    params["evaluation"]["answer_tokens"] += 1
+SNAKEMAKE = [str(snakemake_command()), "--cores", "1", "--nolock"]
 
 
 def test_dvc_has_nothing_to_do_after_snakemake(repository: Repository) -> None:
@@ -129,13 +76,6 @@ def test_clone_with_default_remote_pulls_by_itself(repository: Repository, tmp_p
     clone.snakemake("--cores", "1", "compare")
     assert clone.ran() == ["compare"]
     assert_clean(clone, "compare")
-
-
-def push_and_clone(repository: Repository, folder: Path) -> Repository:
-    repository.dvc("remote", "add", "--default", "store", str(folder / "store"))
-    repository.commit()
-    repository.dvc("push", "--quiet")
-    return repository.clone(folder / "clone")
 
 
 @pytest.mark.parametrize(
@@ -223,7 +163,7 @@ def test_failing_stage_names_its_log_and_the_next_run_goes_on(repository: Reposi
 def test_dry_run_beside_a_run_does_not_disturb_it(repository: Repository) -> None:
     repository.edit_params(change_evaluation)
     stage = f"evaluate@{VARIANT}-1"
-    with hanging(repository, stage) as run:
+    with hanging(repository, stage, SNAKEMAKE) as run:
         assert f"rule {stage}:" in repository.snakemake("--dry-run", "report")
     assert run.wait() == 0
     assert repository.ran() == [stage]
@@ -232,7 +172,7 @@ def test_dry_run_beside_a_run_does_not_disturb_it(repository: Repository) -> Non
 def test_run_goes_on_after_a_kill(repository: Repository) -> None:
     repository.edit_params(change_evaluation)
     stage = f"evaluate@{VARIANT}-1"
-    with hanging(repository, stage) as run:
+    with hanging(repository, stage, SNAKEMAKE) as run:
         os.killpg(run.pid, signal.SIGKILL)
         run.wait()
         wait_until(lambda: not group_exists(run.pid))
@@ -241,42 +181,6 @@ def test_run_goes_on_after_a_kill(repository: Repository) -> None:
     # Snakemake remembers that it did not finish this stage; DVC did, and that counts.
     assert_clean(repository)
     assert_nothing_to_do(repository, "snakemake")
-
-
-@contextmanager
-def hanging(repository: Repository, stage: str) -> Iterator[subprocess.Popen]:
-    """Yield a run of Snakemake in a process group of its own, whose stage has started and hangs."""
-    hang = repository.control / f"hang {stage}"
-    hang.touch()
-    run = subprocess.Popen(
-        [str(snakemake_command()), "--cores", "1", "--nolock", stage],
-        cwd=repository.root,
-        env=repository.environment(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    log = repository.control / "ran"
-    try:
-        wait_until(lambda: log.exists() and stage in log.read_text().split())
-        yield run
-    finally:
-        hang.unlink()
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.05)
-
-
-def group_exists(group: int) -> bool:
-    try:
-        os.killpg(group, 0)
-    except ProcessLookupError:
-        return False
-    return True
 
 
 def test_snakemakes_touch_blesses_nothing(repository: Repository) -> None:
