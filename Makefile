@@ -10,7 +10,7 @@ PIP := .venv/bin/python -m pip --disable-pip-version-check install --quiet
 TESTS ?= tests
 
 .DEFAULT_GOAL := help
-.PHONY: help report benchmark test lint format schema lock environment diff env-diff
+.PHONY: help report benchmark test lint format schema lock environment diff env-diff benchmark-engines
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -23,6 +23,9 @@ report: .venv/.installed ## run the pipeline on params.yaml and render the repor
 benchmark: .venv/.installed ## measure memory and speed of this machine's GPU (see docs/speed.md)
 	.venv/bin/dvc repro sample
 	.venv/bin/python -m workflow.hardware
+
+benchmark-engines: .venv/.installed-dev ## time both engines when nothing has changed
+	@.venv/bin/python tests/benchmark_engines.py
 
 test: .venv/.installed-dev ## run the tests (TESTS=tests/test_params.py for a part of them)
 	.venv/bin/python -m pytest $(TESTS)

@@ -59,6 +59,18 @@ for stage in STAGES:
             ancient(stage.upstream_marks),
         output:
             touch(stage.mark),
+            # DVC writes these; `update`, or Snakemake would delete them first.
+            [
+                update(
+                    report(
+                        shown.path,
+                        caption=shown.caption,
+                        category=shown.category,
+                        labels=shown.labels,
+                    )
+                )
+                for shown in stage.shown
+            ],
         log:
             stage.log,
         resources:

@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -169,18 +170,41 @@ def test_dry_run_beside_a_run_does_not_disturb_it(repository: Repository) -> Non
     assert repository.ran() == [stage]
 
 
-def test_run_goes_on_after_a_kill(repository: Repository) -> None:
-    repository.edit_params(change_evaluation)
-    stage = f"evaluate@{VARIANT}-1"
+def change_comparison(params: dict[str, Any]) -> None:
+    params["comparison"]["power"] = 0.81
+
+
+@pytest.mark.parametrize(
+    ("edit", "stage", "engine", "expected"),
+    [
+        (change_evaluation, f"evaluate@{VARIANT}-1", "dvc", AFTER_CHANGING_THE_EVALUATION),
+        # Its outputs are known to Snakemake, which takes them for incomplete.
+        (change_comparison, "compare", "snakemake", ["compare", "report"]),
+    ],
+)
+def test_run_goes_on_after_a_kill(
+    repository: Repository, edit: Edit, stage: str, engine: str, expected: list[str]
+) -> None:
+    repository.edit_params(edit)
     with hanging(repository, stage, SNAKEMAKE) as run:
         os.killpg(run.pid, signal.SIGKILL)
         run.wait()
         wait_until(lambda: not group_exists(run.pid))
     assert repository.ran() == [stage]
-    assert repository.bring_up_to_date("dvc") == AFTER_CHANGING_THE_EVALUATION
+    assert repository.bring_up_to_date(engine) == expected
     # Snakemake remembers that it did not finish this stage; DVC did, and that counts.
     assert_clean(repository)
     assert_nothing_to_do(repository, "snakemake")
+
+
+def test_snakemakes_own_report_shows_figures_and_tables_with_captions(repository: Repository) -> None:
+    repository.snakemake("report", "--report", "report.html")
+    page = (repository.root / "report.html").read_text()
+    for shown in ("Training curves", "Tables", "Report", "history.csv", "summary.csv", "index.html", VARIANT):
+        assert shown in page, shown
+    assert "every difference with its interval, tests and verdict" in page  # of a caption
+    assert repository.run("git", "status", "--short") == "?? report.html\n"
+    assert_clean(repository)
 
 
 def test_snakemakes_touch_blesses_nothing(repository: Repository) -> None:

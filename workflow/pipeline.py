@@ -31,6 +31,16 @@ MARKS = Path(".snakemake") / "dvc"
 
 
 @dataclass(frozen=True)
+class Shown:
+    """A small output that `snakemake --report` shows, as `meta.report` of its stage says."""
+
+    path: str
+    caption: str  # path of a text in reStructuredText
+    category: str
+    labels: dict[str, str]
+
+
+@dataclass(frozen=True)
 class Stage:
     """A stage of dvc.yaml, or one item of its matrix.
 
@@ -39,12 +49,14 @@ class Stage:
         upstream: names of the stages whose outputs it reads.
         resources: what a job needs, from `meta.resources`.
         command: what a job runs.
+        shown: what Snakemake's own report shows of its outputs.
     """
 
     name: str
     upstream: tuple[str, ...]
     resources: dict[str, int]
     command: str
+    shown: tuple["Shown", ...]
 
     @property
     def mark(self) -> str:
@@ -93,9 +105,20 @@ def load_stages(repo: Repo) -> list[Stage]:
             upstream=tuple(sorted(needed.name for needed in graph.successors(stage))),
             resources=(stage.meta or {}).get("resources", {}),
             command=job_command(stage.name, pull=pull),
+            shown=_shown(stage),
         )
         for stage in graph
     ]
+
+
+def _shown(stage: PipelineStage) -> tuple[Shown, ...]:
+    asked = (stage.meta or {}).get("report", {})
+    rest = {key: asked.get(key) for key in ("caption", "category", "labels")}
+    labels = {key: str(value) for key, value in (rest.pop("labels") or {}).items()}
+    return tuple(
+        Shown(path=path, labels={"file": Path(path).name, **labels}, **rest)
+        for path in asked.get("files", [])
+    )
 
 
 def job_command(name: str, *, pull: bool) -> str:
@@ -138,7 +161,9 @@ def mark_fresh_stages(repo: Repo) -> set[str]:
             mark.unlink(missing_ok=True)
     for name in fresh:
         (MARKS / name).touch()
-    _forget_records(MARKS / name for name in fresh)
+    _forget_records(
+        [*(MARKS / name for name in fresh), *(Path(shown.path) for stage in graph for shown in _shown(stage))]
+    )
     return fresh
 
 
@@ -193,7 +218,7 @@ def _stage_graph(repo: Repo) -> nx.DiGraph:
     return graph.subgraph(node for node in graph if isinstance(node, PipelineStage))
 
 
-def _forget_records(marks: Iterable[Path]) -> None:
+def _forget_records(outputs: Iterable[Path]) -> None:
     """Drop what Snakemake remembers of these files.
 
     A job that was killed, or a change of inputs since, would overrule DVC's word that a stage is up to date.
@@ -202,8 +227,8 @@ def _forget_records(marks: Iterable[Path]) -> None:
     from snakemake.persistence.file import FilePersistence
 
     records = FilePersistence(path=MARKS.parent.absolute())
-    for mark in marks:
-        records.cleanup_metadata(IOFile(str(mark)))
+    for output in outputs:
+        records.cleanup_metadata(IOFile(str(output)))
 
 
 def _is_changed(stage: PipelineStage) -> bool:
