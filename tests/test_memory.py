@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from conftest import ROOT
 from peft import get_peft_model
 from transformers import AutoConfig, LlamaConfig
 
@@ -156,6 +157,15 @@ def test_the_plan_says_what_fits_before_anything_is_downloaded(capsys, monkeypat
     large = run_plan(capsys, monkeypatch, "--model", "llama2_7b", "--gpu", "80", "--length", "1024")
     ratio = next(line for line in large.splitlines() if line.startswith("qlora_nf4_dq   no")).split()[-2]
     assert 1 < float(ratio) < 1.6
+
+
+def test_the_plan_says_that_it_does_not_know_of_shared_trainings(capsys, monkeypatch, tmp_path):
+    said = "what several processes that share a training (docs/sharding.md) need is not predicted"
+    shared = tmp_path / "params.yaml"
+    shared.write_text((ROOT / "params.yaml").read_text().replace("processes: 1", "processes: 2", 1))
+    arguments = ("--model", "llama2_7b", "--gpu", "24", "--params")
+    assert said in run_plan(capsys, monkeypatch, *arguments, str(shared))
+    assert said not in run_plan(capsys, monkeypatch, *arguments, str(ROOT / "params.yaml"))
 
 
 def test_the_plan_names_the_models_it_knows(capsys, monkeypatch):

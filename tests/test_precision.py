@@ -12,7 +12,7 @@ CPU = params.Hardware(device="cpu", compute_dtype="auto", data_workers=0)
 
 def variant(of: str, double: bool = False, method: str = "lora") -> params.Variant:
     return params.Variant(
-        method=method, precision=of, double_quantization=double, compute_dtype=None, training={}
+        method=method, precision=of, double_quantization=double, compute_dtype=None, processes=1, training={}
     )
 
 

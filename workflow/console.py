@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from workflow import processes
 from workflow.errors import UserError
 
 LOGS = Path("logs")
@@ -25,6 +26,7 @@ def run_stage(
     *,
     arguments: dict[str, type] | None = None,
     network: bool = False,
+    processes_of: Callable[..., int] = lambda **options: 1,
 ) -> None:
     """Parse the command line and call the stage, with a copy of what it prints in logs/STAGE.log.
 
@@ -36,6 +38,7 @@ def run_stage(
         stage: called with the arguments by keyword; its docstring is the command's `--help`.
         arguments: name of each required option and its type.
         network: whether the stage may reach a hub; only the fetch stages may.
+        processes_of: called like the stage; how many processes, each with a GPU of its own, run it together.
     """
     parser = argparse.ArgumentParser(prog=f"workflow/run {name}", description=stage.__doc__)
     for argument, kind in (arguments or {}).items():
@@ -46,13 +49,20 @@ def run_stage(
     if not network:
         go_offline()
     quiet_libraries()
-    # One process, one GPU: given several, the trainer would split every batch among them.
-    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
+    if processes.is_launched():
+        _run_launched(stage, options, label)
+        return
     started = time.monotonic()
     with copied_to(log):
         say(f"{label}: started")
         try:
-            stage(**options)
+            wanted = processes_of(**options)
+            # As many GPUs as processes: given several, the trainer of one process would split every batch among them.
+            os.environ.setdefault("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(wanted))))
+            if wanted == 1:
+                stage(**options)
+            else:
+                processes.launch(f"workflow.stages.{name}", sys.argv[1:], processes=wanted, label=label)
         except UserError as error:
             why, advice = str(error), f"Mend it and {AGAIN}"
         except KeyboardInterrupt:
@@ -67,6 +77,17 @@ def run_stage(
             f"{label}: {FAILED}: {why.removesuffix('.')}. Log: {log}. {advice}", file=sys.stderr, flush=True
         )
         sys.exit(1)
+
+
+def _run_launched(stage: Callable[..., None], options: dict, label: str) -> None:
+    """Call the stage as one of several processes: their launcher has the log and the last word."""
+    processes.end_with_launcher()
+    try:
+        stage(**options)
+    except UserError as error:
+        sys.exit(f"{label}: {error}")
+    except KeyboardInterrupt:
+        sys.exit(f"{label}: interrupted")
 
 
 @contextmanager

@@ -250,6 +250,7 @@ class Variant(Strict):
     precision: Literal["16bit", "int8", "nf4", "fp4"]
     double_quantization: bool
     compute_dtype: Literal["float32", "bfloat16", "float16"] | None
+    processes: PositiveInt
     training: dict[str, Any]
 
     @model_validator(mode="after")
@@ -262,6 +263,12 @@ class Variant(Strict):
             raise ValueError(
                 f"double_quantization is true, which precision {self.precision} does not have; "
                 "only nf4 and fp4 do"
+            )
+        if self.processes > 1 and (self.method == "full" or self.precision == "int8"):
+            what = "method is full" if self.method == "full" else "precision is int8"
+            raise ValueError(
+                f"processes is {self.processes} and {what}, which is not sharded: "
+                "method lora on a base in 16bit, nf4 or fp4 is"
             )
         return self
 
@@ -420,7 +427,23 @@ class Params(Strict):
                 self.training_of(name)
             except ValidationError as error:
                 raise ValueError(describe(error, prefix=f"variants.{name}.training")) from None
+            self._check_sharding(name)
         return self
+
+    def _check_sharding(self, name: str) -> None:
+        """Raise a ValueError if a variant's training cannot be spread over so many processes."""
+        processes, training = self.variants[name].processes, self.training_of(name)
+        together = training.micro_batch_rows * processes
+        if processes > 1 and training.batch_rows % together:
+            raise ValueError(
+                f"variants.{name}.processes is {processes}: batch_rows ({training.batch_rows}) must be a multiple of "
+                f"micro_batch_rows x processes ({together})"
+            )
+        if processes > 1 and training.optimizer.startswith("paged_"):
+            raise ValueError(
+                f"variants.{name}.processes is {processes} and its optimizer {training.optimizer}, "
+                "which cannot update a part of a weight; use adamw_torch or adamw_torch_fused"
+            )
 
     def _check_comparison(self) -> None:
         """Raise a ValueError if the comparison names a task, variant or form that is not evaluated."""

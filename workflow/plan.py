@@ -78,6 +78,10 @@ def plan(
         "",
         "int8 keeps PEFT's own layers, which are not modelled: its memory and time are lower bounds.",
     ] * any(variant.precision == "int8" for variant in asked.variants.values())
+    lines += [
+        "",
+        "Each is on one GPU: what several processes that share a training (docs/sharding.md) need is not predicted.",
+    ] * any(variant.processes > 1 for variant in asked.variants.values())
     lines += ["", "By component, GiB, at one row of full length a pass with checkpointing:", ""]
     parts = list(tables[0][1].gib())
     lines.append(f"{'variant':<14} " + " ".join(f"{part.replace('quantization_', ''):>12}" for part in parts))

@@ -71,10 +71,13 @@ def choose_compute(hardware: params.Hardware, variant: params.Variant, device: t
     return getattr(torch, asked)
 
 
-def quantization(variant: params.Variant, compute: torch.dtype) -> BitsAndBytesConfig | None:
+def quantization(
+    variant: params.Variant, compute: torch.dtype, *, sharded: bool = False
+) -> BitsAndBytesConfig | None:
     """bitsandbytes' configuration of a variant; None where the base stays in 16 bits.
 
-    The type is always named: `load_in_4bit=True` alone means fp4.
+    The type is always named: `load_in_4bit=True` alone means fp4. To be sharded, the 4-bit numbers are stored
+    as if they were of the compute type: FSDP cuts up floating-point weights alone.
     """
     match variant.precision:
         case "16bit":
@@ -87,15 +90,19 @@ def quantization(variant: params.Variant, compute: torch.dtype) -> BitsAndBytesC
                 bnb_4bit_quant_type=four_bit,
                 bnb_4bit_use_double_quant=variant.double_quantization,
                 bnb_4bit_compute_dtype=compute,
+                bnb_4bit_quant_storage=compute if sharded else torch.uint8,
             )
 
 
 def load_base(
-    folder: Path, variant: params.Variant, *, hardware: params.Hardware
+    folder: Path, variant: params.Variant, *, hardware: params.Hardware, sharded: bool = False
 ) -> tuple[PreTrainedModel, Precision]:
     """Load the model in `folder` in the variant's precision and check what was loaded.
 
     A variant that trains every weight gets float32 master weights; autocast computes in `compute`.
+
+    Args:
+        sharded: load (and quantise) in host memory, from where each device gets its part.
 
     Raises:
         UserError: the device or type is not to be had, or the weights are not safetensors.
@@ -108,15 +115,15 @@ def load_base(
         model = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=held,
-            quantization_config=quantization(variant, compute),
-            device_map={"": device},
+            quantization_config=quantization(variant, compute, sharded=sharded),
+            device_map={"": "cpu" if sharded else device},
             use_safetensors=True,
             trust_remote_code=False,
             attn_implementation="sdpa",
         )
     except OSError as error:
         raise UserError(f"{folder} holds no model that can be loaded: {str(error).splitlines()[0]}") from None
-    return model, describe(model, variant, compute=compute)
+    return model, describe(model, variant, compute=compute, device=device)
 
 
 def shape(name: str) -> PreTrainedConfig:
@@ -168,8 +175,17 @@ def random_base(
     return model, describe(model, variant, compute=compute)
 
 
-def describe(model: torch.nn.Module, variant: params.Variant, *, compute: torch.dtype) -> Precision:
+def describe(
+    model: torch.nn.Module,
+    variant: params.Variant,
+    *,
+    compute: torch.dtype,
+    device: torch.device | None = None,
+) -> Precision:
     """Count the quantised modules and check that they are what the variant names.
+
+    Args:
+        device: on which the model will compute; None for where it is.
 
     Raises:
         CheckError: a layer is not in the precision that was asked for.
@@ -181,7 +197,7 @@ def describe(model: torch.nn.Module, variant: params.Variant, *, compute: torch.
         "16bit": str(linears[0].weight.dtype).removeprefix("torch."),
         "int8": "int8",
     }.get(variant.precision, f"{variant.precision} (4 bits)")
-    device = linears[0].weight.device
+    device = device or linears[0].weight.device
     return Precision(
         base=variant.precision,
         double_quantization=variant.double_quantization,

@@ -12,7 +12,7 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
-from torch.utils.data import Sampler
+from torch.utils.data import Sampler, SequentialSampler
 from transformers import (
     AutoTokenizer,
     PreTrainedModel,
@@ -23,7 +23,7 @@ from transformers import (
 )
 from trl import SFTConfig, SFTTrainer
 
-from workflow import params
+from workflow import params, processes
 from workflow.console import progress, say
 from workflow.errors import CheckError, UserError
 from workflow.files import whole_folder
@@ -39,7 +39,17 @@ from workflow.packing import (
     lengths_needed,
     use_varlen,
 )
-from workflow.precision import Precision, choose_device, load_base
+from workflow.precision import Precision, choose_compute, choose_device, load_base
+from workflow.sharding import (
+    FSDP,
+    RankBatches,
+    check_sharded,
+    held_gib,
+    keep_quantization,
+    loader,
+    use_fsdp_on_cpu,
+    whole,
+)
 
 
 @dataclass(frozen=True)
@@ -76,6 +86,8 @@ class Trained:
     """What one run did, as its result.json holds it."""
 
     precision: Precision
+    processes: int  # that held a part of the weights each and computed a part of the rows
+    weights_gib_per_process: float  # base, adapter and quantisation constants, when the training begins
     speed_ups: SpeedUps
     deterministic: bool  # the same params on the same machine give the same bits
     rows: Rows
@@ -119,14 +131,17 @@ def train(
         history_file: a CSV written while it trains, one line per `training.log_every_steps`.
         validation_file: a CSV with the validation loss before, during and after.
 
+    Of the processes of a sharded training each calls this; the first alone writes the files.
+
     Raises:
         UserError: the device is not to be had, no row is left to train on, or none begins with the BOS
             token that `training.second_bos` repeats.
         CheckError: the precision, the rows or the adapter are not what was asked for.
     """
     check_possible(training, hardware)
+    check_processes(variant, hardware)
     tokenizer = AutoTokenizer.from_pretrained(model_folder, trust_remote_code=False)
-    model, precision = load_base(model_folder, variant, hardware=hardware)
+    model, precision = load_base(model_folder, variant, hardware=hardware, sharded=variant.processes > 1)
     trainer = build_trainer(
         model,
         tokenizer,
@@ -138,21 +153,25 @@ def train(
         seed=seed,
         data_workers=hardware.data_workers,
         scratch=weights_folder.parent,
+        ranks=variant.processes,
     )
     rows = check_rows(trainer.train_dataset, tokenizer, asked=len(train_rows), training=training)
     steps = planned_steps(rows.rows, training)
     history = History(trainer, history_file, validation_file, steps=steps, validations=training.validations)
     trainer.add_callback(history)
-    history.validate(step=0)
     trainer.train()
     if history.validated[-1][0] != trainer.state.global_step:
         history.validate(step=trainer.state.global_step)
-    check_trained(trainer, variant)
     trained = [p for p in model_of(trainer).parameters() if p.requires_grad]
     trained_in = str(trained[0].dtype).removeprefix("torch.")
-    save(model_of(trainer), variant, weights_folder)
+    weights = {name: whole(p) for name, p in model_of(trainer).named_parameters() if p.requires_grad}
+    check_trained(trainer, variant, weights)
+    if trainer.is_world_process_zero():
+        save(model_of(trainer), variant, weights_folder, gathered=weights if trainer.ranks > 1 else None)
     return Trained(
         precision=precision,
+        processes=trainer.ranks,
+        weights_gib_per_process=round(trainer.weights_gib, 6),
         speed_ups=trainer.speed_ups,
         deterministic=is_deterministic(precision),
         rows=rows,
@@ -162,7 +181,7 @@ def train(
         steps=trainer.state.global_step,
         rows_per_step=training.batch_rows,
         tokens_seen=int(history.tokens),
-        tokens_computed=trainer.tokens_computed,
+        tokens_computed=trainer.summed(trainer.tokens_computed),
         seconds=round(history.seconds - trainer.capture_seconds, 3),
         first_loss=history.losses[0],
         last_loss=history.losses[-1],
@@ -178,6 +197,28 @@ def check_possible(training: params.Training, hardware: params.Hardware) -> None
         raise UserError(
             f"training.optimizer is {training.optimizer}, which pages its state between GPU and host memory; "
             "on a CPU use adamw_torch."
+        )
+
+
+def check_processes(variant: params.Variant, hardware: params.Hardware) -> None:
+    """Raise a UserError if this machine cannot share a training among a variant's processes.
+
+    Raises:
+        CheckError: another number of processes was started.
+    """
+    device = choose_device(hardware)
+    if processes.count() != variant.processes:
+        raise CheckError(
+            f"processes is {variant.processes}, and {processes.count()} of them compute: the train stage starts them"
+        )
+    if device.type == "cuda" and torch.cuda.device_count() < variant.processes:
+        raise UserError(
+            f"processes is {variant.processes}, which takes a GPU each, and torch sees {torch.cuda.device_count()}."
+        )
+    if variant.processes > 1 and choose_compute(hardware, variant, device) == torch.float16:
+        raise UserError(
+            "compute_dtype is float16, whose scaled gradients are not for a sharded training (processes above 1); "
+            "use bfloat16 or float32."
         )
 
 
@@ -207,6 +248,7 @@ def build_trainer(
     seed: int,
     data_workers: int,
     scratch: Path,
+    ranks: int = 1,
 ) -> SFTTrainer:
     """Attach the adapter and give model and rows to TRL.
 
@@ -215,17 +257,24 @@ def build_trainer(
     bfloat16 on a quantised base and keep it in float32 on a 16-bit one. The faults that params ask
     for are put into the training rows alone: validation losses are of the same rows in every variant.
 
+    Args:
+        ranks: processes that share the weights and the rows of this training.
+
     Raises:
         UserError: `training.second_bos` finds no BOS token to repeat.
     """
-    speed_ups = choose_speed_ups(model, training, variant, precision)
+    speed_ups = (
+        choose_speed_ups(model, training, variant, precision) if ranks == 1 else sharded_speed_ups(training)
+    )
     set_seed(seed)
     if variant.method == "lora":
         model = get_peft_model(model, lora(training))
     initial = {name: p.detach().float().clone() for name, p in model.named_parameters() if p.requires_grad}
     trainer = RunTrainer(
         model=model,
-        args=arguments(training, precision, seed=seed, data_workers=data_workers, scratch=scratch),
+        args=arguments(
+            training, precision, seed=seed, data_workers=data_workers, scratch=scratch, ranks=ranks
+        ),
         train_dataset=_dataset(train_rows, training),
         eval_dataset=_dataset(validation_rows, training),
         processing_class=tokenizer,
@@ -236,6 +285,10 @@ def build_trainer(
     for name, parameter in model_of(trainer).named_parameters():
         if name in initial:
             parameter.data = initial[name]
+    if ranks > 1:
+        keep_quantization(model, trainer.accelerator.device)
+        # Every process drops out of its own rows; all began with one seed, so that their adapters do.
+        torch.manual_seed(int(np.random.SeedSequence([seed, processes.rank()]).generate_state(1)[0]))
     trainer.speed_up(speed_ups, compute=getattr(torch, precision.compute))
     return trainer
 
@@ -264,6 +317,22 @@ def choose_speed_ups(
         and precision.base != "int8"
         and precision.compute != "float16"
         and not (training.gradient_checkpointing and training.dropout),
+    )
+
+
+def sharded_speed_ups(training: params.Training) -> SpeedUps:
+    """Those of params' speed-ups that a sharded training can have.
+
+    Fused adapters find their weights gathered, as they compute inside a decoder layer. The fused loss would use
+    the output head's weight past its module, where it is not gathered. Packing and fused layers are tried on the
+    model before they are used, and a model that is to be sharded is in host memory then, where a pass takes minutes.
+    """
+    return SpeedUps(
+        packing=False,
+        fused_adapters=training.fused_adapters,
+        fused_layers=False,
+        fused_loss=False,
+        cuda_graphs=False,
     )
 
 
@@ -302,11 +371,60 @@ class RunTrainer(SFTTrainer):
     graphs: GraphedSteps | None = None
     capture_seconds = 0.0
 
+    @property
+    def ranks(self) -> int:
+        """Processes that share this training."""
+        return self.accelerator.num_processes
+
+    def summed(self, count: int | Tensor) -> int | Tensor:
+        """A count of this process' rows, over all processes."""
+        if self.ranks == 1:
+            return count
+        total = self.accelerator.reduce(torch.as_tensor(count, device=self.accelerator.device), "sum")
+        return total if isinstance(count, Tensor) else total.item()
+
+    def create_accelerator_and_postprocess(self):
+        super().create_accelerator_and_postprocess()
+        if self.args.fsdp:
+            use_fsdp_on_cpu(self.accelerator, self.args.fsdp_plugin_args)
+            self.is_fsdp_enabled = True
+
+    def _prepare_for_training(self, *arguments):
+        prepared = super()._prepare_for_training(*arguments)
+        if self.ranks > 1:
+            check_sharded(model_of(self), self.ranks)
+        self.weights_gib = held_gib(model_of(self))
+        return prepared
+
+    def _get_dataloader(
+        self, dataset, description, batch_size, sampler_fn=None, is_training=False, dataloader_key=None
+    ):
+        if self.ranks == 1:
+            return super()._get_dataloader(
+                dataset, description, batch_size, sampler_fn, is_training, dataloader_key
+            )
+        batches = RankBatches(
+            sampler_fn(dataset) if is_training else SequentialSampler(dataset),
+            pass_rows=batch_size,
+            passes=self.args.gradient_accumulation_steps if is_training else 1,
+            rank=self.accelerator.process_index,
+            ranks=self.ranks,
+        )
+        return loader(
+            self._remove_unused_columns(dataset, description=description),
+            batches,
+            collate=self.data_collator,
+            workers=self.args.dataloader_num_workers,
+            device=self.accelerator.device,
+        )
+
     def _get_train_sampler(self, train_dataset=None):
         dataset = self.train_dataset if train_dataset is None else train_dataset
         return LikeLengthSampler(
             [len(ids) for ids in dataset["input_ids"]],
-            batch_rows=self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps,
+            batch_rows=self.args.per_device_train_batch_size
+            * self.args.gradient_accumulation_steps
+            * self.ranks,
             window=self.length_window,
             seed=self.args.data_seed,
         )
@@ -338,7 +456,7 @@ class RunTrainer(SFTTrainer):
     def training_step(self, model, inputs, num_items_in_batch=None):
         """One forward and backward pass: (nats per token of the step) / passes, summed by the caller."""
         self.tokens_computed += inputs["input_ids"].numel()
-        if not self.speed_ups.any:
+        if not self.speed_ups.any and self.ranks == 1:
             return super().training_step(model, inputs, num_items_in_batch)
         model.train()
         inputs = self._prepare_inputs(inputs)
@@ -348,13 +466,14 @@ class RunTrainer(SFTTrainer):
         if self.graphs is not None:
             loss, right = self.graphs(_pack(inputs), num_items_in_batch)
         else:
-            loss, right = self.loss_of(inputs, num_items_in_batch)
+            # FSDP takes the mean of the processes' gradients, where the sum is wanted.
+            loss, right = self.loss_of(inputs, num_items_in_batch / self.ranks)
             self.accelerator.backward(loss)
-        self.learned = self.learned + (targets != IGNORED).sum()
+        learned = (targets != IGNORED).sum()
+        self.learned = self.learned + learned
         self.right = self.right + right
-        self.tokens = self.tokens + (
-            inputs["tokens"] if "tokens" in inputs else inputs["attention_mask"].sum()
-        )
+        tokens = inputs["tokens"] if "tokens" in inputs else inputs["attention_mask"].sum()
+        self.tokens = self.tokens + tokens * (learned > 0)  # a pass without rows is no token that was seen
         return loss.detach()
 
     def loss_of(
@@ -373,7 +492,9 @@ class RunTrainer(SFTTrainer):
             attention = {"attention_mask": inputs["attention_mask"]}
         with self._autocast():
             if not self.speed_ups.fused_loss:
-                logits = self.causal_model(input_ids=inputs["input_ids"], use_cache=False, **attention).logits
+                # A sharded model gathers its weights on the way in through the outermost module.
+                model = self.causal_model if self.ranks == 1 else self.model
+                logits = model(input_ids=inputs["input_ids"], use_cache=False, **attention).logits
                 logits = logits.flatten(0, 1).float()
                 loss = torch.nn.functional.cross_entropy(
                     logits, targets, ignore_index=IGNORED, reduction="sum"
@@ -415,9 +536,13 @@ class RunTrainer(SFTTrainer):
         self.capture_seconds = time.monotonic() - started
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        if "loss" in logs and self.speed_ups.any:
-            self._total_train_tokens += int(self.tokens)
-            self._metrics["train"]["mean_token_accuracy"] = [float(self.right) / int(self.learned)]
+        if "loss" in logs and (self.speed_ups.any or self.ranks > 1):
+            counts = torch.stack(
+                [torch.as_tensor(n).double() for n in (self.tokens, self.right, self.learned)]
+            )
+            tokens, right, learned = self.summed(counts).tolist()
+            self._total_train_tokens += int(tokens)
+            self._metrics["train"]["mean_token_accuracy"] = [right / learned]
             self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
             self.learned = self.right = self.tokens = 0
         super().log(logs, start_time)
@@ -516,7 +641,13 @@ def lora(training: params.Training) -> LoraConfig:
 
 
 def arguments(
-    training: params.Training, precision: Precision, *, seed: int, data_workers: int, scratch: Path
+    training: params.Training,
+    precision: Precision,
+    *,
+    seed: int,
+    data_workers: int,
+    scratch: Path,
+    ranks: int = 1,
 ) -> SFTConfig:
     """TRL's configuration: each of our params under the library's name, and nothing left to drift."""
     return SFTConfig(
@@ -525,7 +656,7 @@ def arguments(
         num_train_epochs=training.epochs or 1,
         per_device_train_batch_size=training.micro_batch_rows,
         per_device_eval_batch_size=training.micro_batch_rows,
-        gradient_accumulation_steps=training.batch_rows // training.micro_batch_rows,
+        gradient_accumulation_steps=training.batch_rows // (training.micro_batch_rows * ranks),
         max_length=training.max_length,
         gradient_checkpointing=training.gradient_checkpointing,
         # Without dropout there is no random state to keep, which a CUDA graph could not read.
@@ -539,9 +670,13 @@ def arguments(
         completion_only_loss=training.loss_on == "response",
         loss_type="nll",
         packing=False,
-        bf16=precision.compute == "bfloat16",
+        # Sharded, `loss_of` alone casts: accelerate would have FSDP round the adapter's gradients as well.
+        bf16=precision.compute == "bfloat16" and ranks == 1,
         fp16=precision.compute == "float16",
         use_cpu=precision.device == "cpu",
+        fsdp=ranks > 1 or None,
+        fsdp_config=dict(FSDP) if ranks > 1 else None,
+        average_tokens_across_devices=True,
         seed=seed,
         data_seed=seed,
         logging_strategy="steps",
@@ -640,25 +775,37 @@ def check_rows(
     )
 
 
-def check_trained(trainer: SFTTrainer, variant: params.Variant) -> None:
-    """Raise a CheckError if the loss is not finite, or the adapter is not float32 or did not learn."""
+def check_trained(trainer: SFTTrainer, variant: params.Variant, weights: dict[str, Tensor]) -> None:
+    """Raise a CheckError if the loss is not finite, or the adapter is not float32 or did not learn.
+
+    Args:
+        weights: what was trained, by name.
+    """
     if not all(math.isfinite(entry["loss"]) for entry in trainer.state.log_history if "loss" in entry):
         raise CheckError("the training loss is not finite")
-    for name, parameter in model_of(trainer).named_parameters():
-        if not parameter.requires_grad:
-            continue
-        if parameter.dtype != torch.float32:
-            raise CheckError(f"{name} was trained in {parameter.dtype}, and must be in float32")
-        if variant.method == "lora" and "lora_B" in name and not parameter.any():
+    for name, weight in weights.items():
+        if weight.dtype != torch.float32:
+            raise CheckError(f"{name} was trained in {weight.dtype}, and must be in float32")
+        if variant.method == "lora" and "lora_B" in name and not weight.any():
             raise CheckError(f"{name} is still zero after training: no gradient reached it")
 
 
-def save(model: torch.nn.Module, variant: params.Variant, folder: Path) -> None:
-    """Save the adapter in PEFT's format; of a full fine-tuning, the model in 16 bits."""
+def save(
+    model: torch.nn.Module,
+    variant: params.Variant,
+    folder: Path,
+    *,
+    gathered: dict[str, Tensor] | None = None,
+) -> None:
+    """Save the adapter in PEFT's format; of a full fine-tuning, the model in 16 bits.
+
+    Args:
+        gathered: the adapter's whole weights by name, where the model holds a part of each.
+    """
     if variant.method == "full":
         model = model.to(torch.bfloat16)
     with whole_folder(folder) as beside:
-        model.save_pretrained(beside)
+        model.save_pretrained(beside, **({} if gathered is None else {"state_dict": gathered}))
 
 
 class History(TrainerCallback):
@@ -687,8 +834,17 @@ class History(TrainerCallback):
         self.seconds = self.logged_seconds = 0.0
         self.tokens = 0.0
         self.steps = steps
-        _write_line(history_file, self.COLUMNS, new=True)
-        _write_line(validation_file, ("step", "validation_loss", "validation_token_accuracy"), new=True)
+        self.write(history_file, self.COLUMNS, new=True)
+        self.write(validation_file, ("step", "validation_loss", "validation_token_accuracy"), new=True)
+
+    def write(self, path: Path, values: tuple, *, new: bool = False) -> None:
+        """Append a line to a CSV that is read while it grows (`dvc plots`, `tail -f`)."""
+        if self.trainer.is_world_process_zero():
+            with path.open("w" if new else "a", newline="") as file:
+                csv.writer(file).writerow(values)
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.validate(step=0)  # not before: a sharded model is put onto its devices when the training begins
 
     def on_step_begin(self, args, state, control, **kwargs):
         self.step_started = time.monotonic()
@@ -710,20 +866,29 @@ class History(TrainerCallback):
         self.tokens, self.logged_seconds = logs["num_tokens"], self.seconds
         line = (
             state.global_step,
-            round(logs["epoch"], 4),
+            round(self.epochs(state.global_step), 4),
             logs["loss"],
             logs["mean_token_accuracy"],
             logs["learning_rate"],
             logs["grad_norm"],
             round(rate, 1),
         )
-        _write_line(self.history_file, line)
+        self.write(self.history_file, line)
         progress(
             state.global_step,
             self.steps,
             self.seconds,
             f"loss {logs['loss']:.3f} nats per token, {rate:.0f} tokens/s",
         )
+
+    def epochs(self, step: int) -> float:
+        """Epochs that `step` optimizer steps are, counted in forward passes however many processes share them."""
+        asked = self.trainer.args
+        rows = asked.per_device_train_batch_size
+        passes = math.ceil(len(self.trainer.train_dataset) / rows)
+        a_step = asked.gradient_accumulation_steps * self.trainer.ranks
+        full, more = divmod(step, math.ceil(passes / a_step))
+        return full + min(1, more * a_step / passes)
 
     def validate(self, *, step: int) -> None:
         """Score the validation rows exactly: the sum over all response tokens, divided by their number."""
@@ -744,13 +909,10 @@ class History(TrainerCallback):
             right += correct.item()
             count += (shifted(batch) != IGNORED).sum().item()
         model.train(training)
+        if self.trainer.ranks > 1:
+            sums = torch.tensor([loss, right, count], dtype=torch.float64)
+            loss, right, count = self.trainer.summed(sums).tolist()
         self.validation_tokens = int(count)
         self.validated.append((step, loss / count, right / count))
-        _write_line(self.validation_file, self.validated[-1])
+        self.write(self.validation_file, self.validated[-1])
         say(f"  step {step} of {self.steps}: validation loss {loss / count:.3f} nats per token")
-
-
-def _write_line(path: Path, values: tuple, *, new: bool = False) -> None:
-    """Append a line to a CSV that is read while it grows (`dvc plots`, `tail -f`)."""
-    with path.open("w" if new else "a", newline="") as file:
-        csv.writer(file).writerow(values)

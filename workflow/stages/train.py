@@ -1,6 +1,6 @@
 """Stage train: fine-tune one run, a variant with a seed."""
 
-from workflow import instructions, params
+from workflow import instructions, params, processes
 from workflow.console import run_stage
 from workflow.files import read_jsonl, write_json
 from workflow.paths import MODEL, split_file, train_folder, weights_folder
@@ -27,11 +27,20 @@ def train(variant: str, seed: int) -> None:
         history_file=folder / "history.csv",
         validation_file=folder / "validation.csv",
     )
+    if processes.rank() > 0:
+        return  # the first of the processes of a sharded training writes for all
     write_json(
         folder / "result.json",
         {"variant": variant, "seed": seed, **trained.as_dict(), "versions": installed()},
     )
 
 
+def processes_of(variant: str, seed: int) -> int:
+    """How many processes share the training of this variant."""
+    asked = params.load()
+    params.check_variant(asked, variant)
+    return asked.variants[variant].processes
+
+
 if __name__ == "__main__":
-    run_stage("train", train, arguments={"variant": str, "seed": int})
+    run_stage("train", train, arguments={"variant": str, "seed": int}, processes_of=processes_of)
