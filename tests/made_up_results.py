@@ -267,7 +267,7 @@ def _write_params(chosen_sections: dict, *, model: str, held_out, training: dict
     chosen["training"] |= {"epochs": None, "steps": STEPS, "batch_rows": 16, "micro_batch_rows": 8,
                            "learning_rate": 1e-3}  # fmt: skip
     chosen["variants"] = {
-        name: {**variant, "compute_dtype": None, "training": training.get(name, {})}
+        name: {**variant, "compute_dtype": None, "processes": 1, "training": training.get(name, {})}
         for name, variant in VARIANTS.items()
     }
     own = {"few_shot": 0, "chat_template": True, "files": None}

@@ -9,12 +9,11 @@ import tempfile
 import threading
 import time
 from contextlib import ExitStack
-from functools import cache
 from pathlib import Path
 
 from workflow.errors import UserError
 
-LAUNCHER = "WORKFLOW_LAUNCHER"  # process id of the process that started this one
+LAUNCHED = "WORKFLOW_LAUNCHED"  # set in the processes that `launch` starts
 SECONDS_TO_END = 5
 
 
@@ -28,10 +27,9 @@ def count() -> int:
     return int(os.environ["WORLD_SIZE"]) if is_launched() else 1
 
 
-@cache  # the answer would change when the launcher is gone
 def is_launched() -> bool:
     """Whether `launch` started this process. Other launchers' variables, which a cluster may set, do not count."""
-    return os.environ.get(LAUNCHER) == str(os.getppid())
+    return LAUNCHED in os.environ
 
 
 def launch(module: str, arguments: list[str], *, processes: int, label: str) -> None:
@@ -46,7 +44,7 @@ def launch(module: str, arguments: list[str], *, processes: int, label: str) -> 
         UserError: a process ended badly; the others have been ended.
     """
     environment = os.environ | {
-        LAUNCHER: str(os.getpid()),
+        LAUNCHED: "1",
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(_free_port()),
         "WORLD_SIZE": str(processes),

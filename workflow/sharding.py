@@ -7,11 +7,12 @@ makes the numbers those of one process: which rows each process computes, and su
 from collections.abc import Iterator, Sized
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, ParallelismConfig
 from accelerate.data_loader import prepare_data_loader
 from accelerate.state import PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader, Sampler
 
@@ -88,6 +89,11 @@ def use_fsdp_on_cpu(accelerator: Accelerator, plugin: dict) -> None:
     if accelerator.state.distributed_type != DistributedType.MULTI_CPU:
         return
     accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin(**plugin)
+    # Left alone, PyTorch would take the GPUs where it was built for some.
+    ranks = accelerator.num_processes
+    accelerator.state.parallelism_config = ParallelismConfig(dp_shard_size=ranks)
+    names = tuple(accelerator.state.parallelism_config.fsdp_dim_names)
+    accelerator.state.device_mesh = init_device_mesh("cpu", (ranks,), mesh_dim_names=names)
     for state in (accelerator.state, PartialState()):
         state.distributed_type = DistributedType.FSDP
 
