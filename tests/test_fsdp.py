@@ -194,7 +194,7 @@ def test_a_killed_process_ends_the_stage_and_leaves_no_output(folder, tmp_path):
     assert stage.returncode == 1
     assert errors == (
         "train qlora_nf4_dq_shared 1: process 2 of 2 was killed by SIGKILL (out of memory, if nobody killed it), "
-        "the others were ended, and no adapter was saved.\n"
+        "and the others were ended.\n"
     )
     assert not runs(ranks[0])
     left = {path.name for path in (tmp_path / train_folder("qlora_nf4_dq_shared", 1)).iterdir()}
@@ -241,9 +241,9 @@ def launched(folder: Path, body: str) -> subprocess.Popen:
          "stage x: the key is wrong.\n"),
         ("if processes.rank() == 2: os.kill(os.getpid(), 9)\ntime.sleep(60)", 1,
          "stage x: process 3 of 3 was killed by SIGKILL (out of memory, if nobody killed it), "
-         "the others were ended, and no adapter was saved.\n"),
+         "and the others were ended.\n"),
         ("if processes.rank() == 1: print('why', file=sys.stderr); os._exit(3)\ntime.sleep(60)", 1,
-         "why\nstage x: process 2 of 3 ended with code 3, the others were ended, and no adapter was saved; "
+         "why\nstage x: process 2 of 3 ended with code 3, and the others were ended; "
          "its own words stand above.\n"),
     ],
 )  # fmt: skip
@@ -251,12 +251,14 @@ def test_processes_end_together_with_one_sentence(tmp_path, body, code, errors):
     started = time.monotonic()
     launcher = launched(tmp_path, body)
     said, found = launcher.communicate(timeout=50)
-    assert (said, launcher.returncode, found) == ("process 0 of 3\n", code, errors)
+    assert (launcher.returncode, found) == (code, errors)
+    # One that is ended may not have come to speak.
+    assert said == "process 0 of 3\n" or (code and not said)
     assert time.monotonic() - started < 50
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="finds the processes in /proc")
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_processes_do_not_outlive_their_launcher(tmp_path, number):
     launcher = launched(tmp_path, "time.sleep(60)")
     launcher.stdout.readline()

@@ -50,7 +50,8 @@ def launch(module: str, arguments: list[str], *, processes: int, label: str) -> 
         "WORLD_SIZE": str(processes),
         "LOCAL_WORLD_SIZE": str(processes),
     }
-    environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    environment.setdefault("OMP_NUM_THREADS", str(max(1, cores // processes)))
     if sys.platform == "linux":
         environment.setdefault("GLOO_SOCKET_IFNAME", "lo")  # a machine's own name may not resolve
     with ExitStack() as stack:
@@ -99,7 +100,7 @@ def _what_happened(codes: list[int | None], errors: list[str], label: str) -> st
     failed = [number for number, code in enumerate(codes) if code]
     killed = [number for number in failed if codes[number] < 0]
     number = (killed or failed)[0]
-    others = f"process {number + 1} of {len(codes)} {{}}, the others were ended, and no adapter was saved"
+    others = f"process {number + 1} of {len(codes)} {{}}, and the others were ended"
     if codes[number] == -signal.SIGKILL:
         return others.format("was killed by SIGKILL (out of memory, if nobody killed it)") + "."
     sys.stderr.write(errors[number])

@@ -168,7 +168,7 @@ def train(
     check_trained(trainer, variant, weights)
     if trainer.is_world_process_zero():
         save(model_of(trainer), variant, weights_folder, gathered=weights if trainer.ranks > 1 else None)
-    return Trained(
+    done = Trained(
         precision=precision,
         processes=trainer.ranks,
         weights_gib_per_process=round(trainer.weights_gib, 6),
@@ -189,6 +189,9 @@ def train(
         validation_loss_after=history.validated[-1][1],
         validation_tokens=history.validation_tokens,
     )
+    if trainer.ranks > 1:
+        torch.distributed.destroy_process_group()
+    return done
 
 
 def check_possible(training: params.Training, hardware: params.Hardware) -> None:
