@@ -34,6 +34,7 @@ REAL_FILES = (
     "workflow/errors.py",
     "workflow/params.py",
     "workflow/pipeline.py",
+    "workflow/processes.py",
     "workflow/schemas/params.schema.json",
 )
 CONTROL = "STUB_CONTROL"

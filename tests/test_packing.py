@@ -1,5 +1,6 @@
 """Rows laid end to end are the same rows: each attends to itself alone, and no token predicts another row's."""
 
+from copy import deepcopy
 from itertools import pairwise
 
 import numpy as np
@@ -9,7 +10,7 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
 from workflow.fused import IGNORED
-from workflow.packing import Pack, PackingCollator, attention_arguments, lengths_needed, pack
+from workflow.packing import BY_ROW, Pack, PackingCollator, attention_arguments, lengths_needed, pack
 
 FIRST = {"input_ids": [10, 11, 12], "labels": [IGNORED, 11, 12]}
 SECOND = {"input_ids": [20, 21], "labels": [20, 21]}
@@ -104,13 +105,24 @@ def random_rows(seed: int = 0) -> list[dict]:
     return [row | {"labels": [IGNORED] * (i % 2) + row["input_ids"][i % 2 :]} for i, row in enumerate(rows)]
 
 
+@pytest.fixture(scope="module", params=[None, BY_ROW], ids=["masked", "by row"])
+def packing_model(request, model):
+    """The same weights, whose attention is that of packs."""
+    if request.param is None:
+        return model
+    other = deepcopy(model)
+    other.set_attn_implementation(request.param)
+    return other
+
+
 def run_packed(model, packed: Pack):
+    attention = BY_ROW if model.config._attn_implementation == BY_ROW else None
     return model(
         input_ids=packed.input_ids,
         position_ids=packed.position_ids,
         use_cache=False,
         output_hidden_states=True,
-        **attention_arguments(packed, varlen=False),
+        **attention_arguments(packed, attention=attention),
     )
 
 
@@ -118,9 +130,9 @@ FORMS = [{}, {"length": 64}, {"slots": 7}, {"length": 64, "slots": 5}]
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_packed_rows_have_the_states_that_each_has_alone(model, form):
+def test_packed_rows_have_the_states_that_each_has_alone(model, packing_model, form):
     rows = random_rows()
-    packed = run_packed(model, pack(rows, **form)).hidden_states
+    packed = run_packed(packing_model, pack(rows, **form)).hidden_states
     start = 0
     for row in rows:
         alone = model(input_ids=torch.tensor([row["input_ids"]]), output_hidden_states=True).hidden_states
@@ -131,10 +143,10 @@ def test_packed_rows_have_the_states_that_each_has_alone(model, form):
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_packed_rows_teach_what_each_teaches_alone(model, form):
-    rows, weights = random_rows(), list(model.parameters())
+def test_packed_rows_teach_what_each_teaches_alone(model, packing_model, form):
+    rows = random_rows()
     packed = pack(rows, **form)
-    logits = run_packed(model, packed).logits[0]
+    logits = run_packed(packing_model, packed).logits[0]
     loss = functional.cross_entropy(logits, packed.targets[0], ignore_index=IGNORED, reduction="sum")
     alone = sum(
         functional.cross_entropy(
@@ -146,24 +158,26 @@ def test_packed_rows_teach_what_each_teaches_alone(model, form):
         for row in rows
     )
     assert loss.item() == pytest.approx(alone.item(), rel=1e-6)
-    wanted = torch.autograd.grad(alone, weights)
-    for found, grad in zip(torch.autograd.grad(loss, weights), wanted, strict=True):
+    wanted = torch.autograd.grad(alone, list(model.parameters()))
+    for found, grad in zip(torch.autograd.grad(loss, list(packing_model.parameters())), wanted, strict=True):
         assert (found - grad).norm() <= 1e-5 * grad.norm()
 
 
 @pytest.mark.parametrize("changed", range(len(LENGTHS)))
-def test_the_tokens_of_a_row_change_no_other_rows_logits(model, changed):
+def test_the_tokens_of_a_row_change_no_other_rows_logits(packing_model, changed):
     rows = random_rows()
-    before, starts = run_packed(model, pack(rows)).logits[0], np.cumsum([0, *LENGTHS])
+    before, starts = run_packed(packing_model, pack(rows)).logits[0], np.cumsum([0, *LENGTHS])
     rows[changed] = random_rows(seed=1)[changed]
-    after = run_packed(model, pack(rows)).logits[0]
+    after = run_packed(packing_model, pack(rows)).logits[0]
     for index, (start, end) in enumerate(pairwise(starts)):
         same = (after[start:end] - before[start:end]).abs().max() < 1e-6
         assert same == (index != changed)
 
 
-def test_padding_changes_no_rows_logits(model):
+def test_padding_changes_no_rows_logits(packing_model):
     tokens = sum(LENGTHS)
-    logits = [run_packed(model, pack(random_rows(), length=tokens + 9, pad=pad)).logits[0] for pad in (0, 5)]
+    logits = [
+        run_packed(packing_model, pack(random_rows(), length=tokens + 9, pad=pad)).logits[0] for pad in (0, 5)
+    ]
     assert (logits[0][:tokens] - logits[1][:tokens]).abs().max() < 1e-6
     assert (logits[0][tokens:] - logits[1][tokens:]).abs().max() > 1e-3

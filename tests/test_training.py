@@ -301,7 +301,7 @@ def test_only_a_model_whose_rows_stay_apart_is_packed(asked, runs, name):
             input_ids=packed.input_ids,
             position_ids=packed.position_ids,
             use_cache=False,
-            **packing.attention_arguments(packed, varlen=False),
+            **packing.attention_arguments(packed, attention=None),
         ).logits[0]
     assert chosen.packing == torch.allclose(torch.cat(alone), together, atol=1e-3)
 

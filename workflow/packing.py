@@ -6,12 +6,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch.nn.attention.varlen import varlen_attn
+from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, PreTrainedModel
 
 from workflow.errors import CheckError
 from workflow.fused import IGNORED
 
-PACKED_ATTENTION = "packed_varlen"
+VARLEN, BY_ROW = "packed_varlen", "packed_by_row"
 # Before torch 2.12 grouped queries needed no permission.
 NAMES_GROUPED = "enable_gqa" in inspect.signature(varlen_attn).parameters
 
@@ -107,13 +108,21 @@ def lengths_needed(totals: list[int], *, step: float = 0.125, multiple: int = 64
     ]
 
 
-def use_varlen(model: PreTrainedModel, compute: torch.dtype) -> bool:
-    """Whether PyTorch's variable-length flash attention runs here: 16 bits on an Ampere GPU or newer."""
-    return (
-        model.device.type == "cuda"
-        and compute in (torch.bfloat16, torch.float16)
-        and torch.cuda.get_device_capability(model.device) >= (8, 0)
+def packed_attention(model: PreTrainedModel, compute: torch.dtype) -> str | None:
+    """The attention that packs of this model run fastest with here; None for a mask over the whole pack.
+
+    VARLEN, PyTorch's variable-length flash attention, needs 16 bits and an Ampere GPU or newer. BY_ROW is for a CPU,
+    where a few more calls cost less than the products between rows that a mask throws away.
+    """
+    if not getattr(model, "_supports_attention_backend", False):
+        return None
+    if model.device.type == "cpu":
+        return BY_ROW
+    fast = compute in (torch.bfloat16, torch.float16) and torch.cuda.get_device_capability(model.device) >= (
+        8,
+        0,
     )
+    return VARLEN if model.device.type == "cuda" and fast else None
 
 
 def can_be_packed(model: PreTrainedModel, *, longest: int) -> bool:
@@ -137,7 +146,7 @@ def can_be_packed(model: PreTrainedModel, *, longest: int) -> bool:
                 input_ids=packed.input_ids,
                 position_ids=packed.position_ids,
                 use_cache=False,
-                **attention_arguments(packed, varlen=False),
+                **attention_arguments(packed, attention=None),
             ).last_hidden_state[0]
             alone = torch.cat(
                 [
@@ -155,26 +164,24 @@ def can_be_packed(model: PreTrainedModel, *, longest: int) -> bool:
     return bool(difference < (1e-4 if alone.dtype == torch.float32 else 5e-2))
 
 
-def attention_arguments(packed: Pack, *, varlen: bool) -> dict:
+def attention_arguments(packed: Pack, *, attention: str | None) -> dict:
     """What a transformers model needs so that each row attends to itself alone."""
-    if varlen:
+    if attention == VARLEN:
         return {"attention_mask": None, "boundaries": packed.boundaries, "longest": packed.length}
+    if attention == BY_ROW:
+        lengths = [length for length in packed.boundaries.diff().tolist() if length]
+        return {"attention_mask": None, "row_lengths": lengths}
     row = torch.bucketize(
         torch.arange(packed.length, device=packed.boundaries.device), packed.boundaries[1:], right=True
     )
     return {"attention_mask": (row[:, None] == row[None, :]).tril()[None, None]}
 
 
-def _packed_attention(
+def _varlen_attention(
     module, query, key, value, attention_mask, *, scaling, dropout=0.0, boundaries, longest, **others
 ):
     """transformers' attention interface over PyTorch's varlen_attn: query [1, heads, tokens, size]."""
-    unknown = [name for name in ("sliding_window", "softcap", "s_aux") if others.get(name) is not None]
-    if unknown or dropout:
-        raise CheckError(
-            f"attention of this model asks for {', '.join(unknown) or 'dropout'}, which packed attention does not "
-            "have; set training.packing and training.cuda_graphs to false"
-        )
+    _check_plain(others, dropout)
     grouped = query.shape[1] != key.shape[1]
     out = varlen_attn(
         query.transpose(1, 2)[0],
@@ -191,4 +198,26 @@ def _packed_attention(
     return out[None], None
 
 
-AttentionInterface.register(PACKED_ATTENTION, _packed_attention)
+def _row_attention(module, query, key, value, attention_mask, *, scaling, dropout=0.0, row_lengths, **others):
+    """transformers' attention interface, a row at a time: query [1, heads, tokens, size]."""
+    _check_plain(others, dropout)
+    rows = zip(*(part.split(row_lengths, dim=2) for part in (query, key, value)), strict=True)
+    grouped = query.shape[1] != key.shape[1]
+    outs = [
+        scaled_dot_product_attention(*row, is_causal=True, scale=scaling, enable_gqa=grouped) for row in rows
+    ]
+    return torch.cat(outs, dim=2).transpose(1, 2), None
+
+
+def _check_plain(others: dict, dropout: float) -> None:
+    """Raise a CheckError if a model's attention asks for what packs have not (a window as long as rows is none)."""
+    unknown = [name for name in ("softcap", "s_aux") if others.get(name) is not None]
+    if unknown or dropout:
+        raise CheckError(
+            f"attention of this model asks for {', '.join(unknown) or 'dropout'}, which packed attention does not "
+            "have; set training.packing and training.cuda_graphs to false"
+        )
+
+
+AttentionInterface.register(VARLEN, _varlen_attention)
+AttentionInterface.register(BY_ROW, _row_attention)

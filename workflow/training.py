@@ -31,13 +31,12 @@ from workflow.fused import IGNORED, LinearCrossEntropy, fuse_adapters, fuse_laye
 from workflow.graphs import GraphedSteps
 from workflow.instructions import Instruction
 from workflow.packing import (
-    PACKED_ATTENTION,
     Pack,
     PackingCollator,
     attention_arguments,
     can_be_packed,
     lengths_needed,
-    use_varlen,
+    packed_attention,
 )
 from workflow.precision import Precision, choose_compute, choose_device, load_base
 from workflow.sharding import (
@@ -438,7 +437,7 @@ class RunTrainer(SFTTrainer):
         self.learned = self.right = self.tokens = 0
         model = model_of(self)
         self.causal_model = model.get_base_model() if hasattr(model, "get_base_model") else model
-        self.varlen = speed_ups.packing and use_varlen(self.causal_model, compute)
+        self.attention = packed_attention(self.causal_model, compute) if speed_ups.packing else None
         if speed_ups.fused_layers:
             fuse_layers(model)
         if speed_ups.fused_adapters:
@@ -449,8 +448,8 @@ class RunTrainer(SFTTrainer):
             self.lengths = lengths_needed(pack_totals(self))
             self.slots = self.args.per_device_train_batch_size + 1  # one row of padding
             self.data_collator = PackingCollator(lengths=self.lengths, slots=self.slots)
-        if self.varlen:
-            self.causal_model.set_attn_implementation(PACKED_ATTENTION)
+        if self.attention is not None:
+            self.causal_model.set_attn_implementation(self.attention)
 
     def floating_point_ops(self, inputs) -> int:
         """Transformers' estimate counts every parameter again at every step, and nobody reads it."""
@@ -489,7 +488,7 @@ class RunTrainer(SFTTrainer):
         """
         targets = shifted(inputs).flatten()
         if self.speed_ups.packing:
-            attention = attention_arguments(_pack(inputs), varlen=self.varlen)
+            attention = attention_arguments(_pack(inputs), attention=self.attention)
             attention["position_ids"] = inputs["position_ids"]
         else:
             attention = {"attention_mask": inputs["attention_mask"]}
@@ -807,6 +806,11 @@ def save(
     """
     if variant.method == "full":
         model = model.to(torch.bfloat16)
+    for config in getattr(model, "peft_config", {}).values():
+        if not isinstance(config.target_modules, str):
+            config.target_modules = sorted(
+                config.target_modules
+            )  # a set, whose order is another in each process
     with whole_folder(folder) as beside:
         model.save_pretrained(beside, **({} if gathered is None else {"state_dict": gathered}))
 
