@@ -166,6 +166,109 @@ def test_answer_metrics_agree_with_hand_worked_cases(asked):
     assert holdout.answer_metrics(doc, [""]) == {"rouge_l": 0, "chrf": 0, "ended": 1, "length": 0}
 
 
+CHAT = (
+    "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'assistant' %}{{ 'A: ' + m['content'] + eos_token }}"
+    "{% else %}{{ m['role'] + ': ' + m['content'] + '\n' }}{% endif %}{% endfor %}"
+)
+
+
+@pytest.fixture(scope="module")
+def chats(tiny, tiny_model, tmp_path_factory) -> tuple[Path, list[instructions.Instruction]]:
+    """A repository whose test split has conversations and single questions, and whose template opens the response."""
+    folder = tmp_path_factory.mktemp("chats")
+    shutil.copytree(ROOT / "workflow", folder / "workflow", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(tiny_model, folder / MODEL)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    tokenizer.chat_template = CHAT
+    tokenizer.save_pretrained(folder / MODEL)
+    earlier = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Name a fruit."},
+        {"role": "assistant", "content": "Fig"},
+    ]
+    rows = [
+        instructions.Instruction(
+            index, "Another?", "", f"Answer {index}", None, earlier[: (0, 1, 3)[index % 3]]
+        )
+        for index in range(3)
+    ] + [instructions.Instruction(3 + n, f"Say {n}", "", f"It is {n}", None) for n in range(4)]
+    scored = instructions.scored_rows(rows, tokenizer, choice_seed=55, held_out_categories=[])
+    write_jsonl(folder / split_file("test"), scored)
+    random_adapter(tiny_model, folder / weights_folder("lora_16bit", SEED))
+    shutil.copy(ROOT / "workflow/presets/tiny.yaml", folder / "params.yaml")
+    return folder, rows
+
+
+def chat_text(row: instructions.Instruction) -> str:
+    text = "<s>"
+    for turn in [*row.earlier, {"role": "user", "content": row.instruction}]:
+        text += (
+            f"A: {turn['content']}</s>"
+            if turn["role"] == "assistant"
+            else f"{turn['role']}: {turn['content']}\n"
+        )
+    return text
+
+
+def test_a_conversation_is_scored_on_the_prompt_and_the_response_that_are_learned(
+    chats, monkeypatch, tmp_path
+):
+    from workflow import training
+    from workflow.precision import load_base
+
+    folder, rows = chats
+    monkeypatch.chdir(folder)
+    asked = params.load()
+    tokenizer, model = AutoTokenizer.from_pretrained(MODEL), plain_model(adapter=True)
+    scored = score(asked, "lora_16bit")
+    nats = tokens = 0
+    right = {}
+    written = {row["id"]: row for row in read_jsonl(split_file("test"))}
+    for row in rows:
+        found, length = log_likelihood(model, tokenizer, chat_text(row), f"A: {row.response}")
+        nats -= found
+        tokens += length - 1  # without the newline that ends the prompt
+        choices = [
+            log_likelihood(model, tokenizer, chat_text(row), f"A: {choice}")[0]
+            for choice in written[row.id]["choices"]
+        ]
+        right[str(row.id)] = float(np.argmax(choices) == written[row.id]["choice"])
+    assert values(scored)["holdout_loss/nats_per_token"] == pytest.approx(nats / tokens, abs=1e-5)
+    chosen = scored.items[scored.items["metric"] == "acc"].set_index("item")["numerator"]
+    assert len(chosen) == 6 and chosen.to_dict() == {item: right[item] for item in chosen.index}
+    groups = scored.items[scored.items["task"] == "holdout_loss"].set_index("item")["group"].to_dict()
+    assert (groups["0"], groups["1"], groups["2"]) == ("another?", "another?", "name a fruit.")
+    assert [answer.get("earlier", []) for answer in scored.answers] == [row.earlier for row in rows[:4]]
+    for answer, row in zip(scored.answers, rows[:4], strict=True):
+        ids = tokenizer(chat_text(row), add_special_tokens=False, return_tensors="pt")
+        with torch.no_grad():
+            out = model.generate(**ids, max_new_tokens=8, do_sample=False, pad_token_id=0)
+        text = tokenizer.decode(out[0, ids["input_ids"].shape[1] :], skip_special_tokens=True)
+        assert answer["answer"] == text.strip()
+
+    base, precision = load_base(MODEL, asked.variants["lora_16bit"], hardware=CPU)
+    trainer = training.build_trainer(
+        base, tokenizer, train_rows=rows, validation_rows=rows, variant=asked.variants["lora_16bit"],
+        training=asked.training, precision=precision, seed=1, data_workers=0, scratch=tmp_path,
+    )  # fmt: skip
+    for row, learned in zip(rows, trainer.train_dataset, strict=True):
+        assert tokenizer.decode(learned["input_ids"]) == f"{chat_text(row)}A: {row.response}</s>"
+        masked = [
+            token for token, label in zip(learned["input_ids"], learned["labels"], strict=True) if label < 0
+        ]
+        assert tokenizer.decode(masked) == chat_text(row)
+
+
+def test_the_printed_commands_score_conversations_alike(chats, monkeypatch, tmp_path):
+    monkeypatch.chdir(chats[0])
+    asked = params.load()
+    for task in ("holdout_loss", "response_choice", "holdout_generation"):
+        scored = score(asked, "lora_16bit", tasks=[task])
+        found = by_hand(scored, task, tmp_path / task)
+        mine = {key.split("/")[1]: value for key, value in values(scored).items()}
+        assert mine and all(found[metric] == pytest.approx(value, abs=1e-6) for metric, value in mine.items())
+
+
 def by_hand(scored: evaluation.Scored, task: str, folder: Path) -> dict[str, float]:
     """Run the printed commands that one task needs, and read what the harness wrote."""
     programs = Path(sys.executable).parent

@@ -22,6 +22,15 @@ from workflow.stages.sample import sample
 COLUMNS = {"instruction": "ask", "context": "ctx", "response": "say", "category": None}
 
 
+TURNS = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "Name a fruit."},
+    {"role": "assistant", "content": "Apple"},
+    {"role": "user", "content": " Another? "},
+    {"role": "assistant", "content": "Pear\n"},
+]
+
+
 def source(kind: str = "jsonl", columns: dict | None = None) -> params.FileDataset:
     return params.FileDataset(
         source="file",
@@ -30,6 +39,16 @@ def source(kind: str = "jsonl", columns: dict | None = None) -> params.FileDatas
         format=kind,
         columns=None if kind == "chatterbot" else params.Columns(**(columns or COLUMNS)),
     )
+
+
+def chats(kind: str = "jsonl", category: str | None = "topic") -> params.FileDataset:
+    columns = params.ChatColumns(messages="talk", category=category)
+    return params.FileDataset(source="file", path="x", sha256="0" * 64, format=kind, columns=columns)
+
+
+def read_chat(tmp_path, turns) -> list[Instruction]:
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"talk": turns}))
+    return instructions.read(tmp_path / "rows.jsonl", chats(category=None))
 
 
 def split(rows, **changes):
@@ -56,6 +75,96 @@ def test_columns_are_renamed_and_order_is_kept(tmp_path):
     wanted = [Instruction(i, f"q{i}", "", f"a{i} “ü”", None) for i in range(5)]
     for kind in ("jsonl", "csv", "parquet"):
         assert instructions.read(tmp_path / f"rows.{kind}", source(kind)) == wanted
+
+
+def test_of_a_conversation_the_last_answer_is_the_response_in_every_format(tmp_path):
+    names = {"system": "system", "user": "human", "assistant": "gpt"}
+    sharegpt = [{"from": names[turn["role"]], "value": turn["content"]} for turn in TURNS]
+    table = [
+        {"talk": TURNS, "topic": "fruit"},
+        {"talk": TURNS[1:3], "topic": None},
+        {"talk": sharegpt, "topic": "x"},
+    ]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, table)))
+    pd.DataFrame(table[:2]).to_parquet(tmp_path / "rows.parquet")
+    as_text = [row | {"talk": json.dumps(row["talk"])} for row in table]
+    pd.DataFrame(as_text).to_csv(tmp_path / "rows.csv", index=False)
+    earlier = [dict(turn) for turn in TURNS[:3]]
+    wanted = [
+        Instruction(0, "Another?", "", "Pear", "fruit", earlier),
+        Instruction(1, "Name a fruit.", "", "Apple", None),
+        Instruction(2, "Another?", "", "Pear", "x", earlier),
+    ]
+    assert instructions.read(tmp_path / "rows.jsonl", chats()) == wanted
+    assert instructions.read(tmp_path / "rows.parquet", chats("parquet")) == wanted[:2]
+    from_csv = instructions.read(tmp_path / "rows.csv", chats("csv"))
+    assert [replace(row, category=row.category or None) for row in from_csv] == wanted
+    assert instructions.from_rows(json.loads(json.dumps(instructions.as_rows(wanted)))) == wanted
+    assert ["earlier" in row for row in instructions.as_rows(wanted)] == [True, False, True]
+    assert wanted[0].conversation() == {
+        "prompt": [*earlier, {"role": "user", "content": "Another?"}],
+        "completion": [{"role": "assistant", "content": "Pear"}],
+    }
+
+
+@pytest.mark.parametrize(
+    ("turns", "sentence"),
+    [
+        ([], "rows.jsonl line 1 has no list of messages"),
+        (None, "rows.jsonl line 1 has no list of messages"),
+        ("[{", "rows.jsonl line 1 has messages that are text and not JSON"),
+        (["Hi"], "message 1 of rows.jsonl line 1 is not an object with a role and a content"),
+        (TURNS[:4], "rows.jsonl line 1 ends with a message of the user, and must end with one of the assistant"),
+        (TURNS[2:3], "rows.jsonl line 1 has no message of the user right before the assistant's last"),
+        ([*TURNS, TURNS[-1]], "rows.jsonl line 1 has no message of the user right before"),
+        ([*TURNS[1:3], TURNS[0], *TURNS[1:3]], "message 3 of rows.jsonl line 1 is of the system"),
+        ([{"role": "tool", "content": "x"}], "message 1 of rows.jsonl line 1 has the role tool; allowed is one of"),
+        ([{"text": "x"}], "message 1 of rows.jsonl line 1 has the role None"),
+        ([TURNS[1], {"role": "assistant", "content": " "}], "message 2 of rows.jsonl line 1 has no text"),
+        ([TURNS[1], {"role": "assistant", "content": [{"text": "a"}]}], "message 2 of rows.jsonl line 1 has no text"),
+    ],
+)  # fmt: skip
+def test_a_bad_conversation_is_named(tmp_path, turns, sentence):
+    with pytest.raises(UserError, match=sentence):
+        read_chat(tmp_path, turns)
+
+
+def test_a_conversation_and_its_continuation_are_never_in_two_splits(tmp_path):
+    def conversation(number: int, turns: int) -> list[dict]:
+        said = [{"role": "user", "content": f"Begin {number}"}, {"role": "assistant", "content": "Yes."}]
+        for turn in range(turns):
+            said += [
+                {"role": "user", "content": f"Go on {turn}"},
+                {"role": "assistant", "content": f"So {number}."},
+            ]
+        return said
+
+    table = [{"talk": conversation(number, turns)} for number in range(20) for turns in range(3)]
+    table[3]["talk"][0]["content"] = "  begin 1"
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, table)))
+    rows = instructions.read(tmp_path / "rows.jsonl", chats(category=None))
+    begun = {
+        name: {" ".join(row.conversation()["prompt"][0]["content"].lower().split()) for row in members}
+        for name, members in split(rows).items()
+    }
+    assert sum(map(len, begun.values())) == len(set().union(*begun.values())) == 20
+    assert split(random.Random(0).sample(rows, len(rows))) == split(rows)
+
+
+def test_earlier_turns_are_in_the_prompt_whose_tokens_are_not_scored(tmp_path, tiny_model):
+    (row,) = read_chat(tmp_path, TURNS)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    prompt, opening = instructions.render(row, tokenizer)
+    assert prompt == (
+        "<s>Be brief.\n\n### Instruction:\nName a fruit.\n\n### Response:\nApple</s>"
+        "### Instruction:\nAnother?\n\n### Response:\n"
+    )
+    assert opening == ""
+    others = [Instruction(i, f"q{i}", "", f"a{i}", None) for i in range(1, 4)]
+    scored, *rest = scores([row, *others], tiny_model)
+    assert (scored["prompt"], scored["response_tokens"]) == ("Another?", 4) and "opening" not in scored
+    assert scored["earlier"] == TURNS[:3] and not any("earlier" in other for other in rest)
+    assert instructions.from_scored_rows([scored, *rest]) == [row, *others]
 
 
 def test_chatterbot_gives_first_turn_and_second(tmp_path):

@@ -14,6 +14,9 @@ from workflow import params
 from workflow.errors import UserError
 
 TASK = {"items": 5, "few_shot": 0, "chat_template": False, "files": None}
+TABLE = {"instruction": "q", "context": None, "response": "a", "category": None}
+CHATS = {"source": "file", "path": "a.jsonl", "sha256": "0" * 64, "format": "jsonl",
+         "columns": {"messages": "messages", "category": None}}  # fmt: skip
 ALL_FILES = [ROOT / "params.yaml", *PRESETS]
 
 
@@ -83,6 +86,18 @@ def drop(path: str):
          ["model.revision", "main", "[0-9a-f]{40}"]),
         (put("dataset.format", "xml"), ["dataset.format", "xml", "'jsonl'"]),
         (put("dataset.format", "jsonl"), ["columns must be given", "jsonl"]),
+        (put("model.chat_template", "my/alpaca.jinja"),
+         ["model.chat_template is my/alpaca.jinja", "model, instruction, llama2_inst", "workflow/chat_templates"]),
+        (put("dataset", {**CHATS, "columns": {"messages": "m", "instruction": "q", "category": None}}),
+         ["dataset.columns.instruction", "not a known key", "known here are messages, category."]),
+        (put("dataset", {**CHATS, "columns": {**TABLE, "topic": None}}),
+         ["dataset.columns.topic", "not a known key", "known here are instruction, context, response, category."]),
+        (put("dataset", {**CHATS, "columns": {"messages": "m"}}), ["dataset.columns.category is missing"]),
+        (put("dataset", {**CHATS, "columns": {"messages": None, "category": None}}),
+         ["dataset.columns.messages is null", "string"]),
+        (put("dataset", {**CHATS, "columns": "messages"}), ['dataset.columns is "messages"', "dictionary"]),
+        (lambda changed: changed.update(dataset=CHATS) or put("evaluation.tasks.holdout_loss.few_shot", 2)(changed),
+         [" evaluation.tasks.holdout_loss.few_shot is 2", "must be 0", "messages"]),
         (put("sample.test_rows", 990), ["validation_rows + test_rows is 1030", "below rows (1000)"]),
         (put("variants.qlora_nf4.precision", "nf5"), ["variants.qlora_nf4.precision", "nf5", "'nf4'"]),
         (put("variants.lora_int8.double_quantization", True), ["double_quantization is true", "int8"]),
@@ -217,6 +232,18 @@ def test_a_variant_is_scored_in_the_forms_that_it_has():
     assert default.forms_of("qlora_nf4_dq") == list(params.FORMS)
     assert default.forms_of("lora_16bit") == ["as_trained", "merged_16bit"]
     assert default.forms_of("full_16bit") == ["as_trained"]
+
+
+def test_columns_of_a_table_and_of_a_chat_are_told_apart(tmp_path):
+    for columns, kind in (
+        (CHATS["columns"], params.ChatColumns),
+        (TABLE, params.Columns),
+    ):
+        changed = content() | {"dataset": CHATS | {"columns": columns}}
+        with (tmp_path / "params.yaml").open("w") as file:
+            YAML().dump(changed, file)
+        assert isinstance(params.load(tmp_path / "params.yaml").dataset.columns, kind)
+        Draft202012Validator(params.schema()).validate(changed)
 
 
 def test_params_do_not_import_torch():

@@ -158,13 +158,6 @@ def test_float32_weights_are_rounded_to_16_bits(tiny_model, tmp_path):
         assert torch.equal(parameter, wide.get_parameter(name).bfloat16())
 
 
-def test_an_unknown_chat_template_is_named(tiny, tmp_path):
-    with pytest.raises(
-        UserError, match="model.chat_template is alpaca; allowed is model or one of instruction, llama2_inst"
-    ):
-        sources.fetch_model(tiny.model.model_copy(update={"chat_template": "alpaca"}), tmp_path)
-
-
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
     """A hub on loopback; the library's constants are read at import, so they are set here."""

@@ -16,7 +16,7 @@ from transformers import AutoTokenizer
 
 from workflow import harness, params
 from workflow.console import say
-from workflow.instructions import from_scored_rows
+from workflow.instructions import as_rows, from_scored_rows
 from workflow.paths import MODEL, served_folder, weights_folder
 from workflow.serving import BASE, Served, serve
 
@@ -258,7 +258,7 @@ def _answers(results: dict) -> list[dict]:
     """The greedy answers, each with its row."""
     return [
         {
-            **asdict(from_scored_rows([sample["doc"]])[0]),
+            **as_rows(from_scored_rows([sample["doc"]]))[0],
             "answer": sample["filtered_resps"][0].strip(),
             "stopped": bool(sample["ended"]),
         }

@@ -3,28 +3,47 @@
 import csv
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from workflow import params
+from workflow import chat, params
 from workflow.errors import UserError
+
+ROLES = {
+    "system": "system",
+    "user": "user",
+    "assistant": "assistant",
+    "human": "user",  # ShareGPT's names
+    "gpt": "assistant",
+}
 
 
 @dataclass(frozen=True)
 class Instruction:
-    """One row of data. `id` is its position in the source, `group` what its split goes by."""
+    """One row of data. `id` is its position in the source, `group` what its split goes by.
+
+    Of a conversation with several turns the last question is the instruction and its answer the response, which
+    alone is learned and scored; `earlier` are the messages before them (`role`, `content`), a system message
+    among them.
+    """
 
     id: int
     instruction: str
     context: str
     response: str
     category: str | None
+    earlier: list[dict[str, str]] = field(default_factory=list)
 
     @cached_property
     def group(self) -> str:
-        """The instruction without case and spacing: rows that share it never meet in two splits."""
-        return _plain(self.instruction)
+        """What the user said first, without case and spacing: rows that share it never meet in two splits.
+
+        So a conversation, and a longer or shorter cut of it, are in one split, whose prompts hold each other's
+        responses.
+        """
+        said = [turn["content"] for turn in self.earlier if turn["role"] == "user"]
+        return _plain([*said, self.instruction][0])
 
     def user_message(self, *, use_context: bool = True) -> str:
         """What the user says: the instruction, and the context below it where there is one."""
@@ -34,10 +53,16 @@ class Instruction:
 
     def conversation(self, *, use_context: bool = True) -> dict:
         """The row in TRL's conversational prompt/completion form."""
+        question = {"role": "user", "content": self.user_message(use_context=use_context)}
         return {
-            "prompt": [{"role": "user", "content": self.user_message(use_context=use_context)}],
+            "prompt": [*self.earlier, question],
             "completion": [{"role": "assistant", "content": self.response}],
         }
+
+    def texts(self) -> tuple[str, ...]:
+        """All that tells the row from others, but its category."""
+        earlier = (text for turn in self.earlier for text in (turn["role"], turn["content"]))
+        return (self.instruction, self.context, self.response, *earlier)
 
 
 def _plain(text: str) -> str:
@@ -59,9 +84,12 @@ def read(path: Path, dataset: params.Dataset) -> list[Instruction]:
         table = readers[dataset.format](path)
     except UnicodeDecodeError as error:
         raise UserError(f"{path.name} is not UTF-8 (byte {error.start}).") from None
-    return _number(
-        [(f"{path.name} {where}", _pick(row, dataset.columns, path, where)) for where, row in table]
-    )
+    rows = [(f"{path.name} {where}", _pick(row, dataset.columns, path, where)) for where, row in table]
+    if isinstance(dataset.columns, params.ChatColumns):
+        rows = [
+            (where, _last_turn(row["messages"], where) | {"category": row["category"]}) for where, row in rows
+        ]
+    return _number(rows)
 
 
 def _read_jsonl(path: Path) -> list[tuple[str, dict]]:
@@ -81,6 +109,9 @@ def _read_jsonl(path: Path) -> list[tuple[str, dict]]:
 
 
 def _read_csv(path: Path) -> list[tuple[str, dict]]:
+    csv.field_size_limit(
+        2**31 - 1
+    )  # a long conversation is more than the 128 KiB that a cell may be by default
     with path.open(encoding="utf-8-sig", newline="") as file:
         return [(f"row {number}", row) for number, row in enumerate(csv.DictReader(file), start=1)]
 
@@ -115,7 +146,58 @@ def _read_chatterbot(path: Path) -> list[tuple[str, dict]]:
     return rows
 
 
-def _pick(row: dict, columns: params.Columns, path: Path, where: str) -> dict:
+def _last_turn(messages: object, where: str) -> dict:
+    """A conversation as a row: its last question and answer, and the messages before them.
+
+    Args:
+        messages: a list of {role, content} or, as ShareGPT has them, {from, value}; or such a list as JSON text,
+            which is all that a CSV can hold.
+    """
+    if isinstance(messages, str):
+        try:
+            messages = json.loads(messages)
+        except json.JSONDecodeError as error:
+            raise UserError(f"{where} has messages that are text and not JSON: {error.msg}.") from None
+    if not isinstance(messages, list) or not messages:
+        raise UserError(f"{where} has no list of messages.")
+    turns = [
+        _turn(message, f"message {number} of {where}") for number, message in enumerate(messages, start=1)
+    ]
+    roles = [turn["role"] for turn in turns]
+    if roles[-1] != "assistant":
+        raise UserError(
+            f"{where} ends with a message of the {roles[-1]}, and must end with one of the assistant."
+        )
+    if roles[-2:-1] != ["user"]:
+        raise UserError(f"{where} has no message of the user right before the assistant's last.")
+    if "system" in roles[1:]:
+        raise UserError(
+            f"message {roles.index('system', 1) + 1} of {where} is of the system, which only the first may be."
+        )
+    *earlier, question, answer = turns
+    return {
+        "instruction": question["content"],
+        "context": None,
+        "response": answer["content"],
+        "earlier": earlier,
+    }
+
+
+def _turn(message: object, where: str) -> dict[str, str]:
+    if not isinstance(message, dict):
+        raise UserError(f"{where} is not an object with a role and a content.")
+    role, content = (
+        message.get(ours, message.get(sharegpt))
+        for ours, sharegpt in (("role", "from"), ("content", "value"))
+    )
+    if not isinstance(role, str) or role not in ROLES:
+        raise UserError(f"{where} has the role {role}; allowed is one of {', '.join(ROLES)}.")
+    if not isinstance(content, str) or not content.strip():
+        raise UserError(f"{where} has no text; every message needs some.")
+    return {"role": ROLES[role], "content": content.strip()}
+
+
+def _pick(row: dict, columns: params.AnyColumns, path: Path, where: str) -> dict:
     """Rename a row's columns to ours."""
     picked = {}
     for ours, theirs in columns.model_dump().items():
@@ -147,6 +229,7 @@ def _number(rows: list[tuple[str, dict]]) -> list[Instruction]:
                 context=(row["context"] or "").strip(),
                 response=row["response"].strip(),
                 category=row["category"],
+                earlier=row.get("earlier", []),
             )
         )
     if not instructions:
@@ -185,7 +268,7 @@ def split(
     _check_categories(rows, held_out_categories)
 
     def key(row: Instruction) -> tuple[str, str]:
-        return _place(seed, row.group), _place(seed, row.instruction, row.context, row.response)
+        return _place(seed, row.group), _place(seed, *row.texts())
 
     splits: dict[str, list[Instruction]] = {"test": [], "validation": [], "train": []}
     wanted = {"test": test, "validation": validation, "train": len(rows)}
@@ -239,26 +322,27 @@ def scored_rows(
     """The test rows as the evaluation tasks read them: with the prompt's text, the response's length
     and the responses to choose from.
 
-    `response_tokens` counts what lm-evaluation-harness scores: the tokens of chat prompt and response
-    together, less those of the chat prompt alone. `response_bytes` is its length in UTF-8. `choices`,
-    `choice` and `same_category` are as `choose_from` gives them; `held_out` is whether no row of
-    this category was trained on.
+    `prompt` is what the user says last. `opening`, where there is one, is what the chat template puts between
+    prompt and response, which is learned and so scored with the response. `response_tokens` counts what
+    lm-evaluation-harness scores: the tokens of chat prompt, opening and response together, less those of the
+    chat prompt alone. `response_bytes` is the response's length in UTF-8. `choices`, `choice` and
+    `same_category` are as `choose_from` gives them; `held_out` is whether no row of this category was trained on.
 
     Raises:
-        UserError: a row has fewer than three other responses to choose from.
+        UserError: a row has fewer than three other responses to choose from, or the chat template does not fit it.
     """
     scored = []
     for row in rows:
-        chat = [{"role": "user", "content": row.user_message()}]
-        prompt = tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+        prompt, opening = render(row, tokenizer)
         tokens = [
             len(tokenizer(text, add_special_tokens=False)["input_ids"])
-            for text in (prompt, prompt + row.response)
+            for text in (prompt, prompt + opening + row.response)
         ]
         scored.append(
             {
-                **asdict(row),
+                **as_row(row),
                 "prompt": row.user_message(),
+                **({"opening": opening} if opening else {}),
                 "response_tokens": tokens[1] - tokens[0],
                 "response_bytes": len(row.response.encode()),
                 **choose_from(row, rows, seed=choice_seed),
@@ -266,6 +350,18 @@ def scored_rows(
             }
         )
     return scored
+
+
+def render(row: Instruction, tokenizer) -> tuple[str, str]:
+    """A row's prompt as text and what the chat template puts before its response, as `chat.render` gives them.
+
+    Raises:
+        UserError: the chat template does not fit the row, which the sentence names.
+    """
+    try:
+        return chat.render(row.conversation()["prompt"], row.response, tokenizer)
+    except UserError as error:
+        raise UserError(f"row {row.id} of the dataset, counted from 0: {error}") from None
 
 
 def choose_from(row: Instruction, rows: list[Instruction], *, seed: int) -> dict:
@@ -284,7 +380,7 @@ def choose_from(row: Instruction, rows: list[Instruction], *, seed: int) -> dict
     Raises:
         UserError: there are fewer than three.
     """
-    content = (row.instruction, row.context, row.response)
+    content = row.texts()
     others = sorted(
         (other for other in rows if other.group != row.group),
         key=lambda other: (other.category != row.category, _place(seed, *content, other.response)),
@@ -314,8 +410,13 @@ def one_per_instruction(rows: list[Instruction]) -> list[Instruction]:
     return list({row.group: row for row in reversed(rows)}.values())[::-1]
 
 
+def as_row(row: Instruction) -> dict:
+    """A row's fields; `earlier` only where something was said before."""
+    return {key: value for key, value in asdict(row).items() if key != "earlier" or value}
+
+
 def as_rows(rows: list[Instruction]) -> list[dict]:
-    return [asdict(row) for row in rows]
+    return [as_row(row) for row in rows]
 
 
 def from_rows(rows: list[dict]) -> list[Instruction]:
@@ -323,4 +424,6 @@ def from_rows(rows: list[dict]) -> list[Instruction]:
 
 
 def from_scored_rows(rows: list[dict]) -> list[Instruction]:
-    return from_rows([{key: row[key] for key in Instruction.__dataclass_fields__} for row in rows])
+    return from_rows(
+        [{key: row[key] for key in Instruction.__dataclass_fields__ if key in row} for row in rows]
+    )

@@ -13,12 +13,14 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import (
     BaseModel,
     ConfigDict,
+    Discriminator,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
     StringConstraints,
+    Tag,
     ValidationError,
     model_validator,
 )
@@ -29,6 +31,7 @@ from workflow.errors import UserError
 
 PARAMS_FILE = Path("params.yaml")
 SHAPES = Path(__file__).parent / "shapes"
+CHAT_TEMPLATES = Path(__file__).parent / "chat_templates"
 
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 # Names become part of DVC stage names and folder names, where `-`, `/` and `@` have a meaning.
@@ -95,6 +98,16 @@ class File(Strict):
 class _ChatTemplate(Strict):
     chat_template: str
 
+    @model_validator(mode="after")
+    def _template_is_known(self):
+        known = ["model", *sorted(path.stem for path in CHAT_TEMPLATES.glob("*.jinja"))]
+        if self.chat_template not in known:
+            raise ValueError(
+                f"chat_template is {self.chat_template}; allowed is one of {', '.join(known)}, "
+                "which but for model are the files of workflow/chat_templates without their .jinja"
+            )
+        return self
+
 
 class HubModel(Hub, _ChatTemplate): ...
 
@@ -144,9 +157,29 @@ class Columns(Strict):
     category: ColumnName | None
 
 
+class ChatColumns(Strict):
+    """Which column of the data holds whole conversations, and which the category."""
+
+    messages: ColumnName
+    category: ColumnName | None
+
+
+KINDS_OF_COLUMNS = {"table": Columns, "chat": ChatColumns}
+
+
+def _kind_of_columns(columns: Any) -> str:
+    is_chat = isinstance(columns, ChatColumns) or (isinstance(columns, dict) and "messages" in columns)
+    return "chat" if is_chat else "table"
+
+
+AnyColumns = Annotated[
+    Annotated[Columns, Tag("table")] | Annotated[ChatColumns, Tag("chat")], Discriminator(_kind_of_columns)
+]
+
+
 class _Rows(Strict):
     format: Literal["jsonl", "csv", "parquet", "chatterbot"]
-    columns: Columns | None
+    columns: AnyColumns | None
 
     @model_validator(mode="after")
     def _columns_for_tables(self):
@@ -422,6 +455,12 @@ class Params(Strict):
                 f"which must be one of experiment.variants: {', '.join(self.experiment.variants)}"
             )
         self._check_comparison()
+        for name in OWN_TASKS if isinstance(self.dataset.columns, ChatColumns) else ():
+            if name in self.evaluation.tasks and self.evaluation.tasks[name].few_shot:
+                raise ValueError(
+                    f"evaluation.tasks.{name}.few_shot is {self.evaluation.tasks[name].few_shot}, "
+                    "which must be 0 where dataset.columns names messages: a conversation has its own turns before it"
+                )
         for name in self.variants:
             try:
                 self.training_of(name)
@@ -504,21 +543,23 @@ def describe(error: ValidationError, prefix: str = "") -> str:
     errors = error.errors(include_url=False)
     first = errors[0]
     path = [str(part) for part in first["loc"]]
-    # A discriminated union puts the tag of the chosen source into the path; the user did not.
+    # A discriminated union puts the tag of what was chosen into the path; the user did not.
     if len(path) > 1 and path[0] in ("model", "dataset") and path[1] in ("hub", "wheel", "file", "random"):
         del path[1]
+    columns = KINDS_OF_COLUMNS[path.pop(2)] if path[:2] == ["dataset", "columns"] and len(path) > 2 else None
     key = ".".join([*([prefix] if prefix else []), *path])
     found = first.get("input")
     match first["type"]:
         case "extra_forbidden":
-            sentence = f"{key} is not a known key; known here are {', '.join(_known_keys(path[:-1], prefix))}"
+            known = columns.model_fields if columns else _known_keys(path[:-1], prefix)
+            sentence = f"{key} is not a known key; known here are {', '.join(known)}"
         case "missing":
             sentence = f"{key} is missing"
         case "value_error":
             text = str(first["ctx"]["error"])
             sentence = (
                 f"{key}.{text}"
-                if key and not text.startswith(("experiment.", "variants.", "comparison."))
+                if key and not text.startswith(("experiment.", "variants.", "comparison.", "evaluation."))
                 else text
             )
         case "union_tag_invalid" | "union_tag_not_found":

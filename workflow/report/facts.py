@@ -615,7 +615,7 @@ def _answered(asked: params.Params, labels: dict[str, str]) -> list[AnsweredRow]
     return [
         AnsweredRow(
             instruction=clean(row["instruction"]),
-            context=clean(row["context"]),
+            context=clean(_before(row)),
             category=row["category"] and clean(row["category"]),
             answers=[
                 Answer("Reference", clean(row["response"]), None),
@@ -628,6 +628,13 @@ def _answered(asked: params.Params, labels: dict[str, str]) -> list[AnsweredRow]
         for key, row in first.items()
         if all(key in rows for rows in written.values())
     ]
+
+
+def _before(row: dict) -> str:
+    """What stands beside a row's instruction: its context, or the turns of the conversation before it."""
+    return (
+        "\n\n".join(f"{turn['role']}: {turn['content']}" for turn in row.get("earlier", [])) or row["context"]
+    )
 
 
 def _served(evaluated: list[dict]) -> list[ServedForm]:

@@ -25,6 +25,8 @@ def sample() -> None:
     whole = split(held_out_categories=[])
     splits = split(held_out_categories=asked.held_out_categories)
     tokenizer = AutoTokenizer.from_pretrained(MODEL, trust_remote_code=False)
+    for row in [*splits["train"], *splits["validation"]]:
+        instructions.render(row, tokenizer)  # a row that the chat template does not fit stops the run here
     scored = instructions.scored_rows(
         splits["test"],
         tokenizer,

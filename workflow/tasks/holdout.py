@@ -11,6 +11,7 @@ from collections import Counter
 from pathlib import Path
 
 from datasets import Dataset
+from lm_eval.api.task import ConfigurableTask
 from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu import sentence_chrf
 from transformers import AutoTokenizer
@@ -25,16 +26,48 @@ from workflow.precision import use_exact_cpu_kernels  # noqa: E402
 use_exact_cpu_kernels()  # so that the harness' own command computes as the stage does
 
 
+class Conversation(ConfigurableTask):
+    """A task whose prompt may have turns of its own before it, which get their own roles.
+
+    A row without any is put into the chat template as the harness does it.
+    """
+
+    def __init__(self, config: dict):
+        super().__init__(config={key: value for key, value in config.items() if key != "class"})
+
+    def fewshot_context(self, doc: dict, num_fewshot: int, **how) -> str | list[str]:
+        if not doc["earlier"]:
+            return super().fewshot_context(doc, num_fewshot, **how)
+        if not how.get("apply_chat_template") or num_fewshot:
+            raise ValueError("a conversation needs --apply_chat_template and --num_fewshot 0")
+        question = {"role": "user", "content": doc["prompt"]}
+        return how["chat_template"]([*doc["earlier"], question])
+
+
 def test_rows() -> list[dict]:
+    """The test split, each row with `earlier` turns and `opening`, which most rows have none of."""
     with (ROOT / split_file("test")).open(encoding="utf-8") as lines:
-        rows = [json.loads(line) for line in lines]
+        rows = [{"earlier": [], "opening": "", **json.loads(line)} for line in lines]
     # Another response to the same prompt comes after all prompts, so that the first so many items differ.
     seen: Counter[str] = Counter()
     ranked = []
     for position, row in enumerate(rows):
-        ranked.append((seen[row["prompt"]], position))
-        seen[row["prompt"]] += 1
+        ranked.append((seen[whole_prompt(row)], position))
+        seen[whole_prompt(row)] += 1
     return [rows[position] for _, position in sorted(ranked)]
+
+
+def whole_prompt(row: dict) -> str:
+    return json.dumps([row["earlier"], row["prompt"]])
+
+
+def scored_response(doc: dict) -> str:
+    """What follows the prompt in training, up to the end of the response."""
+    return doc["opening"] + doc["response"]
+
+
+def scored_choices(doc: dict) -> list[str]:
+    return [doc["opening"] + choice for choice in doc["choices"]]
 
 
 def test_split(**_) -> dict[str, Dataset]:
@@ -48,7 +81,7 @@ def prompts(answer_tokens: int = 0, **_) -> dict[str, Dataset]:
     Args:
         answer_tokens: the longest answer, in tokens: the harness' `--metadata` says it.
     """
-    rows = list({row["prompt"]: row for row in reversed(test_rows())}.values())[::-1]
+    rows = list({whole_prompt(row): row for row in reversed(test_rows())}.values())[::-1]
     return {"test": Dataset.from_list([{**row, "answer_tokens": answer_tokens} for row in rows])}
 
 

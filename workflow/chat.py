@@ -1,0 +1,78 @@
+"""Chat templates: which one a model gets, and what it makes of a conversation.
+
+A template is jinja, which transformers renders in a sandbox: it turns messages into text and can do nothing else.
+"""
+
+from pathlib import Path
+
+from workflow.errors import UserError
+from workflow.params import CHAT_TEMPLATES
+
+FALLBACK = "instruction"  # for a model without a template of its own
+PROBE = [{"role": "user", "content": "What grows on trees?"}]
+
+
+def write_template(choice: str, folder: Path) -> str:
+    """Give the tokenizer in `folder` its chat template, try it, and return which one it now has.
+
+    Args:
+        choice: `model` for the model's own, or the name of a file of workflow/chat_templates.
+
+    Raises:
+        UserError: no run could learn from what the template makes of a question and its answer.
+    """
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    if choice == "model" and tokenizer.chat_template:
+        which = "the model's own"
+    else:
+        path = CHAT_TEMPLATES / f"{FALLBACK if choice == 'model' else choice}.jinja"
+        tokenizer.chat_template = path.read_text(encoding="utf-8").rstrip("\n")
+        which = str(path.relative_to(CHAT_TEMPLATES.parents[1]))
+    try:
+        render(PROBE, "Apples and pears.", tokenizer)
+    except UserError as error:
+        raise UserError(f"model.chat_template is {choice} ({which}): {error}") from None
+    if which != "the model's own":
+        tokenizer.save_pretrained(folder)
+    return which
+
+
+def render(prompt: list[dict], response: str, tokenizer) -> tuple[str, str]:
+    """The prompt as text, and the text that the template puts between it and the response (mostly none).
+
+    Both are what a run is trained on: TRL renders the prompt with the response behind it, and learns what follows
+    the prompt.
+
+    Args:
+        prompt: messages with `role` and `content`, the last of the user.
+
+    Raises:
+        UserError: the template refuses the messages, writes the prompt in another way once a response follows,
+            leaves the response or a part of it out, or does not close it with the tokenizer's end token.
+    """
+    import jinja2
+
+    whole = [*prompt, {"role": "assistant", "content": response}]
+    try:
+        before = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False)
+        after = tokenizer.apply_chat_template(whole, tokenize=False)
+    except (jinja2.TemplateError, TypeError, ValueError) as error:
+        reason = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
+        raise UserError(f"the chat template stops with: {reason}.") from None
+    if not after.startswith(before):
+        raise UserError(
+            "the chat template writes the prompt in another way once the response follows it, "
+            "so a run would not be scored on what it learns."
+        )
+    completion = after[len(before) :]
+    body, end, _ = completion.rpartition(tokenizer.eos_token or "\0")
+    if response not in completion:
+        raise UserError("the chat template leaves out the response, or a part of it.")
+    if not end or response not in body:
+        raise UserError(
+            f"the chat template does not close the response with the end token {tokenizer.eos_token}, "
+            "so a run would not learn to stop."
+        )
+    return before, body[: body.rfind(response)]
