@@ -33,7 +33,11 @@ def write_template(choice: str, folder: Path) -> str:
     try:
         render(PROBE, "Apples and pears.", tokenizer)
     except UserError as error:
-        raise UserError(f"model.chat_template is {choice} ({which}): {error}") from None
+        why = str(error).rstrip(".")
+        raise UserError(
+            f"model.chat_template is {choice} ({which}), and {why}; "
+            "docs/your_own.md says what a template must do, and how to name another."
+        ) from None
     if which != "the model's own":
         tokenizer.save_pretrained(folder)
     return which
