@@ -163,6 +163,9 @@ def test_answer_metrics_agree_with_hand_worked_cases(asked):
     assert found["length"] == 20 and found["ended"] == 1  # a token is a byte
     assert holdout.answer_metrics({**doc, "answer_tokens": 20}, ["the cat lay on a mat"])["ended"] == 0
     assert holdout.answer_metrics(doc, [doc["response"]])["chrf"] == pytest.approx(100)
+    thinks = {**doc, "opening": "<think>\n\n</think>\n\n"}
+    opened = holdout.answer_metrics(thinks, ["<think>\n\n</think>\n\nthe cat sat on the mat"])
+    assert opened["chrf"] == pytest.approx(100) and opened["length"] == 19 + 22
     assert holdout.answer_metrics(doc, [""]) == {"rouge_l": 0, "chrf": 0, "ended": 1, "length": 0}
 
 

@@ -259,7 +259,10 @@ def _answers(results: dict) -> list[dict]:
     return [
         {
             **as_rows(from_scored_rows([sample["doc"]]))[0],
-            "answer": sample["filtered_resps"][0].strip(),
+            "answer": sample["filtered_resps"][0]
+            .strip()
+            .removeprefix(sample["doc"]["opening"].strip())
+            .strip(),
             "stopped": bool(sample["ended"]),
         }
         for samples in results["samples"].values()
