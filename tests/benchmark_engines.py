@@ -35,7 +35,10 @@ def main() -> None:
                 seconds.append(time.monotonic() - started)
                 after = os.times()
                 processor.append(
-                    after.children_user + after.children_system - before.children_user - before.children_system
+                    after.children_user
+                    + after.children_system
+                    - before.children_user
+                    - before.children_system
                 )
             print(
                 f"{name:<20} median {statistics.median(seconds):.2f} s, {min(seconds):.2f} to {max(seconds):.2f} "

@@ -63,6 +63,12 @@ def test_a_stage_says_what_it_is_and_what_it_needs(stage):
 
 
 @pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_takes_a_gpu_at_its_door_if_its_job_asks_for_one(stage):
+    door = (ROOT / "workflow" / "stages" / f"{stage}.py").read_text()
+    assert ("gpus_needed=" in door) == ("gpu" in STAGES[stage]["meta"]["resources"])
+
+
+@pytest.mark.parametrize("stage", STAGES)
 def test_params_of_a_stage_exist(stage):
     sections = set(params.Params.model_fields)
     assert {name.split(".")[0] for name in names(stage, "params")} <= sections

@@ -26,6 +26,7 @@ def run_stage(
     *,
     arguments: dict[str, type] | None = None,
     network: bool = False,
+    gpus_needed: Callable[..., int] | None = None,
     processes_of: Callable[..., int] = lambda **options: 1,
 ) -> None:
     """Parse the command line and call the stage, with a copy of what it prints in logs/STAGE.log.
@@ -38,8 +39,12 @@ def run_stage(
         stage: called with the arguments by keyword; its docstring is the command's `--help`.
         arguments: name of each required option and its type.
         network: whether the stage may reach a hub; only the fetch stages may.
-        processes_of: called like the stage; how many processes, each with a GPU of its own, run it together.
+        gpus_needed: called like the stage, says on how many GPUs it computes; None for a stage that has no model.
+            It waits until so many are free, and sees no others.
+        processes_of: called like the stage; how many processes run it together.
     """
+    from workflow import gpus  # the Snakefile imports this module too, and has no need of the driver
+
     parser = argparse.ArgumentParser(prog=f"workflow/run {name}", description=stage.__doc__)
     for argument, kind in (arguments or {}).items():
         parser.add_argument(f"--{argument}", type=kind, required=True)
@@ -56,13 +61,14 @@ def run_stage(
     with copied_to(log):
         say(f"{label}: started")
         try:
-            wanted = processes_of(**options)
-            # As many GPUs as processes: given several, the trainer of one process would split every batch among them.
-            os.environ.setdefault("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(wanted))))
-            if wanted == 1:
-                stage(**options)
-            else:
-                processes.launch(f"workflow.stages.{name}", sys.argv[1:], processes=wanted, label=label)
+            count, wanted = gpus_needed(**options) if gpus_needed else 0, processes_of(**options)
+            with gpus.taken(count, say=lambda text: say(f"  {text}")) as held:
+                if held:
+                    say(f"  on {', '.join(gpu.name for gpu in held)}")
+                if wanted == 1:
+                    stage(**options)
+                else:
+                    processes.launch(f"workflow.stages.{name}", sys.argv[1:], processes=wanted, label=label)
         except UserError as error:
             why, advice = str(error), f"Mend it and {AGAIN}"
         except KeyboardInterrupt:

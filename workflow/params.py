@@ -616,5 +616,12 @@ def check_variant(params: Params, name: str) -> None:
         )
 
 
+def gpus_needed(variant: str, **_: object) -> int:
+    """Return on how many GPUs a stage computes with a variant of params.yaml: none where params say `cpu`."""
+    asked = load()
+    check_variant(asked, variant)
+    return 0 if asked.hardware.device == "cpu" else 1
+
+
 if __name__ == "__main__":
     print(json.dumps(schema(), indent=2))

@@ -32,4 +32,4 @@ def benchmark(variant: str) -> None:
 
 
 if __name__ == "__main__":
-    run_stage("benchmark", benchmark, arguments={"variant": str})
+    run_stage("benchmark", benchmark, arguments={"variant": str}, gpus_needed=params.gpus_needed)

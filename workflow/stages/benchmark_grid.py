@@ -23,4 +23,9 @@ def benchmark_grid(variant: str, shape: str) -> None:
 
 
 if __name__ == "__main__":
-    run_stage("benchmark_grid", benchmark_grid, arguments={"variant": str, "shape": str})
+    run_stage(
+        "benchmark_grid",
+        benchmark_grid,
+        arguments={"variant": str, "shape": str},
+        gpus_needed=params.gpus_needed,
+    )

@@ -49,4 +49,4 @@ def score(asked: params.Params, variant: str, *, seed: int | None, forms: list[s
 
 
 if __name__ == "__main__":
-    run_stage("evaluate", evaluate, arguments={"variant": str, "seed": int})
+    run_stage("evaluate", evaluate, arguments={"variant": str, "seed": int}, gpus_needed=params.gpus_needed)

@@ -14,4 +14,4 @@ def evaluate_base(variant: str) -> None:
 
 
 if __name__ == "__main__":
-    run_stage("evaluate_base", evaluate_base, arguments={"variant": str})
+    run_stage("evaluate_base", evaluate_base, arguments={"variant": str}, gpus_needed=params.gpus_needed)

@@ -42,5 +42,16 @@ def processes_of(variant: str, seed: int) -> int:
     return asked.variants[variant].processes
 
 
+def gpus_needed(variant: str, seed: int) -> int:
+    """A GPU for each of the processes."""
+    return params.gpus_needed(variant) * processes_of(variant, seed)
+
+
 if __name__ == "__main__":
-    run_stage("train", train, arguments={"variant": str, "seed": int}, processes_of=processes_of)
+    run_stage(
+        "train",
+        train,
+        arguments={"variant": str, "seed": int},
+        gpus_needed=gpus_needed,
+        processes_of=processes_of,
+    )
