@@ -170,6 +170,17 @@ def test_dry_run_beside_a_run_does_not_disturb_it(repository: Repository) -> Non
     assert repository.ran() == [stage]
 
 
+def test_a_process_killed_while_dvc_wrote_its_locks_stops_nobody(repository: Repository) -> None:
+    repository.edit_params(change_evaluation)
+    locks = repository.root / ".dvc" / "tmp" / "rwlock"
+    locks.write_text("")
+    assert "corrupted" in repository.dvc("status", fails=True)
+    repository.snakemake("--cores", "1", f"evaluate@{VARIANT}-1")
+    locks.write_text('{"read": {')
+    repository.prune()
+    assert repository.bring_up_to_date("dvc") == AFTER_CHANGING_THE_EVALUATION
+
+
 def change_comparison(params: dict[str, Any]) -> None:
     params["comparison"]["power"] = 0.81
 

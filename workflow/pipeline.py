@@ -5,10 +5,11 @@ DVC's index is not public API, so this is the only module that touches it.
 """
 
 import argparse
+import json
 import shlex
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,10 @@ from typing import Any
 import networkx as nx
 from dvc.dvcfile import PROJECT_FILE, ProjectFile, load_file
 from dvc.exceptions import DvcException
-from dvc.lock import LockError
+from dvc.lock import LockError, make_lock
 from dvc.output import Output
 from dvc.repo import Repo
+from dvc.rwlock import RWLOCK_FILE, RWLOCK_LOCK
 from dvc.stage import PipelineStage
 from dvc.stage.loader import StageLoader
 
@@ -90,6 +92,7 @@ def open_repo(root: Path | str = ".") -> Iterator[Repo]:
     """
     try:
         with Repo(root, _wait_for_lock=True) as repo:
+            _mend_list_of_running_stages(repo)
             yield repo
     except DvcException as error:
         raise UserError(f"DVC: {error}") from error
@@ -210,6 +213,34 @@ def prune_and_tell() -> None:
         print(f"{stage.name} is no longer in dvc.yaml: taken out of dvc.lock and the results", flush=True)
         for path in stage.left:
             print(f"{path} was left in place: the stage is not here as dvc.lock records it", flush=True)
+
+
+def _mend_list_of_running_stages(repo: Repo) -> None:
+    """Remove DVC's list of who reads and writes what, if a process was killed while it wrote that file.
+
+    DVC would refuse every command until somebody does.
+    """
+    file = Path(repo.tmp_dir, RWLOCK_FILE)
+    if _is_json(file):
+        return
+    guard = make_lock(
+        str(file.with_name(RWLOCK_LOCK)),
+        tmp_dir=repo.tmp_dir,
+        hardlink_lock=repo.config["core"].get("hardlink_lock", False),
+    )
+    with suppress(LockError), guard:  # somebody who is about to write it holds the guard
+        if not _is_json(file):
+            file.unlink()
+
+
+def _is_json(file: Path) -> bool:
+    """Whether a file is JSON, or is not there."""
+    with suppress(FileNotFoundError):
+        try:
+            json.loads(file.read_text())
+        except ValueError:
+            return False
+    return True
 
 
 def _stage_graph(repo: Repo) -> nx.DiGraph:
