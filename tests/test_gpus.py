@@ -10,11 +10,14 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from conftest import ROOT
+from engine_fixture import Repository, create_repository, snakemake_command
 
 from workflow import params
 from workflow.errors import UserError
@@ -208,3 +211,73 @@ def test_a_variant_needs_a_gpu_unless_params_say_cpu(tmp_path: Path, monkeypatch
     assert params.gpus_needed(variant="qlora_nf4_dq") == 0
     with pytest.raises(UserError, match="qlora is not a variant of this experiment"):
         params.gpus_needed(variant="qlora")
+
+
+COMPUTING = {"benchmark@qlora_nf4_dq", "benchmark_grid@qlora_nf4_dq-own"}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Repository:
+    repository = create_repository(tmp_path_factory.mktemp("finished"), variants=["lora_16bit"], seeds=[1])
+    repository.bring_up_to_date("dvc")
+    return repository
+
+
+@contextmanager
+def snakemake(finished: Repository, folder: Path, gpus: int) -> Iterator[tuple[Repository, subprocess.Popen]]:
+    """Run two stages that compute, and hang, and one that does not, on four cores and so many GPUs."""
+    repository = finished.copy(folder)
+    repository.edit_params(lambda params: params["experiment"]["variants"].append("qlora_nf4_dq"))
+    repository.append("workflow/stages/fetch_tasks.py", "# changed")
+    for stage in COMPUTING:
+        (repository.control / f"hang {stage}").touch()
+    command = [
+        str(snakemake_command()),
+        "--cores",
+        "4",
+        *COMPUTING,
+        "fetch_tasks",
+        "--resources",
+        f"gpu={gpus}",
+    ]
+    with subprocess.Popen(command, cwd=repository.root, env=repository.environment()) as process:
+        try:
+            yield repository, process
+        finally:
+            for stage in COMPUTING:
+                (repository.control / f"hang {stage}").unlink(missing_ok=True)
+
+
+def started(repository: Repository) -> set[str]:
+    log = repository.control / "ran"
+    return COMPUTING & set(log.read_text().split()) if log.exists() else set()
+
+
+def is_done(repository: Repository, stage: str) -> bool:
+    return (repository.root / ".snakemake" / "dvc" / stage).exists()
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.05)
+
+
+def test_one_gpu_makes_stages_that_compute_wait_for_each_other_and_no_others(
+    finished: Repository, tmp_path: Path
+):
+    with snakemake(finished, tmp_path / "copy", gpus=1) as (repository, process):
+        wait_until(lambda: started(repository) and is_done(repository, "fetch_tasks"))
+        [first] = started(repository)
+        (repository.control / f"hang {first}").unlink()
+        wait_until(lambda: started(repository) == COMPUTING)
+        assert is_done(repository, first)
+    assert process.returncode == 0
+
+
+def test_two_gpus_let_two_stages_compute_at_once(finished: Repository, tmp_path: Path):
+    with snakemake(finished, tmp_path / "copy", gpus=2) as (repository, process):
+        wait_until(lambda: started(repository) == COMPUTING)
+        assert not any(is_done(repository, stage) for stage in COMPUTING)
+    assert process.returncode == 0
