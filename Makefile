@@ -10,7 +10,7 @@ PIP := .venv/bin/python -m pip --disable-pip-version-check install --quiet
 TESTS ?= tests
 
 .DEFAULT_GOAL := help
-.PHONY: help report benchmark test lint format schema lock environment diff env-diff benchmark-engines
+.PHONY: help report benchmark test lint format schema lock environment diff env-diff benchmark-engines slurm
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -50,11 +50,14 @@ format: .venv/.installed-dev ## format the code
 schema: .venv/.installed ## write the JSON schema of params.yaml from workflow/params.py
 	.venv/bin/python -m workflow.params > workflow/schemas/params.schema.json
 
-lock: .venv/.installed-dev ## renew both lock files from pyproject.toml
+lock: .venv/.installed-dev ## renew the lock files from pyproject.toml
 	.venv/bin/uv pip compile --quiet --upgrade pyproject.toml --output-file requirements.lock
 	.venv/bin/uv pip compile --quiet --upgrade --group dev --constraints requirements.lock --output-file requirements-dev.lock
+	.venv/bin/uv pip compile --quiet --upgrade --group slurm --constraints requirements.lock --output-file requirements-slurm.lock
 
 environment: .venv/.installed ## create .venv from the lock file
+
+slurm: .venv/.installed-slurm ## install what a SLURM cluster needs (see docs/cluster.md)
 
 # Every package but torch is installed by hash. Torch's build (CPU or CUDA) depends on the machine and on
 # pip's configuration; its CUDA build pins its own libraries.
@@ -67,4 +70,8 @@ environment: .venv/.installed ## create .venv from the lock file
 
 .venv/.installed-dev: .venv/.installed requirements-dev.lock
 	$(PIP) --require-hashes --no-deps --requirement requirements-dev.lock
+	@touch $@
+
+.venv/.installed-slurm: .venv/.installed requirements-slurm.lock
+	$(PIP) --require-hashes --no-deps --requirement requirements-slurm.lock
 	@touch $@

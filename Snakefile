@@ -29,8 +29,12 @@ try:
     if workflow.config_settings.overwrite_config:
         raise UserError("DVC reads params.yaml alone: edit it, --config has no effect.")
     PARAMS = load()
+    # Without `--jobs` there is no cluster, and `gpu` says which jobs may not run at once.
+    local = workflow.resource_settings.nodes is None
     with pipeline.open_repo() as repo:
-        STAGES = pipeline.load_stages(repo)
+        STAGES = pipeline.load_stages(
+            repo, gpus=local or pipeline.cluster_offers_gpus(PARAMS.hardware.device)
+        )
         if workflow.is_main_process:  # a job on a cluster reads this file again
             pipeline.mark_fresh_stages(repo)
 except UserError as error:

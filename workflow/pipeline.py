@@ -7,6 +7,8 @@ DVC's index is not public API, so this is the only module that touches it.
 import argparse
 import json
 import shlex
+import shutil
+import subprocess
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -98,15 +100,22 @@ def open_repo(root: Path | str = ".") -> Iterator[Repo]:
         raise UserError(f"DVC: {error}") from error
 
 
-def load_stages(repo: Repo) -> list[Stage]:
-    """Return the stages of dvc.yaml. No output is read, so this is safe while jobs run."""
+def load_stages(repo: Repo, *, gpus: bool = True) -> list[Stage]:
+    """Return the stages of dvc.yaml. No output is read, so this is safe while jobs run.
+
+    Args:
+        gpus: without, no stage asks for one.
+    """
     graph = _stage_graph(repo)
     pull = bool(repo.config["core"].get("remote"))
     return [
         Stage(
             name=stage.name,
             upstream=tuple(sorted(needed.name for needed in graph.successors(stage))),
-            resources=(stage.meta or {}).get("resources", {}),
+            resources={
+                name: amount if gpus or name != "gpu" else 0
+                for name, amount in (stage.meta or {}).get("resources", {}).items()
+            },
             command=job_command(stage.name, pull=pull),
             shown=_shown(stage),
         )
@@ -122,6 +131,17 @@ def _shown(stage: PipelineStage) -> tuple[Shown, ...]:
         Shown(path=path, labels={"file": Path(path).name, **labels}, **rest)
         for path in asked.get("files", [])
     )
+
+
+def cluster_offers_gpus(device: str) -> bool:
+    """Whether jobs of `hardware.device` are to ask a cluster for GPUs: with `auto`, if SLURM knows of one.
+
+    Another scheduler is asked for what dvc.yaml says.
+    """
+    if device == "auto" and shutil.which("sinfo"):
+        told = subprocess.run(["sinfo", "--noheader", "--format=%G"], capture_output=True, text=True)
+        return told.returncode != 0 or "gpu" in told.stdout
+    return device != "cpu"
 
 
 def job_command(name: str, *, pull: bool) -> str:
