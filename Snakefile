@@ -33,7 +33,11 @@ try:
     local = workflow.resource_settings.nodes is None
     with pipeline.open_repo() as repo:
         STAGES = pipeline.load_stages(
-            repo, gpus=local or pipeline.cluster_offers_gpus(PARAMS.hardware.device)
+            repo,
+            gpus=local or pipeline.cluster_offers_gpus(PARAMS.hardware.device),
+            processes={
+                name: asked.processes for name, asked in PARAMS.variants.items()
+            },
         )
         if workflow.is_main_process:  # a job on a cluster reads this file again
             pipeline.mark_fresh_stages(repo)

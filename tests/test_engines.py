@@ -218,6 +218,15 @@ def test_snakemakes_own_report_shows_figures_and_tables_with_captions(repository
     assert_clean(repository)
 
 
+def test_a_shared_training_asks_for_a_gpu_for_each_process(repository: Repository) -> None:
+    repository.edit_params(lambda params: params["variants"][VARIANT].update(processes=2))
+    planned = repository.snakemake("--dry-run", "report", "--resources", "gpu=4")
+    rule = planned[planned.index(f"rule train@{VARIANT}-1:") :].split("\n\n")[0]
+    assert "gpu=2" in rule
+    rule = planned[planned.index(f"rule evaluate@{VARIANT}-1:") :].split("\n\n")[0]
+    assert "gpu=1" in rule
+
+
 def test_snakemakes_touch_blesses_nothing(repository: Repository) -> None:
     repository.edit_params(change_evaluation)
     lock = (repository.root / "dvc.lock").read_bytes()

@@ -10,10 +10,11 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import networkx as nx
@@ -100,11 +101,14 @@ def open_repo(root: Path | str = ".") -> Iterator[Repo]:
         raise UserError(f"DVC: {error}") from error
 
 
-def load_stages(repo: Repo, *, gpus: bool = True) -> list[Stage]:
+def load_stages(
+    repo: Repo, *, gpus: bool = True, processes: Mapping[str, int] = MappingProxyType({})
+) -> list[Stage]:
     """Return the stages of dvc.yaml. No output is read, so this is safe while jobs run.
 
     Args:
         gpus: without, no stage asks for one.
+        processes: of each variant; one where it is not named.
     """
     graph = _stage_graph(repo)
     pull = bool(repo.config["core"].get("remote"))
@@ -112,15 +116,19 @@ def load_stages(repo: Repo, *, gpus: bool = True) -> list[Stage]:
         Stage(
             name=stage.name,
             upstream=tuple(sorted(needed.name for needed in graph.successors(stage))),
-            resources={
-                name: amount if gpus or name != "gpu" else 0
-                for name, amount in (stage.meta or {}).get("resources", {}).items()
-            },
+            resources=_resources(stage.meta or {}, gpus=gpus, processes=processes),
             command=job_command(stage.name, pull=pull),
             shown=_shown(stage),
         )
         for stage in graph
     ]
+
+
+def _resources(meta: dict[str, Any], *, gpus: bool, processes: Mapping[str, int]) -> dict[str, int]:
+    asked = dict(meta.get("resources", {}))
+    if "gpu" in asked:
+        asked["gpu"] *= processes.get(meta.get("processes_of", ""), 1) if gpus else 0
+    return asked
 
 
 def _shown(stage: PipelineStage) -> tuple[Shown, ...]:
