@@ -21,7 +21,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun")
+PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "setpriv")
 PACKAGES = "munge slurmctld slurmd slurm-client"
 # Debian puts the daemons where only root's PATH looks.
 PATH = f"{os.environ['PATH']}:/usr/sbin:/usr/bin:/bin"
@@ -55,7 +55,7 @@ ReturnToService=2
 KillWait=2
 MinJobAge=3600
 {gres_types}
-NodeName={host} NodeAddr=127.0.0.1 CPUs=2 RealMemory=64000 {gres}
+NodeName={host} NodeAddr=127.0.0.1 CPUs=2 RealMemory=64000 Feature=a100 {gres}
 PartitionName=main Nodes={host} Default=YES MaxTime=INFINITE State=UP
 """
 
@@ -158,7 +158,8 @@ def _configure(folder: Path, gpus: int) -> None:
 def _daemon(*command: str, env: dict[str, str] | None = None, log: Path | None = None) -> Iterator[None]:
     with open(log or os.devnull, "w") as out:
         process = subprocess.Popen(
-            [shutil.which(command[0], path=PATH), *command[1:]],
+            # It ends with this process, however this one ends.
+            ["setpriv", "--pdeathsig", "TERM", shutil.which(command[0], path=PATH), *command[1:]],
             env={"PATH": PATH, **(env or {})},
             stdout=out,
             stderr=out,

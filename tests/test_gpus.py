@@ -10,14 +10,21 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from conftest import ROOT
-from engine_fixture import Repository, create_repository, snakemake_command
+from engine_fixture import (
+    OTHER,
+    VARIANT,
+    Repository,
+    add_variant,
+    create_repository,
+    snakemake_command,
+    wait_until,
+)
 
 from workflow import params
 from workflow.errors import UserError
@@ -213,12 +220,12 @@ def test_a_variant_needs_a_gpu_unless_params_say_cpu(tmp_path: Path, monkeypatch
         params.gpus_needed(variant="qlora")
 
 
-COMPUTING = {"benchmark@qlora_nf4_dq", "benchmark_grid@qlora_nf4_dq-own"}
+COMPUTING = {f"benchmark@{OTHER}", f"benchmark_grid@{OTHER}-own"}
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Repository:
-    repository = create_repository(tmp_path_factory.mktemp("finished"), variants=["lora_16bit"], seeds=[1])
+    repository = create_repository(tmp_path_factory.mktemp("finished"), variants=[VARIANT], seeds=[1])
     repository.bring_up_to_date("dvc")
     return repository
 
@@ -227,7 +234,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Repository:
 def snakemake(finished: Repository, folder: Path, gpus: int) -> Iterator[tuple[Repository, subprocess.Popen]]:
     """Run two stages that compute, and hang, and one that does not, on four cores and so many GPUs."""
     repository = finished.copy(folder)
-    repository.edit_params(lambda params: params["experiment"]["variants"].append("qlora_nf4_dq"))
+    repository.edit_params(add_variant)
     repository.append("workflow/stages/fetch_tasks.py", "# changed")
     for stage in COMPUTING:
         (repository.control / f"hang {stage}").touch()
@@ -255,13 +262,6 @@ def started(repository: Repository) -> set[str]:
 
 def is_done(repository: Repository, stage: str) -> bool:
     return (repository.root / ".snakemake" / "dvc" / stage).exists()
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.05)
 
 
 def test_one_gpu_makes_stages_that_compute_wait_for_each_other_and_no_others(

@@ -1,7 +1,6 @@
 """The pipeline on a real SLURM of one node and two CPUs, which the test starts on this machine."""
 
 import importlib.util
-import json
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -10,11 +9,19 @@ from pathlib import Path
 
 import pytest
 import slurm_fixture
-from engine_fixture import PROJECT, Repository, create_repository, snakemake_command
+from engine_fixture import (
+    NOTHING,
+    OTHER,
+    PROJECT,
+    VARIANT,
+    Repository,
+    assert_clean,
+    create_repository,
+    snakemake_command,
+)
 from slurm_fixture import Slurm, running_slurm, wait_until
 from test_end_to_end import TINY, clone, run
 
-VARIANT, OTHER = "lora_16bit", "qlora_nf4_dq"
 PLUGIN = "the SLURM executor is not installed: make slurm"
 # Looks for ended jobs every second or so, where the profile waits for trainings of hours.
 ON_SLURM = (
@@ -55,7 +62,7 @@ def test_the_real_pipeline_trains_two_at_once_and_then_has_nothing_to_do(
         jobs = slurm.jobs()
         assert sorted(map(stage_of, jobs)) == sorted(stages)
         assert {job["JobState"] for job in jobs} == {"COMPLETED"}
-        assert "Nothing to be done" in run(folder, "snakemake", "report", *ON_SLURM)
+        assert NOTHING in run(folder, "snakemake", "report", *ON_SLURM)
         assert len(slurm.jobs()) == len(stages)
     assert (folder / "report/index.html").stat().st_size > 10_000
     assert "up to date" in run(folder, "dvc", "status")
@@ -103,7 +110,7 @@ def submitted(repository: Repository, slurm: Slurm) -> Iterator[subprocess.Popen
     ) as run:
         try:
             wait_until(
-                lambda: log.exists() and set(log.read_text().split()) == set(trainings), "two trainings"
+                lambda: log.exists() and set(log.read_text().split()) == set(trainings), "two trainings", 180
             )
             yield run
         finally:
@@ -138,7 +145,7 @@ def test_a_cancelled_job_fails_its_call_and_the_next_call_runs_it_alone(reposito
     # The other engine goes on from there.
     evaluations = [f"evaluate@{VARIANT}-{seed}" for seed in (2, 3)]
     assert repository.bring_up_to_date("dvc") == ["compare", *evaluations, "report"]
-    assert json.loads(repository.dvc("status", "--json")) == {}
+    assert_clean(repository)
 
 
 def test_jobs_of_an_experiment_on_cpus_ask_for_no_gpu(repository: Repository, slurm: Slurm):
