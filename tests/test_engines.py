@@ -8,10 +8,11 @@ import os
 import shutil
 import signal
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 import yaml
+from dvc import rwlock
 from engine_fixture import (
     AFTER_ADDING_A_SEED,
     AFTER_ADDING_A_VARIANT,
@@ -34,6 +35,8 @@ from engine_fixture import (
     snakemake_command,
     wait_until,
 )
+
+from workflow import pipeline
 
 SNAKEMAKE = [str(snakemake_command()), "--cores", "1", "--nolock"]
 
@@ -179,6 +182,27 @@ def test_a_process_killed_while_dvc_wrote_its_locks_stops_nobody(repository: Rep
     locks.write_text('{"read": {')
     repository.prune()
     assert repository.bring_up_to_date("dvc") == AFTER_CHANGING_THE_EVALUATION
+
+
+def test_a_job_killed_while_dvc_writes_its_locks_leaves_them_whole(
+    repository: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    locks = repository.root / ".dvc" / "tmp" / "rwlock"
+    before = locks.read_bytes()
+
+    class Killed(BaseException):
+        pass
+
+    def die(content: Any, file: IO[str]) -> None:
+        file.write('{"re')
+        file.flush()
+        raise Killed
+
+    with pipeline.open_repo(repository.root) as repo, monkeypatch.context() as patch:
+        patch.setattr(rwlock.json, "dump", die)
+        with pytest.raises(Killed), rwlock.rwlock(repo.tmp_dir, repo.fs, "job", [], ["/a/file"], False):
+            pass
+    assert before and locks.read_bytes() == before
 
 
 def change_comparison(params: dict[str, Any]) -> None:

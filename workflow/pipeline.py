@@ -1,11 +1,13 @@
 """The stages of dvc.yaml as the Snakefile needs them, and DVC's word on which of them are up to date.
 
 DVC's index is not public API, so this is the only module that touches it.
-`python -m workflow.pipeline prune` removes what is left of stages that dvc.yaml no longer has.
+`python -m workflow.pipeline prune` removes what is left of stages that dvc.yaml no longer has;
+`python -m workflow.pipeline dvc ...` is `dvc ...` for jobs that may be killed beside each other.
 """
 
 import argparse
 import json
+import os
 import shlex
 import shutil
 import subprocess
@@ -15,15 +17,15 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import IO, Any
 
 import networkx as nx
+from dvc import rwlock
 from dvc.dvcfile import PROJECT_FILE, ProjectFile, load_file
 from dvc.exceptions import DvcException
 from dvc.lock import LockError, make_lock
 from dvc.output import Output
 from dvc.repo import Repo
-from dvc.rwlock import RWLOCK_FILE, RWLOCK_LOCK
 from dvc.stage import PipelineStage
 from dvc.stage.loader import StageLoader
 
@@ -94,7 +96,7 @@ def open_repo(root: Path | str = ".") -> Iterator[Repo]:
         UserError: DVC refused something inside the block, such as an unsound dvc.yaml.
     """
     try:
-        with Repo(root, _wait_for_lock=True) as repo:
+        with _whole_lists_of_running_stages(), Repo(root, _wait_for_lock=True) as repo:
             _mend_list_of_running_stages(repo)
             yield repo
     except DvcException as error:
@@ -161,7 +163,7 @@ def job_command(name: str, *, pull: bool) -> str:
         name: the stage's name.
         pull: fetch from the default remote what is up to date but not here; fails where there is none.
     """
-    repro = f"{shlex.quote(sys.executable)} -m dvc --wait-for-lock repro --single-item"
+    repro = f"{shlex.quote(sys.executable)} -m workflow.pipeline dvc --wait-for-lock repro --single-item"
     stage, log = shlex.quote(f"dvc.yaml:{name}"), shlex.quote(str(log_file(name)))
     # `--pull` calls a stage done while a file that only git holds is missing: plain repro has the last word.
     command = f"{repro} --pull {stage} && {repro} {stage}" if pull else f"{repro} {stage}"
@@ -243,16 +245,43 @@ def prune_and_tell() -> None:
             print(f"{path} was left in place: the stage is not here as dvc.lock records it", flush=True)
 
 
-def _mend_list_of_running_stages(repo: Repo) -> None:
-    """Remove DVC's list of who reads and writes what, if a process was killed while it wrote that file.
+class _WholeFiles:
+    """What DVC asks of a file system for its list of running stages; a file that it writes appears whole."""
 
-    DVC would refuse every command until somebody does.
+    join = staticmethod(os.path.join)
+
+    @staticmethod
+    @contextmanager
+    def open(path: str, mode: str = "r", *, encoding: str) -> Iterator[IO[str]]:
+        beside = f"{path}.new" if "w" in mode else path
+        with open(beside, mode, encoding=encoding) as file:
+            yield file
+        if beside != path:
+            os.replace(beside, path)
+
+
+@contextmanager
+def _whole_lists_of_running_stages() -> Iterator[None]:
+    """Let DVC write its list of who reads and writes what at one stroke.
+
+    Left as it is, it is empty for a moment: a job that is killed then makes DVC refuse every command, and the
+    jobs beside it lose what they computed.
     """
-    file = Path(repo.tmp_dir, RWLOCK_FILE)
+    edit = rwlock._edit_rwlock
+    rwlock._edit_rwlock = lambda folder, _, hardlink: edit(folder, _WholeFiles, hardlink)
+    try:
+        yield
+    finally:
+        rwlock._edit_rwlock = edit
+
+
+def _mend_list_of_running_stages(repo: Repo) -> None:
+    """Remove DVC's list of who reads and writes what, if `dvc repro` was killed while it wrote that file."""
+    file = Path(repo.tmp_dir, rwlock.RWLOCK_FILE)
     if _is_json(file):
         return
     guard = make_lock(
-        str(file.with_name(RWLOCK_LOCK)),
+        str(file.with_name(rwlock.RWLOCK_LOCK)),
         tmp_dir=repo.tmp_dir,
         hardlink_lock=repo.config["core"].get("hardlink_lock", False),
     )
@@ -326,11 +355,18 @@ def _is_taken(repo: Repo, out: Output) -> bool:
 
 
 def main() -> None:
-    """Parse the command line and prune; exit 1 with one sentence on a UserError."""
+    """Parse the command line and do as it says; exit 1 with one sentence on a UserError."""
     parser = argparse.ArgumentParser(prog="python -m workflow.pipeline", description=__doc__)
-    parser.add_argument("action", choices=["prune"])
-    parser.parse_args()
+    actions = parser.add_subparsers(dest="action", required=True)
+    actions.add_parser("prune")
+    actions.add_parser("dvc", add_help=False)
+    options, arguments = parser.parse_known_args()
     try:
+        if options.action == "dvc":
+            from dvc.cli import main as dvc
+
+            with _whole_lists_of_running_stages():
+                sys.exit(dvc(arguments))
         load()
         prune_and_tell()
     except UserError as error:
