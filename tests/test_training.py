@@ -12,7 +12,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from workflow import benchmarking, packing, params, precision, training
+from workflow import benchmarking, memory, packing, params, precision, training
 from workflow.errors import CheckError, UserError
 
 CPU = params.Hardware(device="cpu", compute_dtype="float32", data_workers=0)
@@ -707,6 +707,20 @@ def test_the_benchmark_counts_the_same_tokens_however_batches_are_prepared(asked
         trainer.train()
         watches.append(watch)
     assert watches[0].useful == watches[1].useful and watches[0].padded == watches[1].padded
+    shape = memory.Shape.of(trainer.causal_model.config)
+    rate, share = benchmarking.utilisation(
+        watch,
+        shape=shape,
+        variant=asked.variants["lora_16bit"],
+        training=asked.training,
+        compute=torch.float32,
+    )
+    linear, adapters = shape.linear_parameters, memory.adapter_parameters(shape, asked.training)
+    products = (
+        4 * (linear + shape.vocabulary * shape.hidden) + 6 * adapters
+    )  # a token; attention comes on top
+    least = products * sum(watch.useful) / sum(watch.seconds) / (rate.value * 1e12)
+    assert 0 < least < share.value < 1.5 * least
     assert len(watches[0].useful) == 3 and all(
         0 < useful <= padded for useful, padded in zip(watches[0].useful, watches[0].padded, strict=True)
     )

@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pynvml
 import torch
-from transformers import AutoTokenizer, TrainerCallback
+from transformers import AutoConfig, AutoTokenizer, TrainerCallback
 
 from workflow import params
 from workflow.console import progress, say
@@ -121,6 +121,13 @@ def benchmark(
             Measurement("memory_before_load", before, "GiB", False,
                         "resident set of the process: Python and the libraries alone")
         )  # fmt: skip
+    measured += utilisation(
+        stopwatch,
+        shape=Shape.of(AutoConfig.from_pretrained(model_folder)),
+        variant=variant,
+        training=training,
+        compute=getattr(torch, precision.compute),
+    )
     return Measured(
         precision=precision,
         micro_batch_rows=benchmark.micro_batch_rows,
@@ -157,6 +164,29 @@ def speed(stopwatch: "Stopwatch") -> list[Measurement]:
         ),
         middle("step_time", stopwatch.seconds, "s", False, "one optimizer step on one micro-batch"),
     ]
+
+
+def utilisation(
+    stopwatch: "Stopwatch",
+    *,
+    shape: Shape,
+    variant: params.Variant,
+    training: params.Training,
+    compute: torch.dtype,
+) -> list[Measurement]:
+    """The device's matrix rate, and the share of it that the counted steps reach; it takes memory of its own."""
+    rate = matmul_flops(stopwatch.device, compute)
+    operations = sum(
+        model_operations(shape, variant, training, lengths=lengths)
+        for lengths in stopwatch.lengths[stopwatch.warmup_steps :]
+    )
+    share = operations / sum(stopwatch.seconds) / rate
+    return [
+        Measurement("matrix_rate", rate / 1e12, "TFLOP/s", True,
+                    "of a large matrix product in the compute type, in the same process"),
+        Measurement("model_flop_utilisation", share, "of the matrix rate", True,
+                    "operations that the model's arithmetic asks for, over the counted steps"),
+    ]  # fmt: skip
 
 
 def _definition(precision: Precision, when: str) -> str:
