@@ -1,7 +1,11 @@
 """A run's files as the stages write them, with chosen numbers, so that what the page says can be checked."""
 
+import hashlib
 import io
+import itertools
+import json
 import math
+import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -123,6 +127,8 @@ def write(
     repairs: dict[str, dict] | None = None,
     title: str = "What does 4-bit fine-tuning cost?",
     training: dict[str, dict] | None = None,
+    says: dict[tuple[str, int], str] | None = None,
+    scores: dict[tuple[str, int], float] | None = None,
 ) -> Comparison:
     """Write params.yaml, requirements.lock and every stage's results into the working directory.
 
@@ -135,6 +141,8 @@ def write(
         categories: test items by category.
         repairs: as `comparison.repairs` of params.
         training: by variant, the keys of `training` that it changes.
+        says: by variant/form and row, an answer that is not the row's.
+        scores: by variant/form and row, an answer's rouge_l; 0.5 for all others.
 
     Returns:
         The comparison, as results/compare/comparison.json holds it.
@@ -163,10 +171,7 @@ def write(
                                          "held_out_rows": 53, "left_out_rows": 61})  # fmt: skip
     comparison = MadeUp(asked, device, half_width, categories or CATEGORIES).comparison()
     write_json(COMPARE / "comparison.json", comparison.as_dict())
-    answers = [
-        {"id": index, "context": "", "category": "made up", "stopped": index != 1, **asdict(row)}
-        for index, row in enumerate(rows)
-    ]
+    answers = _Answers(rows, says or {}, scores or {})
     for variant in variants:
         _write_evaluation(evaluate_base_folder(variant), variant, None, ["base"], device, answers)
         measured = [c for c in comparison.cost if c.variant == variant]
@@ -176,7 +181,84 @@ def write(
             _write_evaluation(evaluate_folder(variant, seed), variant, seed, forms, device, answers)
             write_json(train_folder(variant, seed) / "result.json", comparison.training[variant][index])
             _write_curves(train_folder(variant, seed), variant, seed)
+    pd.DataFrame(answers.items).to_parquet(COMPARE / "items.parquet", index=False)
     return comparison
+
+
+class _Answers:
+    """What every arm answered, and the items with its scores as the stage compare gathers them."""
+
+    def __init__(self, rows: tuple[Answered, ...], says: dict, scores: dict):
+        self.rows, self.says, self.scores = rows, says, scores
+        columns = ("task", "metric", "item", "numerator", "denominator", "variant", "seed", "form")
+        self.items = {column: [] for column in columns}
+
+    def of(self, variant: str, seed: int | None, form: str) -> list[dict]:
+        arm, found = f"{variant}/{form}", []
+        for index, row in enumerate(self.rows):
+            text = self.says.get((arm, index), row.answer)
+            found.append(
+                {"id": index, "context": "", "category": ("made up", "other")[index % 2], "stopped": index != 1,
+                 **asdict(row), "answer": text, "form": form}
+            )  # fmt: skip
+            score = ("holdout_generation", "rouge_l", str(index), self.scores.get((arm, index), 0.5), 1.0)
+            for column, value in zip(self.items, (*score, variant, seed, form), strict=True):
+                self.items[column].append(value)
+        return found
+
+
+def write_lock() -> None:
+    """Write what DVC would have written beside the results that are here: dvc.yaml, and dvc.lock with true digests."""
+    if not Path("workflow").exists():
+        Path("workflow").symlink_to(PROJECT / "workflow")
+    shutil.copy(PROJECT / "dvc.yaml", "dvc.yaml")
+    yaml = YAML(typ="safe", pure=True)
+    asked = yaml.load(Path("params.yaml").read_text(encoding="utf-8"))
+    stages = {}
+    for name, stage in yaml.load(Path("dvc.yaml").read_text(encoding="utf-8"))["stages"].items():
+        matrix = stage.get("matrix", {})
+        lists = [_by_key(asked, values.strip("${}")) for values in matrix.values()]
+        for values in itertools.product(*lists):
+            item = {f"${{item.{key}}}": str(value) for key, value in zip(matrix, values, strict=True)}
+            label = name + ("@" + "-".join(item.values()) if item else "")
+            paths = {
+                kind: [_filled(next(iter(one)) if isinstance(one, dict) else one, item)
+                       for part in parts for one in stage.get(part, [])]
+                for kind, parts in (("deps", ["deps"]), ("outs", ["outs", "metrics", "plots"]))
+            }  # fmt: skip
+            stages[label] = {
+                "cmd": _filled(stage["cmd"], item),
+                **{kind: [{"path": path, "md5": _md5(Path(path))} for path in found]
+                   for kind, found in paths.items()},
+                "params": {"params.yaml": {key: _by_key(asked, key)
+                                           for key in (_filled(k, item) for k in stage.get("params", []))}},
+            }  # fmt: skip
+    with Path("dvc.lock").open("w", encoding="utf-8") as file:
+        YAML(typ="safe", pure=True).dump({"schema": "2.0", "stages": stages}, file)
+
+
+def _filled(text: str, item: dict[str, str]) -> str:
+    for reference, value in item.items():
+        text = text.replace(reference, value)
+    return text
+
+
+def _by_key(content: dict, key: str):
+    for part in key.split("."):
+        content = content[part]
+    return content
+
+
+def _md5(path: Path) -> str:
+    if path.is_dir():
+        found = sorted(
+            (file.relative_to(path).as_posix(), hashlib.md5(file.read_bytes()).hexdigest())
+            for file in path.rglob("*")
+            if file.is_file() and "__pycache__" not in file.parts
+        )
+        listed = json.dumps([{"md5": digest, "relpath": name} for name, digest in found])
+        return hashlib.md5(listed.encode()).hexdigest() + ".dir"
+    return hashlib.md5(path.read_bytes()).hexdigest() if path.exists() else "0" * 32
 
 
 def point(setting: str, variant: str, *, tokens_per_second: float = 100.0, **changes) -> dict:
@@ -291,7 +373,8 @@ def _model_source(model: str) -> dict:
     return record | {"parameters": PARAMETERS, "storage_dtype": "BF16", "chat_template": "the model's own"}
 
 
-def _precision(variant: str, device: str) -> dict:
+def _precision(variant: str, device: str, *, merged: bool = False) -> dict:
+    served = BASELINE if merged else variant
     base, doubly = VARIANTS[variant]["precision"], VARIANTS[variant]["double_quantization"]
     compute = "float32" if device == "cpu" else "bfloat16"
     return {
@@ -301,9 +384,9 @@ def _precision(variant: str, device: str) -> dict:
         "compute": compute,
         "device": device,
         "device_name": DEVICES[device],
-        "quantized_modules": 0 if base == "16bit" else 210,
+        "quantized_modules": 0 if merged or base == "16bit" else 210,
         "linear_modules": 210,
-        "weights_gib": WEIGHTS_GIB[variant],
+        "weights_gib": WEIGHTS_GIB[served],
     }
 
 
@@ -598,7 +681,7 @@ def _benchmark(variant: str, device: str, costs: list[Cost]) -> dict:
 
 
 def _write_evaluation(
-    folder: Path, variant: str, seed: int | None, forms: list[str], device: str, answers: list[dict]
+    folder: Path, variant: str, seed: int | None, forms: list[str], device: str, answers: _Answers
 ) -> None:
     command = "lm_eval run --model hf --model_args pretrained={},dtype=float32 --tasks holdout_loss"
     tasks = [("holdout_loss", ITEMS), ("holdout_generation", 90)]
@@ -611,7 +694,7 @@ def _write_evaluation(
             "forms": [
                 {
                     "form": form,
-                    "precision": _precision(variant, device),
+                    "precision": _precision(variant, device, merged=form.startswith("merged")),
                     "adapters": 210 if form == "as_trained" else 0,
                     "adapter_dtype": "float32" if form == "as_trained" else None,
                     "metrics": [],
@@ -633,7 +716,7 @@ def _write_evaluation(
             "versions": VERSIONS,
         },
     )
-    write_jsonl(folder / "answers.jsonl", [{**answer, "form": form} for form in forms for answer in answers])
+    write_jsonl(folder / "answers.jsonl", [row for form in forms for row in answers.of(variant, seed, form)])
 
 
 def _write_curves(folder: Path, variant: str, seed: int) -> None:

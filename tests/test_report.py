@@ -2,25 +2,24 @@
 
 import contextlib
 import json
+import random
 import re
-import shutil
-import subprocess
-import sys
 from dataclasses import replace
-from html.parser import HTMLParser
-from itertools import pairwise
 from pathlib import Path
 
 import made_up_results
 import pytest
 from made_up_results import AFTER, BASELINE, BEFORE, HALF_WIDTH, MARGIN, PEAK_GIB, SPEED, Answered, write
+from report_reader import Reader, facts, read, spaced
 
 from workflow import params
 from workflow.comparison import ALL, Comparison, Contrast
 from workflow.errors import UserError
 from workflow.paths import COMPARE, train_folder
-from workflow.report import figures, formatting, words
-from workflow.report.facts import Facts, clean, gather, inputs, variant_labels
+from workflow.report import drawing, formatting, words
+from workflow.report.answers import marked
+from workflow.report.facts import inputs, variant_labels
+from workflow.report.formatting import clean
 from workflow.report.page import render
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -39,7 +38,9 @@ HOSTILE = '<script>alert("x")</script><img src=x onerror=alert(1)>\x00\u202e</st
 
 @pytest.fixture(autouse=True)
 def _in_a_folder_of_its_own(tmp_path, monkeypatch):
+    """And without drawing, which takes most of a page's time and which test_report_figures.py looks at."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(drawing, "drawn", lambda *_, **__: "<svg></svg>")
 
 
 @pytest.fixture(scope="module")
@@ -53,64 +54,10 @@ def comparison(tmp_path_factory) -> Comparison:
 def page(tmp_path_factory) -> str:
     """The usual run's page."""
     with contextlib.chdir(tmp_path_factory.mktemp("usual")):
-        write()
+        write(says={(f"{QLORA}/as_trained", 0): "The capital city of France is Paris, of course."},
+              scores={(f"{QLORA}/as_trained", 0): 0.7})  # fmt: skip
+        made_up_results.write_lock()
         return render(facts())
-
-
-class Reader(HTMLParser):
-    """Reads a page as a browser's user would: tags with their attributes, table rows, all text."""
-
-    def __init__(self, page: str):
-        super().__init__()
-        self.tags: list[tuple[str, dict]] = []
-        self.rows: list[list[str]] = []
-        self.tables: dict[str, list[list[str]]] = {}
-        self.words: list[str] = []
-        self.inside: list[str] = []
-        self.table = ""
-        self.feed(page)
-        self.text = _spaced(" ".join(self.words))
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-        self.inside.append(tag)
-        if dict(attrs).get("role") == "region":
-            self.table = dict(attrs)["aria-label"].removeprefix("Table of ")
-            self.tables[self.table] = []
-        if tag == "tr":
-            self.rows.append([])
-            self.tables[self.table].append(self.rows[-1])
-        if tag in ("td", "th"):
-            self.rows[-1].append("")
-
-    def handle_endtag(self, tag):
-        while self.inside and self.inside.pop() != tag:
-            pass
-
-    def handle_data(self, data):
-        if "style" in self.inside:
-            return
-        self.words.append(data)
-        if {"td", "th"} & set(self.inside):
-            self.rows[-1][-1] = _spaced(f"{self.rows[-1][-1]} {data}")
-
-    def row(self, *starts: str) -> list[str]:
-        """The first table row whose first cells begin so."""
-        return next(
-            row for row in self.rows if all(c.startswith(s) for c, s in zip(row, starts, strict=False))
-        )
-
-
-def _spaced(text: str) -> str:
-    return " ".join(text.split())
-
-
-def facts() -> Facts:
-    return gather(params.load())
-
-
-def read() -> Reader:
-    return Reader(render(facts()))
 
 
 def edit_comparison(change) -> None:
@@ -208,7 +155,7 @@ def test_the_claims_are_those_of_the_comparison(page, comparison):
     rows = Reader(page).tables["the claims"][1:]
     claims = sorted(comparison.claims, key=lambda claim: claim.claim)
     assert rows == [
-        [f"({c.claim}) {c.text}", f"{QLORA_LABEL} {FORMS[c.form]}", c.holds, _spaced(c.sentence)]
+        [f"({c.claim}) {c.text}", f"{QLORA_LABEL} {FORMS[c.form]}", c.holds, spaced(c.sentence)]
         for c in claims
     ]
     assert [row[2] for row in rows] == ["yes", "yes", "no", "no", "yes", "yes"]
@@ -287,7 +234,7 @@ def test_the_answer_begins_with_the_contrasts_verdict(half_width, margin, verdic
     margins = {"/".join(PRIMARY): margin} if margin else {}
     contrast = of(write(half_width=half_width, margins=margins), "to_baseline")
     assert contrast.verdict == verdict
-    sentence = _spaced(Reader(words.headline(facts()).sentences[0]).text).replace(" ,", ",")
+    sentence = spaced(Reader(words.headline(facts()).sentences[0]).text).replace(" ,", ",")
     assert sentence.startswith(said)
     one = contrast.equivalence if verdict == "equivalent" else contrast.difference
     ends = f"{shown(one.low, '+')} to {shown(one.high, '+')}"
@@ -318,7 +265,7 @@ def test_several_variants_each_get_a_line():
 def test_storage_and_what_was_quantised_are_named(page):
     page = Reader(page)
     assert page.row("16-bit LoRA lora_16bit")[1:4] == ["float32 (rounded to 16 bits)", "float32", "0 of 210"]
-    assert page.row("4-bit QLoRA")[1:5] == [
+    assert page.row(f"{QLORA_LABEL} {QLORA}")[1:5] == [
         "nf4 (4 bits), double-quantised", "float32", "210 of 210", "4,884,480 (float32)",
     ]  # fmt: skip
 
@@ -340,19 +287,19 @@ def test_limits_on_a_cpu():
     }
     assert "allow for the variance over seeds, but 2 trainings" in limits["2 seeds"]
     assert "134 test items with 100 different instructions" in limits["A small test set"]
-    found = _spaced(limits["What this design can find"])
+    found = spaced(limits["What this design can find"])
     assert "with a probability of 80 % from 0.026 nats per token" in found
     assert "margin of equivalence is 0.02 nats per token. That is less, so this design cannot be" in found
-    assert "spans 4 differences: of variants to the baseline, in Held-out loss, nats per token" in _spaced(
+    assert "spans 4 differences: of variants to the baseline, in Held-out loss, nats per token" in spaced(
         limits["Most differences are not corrected for their number"]
     )
     assert "holdout_generation (90)" in limits["Not every item was scored"]
     assert "192 of the 822 training rows" in limits["A short training"]
     assert "GGUF Q4_1" in limits["The base had been quantised before"]
     # 134,515,008 parameters x 2 bytes / 2**30
-    assert "0.251 GiB" in _spaced(limits["16-bit weights are held as float32"])
+    assert "0.251 GiB" in spaced(limits["16-bit weights are held as float32"])
     assert "0.64× of that and not 0.32×" in limits["16-bit weights are held as float32"]
-    assert "0.516 GiB" in _spaced(limits["Memory is that of the whole process"])
+    assert "0.516 GiB" in spaced(limits["Memory is that of the whole process"])
 
 
 def test_a_margin_that_the_design_can_decide_is_no_limit():
@@ -433,34 +380,71 @@ def test_a_missing_metric_is_a_gap_and_not_a_failure():
 
 def test_no_answers_written():
     write(rows=())
-    assert "No answers were written: holdout_generation is not among" in _spaced(read().text)
+    assert "No row was answered by every model." in read().text
 
 
-def test_the_first_answers_are_shown_where_there_are_many():
-    write(rows=tuple(Answered(f"Question {index}?", "Yes.", "No.") for index in range(30)))
+def test_a_sample_is_drawn_by_the_seed_and_the_largest_disagreements_are_added():
+    rows = tuple(Answered(f"Question {index}?", "Yes.", "No.") for index in range(40))
+    far = {(f"{BASELINE}/as_trained", row): 0.9 - row / 100 for row in (0, 7, 39)}
+    says = {(f"{QLORA}/as_trained", 12): "Another answer."}
+    write(rows=rows, scores=far, says=says)
+    answers = facts().answers
+    drawn = random.Random(55).sample(range(40), 12)  # 55 is comparison.seed
+    assert [row.id for row in answers.rows if row.sampled] == sorted(drawn)
+    assert [row.id for row in answers.rows if row.disagreeing] == [0, 7, 12, 39]
+    assert [row.id for row in answers.rows] == sorted({*drawn, 0, 7, 12, 39})
     text = read().text
-    assert "The first 12 of 30 are shown." in text
-    assert "Question 11?" in text
-    assert "Question 12?" not in text
+    assert (
+        "Of 40 rows that every model answered, 12 were drawn by the seed 55, whatever the answers; 4 have"
+        in text
+    )
+    missing = next(number for number in range(40) if number not in {*drawn, 0, 7, 12, 39})
+    assert f"Question {missing}?" not in text
 
 
-def test_answers_stand_side_by_side_and_long_ones_are_folded(page):
+def test_who_won_is_the_one_whose_score_is_highest(page):
+    articles = [a for tag, a in Reader(page).tags if tag == "article"]
+    assert [a["data-winner"] for a in articles] == [f"{QLORA}/as_trained", "tie", "tie"]
+    assert [a["data-category"] for a in articles] == ["made up", "other", "made up"]
+    assert "won by 4-bit QLoRA (NF4, double-quantised), seed 1" in Reader(page).text
+    assert "stopped by itself; rouge_l 0.70" in Reader(page).text
+
+
+def test_answers_stand_side_by_side_and_say_where_they_differ(page):
     text = Reader(page).text
-    assert "The capital of France is Paris." in text
-    assert text.count("The capital city of France is Paris.") == 3  # base and the first seed of two variants
-    assert text.count("cut at the limit") == 3
-    assert text.count("448 characters") == 3
+    assert (
+        text.count("The capital city of France is Paris.") == 1
+    )  # of the baseline; that of the base is the same
+    assert "The capital city of France is Paris, of course." in text
+    assert "city of France is <mark>Paris, of course.</mark>" in page
+    assert (
+        text.count("word for word that of 16-bit LoRA") == 5
+    )  # two rows of the quantised run and of its merged form
+    assert text.count("cut at the limit") == 4
+    assert text.count("448 characters") == 1  # the same words are not repeated
     assert "16-bit LoRA, seed 1 stopped by itself" in text
     assert "16-bit LoRA, seed 2 stopped by itself" not in text
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "pieces"),
+    [
+        ("the cat sat", "the cat sat", [("the cat sat", False)]),
+        ("the cat sat", "the dog sat", [("the ", False), ("dog", True), (" sat", False)]),
+        ("", "new", [("new", True)]),
+        ("old", "", []),
+    ],
+)
+def test_words_that_another_answer_lacks_are_marked(before, after, pieces):
+    assert marked(before, after) == pieces
 
 
 def test_text_from_models_and_data_is_only_text():
     write(rows=(Answered(HOSTILE, HOSTILE, HOSTILE),), title=f"What? {HOSTILE[:30]}")
     page = render(facts())
     reader = Reader(page)
-    assert not {"script", "img", "iframe", "object", "embed", "link", "base", "form"} & {
-        t for t, _ in reader.tags
-    }
+    assert not {"img", "iframe", "object", "embed", "link", "base"} & {t for t, _ in reader.tags}
+    assert [t for t, _ in reader.tags].count("script") == 1  # the page's own
     assert not [name for _, attributes in reader.tags for name in attributes if name.startswith("on")]
     assert 'alert("x")' in reader.text
     assert "\x00" not in page
@@ -470,7 +454,8 @@ def test_a_category_of_the_data_is_only_text():
     write(categories={HOSTILE: 80, "poetry": 54}, held_out=(HOSTILE,), rows=())
     page = render(facts())
     reader = Reader(page)
-    assert not {"script", "img"} & {tag for tag, _ in reader.tags}
+    tags = [tag for tag, _ in reader.tags]
+    assert "img" not in tags and tags.count("script") == 1
     assert "\x00" not in page
     name = clean(HOSTILE)
     assert f"{name} held out of training" in [row[0] for row in reader.tables["Table by category"]]
@@ -478,53 +463,6 @@ def test_a_category_of_the_data_is_only_text():
 
 def test_characters_that_html_forbids_are_replaced():
     assert clean("a\x00b\x1bc\ud800d\r\ne\tf") == "a\ufffdb\ufffdc\ufffdd\ne\tf"
-
-
-def test_nothing_is_loaded_from_anywhere(page):
-    tags = Reader(page).tags
-    loading = {"src", "srcset", "data", "poster", "action", "formaction", "background"}
-    assert not [(tag, attributes) for tag, attributes in tags if loading & set(attributes)]
-    assert all(a["href"].startswith("#") for _, a in tags if "href" in a)
-    assert all(reference.startswith("#") for reference in re.findall(r"url\(([^)]*)\)", page))
-    assert "@import" not in page
-    policy = next(a["content"] for tag, a in tags if tag == "meta" and "http-equiv" in a)
-    assert policy == "default-src 'none'; style-src 'unsafe-inline'"
-
-
-def test_the_page_is_sound_html(page):
-    tags = Reader(page).tags
-    ids = [a["id"] for _, a in tags if "id" in a]
-    assert len(ids) == len(set(ids))
-    targets = {a["href"][1:] for _, a in tags if "href" in a} | set(re.findall(r"url\(#([^)]*)\)", page))
-    assert targets <= set(ids)
-    levels = [int(tag[1]) for tag, _ in tags if re.fullmatch("h[1-6]", tag)]
-    assert levels[0] == 1
-    assert all(after - before <= 1 for before, after in pairwise(levels))
-    assert all(a.get("scope") for tag, a in tags if tag == "th")
-    assert dict(tags)["html"] == {"lang": "en"}
-    assert page.count("<table") == page.count("<caption>")
-    assert len(page.encode()) < 5_000_000
-
-
-def test_figures_say_their_numbers_and_take_the_pages_colours():
-    write()
-    panels = [
-        *figures.quality_panels(facts()),
-        *figures.curve_panels(facts()),
-        *figures.cost_panels(facts()),
-    ]
-    assert len(panels) == 8
-    for panel in panels:
-        assert not re.search(r"#[0-9a-f]{6}\b", panel.svg)  # no colour that dark mode could not change
-        assert 'role="img" aria-label="' in panel.svg
-        assert "<text" in panel.svg
-    alt = re.search('aria-label="([^"]*)"', panels[0].svg)[1]
-    assert "4-bit QLoRA (NF4, double-quantised): from 3.222 to 2.262" in alt
-    assert "seed 1 2.256 and seed 2 2.267" in alt
-    alt = re.search('aria-label="([^"]*)"', panels[1].svg)[1]
-    assert "A band marks the margin of equivalence, 0.02 either way." in alt
-    assert f"{QLORA_LABEL}, as trained: +0.058, interval +0.040 to +0.077, worse." in alt
-    assert "16-bit LoRA, merged, 16-bit: +0.010, interval −0.008 to +0.029, undecided." in alt
 
 
 def test_every_figure_and_table_says_where_it_is_from(page):
@@ -538,27 +476,6 @@ def test_every_figure_and_table_says_where_it_is_from(page):
     assert "learning_rate: 0.001" in page.text
     digests = {row[0] for row in page.rows if re.fullmatch("[0-9a-f]{64}", row[-1])}
     assert digests == {path.as_posix() for path in inputs(params.load())}
-
-
-def test_the_same_inputs_give_the_same_bytes(tmp_path):
-    write()
-    environment = {"PYTHONPATH": str(PROJECT), "HOME": str(tmp_path), "MPLCONFIGDIR": str(tmp_path / "mpl")}
-    pages = []
-    for seed in ("1", "2"):
-        done = subprocess.run(
-            [sys.executable, "-m", "workflow.stages.report"],
-            env=environment | {"PYTHONHASHSEED": seed},
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == 0, done.stderr
-        pages.append(Path("report/index.html").read_bytes())
-    assert pages[0] == pages[1]
-
-
-def test_rendering_needs_no_torch():
-    code = "import sys, workflow.stages.report; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": str(PROJECT)}).returncode == 0
 
 
 @pytest.mark.parametrize(
@@ -652,34 +569,15 @@ def test_predictions_are_counted_against_the_measured_peaks():
     write()
     made_up_results.write_hardware()
     # 15.0 of 15.8 is 5.06 % too low and 7 of 8 is 12.5 %; the plain loop has no prediction.
-    said = _spaced(words.prediction_sentence(facts()))
+    said = spaced(words.prediction_sentence(facts()))
     assert "at 7 points: 5 of them lie within 5 % of it." in said
     assert "The largest deviation is −12.5 % (16-bit LoRA at tinyllama_1b, 1 × 512 tokens)." in said
     made_up_results.write_hardware(
         [made_up_results.point("grid", BASELINE, **made_up_results.predicted(19, 20))]
     )
-    assert "at 1 point: 1 of them lies within 5 % of it." in _spaced(words.prediction_sentence(facts()))
+    assert "at 1 point: 1 of them lies within 5 % of it." in spaced(words.prediction_sentence(facts()))
     made_up_results.write_hardware([made_up_results.point("grid", BASELINE, predicted_gib=None)])
     assert words.prediction_sentence(facts()) is None
-
-
-def test_figures_of_a_device_say_their_numbers_and_take_the_pages_colours():
-    write()
-    made_up_results.write_hardware()
-    (block,) = facts().hardware
-    panels = figures.hardware_panels(block, "hardware-0")
-    alts = [re.search('aria-label="([^"]*)"', panel.svg)[1].replace("\u00a0", " ") for panel in panels]
-    alts = [alts[-1], *alts[:-1]]
-    assert "4 × 512 tokens, without checkpointing" in alts[0]
-    assert "activations kept for the backward pass 10.5" in alts[0]
-    assert "in all 15.0; measured peak 15.8 (−5.1 %)." in alts[0]
-    assert f"{QLORA_LABEL}: predicted base weights 2.00" in alts[0]
-    assert "16-bit LoRA, with checkpointing: 3,000 at 4 × 512." in alts[1]
-    assert "16-bit LoRA, without checkpointing: 2,000 at 1 × 512 and 4,000 at 4 × 512." in alts[1]
-    assert f"{QLORA_LABEL}, without checkpointing: 1,500 tokens/s in 8.00 GiB at 1 × 512" in alts[2]
-    assert f"{QLORA_LABEL}, with checkpointing" not in alts[1] + alts[2]
-    for panel in panels:
-        assert not re.search(r"#[0-9a-f]{6}\b", panel.svg)
 
 
 def test_what_fits_is_shown_by_size():
@@ -713,7 +611,8 @@ def test_the_runs_own_grid_is_shown_too():
         made_up_results.write_grid(variant, "own", [point("grid", variant, **held)])
     page = read()
     assert "What it costs over batch and length" in page.text
-    assert "on a GPU" not in page.text
+    assert "What it costs on a GPU" not in page.text
+    assert "No GPU: results/hardware holds no measurement of one" in page.text
     assert "Made-Up-135M.Q4_1 on Made-up CPU, 2 threads" in page.text
     assert "trained the run’s own model" in page.text
     assert "3.21 GiB" in page.row("4 × 512")
@@ -744,7 +643,8 @@ def test_text_of_a_measured_device_is_only_text():
     ]
     made_up_results.write_hardware(points, device=HOSTILE)
     page = render(facts())
-    assert not {"script", "img"} & {tag for tag, _ in Reader(page).tags}
+    tags = [tag for tag, _ in Reader(page).tags]
+    assert "img" not in tags and tags.count("script") == 1
     assert "\x00" not in page
     assert "died: <script>" in Reader(page).text
 
@@ -795,42 +695,3 @@ def test_signs_and_units():
     assert formatting.quantity(101.2, "tokens/s") == "101\u00a0tokens/s"
     assert formatting.decimals_of(0.021, 0.042) == 3
     assert formatting.decimals_of(0.5, 0.5) == 3
-
-
-CHROMIUM = next(
-    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), ""
-)
-
-
-@pytest.mark.skipif(not CHROMIUM, reason="no Chromium on PATH")
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_in_a_browser(scheme):
-    sync_api = pytest.importorskip("playwright.sync_api")
-    write(variants=tuple(made_up_results.VARIANTS), rows=(Answered(HOSTILE, "x" * 2000, HOSTILE * 20),))
-    made_up_results.write_hardware()
-    page_file = Path("index.html").resolve()
-    page_file.write_text(render(facts()), encoding="utf-8")
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        tab = browser.new_page(viewport={"width": 360, "height": 800}, color_scheme=scheme)
-        console, requests = [], []
-        tab.on("console", lambda message: console.append(message.text))
-        tab.on("pageerror", lambda error: console.append(str(error)))
-        tab.on("dialog", lambda dialog: console.append(dialog.message))
-        tab.on("request", lambda request: requests.append(request.url))
-        tab.goto(page_file.as_uri())
-        for opened in ("false", "true"):
-            tab.evaluate(f"document.querySelectorAll('details').forEach(d => d.open = {opened})")
-            for width in (360, 1280, 1600):
-                tab.set_viewport_size({"width": width, "height": 800})
-                assert tab.evaluate("document.documentElement.scrollWidth") <= width
-        ink, paper = tab.evaluate(
-            "(s => [s.color, s.backgroundColor])(getComputedStyle(document.body))"
-            ".map(c => c.match(/\\d+/g).slice(0, 3).reduce((sum, part) => sum + Number(part), 0))"
-        )
-        text_in_figures = tab.evaluate("getComputedStyle(document.querySelector('.panel svg text')).fill")
-        assert text_in_figures == tab.evaluate("getComputedStyle(document.body).color")
-        browser.close()
-    assert console == []
-    assert requests == [page_file.as_uri()]
-    assert (ink < paper) == (scheme == "light")

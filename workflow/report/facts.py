@@ -2,16 +2,16 @@
 
 import itertools
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 
 import pandas as pd
 
-from workflow import params
+from workflow import memory, params
 from workflow.comparison import ALL, Claim, Comparison, Contrast, Cost, Part, Score
 from workflow.errors import UserError
-from workflow.files import read_json, read_jsonl, sha256
+from workflow.files import read_json, sha256
 from workflow.paths import (
     COMPARE,
     DATASET_SOURCE,
@@ -25,20 +25,21 @@ from workflow.paths import (
     grid_file,
     train_folder,
 )
+from workflow.report import answers, lock
+from workflow.report.answers import Answers
+from workflow.report.formatting import Number, clean
+from workflow.report.lock import Lock
 from workflow.statistics import Difference, Equivalence
 
 COMPARISON = COMPARE / "comparison.json"
 SAMPLE_COUNTS = SAMPLE / "counts.json"
-LOCK = Path("requirements.lock")
+ENVIRONMENT = Path("requirements.lock")
 BASE, AS_TRAINED = "base", "as_trained"
 SPLITS = ("train", "validation", "test")
 CATEGORY = "category/"  # a subset of one category is called so, and then by the category's name
 GRID = "grid"  # the setting of a point on random rows; any other is on the run's rows
 OWN_SHAPE = "own"
 GPU_SIZES = (12, 16, 24, 40, 48, 80)  # GB of 10^9 bytes, as GPUs are sold
-MOST_ANSWERED = 12  # rows whose answers are shown
-# Not allowed in HTML, even escaped: controls other than tab and line feed, and lone surrogates.
-FORBIDDEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 
 
 @dataclass(frozen=True)
@@ -47,29 +48,11 @@ class Variant:
 
     name: str
     label: str
+    short: str  # where there is little room
     position: int  # in experiment.variants; decides its colour and marker
     is_baseline: bool
     precision: dict
     trained: list[dict]  # one per seed
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What one model wrote; `stopped` is None for the dataset's own response."""
-
-    who: str
-    text: str
-    stopped: bool | None
-
-
-@dataclass(frozen=True)
-class AnsweredRow:
-    """One test row with everyone's answer."""
-
-    instruction: str
-    context: str
-    category: str | None
-    answers: list[Answer]
 
 
 @dataclass(frozen=True)
@@ -91,6 +74,7 @@ class ServedForm:
     precision: dict
     adapters: int
     adapter_dtype: str | None
+    key: str = field(compare=False)  # where it stands
 
 
 @dataclass(frozen=True)
@@ -126,6 +110,7 @@ class Point:
     predicted: dict[str, float] | None  # None too where what was measured is no allocator's peak
     share: float | None  # of the matrix rate
     joules: float | None  # per 1,000 useful tokens
+    key: str  # where it stands
 
     @property
     def measured(self) -> bool:
@@ -199,6 +184,16 @@ class Fit:
 
 
 @dataclass(frozen=True)
+class Work:
+    """The time that a stage recorded, over all its runs."""
+
+    stage: str
+    runs: int
+    seconds: float
+    measured: str  # what the time is of
+
+
+@dataclass(frozen=True)
 class Facts:
     """What the page is made from."""
 
@@ -212,8 +207,7 @@ class Facts:
     benchmarks: dict[str, dict]
     history: pd.DataFrame
     validation: pd.DataFrame
-    answered: list[AnsweredRow]
-    answers: int  # rows that all of them answered, of which `answered` holds the first
+    answers: Answers
     served: list[ServedForm]
     commands: list[Commands]
     tasks: list[dict]
@@ -222,6 +216,8 @@ class Facts:
     digests: dict[str, str]
     hardware: list[Device]
     fits: list[Fit]
+    work: list[Work]
+    lock: Lock
 
     @property
     def baseline(self) -> Variant:
@@ -284,6 +280,49 @@ class Facts:
         found = dict.fromkeys((s.task, s.metric) for s in self.compared.scores)
         return [metric for metric in found if metric not in self.compared_metrics]
 
+    @cached_property
+    def _places(self) -> dict[int, str]:
+        lists = {
+            part: getattr(self.compared, part)
+            for part in ("scores", "contrasts", "decomposition", "claims", "cost")
+        }
+        return {
+            id(one): f"{part}[{index}]" for part, found in lists.items() for index, one in enumerate(found)
+        }
+
+    def key_of(self, found: Score | Contrast | Part | Claim | Cost, *names: str) -> str:
+        """Where a number of the comparison stands, for example `results/compare/comparison.json#scores[3].value`."""
+        return f"{COMPARISON.as_posix()}#{'.'.join([self._places[id(found)], *names])}"
+
+    def shown(self, text: str, found: Score | Contrast | Part | Claim | Cost, *names: str) -> Number:
+        """A number of the comparison as the page writes it, with its value and the place that it is from."""
+        value = found
+        for name in names:
+            value = value[name] if isinstance(value, dict) else getattr(value, name)
+        return Number(text, value, self.key_of(found, *names))
+
+    def weights_of(self, variant: str, form: str) -> float | None:
+        """GiB of a variant's weights as a form was loaded, or None where it was not."""
+        served = self.served_as(variant, form)
+        return served.precision["weights_gib"] if served else None
+
+    def served_as(self, variant: str, form: str) -> ServedForm | None:
+        """A form as it was loaded, with the first seed's adapter."""
+        return next((one for one in self.served if (one.variant, one.form) == (variant, form)), None)
+
+    @cached_property
+    def energy(self) -> dict[str, Point]:
+        """By variant, the run's own grid point with the most tokens at which energy was measured of every variant."""
+        found: dict[tuple, dict[str, Point]] = {}
+        for block in self.hardware:
+            for point in block.grid if block.own_run and block.own else []:
+                if point.joules is not None:
+                    key = (point.tokens, not point.checkpointing, point.micro_batch_rows)
+                    found.setdefault(key, {})[point.variant] = point
+        names = [variant.name for variant in self.variants]
+        shared = [key for key, points in found.items() if set(names) <= points.keys()]
+        return {name: found[max(shared)][name] for name in names} if shared else {}
+
     def cost_of(self, variant: str, metric: str) -> Cost | None:
         """A variant's measured cost, or None where it was not measured."""
         return next((c for c in self.compared.cost if (c.variant, c.metric) == (variant, metric)), None)
@@ -307,7 +346,7 @@ def gather(asked: params.Params) -> Facts:
     experiment = asked.experiment
     compared = _compared(read_json(COMPARISON))
     _check_same_runs(compared, asked)
-    labels = variant_labels(asked)
+    labels, shorts = variant_labels(asked), short_labels(asked)
     runs = [(variant, seed) for variant in experiment.variants for seed in experiment.seeds]
     results = {run: read_json(evaluate_folder(*run) / "result.json") for run in runs}
     trained = {
@@ -317,7 +356,6 @@ def gather(asked: params.Params) -> Facts:
     benchmarks = {name: read_json(benchmark_file(name)) for name in experiment.variants}
     bases = [read_json(evaluate_base_folder(name) / "result.json") for name in experiment.variants]
     evaluated = [*bases, *results.values()]
-    answered = _answered(asked, labels)
     hardware = _hardware(asked, labels)
     return Facts(
         asked=asked,
@@ -329,6 +367,7 @@ def gather(asked: params.Params) -> Facts:
             Variant(
                 name=name,
                 label=labels[name],
+                short=shorts[name],
                 position=position,
                 is_baseline=name == experiment.baseline,
                 precision=compared.precisions[name],
@@ -340,8 +379,7 @@ def gather(asked: params.Params) -> Facts:
         benchmarks=benchmarks,
         history=_curves(runs, "history.csv"),
         validation=_curves(runs, "validation.csv"),
-        answered=answered[:MOST_ANSWERED],
-        answers=len(answered),
+        answers=answers.read(asked, labels),
         served=_served(evaluated),
         commands=[
             Commands(result["variant"], result["seed"], form["form"], form["harness"]["commands"])
@@ -354,13 +392,15 @@ def gather(asked: params.Params) -> Facts:
         digests={path.as_posix(): sha256(path) for path in files},
         hardware=hardware,
         fits=_fits(asked, hardware),
+        work=_work(trained, bases, list(results.values()), benchmarks),
+        lock=lock.read(files),
     )
 
 
 def inputs(asked: params.Params) -> list[Path]:
     """Every file that the page is made from."""
     experiment = asked.experiment
-    files = [params.PARAMS_FILE, LOCK, MODEL_SOURCE, DATASET_SOURCE, SAMPLE_COUNTS, COMPARISON]
+    files = [params.PARAMS_FILE, ENVIRONMENT, MODEL_SOURCE, DATASET_SOURCE, SAMPLE_COUNTS, COMPARISON]
     for name in experiment.variants:
         files += [benchmark_file(name), evaluate_base_folder(name) / "result.json"]
         for seed in experiment.seeds:
@@ -368,7 +408,7 @@ def inputs(asked: params.Params) -> list[Path]:
                 train_folder(name, seed) / file for file in ("result.json", "history.csv", "validation.csv")
             ]
             files.append(evaluate_folder(name, seed) / "result.json")
-    files += [path for _, path in _answer_files(asked, {})]
+    files += answers.files(asked)
     return files + _grid_files(asked) + _hardware_files()
 
 
@@ -435,6 +475,18 @@ def variant_labels(asked: params.Params) -> dict[str, str]:
     return {name: label if taken.count(label) == 1 else f"{label}, {name}" for name, label in labels.items()}
 
 
+def short_labels(asked: params.Params) -> dict[str, str]:
+    """What each variant is called where there is little room; no two share a label."""
+    found = {}
+    for name in asked.experiment.variants:
+        variant = asked.variants[name]
+        precision = {"16bit": "16-bit", "int8": "8-bit"}.get(variant.precision, variant.precision.upper())
+        doubly = " + DQ" if variant.double_quantization else ""
+        found[name] = f"{precision}{doubly}{', full' if variant.method == 'full' else ''}"
+    taken = list(found.values())
+    return {name: short if taken.count(short) == 1 else name for name, short in found.items()}
+
+
 def _label(variant: params.Variant) -> str:
     if variant.method == "full":
         return "16-bit full fine-tuning"
@@ -457,7 +509,7 @@ def _hardware(asked: params.Params, labels: dict[str, str]) -> list[Device]:
         names = [precision["device_name"] for precision in measured]
         device = clean(file.get("device") or (names or ["a device that could measure nothing"])[0])
         on_cpu = any(precision["device"] == "cpu" for precision in measured)
-        for point in file["points"]:
+        for index, point in enumerate(file["points"]):
             block = found.setdefault(
                 (own_run, device, point["shape"]),
                 {"on_cpu": on_cpu, "versions": [], "files": [], "points": []},
@@ -465,7 +517,7 @@ def _hardware(asked: params.Params, labels: dict[str, str]) -> list[Device]:
             if path.as_posix() not in block["files"]:
                 block["files"].append(path.as_posix())
                 block["versions"].append(file)
-            block["points"].append(_point(point))
+            block["points"].append(_point(point, f"{path.as_posix()}#points[{index}]"))
     variants = _measured_variants(asked, labels, [p for block in found.values() for p in block["points"]])
     return [
         Device(
@@ -483,7 +535,7 @@ def _hardware(asked: params.Params, labels: dict[str, str]) -> list[Device]:
     ]
 
 
-def _point(point: dict) -> Point:
+def _point(point: dict, key: str) -> Point:
     memory = point.get("memory_gib") or {}
     allocated = memory.get("peak_allocated")
     return Point(
@@ -507,6 +559,7 @@ def _point(point: dict) -> Point:
         predicted=None if allocated is None else point.get("predicted_gib"),
         share=point.get("model_flop_utilisation"),
         joules=point.get("joules_per_1000_tokens"),
+        key=key,
     )
 
 
@@ -533,15 +586,9 @@ def _fits(asked: params.Params, hardware: list[Device]) -> list[Fit]:
                 ranks = [point.rank for point in block.of(variant)]
                 if variant.name in asked.variants:
                     wanted.setdefault((block.shape, variant), (config, ranks[0]))
-    if not wanted:
-        return []
-    from transformers import AutoConfig  # imports torch, so not where nothing asks for it
-
-    from workflow import memory
-
     found = []
     for (shape, variant), (config, rank) in wanted.items():
-        sizes = memory.Shape.of(AutoConfig.from_pretrained(config))
+        sizes = shape_of(config)
         own = asked.variants[variant.name].training
         for checkpointing in (False, True):
             changes = own | {"rank": rank, "gradient_checkpointing": checkpointing}
@@ -554,6 +601,29 @@ def _fits(asked: params.Params, hardware: list[Device]) -> list[Fit]:
             }
             found.append(Fit(shape, variant, checkpointing, rank, tokens))
     return found
+
+
+@dataclass(frozen=True)
+class _Config:
+    """A configuration file with the names and defaults of transformers, whose own reader imports torch."""
+
+    hidden_size: int
+    intermediate_size: int
+    num_attention_heads: int
+    num_hidden_layers: int
+    vocab_size: int
+    num_key_value_heads: int | None = None
+    head_dim: int | None = None
+    tie_word_embeddings: bool = False
+
+    def get_text_config(self) -> "_Config":
+        return self
+
+
+def shape_of(config: Path) -> memory.Shape:
+    """The shape of a Llama-like model from its config.json."""
+    known = {field.name for field in fields(_Config)}
+    return memory.Shape.of(_Config(**{k: v for k, v in read_json(config).items() if k in known}))
 
 
 def model_name(model: params.Model) -> str:
@@ -580,11 +650,6 @@ def dataset_name(dataset: params.Dataset) -> str:
             return PurePosixPath(dataset.path).name
 
 
-def clean(text: str) -> str:
-    """Text with the characters that HTML forbids replaced by U+FFFD."""
-    return FORBIDDEN.sub("\ufffd", text.replace("\r\n", "\n"))
-
-
 def _curves(runs: list[tuple[str, int]], file: str) -> pd.DataFrame:
     return pd.concat(
         [pd.read_csv(train_folder(*run) / file).assign(variant=run[0], seed=run[1]) for run in runs],
@@ -592,60 +657,49 @@ def _curves(runs: list[tuple[str, int]], file: str) -> pd.DataFrame:
     )
 
 
-def _answer_files(asked: params.Params, labels: dict[str, str]) -> list[tuple[str, Path]]:
-    """Whose answers are shown, and their files: the baseline's base, then each variant's first seed."""
-    experiment = asked.experiment
-    seed = experiment.seeds[0]
+def _work(
+    trained: dict[str, list[dict]], bases: list[dict], results: list[dict], benchmarks: dict[str, dict]
+) -> list[Work]:
+    """The recorded times; what only fetches, draws rows or adds up records none."""
+    trainings = list(itertools.chain(*trained.values()))
+    loading = [
+        m["value"] for b in benchmarks.values() for m in b["measurements"] if m["metric"] == "load_time"
+    ]
+
+    def scoring(evaluated: list[dict]) -> float:
+        return sum(form["seconds"] for result in evaluated for form in result["forms"])
+
     return [
-        ("Untouched base", evaluate_base_folder(experiment.baseline) / "answers.jsonl"),
-        *(
-            (f"{labels.get(name, name)}, seed {seed}", evaluate_folder(name, seed) / "answers.jsonl")
-            for name in experiment.variants
+        Work(
+            "train",
+            len(trainings),
+            sum(run["seconds"] for run in trainings),
+            "the optimizer steps and validations",
+        ),
+        Work("evaluate_base", len(bases), scoring(bases), "loading and scoring"),
+        Work("evaluate", len(results), scoring(results), "loading and scoring, every serving form"),
+        Work(
+            "benchmark",
+            len(benchmarks),
+            sum(loading) + sum(sum(b["seconds_per_step"]) for b in benchmarks.values()),
+            "loading and the counted steps",
         ),
     ]
 
 
-def _answered(asked: params.Params, labels: dict[str, str]) -> list[AnsweredRow]:
-    """The rows that all of them answered, in the order of the base's file."""
-    written = {
-        who: {row["id"]: row for row in read_jsonl(path) if row["form"] in (BASE, AS_TRAINED)}
-        for who, path in _answer_files(asked, labels)
-    }
-    first, *_ = written.values()
-    return [
-        AnsweredRow(
-            instruction=clean(row["instruction"]),
-            context=clean(_before(row)),
-            category=row["category"] and clean(row["category"]),
-            answers=[
-                Answer("Reference", clean(row["response"]), None),
-                *(
-                    Answer(who, clean(rows[key]["answer"]), rows[key]["stopped"])
-                    for who, rows in written.items()
-                ),
-            ],
-        )
-        for key, row in first.items()
-        if all(key in rows for rows in written.values())
-    ]
-
-
-def _before(row: dict) -> str:
-    """What stands beside a row's instruction: its context, or the turns of the conversation before it."""
-    return (
-        "\n\n".join(f"{turn['role']}: {turn['content']}" for turn in row.get("earlier", [])) or row["context"]
-    )
-
-
 def _served(evaluated: list[dict]) -> list[ServedForm]:
     """Each variant's forms as they were found, once where the seeds' are alike."""
-    found = [
-        ServedForm(
-            result["variant"], form["form"], form["precision"], form["adapters"], form["adapter_dtype"]
-        )
-        for result in evaluated
-        for form in result["forms"]
-    ]
+    found = []
+    for result in evaluated:
+        variant, seed = result["variant"], result["seed"]
+        folder = evaluate_base_folder(variant) if seed is None else evaluate_folder(variant, seed)
+        for index, form in enumerate(result["forms"]):
+            key = f"{folder.as_posix()}/result.json#forms[{index}].precision"
+            found.append(
+                ServedForm(
+                    variant, form["form"], form["precision"], form["adapters"], form["adapter_dtype"], key
+                )
+            )
     return [form for index, form in enumerate(found) if form not in found[:index]]
 
 

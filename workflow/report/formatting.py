@@ -2,12 +2,37 @@
 
 import itertools
 import math
+import re
 from collections.abc import Iterable
+
+from markupsafe import Markup
 
 NARROW = "\N{NO-BREAK SPACE}"
 MINUS = "\N{MINUS SIGN}"
 TIMES = "\N{MULTIPLICATION SIGN}"
 MOST_DECIMALS = 6
+# Not allowed in HTML, even escaped: controls other than tab and line feed, and lone surrogates.
+FORBIDDEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
+
+
+class Number(str):
+    """A number as text, which in HTML also says its value and the file and key that it is from."""
+
+    value: float
+    key: str
+
+    def __new__(cls, text: str, value: float, key: str) -> "Number":
+        number = super().__new__(cls, text)
+        number.value, number.key = value, key
+        return number
+
+    def __html__(self) -> Markup:
+        return Markup('<data value="{}" data-key="{}">{}</data>').format(self.value, self.key, str(self))
+
+
+def clean(text: str) -> str:
+    """Text with the characters that HTML forbids replaced by U+FFFD."""
+    return FORBIDDEN.sub("\ufffd", text.replace("\r\n", "\n"))
 
 
 def number(value: float, decimals: int) -> str:

@@ -1,221 +1,30 @@
 """Render the page: the facts, put into words, tables and figures, in one HTML file that needs no other."""
 
+import base64
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from workflow.comparison import ALL, HELD_OUT, SEEN, Score
-from workflow.paths import DATASET_SOURCE, MODEL_SOURCE, RESULTS
-from workflow.report import figures, formatting, words
-from workflow.report.facts import (
-    AS_TRAINED,
-    BASE,
-    CATEGORY,
-    COMPARISON,
-    GPU_SIZES,
-    LOCK,
-    Device,
-    Facts,
-    Point,
-    clean,
-    dataset_name,
-    model_name,
-)
-from workflow.report.formatting import number, quantity, ratio
-from workflow.report.words import Change
+from workflow.report import drawing, formatting, quality_figures, tables, training_figures, words
+from workflow.report.answers import TIE
+from workflow.report.facts import ENVIRONMENT, GPU_SIZES, Facts, dataset_name, model_name
+from workflow.report.sources import sources
 
 HERE = Path(__file__).parent
 SHORT_TEXT = 240  # characters, and
 SHORT_LINES = 6  # lines, that are shown without a fold
-FIRST_COSTS = ("peak_memory", "weights", "training_speed", "step_time")  # the others follow
-RECORD_NAMES = {"sha256": "sha256", "quantized_before": "Quantised before", "storage_dtype": "Stored as"}
 
 
 @dataclass(frozen=True)
-class Provenance:
-    """Where a table's or figure's numbers come from, and what makes them again."""
-
-    stages: list[str]
-    files: list[str]
-    command: str
-
-
-@dataclass(frozen=True)
-class VariantRow:
-    label: str
-    name: str
-    is_baseline: bool
-    colour: str
-    held_as: str
-    computes_in: str
-    quantized: str
-    trainable: str
-    steps: str
-    tokens_seen: str
-
-
-@dataclass(frozen=True)
-class QualityRow:
-    """One variant in one form; its changes are None where no difference was taken."""
-
-    label: str
-    form: str
-    as_trained: bool
-    is_baseline: bool
-    before: str
-    after: str
-    per_seed: list[str]
-    by_training: Change | None
-    to_baseline: Change | None
-
-
-@dataclass(frozen=True)
-class QualityBlock:
-    """One metric's rows."""
+class Section:
+    """A part of the page: `sections/NAME.html.jinja`, which stands under the address #NAME."""
 
     name: str
-    direction: str
-    margin: str
-    test_set: str
-    tally: str
-    rows: list[QualityRow]
-
-
-@dataclass(frozen=True)
-class PartRow:
-    part: str
-    form: str
-    change: Change
-
-
-@dataclass(frozen=True)
-class ClaimRow:
-    claim: str
-    text: str
-    label: str
-    form: str
-    holds: str
-    sentence: str
-
-
-@dataclass(frozen=True)
-class RepairRow:
-    """A fault's difference in one metric."""
-
-    metric: str
-    direction: str
-    faulty: str
-    repaired: str
-    change: Change
-
-
-@dataclass(frozen=True)
-class RepairBlock:
-    """One fault, switched alone."""
-
-    name: str
-    faulty: str
-    repaired: str
-    rows: list[RepairRow]
-
-
-@dataclass(frozen=True)
-class CategoryCell:
-    before: str
-    after: str
-    change: Change | None
-
-
-@dataclass(frozen=True)
-class CategoryRow:
-    """One category, or several together, with a cell per variant."""
-
-    name: str
-    pooled: bool
-    held_out: bool
-    items: int
-    cells: list[CategoryCell | None]
-
-
-@dataclass(frozen=True)
-class FormRow:
-    """A form as it was found when it was loaded."""
-
-    label: str
-    form: str
-    held_as: str
-    quantized: str
-    adapters: str
-
-
-@dataclass(frozen=True)
-class CostCell:
-    value: str
-    quartiles: str
-    ratio: str
-
-
-@dataclass(frozen=True)
-class CostRow:
-    """One measured cost, with a cell per variant."""
-
-    name: str
-    unit: str
-    direction: str
-    definition: str
-    cells: list[CostCell | None]
-
-
-@dataclass(frozen=True)
-class PointRow:
-    """One point of a measured device; where it was not measured, `missing` says why and the rest is empty."""
-
-    setting: str
-    batch: str
-    point: str
-    checkpointing: str
-    missing: str
-    speed: str
-    quartiles: str
-    ratio: str
-    overall: str
-    overall_ratio: str
-    peak: str
-    reserved: str
-    predicted: str
-    deviation: str
-    share: str
-    joules: str
-
-
-@dataclass(frozen=True)
-class HardwareBlock:
-    """One device at one shape; the rows of a table are by variant."""
-
-    name: str
-    words: str
-    settings: list[tuple[str, list[PointRow]]]
-    setting_steps: str
-    grid: list[tuple[str, list[PointRow]]]
-    panels: list[figures.Panel]
-    legend: list[tuple[str, Markup]]
-    shared: bool
-    peak_name: str
-    device: str
-    shape: str
-    weights: str
-    versions: list[tuple[str, str]]
-    files: list[str]
-    command: str
-
-
-@dataclass(frozen=True)
-class FitRow:
-    label: str
-    checkpointing: str
-    cells: list[str]
+    short: str  # in the contents
 
 
 @dataclass(frozen=True)
@@ -224,6 +33,25 @@ class Text:
 
     full: str
     short: str | None
+
+
+def sections(facts: Facts) -> list[Section]:
+    """The sections that this run has something for, in the order of the page."""
+    found = [
+        ("evidence", "Evidence", True),
+        ("quality", "Quality", True),
+        ("decomposition", "Decomposition", bool(tables.decomposition(facts))),
+        ("categories", "Categories", bool(tables.category_rows(facts))),
+        ("claims", "Claims", bool(facts.compared.claims)),
+        ("faults", "Faults", bool(tables.repair_blocks(facts))),
+        ("training", "Training", True),
+        ("cost", "Memory and time", True),
+        ("hardware", words.hardware_short(facts), bool(facts.hardware)),
+        ("answers", "Answers", True),
+        ("limits", "Limits", True),
+        ("made", "How it was made", True),
+    ]
+    return [Section(name, short) for name, short, shown in found if shown]
 
 
 def render(facts: Facts) -> str:
@@ -237,459 +65,72 @@ def render(facts: Facts) -> str:
         keep_trailing_newline=True,
     )
     environment.filters["text"] = fold
-    experiment = facts.asked.experiment
-    blocks = quality_blocks(facts)
+    script = (HERE / "script.js").read_text(encoding="utf-8")
+    digest = hashlib.sha256(script.encode()).digest()
     return environment.get_template("template.html.jinja").render(
         style=Markup((HERE / "style.css").read_text(encoding="utf-8")),
-        facts=facts,
-        title=facts.asked.report.title,
-        headline=words.headline(facts),
-        setting=words.setting(facts),
-        variant_rows=variant_rows(facts),
-        form_rows=form_rows(facts),
-        quality_blocks=blocks,
-        value_blocks=[_block(facts, metric) for metric in facts.other_metrics],
-        decomposition=decomposition(facts),
-        claim_rows=claim_rows(facts),
-        repair_blocks=repair_blocks(facts),
-        category_rows=category_rows(facts),
-        cost_rows=cost_rows(facts),
-        quality_panels=figures.quality_panels(facts),
-        curve_panels=figures.curve_panels(facts),
-        cost_panels=figures.cost_panels(facts),
-        legend=figures.legend(facts.variants, "legend"),
-        hardware_heading=words.hardware_heading(facts),
-        hardware_blocks=hardware_blocks(facts),
-        prediction=words.prediction_sentence(facts),
-        fit_blocks=fit_blocks(facts),
-        gpu_sizes=GPU_SIZES,
-        primary_name=words.quality_name(facts.primary),
-        equivalence_confidence=words.equivalence_confidence(facts),
-        in_family=sum(contrast.in_family for contrast in facts.compared.contrasts),
-        commands=commands(facts),
-        weights_in_16_bits=_gib(words.weights_in_16_bits(facts)),
-        limits=words.limits(facts),
-        confidence=formatting.percent(facts.asked.comparison.confidence),
-        seeds=words.listed(experiment.seeds),
-        model_name=model_name(facts.asked.model),
-        dataset_name=dataset_name(facts.asked.dataset),
-        model_record=record(facts.model),
-        dataset_record=record(facts.dataset),
-        training=training_words(facts),
-        provenance=provenance(),
-        devices=words.listed(facts.devices),
-        lock=LOCK.as_posix(),
+        script=Markup(script),
+        script_digest=base64.b64encode(digest).decode(),
+        **_content(facts),
     )
 
 
-def provenance() -> dict[str, Provenance]:
-    """Where each part of the page comes from."""
-    compared = COMPARISON.as_posix()
-    run = f"{RESULTS}/%s/<variant>/<seed>/%s"
+def _content(facts: Facts) -> dict[str, Any]:
+    """What the templates show, by the names that they use."""
     return {
-        "variants": Provenance(["train"], [run % ("train", "result.json")], "dvc repro train"),
-        "quality": Provenance(["evaluate_base", "evaluate", "compare"], [compared], "dvc repro compare"),
-        "curves": Provenance(
-            ["train"], [run % ("train", "history.csv"), run % ("train", "validation.csv")], "dvc repro train"
-        ),
-        "categories": Provenance(
-            ["sample", "evaluate_base", "evaluate", "compare"], [compared], "dvc repro compare"
-        ),
-        "claims": Provenance(
-            ["evaluate_base", "evaluate", "benchmark", "compare"], [compared], "dvc repro compare"
-        ),
-        "forms": Provenance(
-            ["evaluate_base", "evaluate"],
-            [f"{RESULTS}/evaluate_base/<variant>/result.json", run % ("evaluate", "result.json")],
-            "dvc repro evaluate_base evaluate",
-        ),
-        "cost": Provenance(["benchmark", "compare"], [compared], "dvc repro compare"),
-        "answers": Provenance(
-            ["evaluate_base", "evaluate"],
-            [f"{RESULTS}/evaluate_base/<variant>/answers.jsonl", run % ("evaluate", "answers.jsonl")],
-            "dvc repro evaluate_base evaluate",
-        ),
-        "model": Provenance(["fetch_model"], [MODEL_SOURCE.as_posix()], "dvc repro fetch_model"),
-        "dataset": Provenance(["fetch_dataset"], [DATASET_SOURCE.as_posix()], "dvc repro fetch_dataset"),
+        "facts": facts,
+        "title": facts.asked.report.title,
+        "sections": sections(facts),
+        "headline": words.headline(facts),
+        "setting": words.setting(facts),
+        "answer_panel": quality_figures.answer_panel(facts),
+        "answer_legend": quality_figures.answer_legend(facts),
+        "evidence": tables.evidence(facts),
+        "variant_rows": tables.variant_rows(facts),
+        "form_rows": tables.form_rows(facts),
+        "quality_blocks": tables.quality_blocks(facts),
+        "value_blocks": tables.value_blocks(facts),
+        "decomposition": tables.decomposition(facts),
+        "claim_rows": tables.claim_rows(facts),
+        "repair_blocks": tables.repair_blocks(facts),
+        "category_rows": tables.category_rows(facts),
+        "cost_rows": tables.cost_rows(facts),
+        "quality_panels": quality_figures.quality_panels(facts),
+        "forest_panels": quality_figures.forest_panels(facts),
+        "waterfall_panels": quality_figures.waterfall_panels(facts),
+        "category_panels": quality_figures.category_panels(facts),
+        "repair_panel": quality_figures.repair_panel(facts),
+        "curve_panels": training_figures.curve_panels(facts),
+        "cost_panels": training_figures.cost_panels(facts),
+        "legend": drawing.legend(facts.variants, "legend"),
+        "hardware_heading": words.hardware_heading(facts),
+        "hardware_blocks": tables.hardware_blocks(facts),
+        "prediction": words.prediction_sentence(facts),
+        "fit_blocks": tables.fit_blocks(facts),
+        "gpu_sizes": GPU_SIZES,
+        "primary_name": words.quality_name(facts.primary),
+        "equivalence_confidence": words.equivalence_confidence(facts),
+        "in_family": sum(contrast.in_family for contrast in facts.compared.contrasts),
+        "commands": tables.commands(facts),
+        "weights_in_16_bits": tables.gib(words.weights_in_16_bits(facts)),
+        "answers": facts.answers,
+        "answer_words": words.answer_words(facts),
+        "tie": TIE,
+        "limits": words.limits(facts),
+        "missing": words.missing(facts),
+        "confidence": formatting.percent(facts.asked.comparison.confidence),
+        "seeds": words.listed(facts.asked.experiment.seeds),
+        "model_name": model_name(facts.asked.model),
+        "dataset_name": dataset_name(facts.asked.dataset),
+        "model_record": tables.record(facts.model),
+        "dataset_record": tables.record(facts.dataset),
+        "training": tables.training_words(facts),
+        "sources": sources(facts),
+        "work_rows": tables.work_rows(facts),
+        "work_words": words.work_words(facts),
+        "devices": words.listed(facts.devices),
+        "environment_lock": ENVIRONMENT.as_posix(),
     }
-
-
-def variant_rows(facts: Facts) -> list[VariantRow]:
-    """What each variant is: storage, compute type, what was quantised and what was trained."""
-    rows = []
-    for variant in facts.variants:
-        precision, trained = variant.precision, variant.trained[0]
-        rows.append(
-            VariantRow(
-                label=variant.label,
-                name=variant.name,
-                is_baseline=variant.is_baseline,
-                colour=figures.STYLE[figures.colour_of(variant)],
-                held_as=_held_as(precision),
-                computes_in=precision["compute"],
-                quantized=f"{precision['quantized_modules']:,} of {precision['linear_modules']:,}",
-                trainable=f"{trained['trainable_parameters']:,} ({trained['trainable_dtype']})",
-                steps=words.listed(list(dict.fromkeys(f"{run['steps']:,}" for run in variant.trained))),
-                tokens_seen=words.listed(
-                    list(dict.fromkeys(f"{run['tokens_seen']:,}" for run in variant.trained))
-                ),
-            )
-        )
-    return rows
-
-
-def _held_as(precision: dict) -> str:
-    if precision["base"] == "16bit" and precision["storage"] == "float32":
-        return "float32 (rounded to 16 bits)"
-    return precision["storage"] + (", double-quantised" if precision["double_quantization"] else "")
-
-
-def form_rows(facts: Facts) -> list[FormRow]:
-    """Every form of every variant, by variant."""
-    rows = []
-    for variant in facts.variants:
-        for served in facts.served:
-            if served.variant == variant.name:
-                found = served.precision
-                rows.append(
-                    FormRow(
-                        label=variant.label,
-                        form=words.form_name(served.form),
-                        held_as=_held_as(found),
-                        quantized=f"{found['quantized_modules']:,} of {found['linear_modules']:,}",
-                        adapters=f"{served.adapters:,} ({served.adapter_dtype})" if served.adapters else "0",
-                    )
-                )
-    return rows
-
-
-def quality_blocks(facts: Facts) -> list[QualityBlock]:
-    """The quality tables of the metrics in which differences were taken, the primary one first."""
-    return [_block(facts, metric) for metric in facts.compared_metrics]
-
-
-def _block(facts: Facts, metric: tuple[str, str]) -> QualityBlock:
-    """One metric: a row per variant and form that was scored in it."""
-    decimals = words.decimals_for(facts, metric)
-    rows, first = [], None
-    for variant in facts.variants:
-        base = facts.score(variant.name, BASE, metric)
-        for form in facts.forms_of(variant.name):
-            score = facts.score(variant.name, form, metric)
-            if score is None:
-                continue
-            first = first or score
-            to_base = facts.contrast("to_base", variant.name, form, metric)
-            against = facts.to_baseline(variant.name, form, metric)
-            rows.append(
-                QualityRow(
-                    label=variant.label,
-                    form=words.form_name(form),
-                    as_trained=form == AS_TRAINED,
-                    is_baseline=variant.is_baseline and form == AS_TRAINED,
-                    before=number(base.value, decimals) if base and form == AS_TRAINED else "",
-                    after=number(score.value, decimals),
-                    per_seed=[number(value, decimals) for value in score.per_seed.values()],
-                    by_training=to_base and words.change(to_base, decimals),
-                    to_baseline=against and words.change(against, decimals),
-                )
-            )
-    differences = [facts.contrast("to_baseline", v.name, AS_TRAINED, metric) for v in facts.others]
-    margin = facts.compared.margins.get("/".join(metric))
-    return QualityBlock(
-        name=_name(metric, first),
-        direction="" if first.higher_is_better is None else words.direction(first.higher_is_better),
-        margin="" if margin is None else f"{margin:g}{formatting.NARROW}{first.unit}",
-        test_set=_test_set(first),
-        tally=words.tally([one for one in differences if one]),
-        rows=rows,
-    )
-
-
-def _name(metric: tuple[str, str], score: Score) -> str:
-    name = words.quality_name(metric)
-    return name if name.endswith(score.unit) else f"{name} ({score.unit})"
-
-
-def _test_set(score: Score) -> str:
-    items = words.count(score.items, "test item")
-    return items if score.groups is None else f"{items}, {words.groups(score)}"
-
-
-def decomposition(facts: Facts) -> list[tuple[str, list[PartRow]]]:
-    """Of each quantised variant, the parts of its difference to the baseline in the primary metric."""
-    found: dict[str, list[PartRow]] = {}
-    least = words.decimals_for(facts, facts.primary)
-    for part in facts.compared.decomposition:
-        contrast = facts.contrast(part.kind, part.variant, part.form, facts.primary)
-        if contrast and (part.task, part.metric) == facts.primary:
-            decimals = max(least, formatting.decimals_of(part.low, part.high))
-            form = words.form_name(part.form) if part.kind == "form" else ""
-            row = PartRow(part.part, form, words.change(contrast, decimals))
-            found.setdefault(part.variant, []).append(row)
-    return [(variant.label, found[variant.name]) for variant in facts.variants if variant.name in found]
-
-
-def claim_rows(facts: Facts) -> list[ClaimRow]:
-    """The claims, each with a row per variant and form that it was checked in."""
-    labels = {variant.name: variant.label for variant in facts.variants}
-    rows = [
-        ClaimRow(c.claim, c.text, labels[c.variant], words.form_name(c.form), c.holds, c.sentence)
-        for c in facts.compared.claims
-    ]
-    order = list(dict.fromkeys((row.claim, row.text) for row in rows))
-    return sorted(rows, key=lambda row: order.index((row.claim, row.text)))
-
-
-def repair_blocks(facts: Facts) -> list[RepairBlock]:
-    """The faults that were switched alone, each in every metric."""
-    found: dict[str, RepairBlock] = {}
-    for contrast in facts.compared.contrasts:
-        if contrast.kind != "repair" or contrast.subset != ALL:
-            continue
-        metric = (contrast.task, contrast.metric)
-        faulty = facts.score(contrast.variant, contrast.form, metric)
-        repaired = facts.score(*contrast.other.split("/"), metric)
-        decimals = formatting.decimals_of(contrast.difference.low, contrast.difference.high)
-        block = found.setdefault(
-            contrast.name,
-            RepairBlock(
-                name=contrast.name.replace("_", " ").capitalize(),
-                faulty=words.arm_name(facts, f"{contrast.variant}/{contrast.form}"),
-                repaired=words.arm_name(facts, contrast.other),
-                rows=[],
-            ),
-        )
-        block.rows.append(
-            RepairRow(
-                metric=_name(metric, faulty),
-                direction=words.direction(contrast.higher_is_better),
-                faulty=number(faulty.value, decimals),
-                repaired=number(repaired.value, decimals),
-                change=words.change(contrast, decimals),
-            )
-        )
-    return list(found.values())
-
-
-def category_rows(facts: Facts) -> list[CategoryRow]:
-    """The primary metric by category: those held out of training and the others together, then each."""
-    found = {s.subset: s for s in facts.compared.scores if (s.task, s.metric) == facts.primary}
-    categories = sorted(subset for subset in found if subset.startswith(CATEGORY))
-    held_out = {f"{CATEGORY}{name}" for name in facts.compared.held_out_categories}
-    names = {HELD_OUT: "Held out of training, together", SEEN: "The others, together"}
-    names |= {subset: clean(subset.removeprefix(CATEGORY)) for subset in categories}
-    return [
-        CategoryRow(
-            name=name,
-            pooled=subset in (HELD_OUT, SEEN),
-            held_out=subset in held_out,
-            items=found[subset].items,
-            cells=[_category_cell(facts, variant.name, subset) for variant in facts.variants],
-        )
-        for subset, name in sorted(
-            names.items(), key=lambda pair: pair[0] in categories and pair[0] not in held_out
-        )
-        if subset in found
-    ]
-
-
-def _category_cell(facts: Facts, variant: str, subset: str) -> CategoryCell | None:
-    decimals = words.decimals_for(facts, facts.primary)
-    base, trained = (facts.score(variant, form, facts.primary, subset) for form in (BASE, AS_TRAINED))
-    if base is None or trained is None:
-        return None
-    contrast = facts.contrast("to_base", variant, AS_TRAINED, facts.primary, subset)
-    return CategoryCell(
-        before=number(base.value, decimals),
-        after=number(trained.value, decimals),
-        change=contrast and words.change(contrast, decimals),
-    )
-
-
-def commands(facts: Facts) -> list[tuple[str, list[str]]]:
-    """What each list of commands scores, and the list."""
-    labels = {variant.name: variant.label for variant in facts.variants}
-    return [
-        (
-            f"{labels[one.variant]}, {'' if one.seed is None else f'seed {one.seed}, '}{words.form_name(one.form)}",
-            one.commands,
-        )
-        for one in facts.commands
-    ]
-
-
-def cost_rows(facts: Facts) -> list[CostRow]:
-    """The cost table: a row per measurement, a cell per variant, None where it was not measured."""
-    rows = []
-    first_ones = [metric for metric in FIRST_COSTS if metric in facts.cost_metrics]
-    for metric in dict.fromkeys([*first_ones, *facts.cost_metrics]):
-        costs = [facts.cost_of(variant.name, metric) for variant in facts.variants]
-        first = next(cost for cost in costs if cost)
-        cells = [
-            CostCell(
-                value=quantity(cost.value, cost.unit),
-                quartiles=""
-                if cost.low is None or cost.high is None
-                else f"{formatting.significant(cost.low)} to {formatting.significant(cost.high)}",
-                ratio="" if variant.is_baseline else ratio(cost.ratio_to_baseline),
-            )
-            if cost
-            else None
-            for variant, cost in zip(facts.variants, costs, strict=True)
-        ]
-        rows.append(
-            CostRow(
-                name=words.cost_name(metric),
-                unit=first.unit,
-                direction=words.direction(first.higher_is_better),
-                definition=first.definition,
-                cells=cells,
-            )
-        )
-    return rows
-
-
-def hardware_blocks(facts: Facts) -> list[HardwareBlock]:
-    """What was measured on devices, by device and shape."""
-    return [_hardware_block(block, f"hardware-{index}") for index, block in enumerate(facts.hardware)]
-
-
-def _hardware_block(block: Device, key: str) -> HardwareBlock:
-    panels = figures.hardware_panels(block, key)
-    steps = dict.fromkeys(
-        f"{words.count(p.steps, 'step')} after {p.warmup_steps:,} of warm-up" for p in block.settings
-    )
-    return HardwareBlock(
-        name=words.block_name(block),
-        words=words.block_words(block),
-        settings=_point_rows(block, block.settings, fastest_first=True),
-        setting_steps=words.listed(list(steps)) if steps else "",
-        grid=_point_rows(block, block.grid),
-        panels=panels,
-        legend=figures.legend(block.variants, f"{key}-legend") if panels else [],
-        shared=bool(block.shared),
-        peak_name="Peak, resident" if block.on_cpu else "Peak, allocated",
-        device=block.device,
-        shape=block.shape,
-        weights="the run’s own" if block.own else "random",
-        versions=list(block.versions.items()),
-        files=block.files,
-        command="dvc repro benchmark_grid" if block.own_run else "make benchmark",
-    )
-
-
-def _point_rows(
-    block: Device, points: list[Point], *, fastest_first: bool = False
-) -> list[tuple[str, list[PointRow]]]:
-    """Rows by variant: in the order of their tokens, or the fastest first; what was not measured is last."""
-
-    def order(point: Point) -> tuple:
-        if fastest_first:
-            return (not point.measured, -point.speed.get("median", 0))
-        return (point.tokens, point.micro_batch_rows, point.checkpointing)
-
-    found = []
-    for variant in block.variants:
-        rows = [_point_row(block, p) for p in sorted(points, key=order) if p.variant == variant.name]
-        if rows:
-            found.append((variant.label, rows))
-    return found
-
-
-def _point_row(block: Device, point: Point) -> PointRow:
-    plain, speed = block.plain(point.variant), point.speed
-    compared = point.measured and plain is not None and point is not plain
-    other = f" (at {plain.batch_rows:,})" if compared and plain.batch_rows != point.batch_rows else ""
-    return PointRow(
-        setting=point.setting,
-        batch=words.batch(point),
-        point=words.rows_by_length(point),
-        checkpointing=f"{'with' if point.checkpointing else 'without'} checkpointing",
-        missing="" if point.measured else words.outcome(point),
-        speed=formatting.significant(speed["median"]) if speed else "",
-        quartiles=f"{formatting.significant(speed['low'])} to {formatting.significant(speed['high'])}"
-        if speed
-        else "",
-        ratio=ratio(speed["median"] / plain.speed["median"]) + other if compared else "",
-        overall="" if point.overall is None else formatting.significant(point.overall),
-        overall_ratio=ratio(point.overall / plain.overall) + other
-        if compared and point.overall and plain.overall
-        else "",
-        peak=_gib(point.peak) or "",
-        reserved=_gib(point.reserved) or "",
-        predicted=_gib(point.predicted["total"]) if point.predicted else "",
-        deviation=words.deviation(point) if point.deviation is not None else "",
-        share="" if point.share is None else f"{number(100 * point.share, 1)}{formatting.NARROW}%",
-        joules="" if point.joules is None else quantity(point.joules, "J"),
-    )
-
-
-def fit_blocks(facts: Facts) -> list[tuple[str, list[FitRow]]]:
-    """The most tokens that fit into a forward pass, by shape."""
-    found: dict[str, list[FitRow]] = {}
-    for fit in facts.fits:
-        row = FitRow(
-            label=fit.variant.label,
-            checkpointing=f"{'with' if fit.checkpointing else 'without'} checkpointing, rank {fit.rank}",
-            cells=[f"{fit.tokens[size]:,}" if fit.tokens[size] else "" for size in GPU_SIZES],
-        )
-        found.setdefault(fit.shape, []).append(row)
-    return list(found.items())
-
-
-def record(source: dict) -> list[tuple[str, str]]:
-    """A source record as pairs of a readable name and its value."""
-    pairs = []
-    for key, value in source.items():
-        name = RECORD_NAMES.get(key, key.replace("_", " ").capitalize())
-        if value is None:
-            value = "no"
-        pairs.append((name, f"{value:,}" if isinstance(value, int) and key != "seed" else str(value)))
-    return pairs
-
-
-def training_words(facts: Facts) -> str:
-    """How the baseline was trained, in a sentence or two."""
-    asked = facts.asked.training_of(facts.baseline.name)
-    trained = facts.baseline.trained[0]
-    modules = (
-        "all linear layers" if asked.target_modules == "all-linear" else words.listed(asked.target_modules)
-    )
-    adapter = (
-        f"A LoRA adapter of rank {asked.rank} (alpha {asked.alpha}, dropout {asked.dropout:g}) on {modules} "
-        f"({trained['adapted_modules']:,} of them)"
-        if facts.asked.variants[facts.baseline.name].method == "lora"
-        else "Every weight"
-    )
-    part = "the response alone" if asked.loss_on == "response" else "prompt and response"
-    return (
-        f"{adapter} was trained for {words.count(trained['steps'], 'step')} of "
-        f"{words.count(asked.batch_rows, 'row')} with {asked.optimizer}, learning rate "
-        f"{asked.learning_rate:g} ({asked.schedule} schedule), with the loss on {part}. "
-        f"{_rows(trained['rows'], asked.max_length)}{_shared(facts)}"
-    )
-
-
-def _rows(rows: dict, max_length: int) -> str:
-    text = (
-        f"Of {words.count(rows['rows'], 'training row')}, {rows['rows_cut']:,} end at {max_length:,} tokens"
-    )
-    if rows["rows_dropped"]:
-        text += f"; {rows['rows_dropped']:,} more had no response within that length and were left out"
-    return f"{text}."
-
-
-def _shared(facts: Facts) -> str:
-    """What the variants have in common, where nothing but the precision of the base sets them apart."""
-    methods = {facts.asked.variants[variant.name].method for variant in facts.variants}
-    if (
-        not facts.others
-        or len(methods) > 1
-        or any(words.other_settings(facts, other) for other in facts.others)
-    ):
-        return ""
-    return " With one seed, all variants begin with the same adapter and see the same rows in the same order."
 
 
 def fold(text: str) -> Text:
@@ -698,7 +139,3 @@ def fold(text: str) -> Text:
     if len(text) <= SHORT_TEXT and len(lines) <= SHORT_LINES:
         return Text(text, None)
     return Text(text, "\n".join(lines[: SHORT_LINES - 2])[: SHORT_TEXT - 60].rstrip() + " …")
-
-
-def _gib(value: float | None) -> str | None:
-    return None if value is None else quantity(value, "GiB")

@@ -6,9 +6,21 @@ from markupsafe import Markup
 
 from workflow.comparison import Contrast, Cost, Score
 from workflow.params import OWN_TASKS
+from workflow.paths import MODEL_SOURCE
 from workflow.report import formatting
-from workflow.report.facts import AS_TRAINED, BASE, Device, Facts, Point, Variant, dataset_name, model_name
-from workflow.report.formatting import NARROW, number, quantity, ratio, signed
+from workflow.report.facts import (
+    AS_TRAINED,
+    BASE,
+    COMPARISON,
+    SAMPLE_COUNTS,
+    Device,
+    Facts,
+    Point,
+    Variant,
+    dataset_name,
+    model_name,
+)
+from workflow.report.formatting import NARROW, Number, number, quantity, ratio, signed
 
 COSTS = {
     "training_speed": "Training speed",
@@ -91,10 +103,15 @@ class Limit:
 class Change:
     """A difference as a cell or a sentence shows it."""
 
-    value: str
-    interval: str
+    value: Number
+    low: Number
+    high: Number
     verdict: str
-    p: str
+    p: Number
+
+    @property
+    def interval(self) -> str:
+        return f"{self.low} to {self.high}"
 
 
 def cost_name(metric: str) -> str:
@@ -146,28 +163,24 @@ def decimals_for(facts: Facts, metric: tuple[str, str]) -> int:
     return max((formatting.decimals_of(one.low, one.high) for one in found), default=3)
 
 
-def interval(low: float, high: float, decimals: int) -> str:
-    return f"{signed(low, decimals)} to {signed(high, decimals)}"
-
-
-def change(contrast: Contrast, decimals: int) -> Change:
+def change(facts: Facts, contrast: Contrast, decimals: int) -> Change:
     """A difference with its interval, verdict and p value, in at least so many decimals."""
     one = contrast.difference
     decimals = formatting.decimals_that_tell((one.low, one.high), (0,), at_least=decimals)
     return Change(
-        value=signed(one.value, decimals),
-        interval=interval(one.low, one.high, decimals),
+        value=facts.shown(signed(one.value, decimals), contrast, "difference", "value"),
+        low=facts.shown(signed(one.low, decimals), contrast, "difference", "low"),
+        high=facts.shown(signed(one.high, decimals), contrast, "difference", "high"),
         verdict=contrast.verdict,
-        p=_p_value(contrast),
+        p=_p_value(facts, contrast),
     )
 
 
-def _p_value(contrast: Contrast) -> str:
+def _p_value(facts: Facts, contrast: Contrast) -> Number:
     """The p value that the verdict rests on."""
-    equivalent = contrast.verdict == "equivalent"
-    p = contrast.p_equivalence_adjusted if equivalent else contrast.p_adjusted
-    shown = formatting.p_value(p, level=1 - contrast.difference.confidence)
-    return f"{'adjusted ' if contrast.in_family else ''}p{NARROW}{shown}"
+    key = "p_equivalence_adjusted" if contrast.verdict == "equivalent" else "p_adjusted"
+    shown = formatting.p_value(getattr(contrast, key), level=1 - contrast.difference.confidence)
+    return facts.shown(f"{'adjusted ' if contrast.in_family else ''}p{NARROW}{shown}", contrast, key)
 
 
 def tally(contrasts: list[Contrast]) -> str:
@@ -193,9 +206,9 @@ def headline(facts: Facts) -> Headline:
         cost = _cost_sentence(facts, other, "it" if quality else other.label)
         sentences += [sentence for sentence in (quality, cost) if sentence]
     else:
-        sentences.append(_lead(facts, metric))
+        sentences += [said for said in (_all_quality(facts, metric), _all_costs(facts)) if said]
         lines = [_line(facts, other, metric) for other in facts.others]
-    notes = [_training_sentence(facts, metric), _float32_sentence(facts)]
+    notes = [_training_sentence(facts, metric), _seed_sentence(facts, metric), _float32_sentence(facts)]
     return Headline(sentences, lines, [note for note in notes if note])
 
 
@@ -204,17 +217,18 @@ def _quality_sentence(facts: Facts, other: Variant, metric: tuple[str, str] | No
     if not contrast:
         return None
     score = facts.score(other.name, AS_TRAINED, metric)
-    shown = change(contrast, decimals_for(facts, metric))
-    margin = f"{contrast.equivalence.margin:g}{NARROW}{contrast.unit}" if contrast.equivalence else ""
+    margin = _margin(facts, contrast)
     parts = {
         "other": other.label,
         "baseline": facts.baseline.label,
         "verdict": _marked_verdict(facts, contrast),
-        "value": f"{shown.value}{NARROW}{contrast.unit}",
+        "value": Markup("{}{}{}").format(
+            change(facts, contrast, decimals_for(facts, metric)).value, NARROW, contrast.unit
+        ),
         "interval": _interval_of_verdict(facts, contrast),
-        "margin": f"; the margin of equivalence is {margin}" if margin else "",
-        "within": margin,
-        "items": count(score.items, "test item"),
+        "margin": Markup("; the margin of equivalence is {}").format(margin) if margin else "",
+        "within": margin or "",
+        "items": _items(facts, score),
         "metric": _in_sentence(score),
     }
     if contrast.verdict == "equivalent":
@@ -232,25 +246,41 @@ def _quality_sentence(facts: Facts, other: Variant, metric: tuple[str, str] | No
     return Markup(made).format(**parts)
 
 
+def _margin(facts: Facts, contrast: Contrast) -> Markup | None:
+    """The margin of equivalence with its unit, or None where none is set."""
+    if not contrast.equivalence:
+        return None
+    shown = facts.shown(f"{contrast.equivalence.margin:g}", contrast, "equivalence", "margin")
+    return Markup("{}{}{}").format(shown, NARROW, contrast.unit)
+
+
+def _items(facts: Facts, score: Score) -> Markup:
+    shown = facts.shown(f"{score.items:,}", score, "items")
+    return Markup("{} test item{}").format(shown, "" if score.items == 1 else "s")
+
+
 def _marked_verdict(facts: Facts, contrast: Contrast) -> Markup:
-    text = contrast.verdict
-    if text in ("worse", "better"):
-        decimals = decimals_for(facts, (contrast.task, contrast.metric))
-        shown = number(abs(contrast.difference.value), decimals)
-        text += f" by {shown}{NARROW}{contrast.unit}"
-    return Markup("<strong>{}</strong>").format(text)
+    if contrast.verdict not in ("worse", "better"):
+        return Markup("<strong>{}</strong>").format(contrast.verdict)
+    decimals = decimals_for(facts, (contrast.task, contrast.metric))
+    value = facts.shown(number(abs(contrast.difference.value), decimals), contrast, "difference", "value")
+    return Markup("<strong>{} by {}{}{}</strong>").format(contrast.verdict, value, NARROW, contrast.unit)
 
 
-def _interval_of_verdict(facts: Facts, contrast: Contrast) -> str:
+def _interval_of_verdict(facts: Facts, contrast: Contrast) -> Markup:
     """The interval that the verdict rests on: of equivalence that of its two one-sided tests."""
-    one, decimals = contrast.difference, decimals_for(facts, (contrast.task, contrast.metric))
+    decimals = decimals_for(facts, (contrast.task, contrast.metric))
     if contrast.verdict == "equivalent":
-        tost, confidence = contrast.equivalence, equivalence_confidence(facts)
-        limits = (-tost.margin, tost.margin)
+        part, one, confidence = "equivalence", contrast.equivalence, equivalence_confidence(facts)
+        limits = (-one.margin, one.margin)
     else:
-        tost, confidence, limits = one, formatting.percent(one.confidence), (0,)
-    decimals = formatting.decimals_that_tell((tost.low, tost.high), limits, at_least=decimals)
-    return f"{confidence} interval {interval(tost.low, tost.high, decimals)}"
+        part, one, limits = "difference", contrast.difference, (0,)
+        confidence = facts.shown(formatting.percent(one.confidence), contrast, part, "confidence")
+    decimals = formatting.decimals_that_tell((one.low, one.high), limits, at_least=decimals)
+    low, high = (
+        facts.shown(signed(getattr(one, end), decimals), contrast, part, end) for end in ("low", "high")
+    )
+    return Markup("{} interval {} to {}").format(confidence, low, high)
 
 
 def equivalence_confidence(facts: Facts) -> str:
@@ -264,7 +294,7 @@ def _cost_sentence(facts: Facts, other: Variant, called: str) -> Markup | None:
     if memory:
         parts.append(
             Markup("held <strong>{}</strong> the memory at its peak ({}{})").format(
-                ratio(memory.ratio_to_baseline),
+                _ratio(facts, memory),
                 "Python included: " if facts.on_cpu else "",
                 _against(facts, memory),
             )
@@ -272,7 +302,7 @@ def _cost_sentence(facts: Facts, other: Variant, called: str) -> Markup | None:
     if speed:
         parts.append(
             Markup("trained at <strong>{}</strong> the speed ({}{})").format(
-                ratio(speed.ratio_to_baseline),
+                _ratio(facts, speed),
                 _against(facts, speed),
                 "; their quartiles overlap" if _overlap(facts, speed) else "",
             )
@@ -282,16 +312,61 @@ def _cost_sentence(facts: Facts, other: Variant, called: str) -> Markup | None:
     return Markup("On {}, {} {}.").format(_device(facts), called, Markup(" and ").join(parts))
 
 
-def _lead(facts: Facts, metric: tuple[str, str] | None) -> Markup:
-    score = metric and facts.score(facts.baseline.name, AS_TRAINED, metric)
-    scored = ""
-    if score:
-        margin = facts.compared.margins.get(facts.compared.primary)
-        proven = f" (margin of equivalence {margin:g}{NARROW}{score.unit})" if margin else ""
-        scored = f" in {_in_sentence(score)} on {count(score.items, 'test item')}{proven}, and"
-    return Markup("Against {},{} in memory and speed on {}:").format(
-        facts.baseline.label, scored, _device(facts)
+def _ratio(facts: Facts, cost: Cost) -> Number:
+    return facts.shown(ratio(cost.ratio_to_baseline), cost, "ratio_to_baseline")
+
+
+def _all_quality(facts: Facts, metric: tuple[str, str] | None) -> Markup | None:
+    """How many variants got which verdict, in a sentence."""
+    found = [
+        contrast
+        for other in facts.others
+        if metric and (contrast := facts.contrast("to_baseline", other.name, AS_TRAINED, metric))
+    ]
+    if not found:
+        return None
+    score = facts.score(found[0].variant, AS_TRAINED, metric)
+    margin = _margin(facts, found[0])
+    return Markup("Against {}, in {} on {}{}, {}.").format(
+        facts.baseline.label,
+        _in_sentence(score),
+        _items(facts, score),
+        Markup(" (margin of equivalence {})").format(margin) if margin else "",
+        _tallied(found),
     )
+
+
+def _tallied(contrasts: list[Contrast]) -> Markup:
+    """How many variants got each verdict, as the end of a sentence."""
+    found = [contrast.verdict for contrast in contrasts]
+    if len(set(found)) == 1:
+        return Markup("all {} variants are <strong>{}</strong>").format(len(found), found[0])
+    parts = []
+    for word in VERDICTS:
+        if word in found:
+            amount = found.count(word)
+            who = f"{amount:,} of the {len(found):,} variants" if not parts else f"{amount:,}"
+            parts.append(
+                Markup("{} {} <strong>{}</strong>").format(who, "is" if amount == 1 else "are", word)
+            )
+    *first, last = parts
+    return Markup("{} and {}").format(Markup(", ").join(first), last)
+
+
+def _all_costs(facts: Facts) -> Markup | None:
+    """The range of the variants' memory and speed, relative to the baseline, in a sentence."""
+    parts = []
+    for metric, made in (
+        ("peak_memory", "held {} the memory at their peak"),
+        ("training_speed", "trained at {} the speed"),
+    ):
+        costs = [cost for other in facts.others if (cost := facts.cost_of(other.name, metric))]
+        if costs:
+            costs.sort(key=lambda cost: cost.ratio_to_baseline)
+            ends = [_ratio(facts, cost) for cost in (costs[0], costs[-1])]
+            between = Markup(" to ").join(ends if ends[0] != ends[1] else ends[:1])
+            parts.append(Markup(made).format(Markup("<strong>{}</strong>").format(between)))
+    return Markup("On {}, they {}.").format(_device(facts), Markup(" and ").join(parts)) if parts else None
 
 
 def _line(facts: Facts, other: Variant, metric: tuple[str, str] | None) -> Markup:
@@ -299,13 +374,13 @@ def _line(facts: Facts, other: Variant, metric: tuple[str, str] | None) -> Marku
     parts = []
     contrast = metric and facts.contrast("to_baseline", other.name, AS_TRAINED, metric)
     if contrast:
-        value = change(contrast, decimals_for(facts, metric)).value
-        shown = "" if contrast.verdict in ("worse", "better") else f"{value}, "
+        value = change(facts, contrast, decimals_for(facts, metric)).value
+        shown = "" if contrast.verdict in ("worse", "better") else Markup("{}, ").format(value)
         marked = _marked_verdict(facts, contrast)
         parts.append(Markup("{} ({}{})").format(marked, shown, _interval_of_verdict(facts, contrast)))
     for cost, what in zip(_memory_and_speed(facts, other), ("peak memory", "training speed"), strict=True):
         if cost:
-            parts.append(Markup("{}\N{NO-BREAK SPACE}the {}").format(ratio(cost.ratio_to_baseline), what))
+            parts.append(Markup("{}\N{NO-BREAK SPACE}the {}").format(_ratio(facts, cost), what))
     return Markup("{}: {}.").format(other.label, Markup(", ").join(parts) if parts else "not measured")
 
 
@@ -333,10 +408,17 @@ def _training_sentence(facts: Facts, metric: tuple[str, str] | None) -> Markup |
     before, after = (facts.score(facts.baseline.name, form, metric) for form in (BASE, AS_TRAINED))
     return Markup(made).format(
         label=facts.baseline.label,
-        before=number(before.value, decimals),
-        after=number(after.value, decimals),
+        before=facts.shown(number(before.value, decimals), before, "value"),
+        after=facts.shown(number(after.value, decimals), after, "value"),
         unit=f"{NARROW}{contrast.unit}",
     )
+
+
+def _seed_sentence(facts: Facts, metric: tuple[str, str] | None) -> Markup | None:
+    """A warning that belongs into the first screen: with one seed, no verdict is about training in general."""
+    if not metric or not facts.others or len(facts.asked.experiment.seeds) > 1:
+        return None
+    return Markup("One seed was trained, so every verdict is about this one training.")
 
 
 def _float32_sentence(facts: Facts) -> Markup | None:
@@ -349,9 +431,10 @@ def _float32_sentence(facts: Facts) -> Markup | None:
     ).format(where)
 
 
-def _against(facts: Facts, cost: Cost) -> str:
+def _against(facts: Facts, cost: Cost) -> Markup:
     theirs = facts.cost_of(facts.baseline.name, cost.metric)
-    return f"{quantity(cost.value, cost.unit)} against {quantity(theirs.value, cost.unit)}"
+    ours, other = (facts.shown(quantity(one.value, one.unit), one, "value") for one in (cost, theirs))
+    return Markup("{} against {}").format(ours, other)
 
 
 def _overlap(facts: Facts, cost: Cost) -> bool:
@@ -361,19 +444,31 @@ def _overlap(facts: Facts, cost: Cost) -> bool:
     return cost.low <= theirs.high and theirs.low <= cost.high
 
 
-def setting(facts: Facts) -> list[str]:
+def setting(facts: Facts) -> list[Markup]:
     """The setting in a few parts: model, data, training, seeds, device."""
-    rows, trained = facts.rows, facts.baseline.trained[0]
+    trained = facts.baseline.trained[0]
     batch_rows = facts.asked.training_of(facts.baseline.name).batch_rows
     seeds = facts.asked.experiment.seeds
     size = facts.model["parameters"]
+    rows = {
+        split: Number(f"{amount:,}", amount, f"{SAMPLE_COUNTS.as_posix()}#{split}_rows")
+        for split, amount in facts.rows.items()
+    }
+    steps = Number(f"{trained['steps']:,}", trained["steps"],
+                   f"{COMPARISON.as_posix()}#training.{facts.baseline.name}[0].steps")  # fmt: skip
     return [
-        f"{model_name(facts.asked.model)}, {_parameters(size)} parameters",
-        f"{dataset_name(facts.asked.dataset)}: {sum(rows.values()):,} rows, {rows['train']:,} to train on, "
-        f"{rows['validation']:,} to validate, {rows['test']:,} to test",
-        f"{count(trained['steps'], 'step')} of {count(batch_rows, 'row')}",
-        f"{'seeds' if len(seeds) > 1 else 'seed'} {listed(seeds)}",
-        *(f"{'CPU' if facts.on_cpu else 'GPU'}: {device}" for device in facts.devices),
+        Markup("{}, {} parameters").format(
+            model_name(facts.asked.model),
+            Number(_parameters(size), size, f"{MODEL_SOURCE.as_posix()}#parameters"),
+        ),
+        Markup("{}: {train} rows to train on, {validation} to validate, {test} to test").format(
+            dataset_name(facts.asked.dataset), **rows
+        ),
+        Markup("{} step{} of {}").format(
+            steps, "" if trained["steps"] == 1 else "s", count(batch_rows, "row")
+        ),
+        Markup("{} {}").format("seeds" if len(seeds) > 1 else "seed", listed(seeds)),
+        *(Markup("{}: {}").format("CPU" if facts.on_cpu else "GPU", device) for device in facts.devices),
     ]
 
 
@@ -410,6 +505,7 @@ def limits(facts: Facts) -> list[Limit]:
         _not_deterministic(facts),
         _no_real_16_bits(facts),
         _resident_set(facts),
+        _random_benchmark(facts),
         _one_device(facts),
     ]
     return [limit for limit in found if limit]
@@ -640,6 +736,17 @@ def _resident_set(facts: Facts) -> Limit | None:
     )
 
 
+def _random_benchmark(facts: Facts) -> Limit | None:
+    shapes = list(dict.fromkeys(block.shape for block in facts.hardware if not block.own))
+    if not shapes:
+        return None
+    return Limit(
+        "Benchmarked shapes have random weights",
+        f"The memory and speed at {listed(shapes)} are of models of that shape with random weights: what they cost "
+        "is real, and nothing is known of their quality.",
+    )
+
+
 def _one_device(facts: Facts) -> Limit:
     steps = min(result["steps"] for result in facts.benchmarks.values())
     rows = min(result["micro_batch_rows"] for result in facts.benchmarks.values())
@@ -648,6 +755,120 @@ def _one_device(facts: Facts) -> Limit:
         f"They were measured on {listed(facts.devices)} over {count(steps, 'step')} of {count(rows, 'row')}. "
         "Another device, batch or length of text has other ratios.",
     )
+
+
+def duration(seconds: float) -> str:
+    """A time as a reader says it."""
+    if seconds < 90:
+        return quantity(seconds, "s", 2)
+    if seconds < 90 * 60:
+        return quantity(seconds / 60, "min", 2)
+    return quantity(seconds / 3600, "h", 2)
+
+
+def work_words(facts: Facts) -> str:
+    """What the recorded time is, and what it lacks, in a few sentences."""
+    total = sum(work.seconds for work in facts.work)
+    where = "None of it was on a GPU." if facts.on_cpu else "All of it held the GPU."
+    text = (
+        "Wall time as the runs recorded it. The stages that fetch, draw rows, compare and render record none, and "
+        f"importing libraries is not in it. {where} "
+        f"Cost: {duration(total)} of this device, {formatting.significant(total / 3600, 2)} times its price per hour. "
+    )
+    energy = facts.energy
+    if not energy:
+        return text + energy_words(facts)
+    joules = sum(
+        run["tokens_seen"] / 1000 * energy[variant.name].joules
+        for variant in facts.variants
+        for run in variant.trained
+    )
+    return text + (
+        f"Energy: the trainings’ tokens, at the joules per token of the run’s own grid, are about "
+        f"{quantity(joules / 3.6e6, 'kWh', 2)} of the GPU alone; scoring is not in it."
+    )
+
+
+def energy_words(facts: Facts) -> str:
+    """At which point energy was measured, or that it was not."""
+    if not facts.energy:
+        why = (
+            "on a CPU there is no counter that this pipeline reads"
+            if facts.on_cpu
+            else "the driver gave no reading"
+        )
+        return f"Energy was not measured: {why}."
+    point = next(iter(facts.energy.values()))
+    return f"Energy is that of the GPU at {rows_by_length(point)} tokens in the run’s own grid."
+
+
+def answer_words(facts: Facts) -> str:
+    """Which rows are shown, who won, and how answers are marked."""
+    answers = facts.answers
+    sampled = sum(row.sampled for row in answers.rows)
+    far = sum(row.disagreeing for row in answers.rows)
+    if sampled == answers.answered:
+        text = f"All {count(answers.answered, 'row')} that every model answered are shown"
+    else:
+        text = (
+            f"Of {count(answers.answered, 'row')} that every model answered, {sampled:,} were drawn by the seed "
+            f"{answers.seed}, whatever the answers"
+        )
+    if far:
+        measure = MEASURES[answers.metric] if answers.metric else "words"
+        text += f"; {far:,} have the largest disagreement between the trained runs, in {measure}"
+    text += ". "
+    if answers.metric:
+        text += f"Who won is by {MEASURES[answers.metric]} ({answers.metric}), which says little of a single answer. "
+    return text
+
+
+def missing(facts: Facts) -> list[str]:
+    """What a full report has and this one lacks, each with the reason, in a sentence."""
+    asked, found = facts.asked, []
+    if not facts.others:
+        found.append("No comparison: experiment.variants names one variant alone.")
+    if len(asked.experiment.seeds) == 1:
+        found.append("No variance over seeds, and no band in the curves: experiment.seeds names one seed.")
+    if not any(score.subset.startswith("category/") for score in facts.compared.scores):
+        found.append("No categories: the test split names none, or a single one.")
+    elif not facts.compared.held_out_categories:
+        found.append("No held-out categories: sample.held_out_categories is empty.")
+    if "holdout_generation" not in asked.evaluation.tasks:
+        found.append("No written answers: holdout_generation is not among evaluation.tasks.")
+    if not asked.comparison.repairs:
+        found.append("No faults before and after their repair: comparison.repairs is empty.")
+    absent = [
+        v.label for v in facts.others if not facts.contrast("to_baseline", v.name, AS_TRAINED, facts.primary)
+    ]
+    if absent:
+        found.append(f"No difference in the primary metric for {listed(absent)}: it was not compared.")
+    for metric in ("peak_memory", "training_speed"):
+        without = [variant.label for variant in facts.variants if not facts.cost_of(variant.name, metric)]
+        if without:
+            found.append(f"No {cost_name(metric).lower()} for {listed(without)}: it was not measured.")
+    own = [block for block in facts.hardware if block.own_run]
+    measured = {variant.name for block in own for variant in block.variants}
+    without = [variant.label for variant in facts.variants if variant.name not in measured]
+    if without:
+        found.append(
+            f"No memory and speed over batch and length for {listed(without)}: the grid was not measured."
+        )
+    if not any(not block.on_cpu for block in facts.hardware):
+        found.append("No GPU: results/hardware holds no measurement of one, and no grid ran on one.")
+    if not facts.energy:
+        found.append(energy_words(facts))
+    points = [point for block in facts.hardware for point in block.points if not point.measured]
+    if points:
+        found.append(
+            f"{count(len(points), 'benchmark point')} could not be measured; the tables say why of each."
+        )
+    return found
+
+
+def hardware_short(facts: Facts) -> str:
+    """The section of measured devices, in the contents."""
+    return "On a GPU" if any(not block.on_cpu for block in facts.hardware) else "Batch and length"
 
 
 def hardware_heading(facts: Facts) -> str:

@@ -1,0 +1,230 @@
+"""The page in a real browser: Debian's Chromium, driven by Playwright, with axe-core as the judge of accessibility."""
+
+import contextlib
+import json
+import re
+import shutil
+from pathlib import Path
+
+import made_up_results
+import pytest
+from made_up_results import Answered
+from report_reader import facts
+
+from workflow.report.page import render
+
+sync_api = pytest.importorskip("playwright.sync_api")
+axe = pytest.importorskip("axe_playwright_python.sync_playwright")
+
+CHROMIUM = next(
+    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), ""
+)
+pytestmark = pytest.mark.skipif(not CHROMIUM, reason="no Chromium on PATH")
+WIDTHS = (360, 768, 1600)
+HOSTILE = '<script>alert("x")</script><img src=x onerror=alert(1)>\x00\u202e</style>'
+REPAIRS = {"merging": {"faulty": "qlora_nf4_dq/requantized", "repaired": "qlora_nf4_dq"}}
+ROWS = (
+    Answered(HOSTILE, "x" * 2000, HOSTILE * 20),
+    Answered("What is the capital of France?", "Paris.", "It is Paris."),
+    Answered("How many legs has a spider?", "Eight.", "It has eight."),
+)
+A4_HEIGHT = 24 * 96 / 2.54  # px that a figure may have on a printed page
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """The results of six variants and three seeds, measured devices, a fault, hostile texts, and the page of them."""
+    folder = tmp_path_factory.mktemp("browser")
+    with contextlib.chdir(folder):
+        won = {("lora_16bit/as_trained", 1): 0.9, ("qlora_nf4/as_trained", 2): 0.8}
+        made_up_results.write(
+            variants=tuple(made_up_results.VARIANTS), seeds=(1, 2, 3), rows=ROWS, repairs=REPAIRS, scores=won
+        )
+        made_up_results.write_hardware()
+        Path("index.html").write_text(render(facts()), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory) -> Path:
+    """A page of the same parts with two variants, for what takes long."""
+    folder = tmp_path_factory.mktemp("small")
+    with contextlib.chdir(folder):
+        made_up_results.write(rows=ROWS, repairs=REPAIRS)
+        made_up_results.write_hardware()
+        Path("small.html").write_text(render(facts()), encoding="utf-8")
+    return folder / "small.html"
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def open_page(browser, folder):
+    """Opens the page, and at the end checks that nothing was said on the console and nothing asked of a network."""
+    opened, console, requests = [], [], []
+
+    def opens(*, width: int = 1280, scheme: str = "light", script: bool = True, file: Path | None = None):
+        context = browser.new_context(
+            viewport={"width": width, "height": 800}, color_scheme=scheme, java_script_enabled=script
+        )
+        tab = context.new_page()
+        tab.on("console", lambda message: console.append(message.text))
+        tab.on("pageerror", lambda error: console.append(str(error)))
+        tab.on("dialog", lambda dialog: console.append(dialog.message))
+        tab.on("request", lambda request: requests.append(request.url))
+        tab.goto((file or folder / "index.html").as_uri())
+        opened.append(context)
+        return tab
+
+    yield opens
+    for context in opened:
+        context.close()
+    assert console == []
+    assert all(url.startswith("file:") and url.endswith(".html") for url in requests)
+    assert len(requests) == len(opened)
+
+
+def open_all(tab) -> None:
+    tab.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_it_fits_every_width_and_follows_the_theme(open_page, scheme):
+    tab = open_page(scheme=scheme)
+    for opened in (False, True):
+        if opened:
+            open_all(tab)
+        for width in WIDTHS:
+            tab.set_viewport_size({"width": width, "height": 800})
+            assert tab.evaluate("document.documentElement.scrollWidth") <= width
+    ink, paper = tab.evaluate(
+        "(s => [s.color, s.backgroundColor])(getComputedStyle(document.body))"
+        ".map(c => c.match(/\\d+/g).slice(0, 3).reduce((sum, part) => sum + Number(part), 0))"
+    )
+    assert (ink < paper) == (scheme == "light")
+    text_in_figures = tab.evaluate(
+        "getComputedStyle(document.querySelector('#quality .panel svg text')).fill"
+    )
+    assert text_in_figures == tab.evaluate("getComputedStyle(document.body).color")
+
+
+@pytest.mark.parametrize(("scheme", "options"), [("light", {}), ("dark", {"runOnly": ["color-contrast"]})])
+def test_axe_finds_no_violation(open_page, small, scheme, options):
+    tab = open_page(scheme=scheme, file=small)
+    open_all(tab)
+    found = axe.Axe().run(tab, options=options).response["violations"]
+    said = [f"{one['id']}: {node['html'][:200]}" for one in found for node in one["nodes"][:3]]
+    assert said == []
+
+
+def test_every_number_of_the_first_screen_is_that_of_the_results(open_page, folder):
+    tab = open_page()
+    shown = tab.evaluate(
+        "[...document.querySelectorAll('header data')].map(d => [d.textContent, d.value, d.dataset.key])"
+    )
+    assert len(shown) > 30
+    for text, value, key in shown:
+        file, _, path = key.partition("#")
+        assert float(value) == (found := number_at(json.loads((folder / file).read_text()), path))
+        assert re.search(r"\d", text) and nearly(text, found), (text, found)
+    # And there is no other number: what is left are names, and what was counted or chosen.
+    left = tab.evaluate(
+        "(h => { h.querySelectorAll('data, figure, nav, details, h1').forEach(e => e.remove()); return h.textContent })"
+        "(document.querySelector('header').cloneNode(true))"
+    )
+    for known in (r"16-bit|8-bit|4-bit|NF4|FP4|CPU, 2 threads", r"\d of the 5 variants|, \d are|and \d is", r"seeds 1, 2 and 3",
+                  r"of 16 rows|float32", r"90\xa0% interval", r"Made-Up-135M.Q4_1"):  # fmt: skip
+        left = re.sub(known, "", left)
+    assert not re.findall(r"\d+", left), left
+
+
+def number_at(content, path: str):
+    """The number at a key such as `scores[3].per_seed.1`."""
+    for part in re.findall(r"[^.\[\]]+", path):
+        content = content[int(part)] if isinstance(content, list) else content[part]
+    return content
+
+
+def nearly(text: str, value: float) -> bool:
+    """Whether the text is the value as rounded to the digits that it shows; signs may be in words."""
+    digits = re.search(r"-?[\d,]*\.?\d+", text.replace("−", "-"))[0].replace(",", "")
+    scale = 1e6 if "million" in text else 1
+    scale *= 0.01 if "%" in text else 1
+    decimals = len(digits.partition(".")[2])
+    return abs(abs(float(digits)) * scale - abs(value)) <= 0.5001 * 10**-decimals * scale
+
+
+def test_a_table_is_sorted_by_a_click_on_its_head(open_page):
+    tab = open_page()
+    head = tab.locator("#evidence table.sortable th").nth(2)
+    column = "[...document.querySelectorAll('#evidence table.sortable tbody tr')].map(r => r.cells[2].dataset.sort)"
+    for direction, sign in (("descending", -1), ("ascending", 1)):
+        head.get_by_role("button").click()
+        assert head.get_attribute("aria-sort") == direction
+        values = [float(value) for value in tab.evaluate(column) if value != ""]
+        assert values == sorted(values, key=lambda value: sign * value) and len(set(values)) > 5
+    assert tab.evaluate(column)[-1] != ""
+
+
+def test_answers_are_found_by_category_by_who_won_and_by_search(open_page):
+    tab = open_page()
+    titles = "[...document.querySelectorAll('#answers article')].filter(a => a.checkVisibility()).map(a => a.querySelector('h3').textContent)"
+    assert len(tab.evaluate(titles)) == 3
+    tab.locator("[name=category]").select_option("other")
+    assert tab.evaluate(titles) == ["What is the capital of France?"]
+    assert tab.locator("form output").inner_text() == "1 of 3 shown"
+    tab.locator("[name=category]").select_option("")
+    tab.locator("[name=winner]").select_option("qlora_nf4/as_trained")
+    assert tab.evaluate(titles) == ["How many legs has a spider?"]
+    tab.locator("[name=winner]").select_option("")
+    tab.locator("[name=text]").fill("SPIDER eight")
+    assert tab.evaluate(titles) == ["How many legs has a spider?"]
+    tab.locator("[name=text]").fill("no such words")
+    assert tab.evaluate(titles) == []
+
+
+def test_a_click_on_a_number_says_where_it_is_from(open_page):
+    tab = open_page()
+    number = tab.locator("header data").first
+    number.click()
+    box = tab.locator(".origin")
+    assert box.is_visible()
+    assert number.get_attribute("data-key").partition("#")[2] in box.inner_text()
+    assert "results/compare/comparison.json" in box.inner_text()
+    tab.keyboard.press("Escape")
+    assert not box.is_visible()
+
+
+def test_a_mark_opens_the_panel_of_its_numbers(open_page):
+    tab = open_page()
+    tab.locator("#evidence a.mark").first.click()
+    assert tab.locator("#source-evidence").is_visible()
+
+
+def test_it_is_complete_without_a_script(open_page, folder):
+    tab = open_page(script=False)
+    assert tab.locator("form.filters").is_hidden()
+    assert tab.locator("table.sortable button").count() == 0
+    assert tab.locator("#answers article").count() == 3
+    assert tab.locator("table").count() == (folder / "index.html").read_text(encoding="utf-8").count("<table")
+
+
+def test_no_figure_is_cut_in_print(open_page, tmp_path):
+    tab = open_page(width=720)
+    tab.emulate_media(media="print")
+    heights = tab.evaluate(
+        "[...document.querySelectorAll('.panel')].map(p => p.getBoundingClientRect().height)"
+    )
+    assert len(heights) > 15 and max(heights) <= A4_HEIGHT
+    breaks = tab.evaluate(
+        "[...document.querySelectorAll('.panel')].map(p => getComputedStyle(p).breakInside)"
+    )
+    assert set(breaks) == {"avoid"}
+    tab.pdf(path=tmp_path / "page.pdf", format="A4")
+    assert (tmp_path / "page.pdf").stat().st_size > 50_000

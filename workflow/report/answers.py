@@ -1,0 +1,253 @@
+"""What the models wrote, side by side: which rows are shown, who won each, and in which words answers differ."""
+
+import random
+import re
+from dataclasses import dataclass
+from difflib import SequenceMatcher
+from pathlib import Path
+
+import pandas as pd
+
+from workflow import params
+from workflow.files import read_jsonl
+from workflow.paths import COMPARE, evaluate_base_folder, evaluate_folder
+from workflow.report.formatting import clean
+
+TASK = "holdout_generation"
+ITEMS = COMPARE / "items.parquet"
+METRICS = ("rouge_l", "chrf")  # the first that was measured decides who won
+SAMPLED, DISAGREEING = 12, 8  # rows that are shown, at most
+BASE, AS_TRAINED, MERGED = "base", "as_trained", "merged_16bit"
+TIE = "tie"
+WORDS = re.compile(r"\s+|[^\s]+")
+
+
+@dataclass(frozen=True)
+class Arm:
+    """Who answered: a variant's untouched base, or a run with the first seed in a serving form."""
+
+    variant: str
+    form: str
+    label: str
+
+    @property
+    def key(self) -> str:
+        return f"{self.variant}/{self.form}"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What one model wrote.
+
+    Attributes:
+        who: the arm, or None for the dataset's own response.
+        pieces: the text in pieces, each with whether the baseline's answer lacks it.
+        same: it is the baseline's answer word for word.
+        score: likeness to the dataset's response, or None where it was not measured.
+    """
+
+    who: Arm | None
+    label: str
+    text: str
+    stopped: bool | None
+    pieces: list[tuple[str, bool]]
+    same: bool
+    score: float | None
+
+
+@dataclass(frozen=True)
+class Row:
+    """One test row with everyone's answer."""
+
+    id: int
+    instruction: str
+    context: str
+    category: str | None
+    answers: list[Answer]
+    winner: str  # an arm's key, or `tie`; empty without scores
+    sampled: bool
+    disagreeing: bool  # among those in whose answers the trained runs differ the most
+
+
+@dataclass(frozen=True)
+class Answers:
+    """The rows that are shown.
+
+    Attributes:
+        metric: the one that says who won; None where none was measured.
+        answered: the rows that all arms answered.
+    """
+
+    arms: list[Arm]
+    baseline: str
+    metric: str | None
+    rows: list[Row]
+    answered: int
+    seed: int  # of the sample
+
+
+def files(asked: params.Params) -> list[Path]:
+    """Every file that the answers are read from."""
+    wanted = asked.experiment
+    folders = [evaluate_base_folder(wanted.baseline)]
+    folders += [evaluate_folder(name, wanted.seeds[0]) for name in wanted.variants]
+    scores = [ITEMS] if TASK in asked.evaluation.tasks else []
+    return [folder / "answers.jsonl" for folder in folders] + scores
+
+
+def read(asked: params.Params, labels: dict[str, str]) -> Answers:
+    """A sample of the rows that everyone answered, drawn by a seed, and those with the largest disagreement."""
+    arms = _arms(asked, labels)
+    written = [_written(asked, arm) for arm in arms]
+    ids = [key for key in written[0] if all(key in rows for rows in written)]
+    metric, scores = _scores(asked, arms) if ids else (None, {})
+    baseline = f"{asked.experiment.baseline}/{AS_TRAINED}"
+    seed = asked.comparison.seed
+    sampled = set(random.Random(seed).sample(sorted(ids), min(SAMPLED, len(ids))))
+    trained = [place for place, arm in enumerate(arms) if arm.form == AS_TRAINED]
+    distance = {
+        key: _distance(key, [arms[p] for p in trained], [written[p] for p in trained], scores) for key in ids
+    }
+    far = sorted((key for key in ids if distance[key] > (0, 0)), key=lambda key: distance[key], reverse=True)
+    disagreeing = set(far[:DISAGREEING])
+    return Answers(
+        arms=arms,
+        baseline=baseline,
+        metric=metric,
+        rows=[
+            _row(
+                key,
+                arms,
+                [rows[key] for rows in written],
+                scores,
+                baseline,
+                key in sampled,
+                key in disagreeing,
+            )
+            for key in ids
+            if key in sampled or key in disagreeing
+        ],
+        answered=len(ids),
+        seed=seed,
+    )
+
+
+def _arms(asked: params.Params, labels: dict[str, str]) -> list[Arm]:
+    """The baseline's untouched base, each variant as trained, and each quantised one merged."""
+    wanted = asked.experiment
+    seed = wanted.seeds[0]
+    found = [Arm(wanted.baseline, BASE, "Untouched base")]
+    for name in wanted.variants:
+        found.append(Arm(name, AS_TRAINED, f"{labels[name]}, seed {seed}"))
+        merged = [form for form in asked.forms_of(name) if form != AS_TRAINED]
+        if asked.variants[name].precision != "16bit" and merged:
+            form = MERGED if MERGED in merged else merged[0]
+            words = "merged" if form == MERGED else form.replace("_", " ")
+            found.append(Arm(name, form, f"{labels[name]}, {words}, seed {seed}"))
+    return found
+
+
+def _written(asked: params.Params, arm: Arm) -> dict[int, dict]:
+    seed = asked.experiment.seeds[0]
+    folder = evaluate_base_folder(arm.variant) if arm.form == BASE else evaluate_folder(arm.variant, seed)
+    return {row["id"]: row for row in read_jsonl(folder / "answers.jsonl") if row["form"] == arm.form}
+
+
+def _scores(asked: params.Params, arms: list[Arm]) -> tuple[str | None, dict[tuple[str, int], float]]:
+    """The metric that decides, and each answer's score by arm and row."""
+    if TASK not in asked.evaluation.tasks:
+        return None, {}
+    columns = ["metric", "item", "numerator", "denominator", "variant", "seed", "form"]
+    items = pd.read_parquet(ITEMS, columns=columns, filters=[("task", "==", TASK), ("metric", "in", METRICS)])
+    metric = next((metric for metric in METRICS if (items["metric"] == metric).any()), None)
+    seed = asked.experiment.seeds[0]
+    chosen = items[(items["metric"] == metric) & (items["seed"].isna() | (items["seed"] == seed))]
+    keys = {arm.key for arm in arms}
+    return metric, {
+        (key, int(item)): numerator / denominator
+        for key, item, numerator, denominator in zip(
+            chosen["variant"] + "/" + chosen["form"],
+            chosen["item"],
+            chosen["numerator"],
+            chosen["denominator"],
+            strict=True,
+        )
+        if key in keys
+    }
+
+
+def _distance(
+    key: int, arms: list[Arm], written: list[dict[int, dict]], scores: dict[tuple[str, int], float]
+) -> tuple[float, float]:
+    """How far the trained runs' answers are apart: in their scores, and then in their words."""
+    found = [scores[arm.key, key] for arm in arms if (arm.key, key) in scores]
+    texts = [WORDS.findall(rows[key]["answer"]) for rows in written]
+    unlike = max(
+        (1 - SequenceMatcher(None, texts[0], text, autojunk=False).ratio() for text in texts[1:]), default=0.0
+    )
+    return (max(found) - min(found) if found else 0.0, unlike)
+
+
+def _row(
+    key: int,
+    arms: list[Arm],
+    found: list[dict],
+    scores: dict[tuple[str, int], float],
+    baseline: str,
+    sampled: bool,
+    disagreeing: bool,
+) -> Row:
+    first = found[0]
+    against = clean(next(row["answer"] for arm, row in zip(arms, found, strict=True) if arm.key == baseline))
+    response = clean(first["response"])
+    answers = [Answer(None, "Reference", response, None, [(response, False)], False, None)]
+    for arm, row in zip(arms, found, strict=True):
+        text = clean(row["answer"])
+        itself = arm.key == baseline
+        answers.append(
+            Answer(
+                who=arm,
+                label=arm.label,
+                text=text,
+                stopped=row["stopped"],
+                pieces=[(text, False)] if itself or arm.form == BASE else marked(against, text),
+                same=text == against and not itself,
+                score=scores.get((arm.key, key)),
+            )
+        )
+    return Row(
+        id=key,
+        instruction=clean(first["instruction"]),
+        context=clean(_before(first)),
+        category=first["category"] and clean(first["category"]),
+        answers=answers,
+        winner=_winner(answers),
+        sampled=sampled,
+        disagreeing=disagreeing,
+    )
+
+
+def _before(row: dict) -> str:
+    """What stands beside a row's instruction: its context, or the turns of the conversation before it."""
+    turns = (f"{turn['role']}: {turn['content']}" for turn in row.get("earlier", []))
+    return "\n\n".join(turns) or row["context"]
+
+
+def _winner(answers: list[Answer]) -> str:
+    scored = [answer for answer in answers if answer.who and answer.score is not None]
+    if not scored:
+        return ""
+    best = max(answer.score for answer in scored)
+    won = [answer.who.key for answer in scored if best - answer.score < 1e-9]
+    return won[0] if len(won) == 1 else TIE
+
+
+def marked(before: str, after: str) -> list[tuple[str, bool]]:
+    """The text `after` in pieces, each with whether `before` has other words in its place."""
+    ours, theirs = WORDS.findall(after), WORDS.findall(before)
+    pieces: list[tuple[str, bool]] = []
+    for tag, _, _, start, end in SequenceMatcher(None, theirs, ours, autojunk=False).get_opcodes():
+        text = "".join(ours[start:end])
+        if text:
+            pieces.append((text, tag != "equal"))
+    return pieces

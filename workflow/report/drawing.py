@@ -1,0 +1,148 @@
+"""How the page draws: seaborn and matplotlib, and an SVG that takes its colours from the page's style.
+
+Text stays text, in the page's own font. Every colour of a drawing is one of a few stand-ins, which
+become CSS variables, so that one drawing suits light, dark and print.
+"""
+
+import io
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import matplotlib
+import seaborn
+from markupsafe import Markup
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from workflow.report.facts import MeasuredVariant, Variant
+
+INK, MUTED, RULE, PAPER = "#1a1a1b", "#6a6a6b", "#d8d8d9", "#fefefd"
+# The colours of seaborn's colour-blind palette that keep enough contrast, in light and dark.
+PALETTE = [seaborn.color_palette("colorblind").as_hex()[index] for index in (0, 1, 2, 3, 4, 5, 9, 7)]
+MARKERS = ("o", "s", "D", "^", "v", "P", "X", "h")
+STYLE = {INK: "currentColor", MUTED: "var(--muted)", RULE: "var(--rule)", PAPER: "var(--paper)"} | {
+    colour: f"var(--variant-{index})" for index, colour in enumerate(PALETTE)
+}
+WIDTH = 345  # units, about one CSS pixel each
+ROW = 54
+FORM_ROW, HEAD_ROW = 36, 24  # of the differences, where a variant has a row per form
+BAR = 16  # of the memory by component, a bar of one variant
+OVER = 0.27  # of a row: how far from its middle the texts above it stand
+BAR_SHARE = 0.64  # of the width, for the longest bar; the rest is for its number
+SETTINGS = {
+    "svg.fonttype": "none",
+    "text.parse_math": False,  # a category may be called `$x`
+    "font.size": 11.5,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": RULE,
+    "axes.facecolor": "none",
+    "axes.labelpad": 6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.spines.left": False,
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "grid.color": RULE,
+    "grid.linewidth": 0.7,
+    "xtick.color": RULE,
+    "xtick.labelcolor": INK,
+    "xtick.labelsize": 11,
+    "ytick.color": RULE,
+    "ytick.labelcolor": INK,
+    "ytick.labelsize": 11,
+    "ytick.left": False,
+}
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One drawing with the heading that stands over it."""
+
+    title: str
+    svg: Markup
+    kind: str = ""  # a class of the page's style
+
+
+def colour_of(variant: Variant | MeasuredVariant) -> str:
+    return PALETTE[variant.position % len(PALETTE)]
+
+
+def marker_of(variant: Variant | MeasuredVariant) -> str:
+    return MARKERS[variant.position % len(MARKERS)]
+
+
+def legend(variants: list[Variant] | list[MeasuredVariant], key: str) -> list[tuple[str, Markup]]:
+    """Each variant's label and its line and marker, as a small drawing for the page's own legend."""
+    entries = []
+    for variant in variants:
+
+        def draw(axes: Axes, variant: Variant | MeasuredVariant = variant) -> None:
+            axes.plot([0, 1], [0, 0], color=colour_of(variant), linewidth=1.5)
+            axes.plot(0.5, 0, color=colour_of(variant), marker=marker_of(variant), markersize=6)
+            axes.set_axis_off()
+
+        entries.append(
+            (variant.label, draw_svg(f"{key}-{variant.position}", draw, "", width=30, height=12, bare=True))
+        )
+    return entries
+
+
+def over_row(axes: Axes, row: int, text: str, *, right: bool = False) -> None:
+    """Write over a row, at its left end or at its right one."""
+    at_side(axes, row - OVER, text, right=right)
+
+
+def at_side(axes: Axes, y: float, text: str, *, right: bool = False, weight: str = "normal") -> None:
+    x, align = (1, "right") if right else (0, "left")
+    axes.text(x, y, text, ha=align, va="bottom", weight=weight, transform=axes.get_yaxis_transform())
+
+
+def rows_axis(axes: Axes, rows: int) -> None:
+    axes.set_ylim(rows - 0.55, -0.75)
+    axes.set_yticks([])
+    axes.grid(False, axis="y")
+    axes.set_ylabel("")
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+
+
+def draw_svg(
+    key: str,
+    draw: Callable[[Axes], None],
+    alt: str,
+    *,
+    height: float,
+    width: float = WIDTH,
+    bare: bool = False,
+) -> Markup:
+    """Draw, and return an `<svg>` to stand inside the page; `key` keeps its ids apart from others'."""
+    svg = drawn(key, draw, height=height, width=width, bare=bare)
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>|<!--.*?-->", "", svg, flags=re.DOTALL)
+    svg = (
+        re.sub(r'\s+(xmlns(:\w+)?|version|width|height)="[^"]*"', "", svg[: svg.index(">")])
+        + svg[svg.index(">") :]
+    )
+    svg = svg.replace("xlink:href", "href")
+    svg = re.sub(r'<g id="[^"]*"', "<g", svg)
+    svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{key}-", svg)
+    svg = re.sub(r" font-family: [^;]*;", "", svg)
+    svg = re.sub(r"\s*\n\s*", "\n", svg)
+    for colour, style in STYLE.items():
+        svg = svg.replace(colour, style)
+    role = Markup('role="img" aria-label="{}"').format(alt) if alt else 'aria-hidden="true"'
+    return Markup(svg.strip().replace("<svg", f"<svg {role}", 1))
+
+
+def drawn(key: str, draw: Callable[[Axes], None], *, height: float, width: float, bare: bool) -> str:
+    """What matplotlib writes; `bare` leaves no room for axes."""
+    with matplotlib.rc_context(SETTINGS | {"svg.hashsalt": key}):
+        figure = Figure(figsize=(width / 72, height / 72), layout=None if bare else "constrained")
+        figure.patch.set_visible(False)
+        axes = figure.add_axes((0, 0, 1, 1)) if bare else figure.add_subplot()
+        draw(axes)
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+    return buffer.getvalue()

@@ -1,0 +1,252 @@
+"""What dvc.lock says of the files that the page is made from, and whether the workspace still agrees with it.
+
+DVC holds its own lock while the page is rendered, and writes the page's own entry only afterwards, so the
+files are read and hashed here and DVC is not asked. A folder's digest is DVC's: the md5 of the JSON list of its
+files, each with its md5 and its path, in the order of their paths.
+"""
+
+import hashlib
+import itertools
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+DVC_LOCK, DVC_YAML, PARAMS = Path("dvc.lock"), Path("dvc.yaml"), Path("params.yaml")
+OWN_STAGE = "report"  # its entry is that of the page before this one
+LARGEST = 100 * 10**6  # bytes that are hashed; what is larger is compared by its size alone
+# What .dvcignore leaves out of a folder.
+IGNORED = {"__pycache__", ".snakemake_timestamp", "checkpoints"}
+REFERENCE = re.compile(r"\$\{([\w.]+)\}")
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a file comes from, by dvc.lock."""
+
+    stage: str
+    md5: str
+    params: dict[str, Any]  # what the stage was run with
+
+    @property
+    def command(self) -> str:
+        """What makes the file again."""
+        return f"dvc repro {self.stage}"
+
+
+@dataclass(frozen=True)
+class Lock:
+    """What dvc.lock and the workspace say together.
+
+    Attributes:
+        found: whether there is a dvc.lock at all.
+        md5: its own digest.
+        origins: by path, of every file that a stage wrote.
+        mismatches: a sentence for each thing in which the workspace differs from it.
+        by_size: the large outputs of which the size alone was compared.
+        absent: outputs that the page does not need and that are not in this workspace.
+    """
+
+    found: bool
+    md5: str
+    origins: dict[str, Origin]
+    mismatches: list[str]
+    by_size: list[str]
+    absent: list[str]
+
+
+def read(needed: Iterable[Path]) -> Lock:
+    """Hold every stage that had a part in the needed files against the workspace.
+
+    Args:
+        needed: the files that the page is made from; those outside of results/ are of no stage.
+    """
+    needed = [path.as_posix() for path in needed]
+    if not DVC_LOCK.is_file():
+        return Lock(False, "", {}, ["There is no dvc.lock, so no file could be held against it."], [], [])
+    stages = {n: s for n, s in _load(DVC_LOCK)["stages"].items() if n.partition("@")[0] != OWN_STAGE}
+    producers = {out["path"]: name for name, stage in stages.items() for out in stage.get("outs", [])}
+    origins = {
+        out["path"]: Origin(
+            producers[out["path"]], out.get("md5", ""), stage.get("params", {}).get("params.yaml", {})
+        )
+        for stage in stages.values()
+        for out in stage.get("outs", [])
+    }
+    used = _upstream(stages, [producers[path] for path in needed if path in producers])
+    check = _Check(set(needed), origins)
+    for path in needed:
+        if path.startswith("results/") and path not in producers and not path.startswith("results/hardware/"):
+            check.say(f"{path} is in no stage of dvc.lock.")
+    defined = _defined() if DVC_YAML.is_file() else None
+    params = _load(PARAMS)
+    for name in used:
+        check.outs(name, stages[name])
+        check.stage(name, stages[name], params, defined)
+    return Lock(
+        found=True,
+        md5=_md5(DVC_LOCK),
+        origins=origins,
+        mismatches=check.sentences(),
+        by_size=sorted(check.by_size),
+        absent=sorted(check.absent),
+    )
+
+
+class _Check:
+    """Gathers what differs; a digest is taken once."""
+
+    def __init__(self, needed: set[str], origins: dict[str, Origin]):
+        self.needed, self.origins = needed, origins
+        self.said: list[str] = []
+        self.stale: dict[str, list[str]] = {}  # why, and the stages that it holds for
+        self.by_size: set[str] = set()
+        self.absent: set[str] = set()
+        self.digest = cache(_digest)
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+    def outs(self, name: str, stage: dict) -> None:
+        """Whether the outputs are those that the stage wrote."""
+        for out in stage.get("outs", []):
+            path = out["path"]
+            if not Path(path).exists():
+                if path in self.needed:
+                    self.say(f"{path} is missing.")
+                self.absent.add(path)
+            elif not self._same(out):
+                self.say(f"{path} is not what stage {name} wrote: its md5 is not that in dvc.lock.")
+
+    def stage(self, name: str, stage: dict, params: dict, defined: dict[str, dict] | None) -> None:
+        """Whether a stage would run again: because of a file that it reads, a param, or its own definition."""
+        for dep in stage.get("deps", []):
+            path = dep["path"]
+            if not Path(path).exists():
+                if path not in self.origins:  # else it is among the absent outputs
+                    self._stale(f"{path} is gone", name)
+            elif not self._same(dep):
+                self._stale(f"{path} has changed since", name)
+        for key, value in stage.get("params", {}).get("params.yaml", {}).items():
+            if _value(params, key) != value:
+                self._stale(f"params.yaml has another value of {key}", name)
+        if defined is not None and defined.get(name) != _definition(stage):
+            self._stale("dvc.yaml describes it otherwise", name)
+
+    def sentences(self) -> list[str]:
+        stale = [
+            f"{'Stages' if len(names) > 1 else 'Stage'} {', '.join(names)} would run again: {why}."
+            for why, names in self.stale.items()
+        ]
+        return self.said + stale
+
+    def _stale(self, why: str, name: str) -> None:
+        self.stale.setdefault(why, []).append(name)
+
+    def _same(self, entry: dict) -> bool:
+        path = Path(entry["path"])
+        if entry.get("size", 0) > LARGEST:
+            self.by_size.add(entry["path"])
+            files = _files(path) if path.is_dir() else [path]
+            return sum(file.stat().st_size for file in files) == entry["size"]
+        return self.digest(path) == entry.get("md5")
+
+
+def _upstream(stages: dict[str, dict], wanted: list[str]) -> list[str]:
+    """The stages, and all those from whose outputs they were made, in the order of dvc.lock."""
+    outs = {name: [out["path"] for out in stage.get("outs", [])] for name, stage in stages.items()}
+    found, waiting = set(), list(wanted)
+    while waiting:
+        name = waiting.pop()
+        if name in found:
+            continue
+        found.add(name)
+        deps = [dep["path"] for dep in stages[name].get("deps", [])]
+        # A dependency on a folder is one on all stages that write into it; of those, params name the ones that count.
+        waiting += [
+            other for other, paths in outs.items() if other not in found and any(p in deps for p in paths)
+        ]
+    return [name for name in stages if name in found]
+
+
+def _defined() -> dict[str, dict]:
+    """Every stage of dvc.yaml as `_definition` gives it, a matrix resolved into its items."""
+    params, found = _load(PARAMS), {}
+    for name, stage in _load(DVC_YAML)["stages"].items():
+        matrix = {
+            key: _value(params, REFERENCE.fullmatch(values)[1]) if isinstance(values, str) else values
+            for key, values in stage.get("matrix", {}).items()
+        }
+        for combination in itertools.product(*matrix.values()):
+            item = dict(zip(matrix, map(str, combination), strict=True))
+            label = name + ("@" + "-".join(item.values()) if item else "")
+            found[label] = _resolved(stage, item)
+    return found
+
+
+def _resolved(stage: dict, item: dict[str, str]) -> dict:
+    def text(value: str) -> str:
+        return REFERENCE.sub(lambda match: item[match[1].removeprefix("item.")], value)
+
+    def names(kind: str) -> list[str]:
+        return [
+            text(next(iter(one)) if isinstance(one, dict) else one).rstrip("/") for one in stage.get(kind, [])
+        ]
+
+    return {
+        "cmd": text(stage["cmd"]),
+        "deps": set(names("deps")),
+        "params": set(names("params")),
+        "outs": {*names("outs"), *names("metrics"), *names("plots")},
+    }
+
+
+def _definition(locked: dict) -> dict:
+    return {
+        "cmd": locked["cmd"],
+        "deps": {dep["path"] for dep in locked.get("deps", [])},
+        "params": set(locked.get("params", {}).get("params.yaml", {})),
+        "outs": {out["path"] for out in locked.get("outs", [])},
+    }
+
+
+def _value(params: dict, key: str) -> Any:
+    """A value by its dotted key; None where there is none."""
+    value: Any = params
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, dict) else None
+    return value
+
+
+def _load(path: Path) -> dict:
+    return YAML(typ="safe").load(path.read_text(encoding="utf-8"))
+
+
+def _digest(path: Path) -> str:
+    if not path.is_dir():
+        return _md5(path)
+    files = [{"md5": _md5(file), "relpath": file.relative_to(path).as_posix()} for file in _files(path)]
+    files.sort(key=lambda file: file["relpath"])
+    listed = json.dumps(files, sort_keys=True).encode()
+    return hashlib.md5(listed, usedforsecurity=False).hexdigest() + ".dir"
+
+
+def _files(folder: Path) -> list[Path]:
+    """The files of a folder that DVC counts."""
+    return [
+        file
+        for file in folder.rglob("*")
+        if file.is_file()
+        and not IGNORED & set(file.relative_to(folder).parts)
+        and not (file.name.startswith(".") and folder.parts[0] == "results")
+    ]
+
+
+def _md5(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "md5").hexdigest()

@@ -1,0 +1,81 @@
+"use strict";
+// The page is complete without this: it adds sorting, filtering, and a number's origin at a click.
+
+// Sort a table by a column: once downwards, then upwards. Empty cells stay last.
+for (const table of document.querySelectorAll("table.sortable")) {
+  const heads = [...table.tHead.rows[0].cells];
+  const sort = (index) => {
+    const descending = heads[index].getAttribute("aria-sort") !== "descending";
+    const sign = descending ? -1 : 1;
+    const value = (row) => row.cells[index].dataset.sort ?? row.cells[index].textContent;
+    const compare = (a, b) => {
+      const [x, y] = [value(a), value(b)];
+      if (x === "" || y === "") return (x === "") - (y === "");
+      return sign * (isNaN(x) || isNaN(y) ? x.localeCompare(y) : x - y);
+    };
+    heads.forEach((head, i) => head.setAttribute("aria-sort", i !== index ? "none" : descending ? "descending" : "ascending"));
+    table.tBodies[0].append(...[...table.tBodies[0].rows].sort(compare));
+  };
+  heads.forEach((head, index) => {
+    const button = document.createElement("button");
+    button.type = "button";
+    button.append(...head.childNodes);
+    button.addEventListener("click", () => sort(index));
+    head.append(button);
+    head.setAttribute("aria-sort", "none");
+  });
+}
+
+// Show the answers that the filters choose.
+const form = document.querySelector("form.filters");
+if (form) {
+  const rows = [...document.querySelectorAll("#answers article")];
+  const texts = new Map(rows.map((row) => [row, row.textContent.toLowerCase()]));
+  const show = () => {
+    const asked = Object.fromEntries(new FormData(form));
+    const words = asked.text.toLowerCase().split(/\s+/).filter(Boolean);
+    let shown = 0;
+    for (const row of rows) {
+      const fits =
+        words.every((word) => texts.get(row).includes(word)) &&
+        (!asked.category || row.dataset.category === asked.category) &&
+        (!asked.winner || row.dataset.winner === asked.winner) &&
+        (!asked.chosen || row.dataset.chosen.split(" ").includes(asked.chosen));
+      row.hidden = !fits;
+      shown += fits;
+    }
+    form.querySelector("output").textContent = `${shown} of ${rows.length} shown`;
+  };
+  form.hidden = false;
+  form.addEventListener("input", show);
+  form.addEventListener("submit", (event) => event.preventDefault());
+  show();
+}
+
+// Say where a number is from, at a click on it.
+if ("popover" in HTMLElement.prototype) {
+  const box = document.createElement("div");
+  box.popover = "auto";
+  box.className = "origin";
+  document.body.append(box);
+  document.addEventListener("click", (event) => {
+    const number = event.target.closest("data[data-key]");
+    if (!number || event.target.closest("button, summary, a")) return;
+    const [file, key] = number.dataset.key.split("#");
+    const row = document.querySelector(`tr[data-file="${CSS.escape(file)}"]`);
+    const lines = [["Value", number.value], ["Key", key], ["File", file]];
+    if (row) lines.push(["Stage", row.cells[1].textContent], ["md5", row.cells[2].textContent], ["Again by", `dvc repro ${row.cells[1].textContent}`]);
+    const list = document.createElement("dl");
+    for (const [name, text] of lines) {
+      const [term, value] = [document.createElement("dt"), document.createElement("dd")];
+      term.textContent = name;
+      value.textContent = text;
+      list.append(term, value);
+    }
+    box.replaceChildren(list);
+    box.showPopover();
+  });
+}
+
+// What is folded is printed too.
+addEventListener("beforeprint", () => document.querySelectorAll("details.fold").forEach((one) => (one.open = true)));
