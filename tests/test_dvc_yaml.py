@@ -90,7 +90,8 @@ def test_paths_in_code_are_those_of_the_pipeline():
     assert {str(paths.FETCHED_TASKS), str(paths.TASKS_READY)} == set(outputs("fetch_tasks"))
     assert str(paths.TASKS) in names("evaluate", "deps") and str(paths.TASKS_READY) in names("train", "deps")
     assert str(paths.COMPARE / "comparison.json") in outputs("compare")
-    assert outputs("report") == [str(paths.REPORT)]
+    made = (paths.REPORT, paths.SUMMARY, paths.SUMMARY_TABLE, paths.CARDS)
+    assert outputs("report") == [str(path) for path in made]
 
 
 def test_metrics_and_curves_are_for_git_and_results_for_dvc():

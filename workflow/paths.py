@@ -15,6 +15,9 @@ TASKS_READY = RESULTS / "fetch_tasks" / "ready"
 COMPARE = RESULTS / "compare"
 HARDWARE = RESULTS / "hardware"
 REPORT = Path("report") / "index.html"
+SUMMARY = RESULTS / "summary.md"
+SUMMARY_TABLE = RESULTS / "summary.csv"
+CARDS = RESULTS / "cards"
 
 
 def environment_file(kind: str) -> Path:

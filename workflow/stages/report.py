@@ -1,17 +1,29 @@
-"""Stage report: render the page from the stages' files alone."""
+"""Stage report: render the page, and the headline as Markdown, CSV and model cards, from the stages' files alone."""
 
 from workflow import params
 from workflow.console import run_stage, say
-from workflow.files import write_text
-from workflow.paths import REPORT
+from workflow.files import whole_folder, write_text
+from workflow.paths import CARDS, REPORT, SUMMARY, SUMMARY_TABLE
+from workflow.report import exports
 from workflow.report.facts import gather
 from workflow.report.page import render
 
 
 def report() -> None:
-    """Write the page about the runs that params.yaml names."""
-    page = render(gather(params.load()))
+    """Write the page about the runs that params.yaml names, and what is made from the same numbers."""
+    facts = gather(params.load())
+    page = render(facts)
+    write_text(SUMMARY, exports.summary_markdown(facts))
+    write_text(SUMMARY_TABLE, exports.summary_table(facts).to_csv(index=False))
+    with whole_folder(CARDS) as cards:
+        for variant in facts.variants:
+            for seed in facts.asked.experiment.seeds:
+                write_text(
+                    cards / variant.name / str(seed) / "README.md", exports.model_card(facts, variant, seed)
+                )
     write_text(REPORT, page)
+    for one in facts.lock.mismatches:
+        say(f"  not as in dvc.lock: {one}")
     say(f"  {REPORT}: {len(page.encode()) / 1000:,.0f} kB, opens in a browser as it is")
 
 
