@@ -72,6 +72,7 @@ METRICS = (  # task, metric, unit, higher_is_better, how many of it a nat per to
     ("holdout_generation", "length", "tokens", None, 6.0),
 )
 PRIMARY = METRICS[0]
+TASKS = {"holdout_loss": None, "holdout_generation": 90}  # and the first items that are scored
 CATEGORIES = {"greetings": 80, "poetry": 53, "riddles": 1}  # test items; of one item no interval can be taken
 PEAK_GIB = {
     "lora_16bit": 2.214, "qlora_nf4": 1.871, "qlora_nf4_dq": 1.868, "qlora_fp4": 1.872, "lora_int8": 1.953,
@@ -127,6 +128,8 @@ def write(
     repairs: dict[str, dict] | None = None,
     title: str = "What does 4-bit fine-tuning cost?",
     training: dict[str, dict] | None = None,
+    forms: tuple[str, ...] = ("merged_16bit", "as_trained", "merged_dequantized", "requantized"),
+    tasks: tuple[str, ...] = ("holdout_loss", "holdout_generation"),
     says: dict[tuple[str, int], str] | None = None,
     scores: dict[tuple[str, int], float] | None = None,
 ) -> Comparison:
@@ -141,6 +144,8 @@ def write(
         categories: test items by category.
         repairs: as `comparison.repairs` of params.
         training: by variant, the keys of `training` that it changes.
+        forms: as `evaluation.forms` of params.
+        tasks: as the names of `evaluation.tasks` of params.
         says: by variant/form and row, an answer that is not the row's.
         scores: by variant/form and row, an answer's rouge_l; 0.5 for all others.
 
@@ -161,7 +166,7 @@ def write(
         "experiment": {"variants": list(variants), "baseline": BASELINE, "seeds": list(seeds)},
         "report": {"title": title},
     }
-    _write_params(chosen, model=model, held_out=held_out, training=training or {})
+    _write_params(chosen, model=model, held_out=held_out, training=training or {}, forms=forms, tasks=tasks)
     asked = params.load()
     write_text(Path("requirements.lock"), "torch==2.13.0\n")
     write_json(MODEL_SOURCE, _model_source(model))
@@ -169,9 +174,11 @@ def write(
                                 "member": "data", "sha256": "d" * 64, "rows": 2026})  # fmt: skip
     write_json(SAMPLE / "counts.json", {"test_rows": ITEMS, "validation_rows": 44, "train_rows": 822,
                                          "held_out_rows": 53, "left_out_rows": 61})  # fmt: skip
-    comparison = MadeUp(asked, device, half_width, categories or CATEGORIES).comparison()
+    comparison = MadeUp(
+        asked, device, half_width, CATEGORIES if categories is None else categories
+    ).comparison()
     write_json(COMPARE / "comparison.json", comparison.as_dict())
-    answers = _Answers(rows, says or {}, scores or {})
+    answers = _Answers(tasks, rows if "holdout_generation" in tasks else (), says or {}, scores or {})
     for variant in variants:
         _write_evaluation(evaluate_base_folder(variant), variant, None, ["base"], device, answers)
         measured = [c for c in comparison.cost if c.variant == variant]
@@ -188,7 +195,8 @@ def write(
 class _Answers:
     """What every arm answered, and the items with its scores as the stage compare gathers them."""
 
-    def __init__(self, rows: tuple[Answered, ...], says: dict, scores: dict):
+    def __init__(self, tasks: tuple[str, ...], rows: tuple[Answered, ...], says: dict, scores: dict):
+        self.tasks = tasks
         self.rows, self.says, self.scores = rows, says, scores
         columns = ("task", "metric", "item", "numerator", "denominator", "variant", "seed", "form")
         self.items = {column: [] for column in columns}
@@ -333,7 +341,7 @@ def write_grid(variant: str, shape: str, points: list[dict]) -> None:
     write_json(grid_file(variant, shape), content)
 
 
-def _write_params(chosen_sections: dict, *, model: str, held_out, training: dict) -> None:
+def _write_params(chosen_sections: dict, *, model: str, held_out, training: dict, forms, tasks) -> None:
     """The preset `tiny`, which has every key that params need, with the chosen run put over it."""
     yaml = YAML(typ="safe", pure=True)
     chosen = yaml.load((PROJECT / "workflow" / "presets" / "tiny.yaml").read_text(encoding="utf-8"))
@@ -354,8 +362,8 @@ def _write_params(chosen_sections: dict, *, model: str, held_out, training: dict
     }
     own = {"few_shot": 0, "chat_template": True, "files": None}
     chosen["evaluation"] |= {
-        "tasks": {"holdout_loss": {"items": None, **own}, "holdout_generation": {"items": 90, **own}},
-        "forms": ["merged_16bit", "as_trained", "merged_dequantized", "requantized"],
+        "tasks": {task: {"items": TASKS[task], **own} for task in tasks},
+        "forms": list(forms),
         "answer_tokens": 48,
     }
     text = io.StringIO()
@@ -398,6 +406,7 @@ class MadeUp:
         self.variants, self.seeds = asked.experiment.variants, asked.experiment.seeds
         self.held_out = asked.sample.held_out_categories
         self.categories = categories
+        self.metrics = [metric for metric in METRICS if metric[0] in asked.evaluation.tasks]
 
     def comparison(self) -> Comparison:
         contrasts = self.contrasts()
@@ -435,7 +444,7 @@ class MadeUp:
         found = []
         for variant in self.variants:
             for form in ("base", *self.asked.forms_of(variant)):
-                for task, metric, unit, higher_is_better, scale in METRICS:
+                for task, metric, unit, higher_is_better, scale in self.metrics:
                     for subset, items in self.subsets().items():
                         value = scale * self.nats(variant, form) + (1.4 if scale < 0 else 0)
                         spread = {
@@ -490,7 +499,7 @@ class MadeUp:
         nats -= self.nats(*less[0]) - self.nats(*less[1]) if less else 0
         return [
             self.contrast(kind, arm, "/".join(other), metric, subset, items, nats, name)
-            for metric in METRICS
+            for metric in self.metrics
             if metric[3] is not None
             for subset, items in self.subsets().items()
             if subset == ALL or (by_category and metric == PRIMARY and items > 1)
@@ -684,7 +693,7 @@ def _write_evaluation(
     folder: Path, variant: str, seed: int | None, forms: list[str], device: str, answers: _Answers
 ) -> None:
     command = "lm_eval run --model hf --model_args pretrained={},dtype=float32 --tasks holdout_loss"
-    tasks = [("holdout_loss", ITEMS), ("holdout_generation", 90)]
+    tasks = [(task, TASKS[task] or ITEMS) for task in answers.tasks]
     record = {"version": "1.0", "few_shot": 0, "chat_template": True, "bos_per_prompt": 1}
     write_json(
         folder / "result.json",

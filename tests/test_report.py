@@ -18,7 +18,7 @@ from workflow.errors import UserError
 from workflow.paths import COMPARE, train_folder
 from workflow.report import drawing, formatting, words
 from workflow.report.answers import marked
-from workflow.report.facts import inputs, variant_labels
+from workflow.report.facts import inputs, shape_of, variant_labels
 from workflow.report.formatting import clean
 from workflow.report.page import render
 
@@ -484,6 +484,9 @@ def test_every_figure_and_table_says_where_it_is_from(page):
         "results/compare/comparison.json",
         "results/evaluate/qlora_nf4_dq/1/answers.jsonl",
         "results/train/lora_16bit/2/history.csv",
+        "results/benchmark/qlora_nf4_dq/result.json",
+        "results/compare/items.parquet",
+        "requirements.lock",
     ],
 )
 def test_a_missing_file_is_named(path):
@@ -588,7 +591,9 @@ def test_what_fits_is_shown_by_size():
     write()
     made_up_results.write_hardware()
     asked = params.load()
-    shape = memory.Shape.of(AutoConfig.from_pretrained(params.SHAPES / "tinyllama_1b.json"))
+    for config in params.SHAPES.glob("*.json"):
+        assert shape_of(config) == memory.Shape.of(AutoConfig.from_pretrained(config))
+    shape = shape_of(params.SHAPES / "tinyllama_1b.json")
     training = asked.training.model_copy(update={"rank": 16, "gradient_checkpointing": True})
     most = memory.largest_fit(shape, asked.variants[QLORA], training, gib=memory.usable_gib(24))
     rows = read().tables["what fits"]
