@@ -14,7 +14,6 @@ from report_reader import facts
 from workflow.report.page import render
 
 sync_api = pytest.importorskip("playwright.sync_api")
-axe = pytest.importorskip("axe_playwright_python.sync_playwright")
 
 CHROMIUM = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), ""
@@ -116,6 +115,7 @@ def test_it_fits_every_width_and_follows_the_theme(open_page, scheme):
 
 @pytest.mark.parametrize(("scheme", "options"), [("light", {}), ("dark", {"runOnly": ["color-contrast"]})])
 def test_axe_finds_no_violation(open_page, small, scheme, options):
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright")
     tab = open_page(scheme=scheme, file=small)
     open_all(tab)
     found = axe.Axe().run(tab, options=options).response["violations"]

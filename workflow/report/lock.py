@@ -107,7 +107,7 @@ class _Check:
         self.stale: dict[str, list[str]] = {}  # why, and the stages that it holds for
         self.by_size: set[str] = set()
         self.absent: set[str] = set()
-        self.digest = cache(_digest)
+        self.md5 = cache(_md5)
 
     def say(self, text: str) -> None:
         self.said.append(text)
@@ -154,7 +154,17 @@ class _Check:
             self.by_size.add(entry["path"])
             files = _files(path) if path.is_dir() else [path]
             return sum(file.stat().st_size for file in files) == entry["size"]
-        return self.digest(path) == entry.get("md5")
+        return self._digest(path) == entry.get("md5")
+
+    def _digest(self, path: Path) -> str:
+        if not path.is_dir():
+            return self.md5(path)
+        files = [
+            {"md5": self.md5(file), "relpath": file.relative_to(path).as_posix()} for file in _files(path)
+        ]
+        files.sort(key=lambda file: file["relpath"])
+        listed = json.dumps(files, sort_keys=True).encode()
+        return hashlib.md5(listed, usedforsecurity=False).hexdigest() + ".dir"
 
 
 def _upstream(stages: dict[str, dict], wanted: list[str]) -> list[str]:
@@ -225,15 +235,6 @@ def _value(params: dict, key: str) -> Any:
 
 def _load(path: Path) -> dict:
     return YAML(typ="safe").load(path.read_text(encoding="utf-8"))
-
-
-def _digest(path: Path) -> str:
-    if not path.is_dir():
-        return _md5(path)
-    files = [{"md5": _md5(file), "relpath": file.relative_to(path).as_posix()} for file in _files(path)]
-    files.sort(key=lambda file: file["relpath"])
-    listed = json.dumps(files, sort_keys=True).encode()
-    return hashlib.md5(listed, usedforsecurity=False).hexdigest() + ".dir"
 
 
 def _files(folder: Path) -> list[Path]:

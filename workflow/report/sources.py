@@ -86,6 +86,11 @@ def sources(facts: Facts) -> dict[str, Source]:
             ["seconds (of a training)", "forms[form].seconds", "seconds_per_step and measurements[load_time]"],
             "dvc repro --force train evaluate_base evaluate benchmark",
         ),
+        "hardware": source(
+            [Path(file) for file in dict.fromkeys(file for block in facts.hardware for file in block.files)],
+            ["points[setting, variant, shape, rows, length].useful_tokens_per_second, .memory_gib, .predicted_gib and .joules_per_1000_tokens"],
+            "make benchmark (on the device) and dvc repro benchmark_grid",
+        ),
         "model": source([MODEL_SOURCE], ["each line by its name"], "dvc repro fetch_model"),
         "dataset": source([DATASET_SOURCE], ["each line by its name"], "dvc repro fetch_dataset"),
     }  # fmt: skip

@@ -648,13 +648,22 @@ def _point_row(block: Device, point: Point) -> PointRow:
     plain, speed = block.plain(point.variant), point.speed
     compared = point.measured and plain is not None and point is not plain
     other = f" (at {plain.batch_rows:,})" if compared and plain.batch_rows != point.batch_rows else ""
+    held = "peak_resident" if block.on_cpu else "peak_allocated"
+
+    def shown(text: str, value: float | None, *names: str) -> str:
+        return "" if value is None else Number(text, value, ".".join([point.key, *names]))
+
     return PointRow(
         setting=point.setting,
         batch=words.batch(point),
         point=words.rows_by_length(point),
         checkpointing=f"{'with' if point.checkpointing else 'without'} checkpointing",
         missing="" if point.measured else words.outcome(point),
-        speed=formatting.significant(speed["median"]) if speed else "",
+        speed=shown(
+            formatting.significant(speed["median"]), speed["median"], "useful_tokens_per_second", "median"
+        )
+        if speed
+        else "",
         quartiles=f"{formatting.significant(speed['low'])} to {formatting.significant(speed['high'])}"
         if speed
         else "",
@@ -663,12 +672,16 @@ def _point_row(block: Device, point: Point) -> PointRow:
         overall_ratio=ratio(point.overall / plain.overall) + other
         if compared and point.overall and plain.overall
         else "",
-        peak=gib(point.peak) or "",
-        reserved=gib(point.reserved) or "",
-        predicted=gib(point.predicted["total"]) if point.predicted else "",
+        peak=shown(gib(point.peak), point.peak, "memory_gib", held),
+        reserved=shown(gib(point.reserved), point.reserved, "memory_gib", "peak_reserved"),
+        predicted=shown(gib(point.predicted["total"]), point.predicted["total"], "predicted_gib", "total")
+        if point.predicted
+        else "",
         deviation=words.deviation(point) if point.deviation is not None else "",
         share="" if point.share is None else f"{number(100 * point.share, 1)}{formatting.NARROW}%",
-        joules="" if point.joules is None else quantity(point.joules, "J"),
+        joules=""
+        if point.joules is None
+        else shown(quantity(point.joules, "J"), point.joules, "joules_per_1000_tokens"),
     )
 
 
