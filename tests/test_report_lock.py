@@ -10,6 +10,7 @@ import made_up_results
 import pytest
 from report_reader import Reader, facts
 
+from workflow.errors import UserError
 from workflow.paths import train_folder
 from workflow.report import drawing, lock
 from workflow.report.page import render
@@ -178,3 +179,13 @@ def test_every_file_is_shown_with_the_stage_and_the_digest_of_dvc_lock(tmp_path,
     keys = [a["data-key"] for tag, a in page.tags if tag == "data"]
     assert len(keys) > 100
     assert {key.partition("#")[0] for key in keys} <= set(shown)
+
+
+def test_a_lock_that_cannot_be_read_is_one_sentence(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("dvc.lock").write_text("<<<<<<< HEAD\nstages: [\n")
+    with pytest.raises(UserError, match="^dvc.lock is not sound YAML: "):
+        lock.read(NEEDED)
+    Path("dvc.lock").write_text("schema: '2.0'\n")
+    Path("params.yaml").write_text(PARAMS)
+    assert lock.read(NEEDED[:1]).mismatches == ["results/made/one/result.json is in no stage of dvc.lock."]

@@ -183,7 +183,8 @@ def _distance(
     found = [scores[arm.key, key] for arm in arms if (arm.key, key) in scores]
     texts = [WORDS.findall(rows[key]["answer"]) for rows in written]
     unlike = max(
-        (1 - SequenceMatcher(None, texts[0], text, autojunk=False).ratio() for text in texts[1:]), default=0.0
+        (1 - SequenceMatcher(None, texts[0], text, autojunk=False).quick_ratio() for text in texts[1:]),
+        default=0.0,
     )
     return (max(found) - min(found) if found else 0.0, unlike)
 

@@ -16,6 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from workflow.errors import UserError
 
 DVC_LOCK, DVC_YAML, PARAMS = Path("dvc.lock"), Path("dvc.yaml"), Path("params.yaml")
 OWN_STAGE = "report"  # its entry is that of the page before this one
@@ -65,11 +68,14 @@ def read(needed: Iterable[Path]) -> Lock:
 
     Args:
         needed: the files that the page is made from; those outside of results/ are of no stage.
+
+    Raises:
+        UserError: dvc.lock or dvc.yaml cannot be read.
     """
     needed = [path.as_posix() for path in needed]
     if not DVC_LOCK.is_file():
         return Lock(False, "", {}, ["There is no dvc.lock, so no file could be held against it."], [], [])
-    stages = {n: s for n, s in _load(DVC_LOCK)["stages"].items() if n.partition("@")[0] != OWN_STAGE}
+    stages = {n: s for n, s in _load(DVC_LOCK).get("stages", {}).items() if n.partition("@")[0] != OWN_STAGE}
     producers = {out["path"]: name for name, stage in stages.items() for out in stage.get("outs", [])}
     origins = {
         out["path"]: Origin(
@@ -234,7 +240,10 @@ def _value(params: dict, key: str) -> Any:
 
 
 def _load(path: Path) -> dict:
-    return YAML(typ="safe").load(path.read_text(encoding="utf-8"))
+    try:
+        return YAML(typ="safe").load(path.read_text(encoding="utf-8")) or {}
+    except YAMLError as error:
+        raise UserError(f"{path} is not sound YAML: {' '.join(str(error).split())}") from error
 
 
 def _files(folder: Path) -> list[Path]:

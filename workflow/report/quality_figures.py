@@ -30,7 +30,16 @@ from workflow.report.drawing import (
 )
 from workflow.report.facts import AS_TRAINED, BASE, CATEGORY, Facts, Variant
 from workflow.report.formatting import clean, number, quantity, signed
-from workflow.report.words import change, decimals_for, direction, form_name, listed, quality_name
+from workflow.report.words import (
+    TASKS,
+    change,
+    decimals_for,
+    direction,
+    form_name,
+    listed,
+    quality_name,
+    weights_in_16_bits,
+)
 
 FORM_MARKERS = {AS_TRAINED: "o", "merged_16bit": "s", "merged_dequantized": "D", "requantized": "^"}
 SHORT_FORMS = {
@@ -73,12 +82,24 @@ def answer_panel(facts: Facts) -> Panel | None:
     reach = highest - lowest
     widest = max(point.gib for point in points)
     few = len(points) <= MOST_LABELS
+    sixteen = weights_in_16_bits(facts)
     height, right = 300, widest / 0.6
 
     def draw(axes: Axes) -> None:
         if margin:
             axes.axhspan(-margin, margin, color=RULE, alpha=0.7, linewidth=0)
         axes.axhline(0, color=MUTED, linewidth=1)
+        if sixteen:
+            axes.axvline(sixteen, color=MUTED, linewidth=1, linestyle=(0, (2, 2)))
+            axes.annotate(
+                "really in 16 bits",
+                (sixteen, 0.02),
+                xycoords=("data", "axes fraction"),
+                xytext=(3, 0),
+                textcoords="offset points",
+                fontsize=10,
+                color=MUTED,
+            ).set_in_layout(False)
         for cluster in _clusters(points, widest):
             step = min(0.05, CLUSTER / len(cluster)) * widest
             left = max(0.0, cluster[0].gib - step * (len(cluster) - 1) / 2)
@@ -120,6 +141,8 @@ def answer_panel(facts: Facts) -> Panel | None:
     alt = f"Difference to {baseline} in {quality_name(facts.primary)} over the memory of the weights as served. "
     if margin:
         alt += f"A band marks the margin of equivalence, {margin:g} either way. "
+    if sixteen:
+        alt += f"A dashed line marks {quantity(sixteen, 'GiB')}, what the parameters would take if really held in 16 bits. "
     for point in points:
         where = f"{point.variant.label}, {form_name(point.form)}, {quantity(point.gib, 'GiB')}: "
         if point.contrast:
@@ -128,7 +151,8 @@ def answer_panel(facts: Facts) -> Panel | None:
         else:
             alt += f"{where}the baseline. "
     return Panel(
-        f"Difference to {baseline}, over memory", draw_svg("answer", draw, alt.strip(), height=height)
+        f"{TASKS.get(facts.primary[0], facts.primary[0])}: difference to {baseline}, over memory",
+        draw_svg("answer", draw, alt.strip(), height=height),
     )
 
 
