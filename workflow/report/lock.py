@@ -48,7 +48,6 @@ class Lock:
 
     Attributes:
         found: whether there is a dvc.lock at all.
-        md5: its own digest.
         origins: by path, of every file that a stage wrote.
         mismatches: a sentence for each thing in which the workspace differs from it.
         by_size: the large outputs of which the size alone was compared.
@@ -56,7 +55,6 @@ class Lock:
     """
 
     found: bool
-    md5: str
     origins: dict[str, Origin]
     mismatches: list[str]
     by_size: list[str]
@@ -74,7 +72,7 @@ def read(needed: Iterable[Path]) -> Lock:
     """
     needed = [path.as_posix() for path in needed]
     if not DVC_LOCK.is_file():
-        return Lock(False, "", {}, ["There is no dvc.lock, so no file could be held against it."], [], [])
+        return Lock(False, {}, ["There is no dvc.lock, so no file could be held against it."], [], [])
     stages = {n: s for n, s in _load(DVC_LOCK).get("stages", {}).items() if n.partition("@")[0] != OWN_STAGE}
     producers = {out["path"]: name for name, stage in stages.items() for out in stage.get("outs", [])}
     origins = {
@@ -96,7 +94,6 @@ def read(needed: Iterable[Path]) -> Lock:
         check.stage(name, stages[name], params, defined)
     return Lock(
         found=True,
-        md5=_md5(DVC_LOCK),
         origins=origins,
         mismatches=check.sentences(),
         by_size=sorted(check.by_size),
