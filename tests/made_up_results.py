@@ -217,8 +217,9 @@ class _Answers:
 
 def write_lock() -> None:
     """Write what DVC would have written beside the results that are here: dvc.yaml, and dvc.lock with true digests."""
-    if not Path("workflow").exists():
-        Path("workflow").symlink_to(PROJECT / "workflow")
+    for name in ("workflow", "pyproject.toml"):  # what stages depend on and no stage writes
+        if not Path(name).exists():
+            Path(name).symlink_to(PROJECT / name)
     shutil.copy(PROJECT / "dvc.yaml", "dvc.yaml")
     yaml = YAML(typ="safe", pure=True)
     asked = yaml.load(Path("params.yaml").read_text(encoding="utf-8"))
