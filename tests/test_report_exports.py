@@ -3,6 +3,7 @@
 import contextlib
 import io
 import re
+from dataclasses import replace
 
 import made_up_results
 import pandas as pd
@@ -128,12 +129,6 @@ def test_a_card_of_a_hub_model_names_its_base(made):
         "chat_template": "model",
     }
     asked = found.asked.model_validate(found.asked.model_dump() | {"model": hub})
-    card = ModelCard(
-        exports.model_card(type(found)(**vars_of(found) | {"asked": asked}), found.variants[0], 1)
-    )
+    card = ModelCard(exports.model_card(replace(found, asked=asked), found.variants[0], 1))
     assert card.data.base_model == "meta-llama/Llama-2-7b-hf"
     assert "AutoPeftModelForCausalLM" in card.text
-
-
-def vars_of(found: Facts) -> dict:
-    return {name: getattr(found, name) for name in Facts.__dataclass_fields__}

@@ -143,3 +143,15 @@ def test_random_weights_get_no_quality_figure():
     _, page = missing_and_page()
     assert "answer-figure" not in [a.get("class") for _, a in page.tags]
     assert "so its quality means nothing" in page.text
+
+
+@pytest.mark.filterwarnings("error")
+def test_variants_that_do_not_differ_at_all(monkeypatch):
+    for table in ("BEFORE", "AFTER", "WEIGHTS_GIB"):
+        monkeypatch.setattr(made_up_results, table, dict.fromkeys(made_up_results.VARIANTS, 2.0))
+    monkeypatch.setattr(made_up_results, "BY_FORM", {})
+    write(half_width=0.0, margins={}, seeds=(1,))
+    _, page = missing_and_page()
+    rows = page.tables["the evidence"][2:]
+    assert len(rows) == 5 and all(row[2].startswith("0.000 0.000 to 0.000 undecided") for row in rows)
+    assert not any("best" in row[1] or "best" in row[3] for row in page.tables["the evidence"])

@@ -79,7 +79,7 @@ def answer_panel(facts: Facts) -> Panel | None:
     margin = first.equivalence.margin if first.equivalence else None
     lowest = min([c.difference.low for c in contrasts] + [-(margin or 0)])
     highest = max([c.difference.high for c in contrasts] + [margin or 0])
-    reach = highest - lowest
+    reach = highest - lowest or 1.0
     widest = max(point.gib for point in points)
     few = len(points) <= MOST_LABELS
     sixteen = weights_in_16_bits(facts)
@@ -436,7 +436,7 @@ def _waterfall(
         axes.set_ylim(height + 4, 0)
         axes.set_yticks([])
         axes.grid(False, axis="y")
-        gap = 0.06 * (highest - lowest)
+        gap = 0.06 * (highest - lowest) or 1.0
         axes.set_xlim(lowest - gap, highest + gap)
         axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.set_xlabel(_sides(first))
