@@ -771,7 +771,7 @@ def work_words(facts: Facts) -> str:
     total = sum(work.seconds for work in facts.work)
     where = "None of it was on a GPU." if facts.on_cpu else "All of it held the GPU."
     text = (
-        "Wall time as the runs recorded it. The stages that fetch, draw rows, compare and render record none, and "
+        "Wall time as the runs recorded it. The stages that fetch, draw rows, measure a grid, compare and render record none, and "
         f"importing libraries is not in it. {where} "
         f"Cost: {duration(total)} of this device, {formatting.significant(total / 3600, 2)} times its price per hour. "
     )
