@@ -18,7 +18,7 @@ from workflow.errors import UserError
 from workflow.paths import COMPARE, train_folder
 from workflow.report import drawing, formatting, words
 from workflow.report.answers import marked
-from workflow.report.facts import inputs, shape_of, variant_labels
+from workflow.report.facts import inputs, shape_of, short_labels, variant_labels
 from workflow.report.formatting import clean
 from workflow.report.page import render
 
@@ -673,6 +673,28 @@ def test_labels_differ():
         "lora_16bit": "16-bit LoRA, lora_16bit",
         "lora_int8": "16-bit LoRA, lora_int8",
     }
+
+
+def test_names_that_are_too_long_for_a_figure_become_letters_with_a_key():
+    asked = params.load(PROJECT / "workflow" / "presets" / "seed_recipe.yaml")
+    assert list(short_labels(asked).values()) == list("ABCDEFGHI")
+    write(variants=(BASELINE, QLORA, "qlora_fp4"))
+    found = facts()
+    assert [v.short for v in found.variants] == ["16-bit", "NF4 + DQ", "FP4"] and not found.lettered
+    lettered = [replace(v, short=letter) for v, letter in zip(found.variants, "ABC", strict=True)]
+    page = Reader(render(replace(found, variants=lettered)))
+    assert page.text.count("B 4-bit QLoRA (NF4, double-quantised)") > 5
+    assert page.row("B 4-bit QLoRA (NF4, double-quantised) as trained")
+
+
+def test_many_variants_are_told_apart_by_their_markers():
+    nine = [replace(facts_of_one(), position=position) for position in range(9)]
+    assert len({(drawing.colour_of(v), drawing.marker_of(v)) for v in nine}) == 9
+
+
+def facts_of_one():
+    write(variants=(BASELINE,))
+    return facts().variants[0]
 
 
 @pytest.mark.parametrize(

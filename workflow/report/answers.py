@@ -18,6 +18,7 @@ ITEMS = COMPARE / "items.parquet"
 METRICS = ("rouge_l", "chrf")  # the first that was measured decides who won
 SAMPLED, DISAGREEING = 12, 8  # rows that are shown, at most
 BASE, AS_TRAINED, MERGED = "base", "as_trained", "merged_16bit"
+MOST_MERGED = 4  # variants of which the merged form is shown too
 TIE = "tie"
 WORDS = re.compile(r"\s+|[^\s]+")
 
@@ -133,14 +134,16 @@ def read(asked: params.Params, labels: dict[str, str]) -> Answers:
 
 
 def _arms(asked: params.Params, labels: dict[str, str]) -> list[Arm]:
-    """The baseline's untouched base, each variant as trained, and each quantised one merged."""
+    """The baseline's untouched base, each variant as trained, and the quantised ones merged: of many, the first."""
     wanted = asked.experiment
     seed = wanted.seeds[0]
     found = [Arm(wanted.baseline, BASE, "Untouched base")]
+    quantised = [name for name in wanted.variants if asked.variants[name].precision != "16bit"]
+    shown_merged = quantised if len(wanted.variants) <= MOST_MERGED else quantised[:1]
     for name in wanted.variants:
         found.append(Arm(name, AS_TRAINED, f"{labels[name]}, seed {seed}"))
         merged = [form for form in asked.forms_of(name) if form != AS_TRAINED]
-        if asked.variants[name].precision != "16bit" and merged:
+        if name in shown_merged and merged:
             form = MERGED if MERGED in merged else merged[0]
             words = "merged" if form == MERGED else form.replace("_", " ")
             found.append(Arm(name, form, f"{labels[name]}, {words}, seed {seed}"))

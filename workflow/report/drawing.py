@@ -71,7 +71,8 @@ def colour_of(variant: Variant | MeasuredVariant) -> str:
 
 
 def marker_of(variant: Variant | MeasuredVariant) -> str:
-    return MARKERS[variant.position % len(MARKERS)]
+    # Once the colours are used up, another marker goes with each.
+    return MARKERS[(variant.position + variant.position // len(PALETTE)) % len(MARKERS)]
 
 
 def legend(variants: list[Variant] | list[MeasuredVariant], key: str) -> list[tuple[str, Markup]]:
@@ -88,6 +89,21 @@ def legend(variants: list[Variant] | list[MeasuredVariant], key: str) -> list[tu
             (variant.label, draw_svg(f"{key}-{variant.position}", draw, "", width=30, height=12, bare=True))
         )
     return entries
+
+
+def spread(wanted: list[float], apart: float) -> list[float]:
+    """Places near the wanted ones, no two of them nearer than `apart`."""
+    order = sorted(range(len(wanted)), key=lambda index: wanted[index])
+    placed: list[float] = []
+    for index in order:
+        placed.append(max(wanted[index], placed[-1] + apart) if placed else wanted[index])
+    shift = sum(place - wanted[index] for place, index in zip(placed, order, strict=True)) / max(
+        1, len(order)
+    )
+    found = [0.0] * len(wanted)
+    for place, index in zip(placed, order, strict=True):
+        found[index] = place - shift
+    return found
 
 
 def over_row(axes: Axes, row: int, text: str, *, right: bool = False) -> None:

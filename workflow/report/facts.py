@@ -2,6 +2,7 @@
 
 import itertools
 import re
+import string
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -39,6 +40,7 @@ SPLITS = ("train", "validation", "test")
 CATEGORY = "category/"  # a subset of one category is called so, and then by the category's name
 GRID = "grid"  # the setting of a point on random rows; any other is on the run's rows
 OWN_SHAPE = "own"
+LONGEST_SHORT = 14  # characters of a variant's name within a figure
 GPU_SIZES = (12, 16, 24, 40, 48, 80)  # GB of 10^9 bytes, as GPUs are sold
 
 
@@ -226,6 +228,11 @@ class Facts:
     @property
     def others(self) -> list[Variant]:
         return [variant for variant in self.variants if not variant.is_baseline]
+
+    @property
+    def lettered(self) -> bool:
+        """Whether the figures call the variants by letters."""
+        return all(len(variant.short) == 1 for variant in self.variants)
 
     @property
     def on_cpu(self) -> bool:
@@ -476,7 +483,10 @@ def variant_labels(asked: params.Params) -> dict[str, str]:
 
 
 def short_labels(asked: params.Params) -> dict[str, str]:
-    """What each variant is called where there is little room; no two share a label."""
+    """What each variant is called where there is little room; no two share a label.
+
+    Where one would be long, all get letters, of which the page has a key.
+    """
     found = {}
     for name in asked.experiment.variants:
         variant = asked.variants[name]
@@ -484,7 +494,10 @@ def short_labels(asked: params.Params) -> dict[str, str]:
         doubly = " + DQ" if variant.double_quantization else ""
         found[name] = f"{precision}{doubly}{', full' if variant.method == 'full' else ''}"
     taken = list(found.values())
-    return {name: short if taken.count(short) == 1 else name for name, short in found.items()}
+    unlike = {name: short if taken.count(short) == 1 else name for name, short in found.items()}
+    if max(map(len, unlike.values())) > LONGEST_SHORT:
+        return dict(zip(unlike, string.ascii_uppercase, strict=False))
+    return unlike
 
 
 def _label(variant: params.Variant) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from workflow.report import drawing, formatting, quality_figures, tables, training_figures, words
+from workflow.report import formatting, quality_figures, tables, training_figures, words
 from workflow.report.answers import TIE
 from workflow.report.facts import ENVIRONMENT, GPU_SIZES, Facts, dataset_name, model_name
 from workflow.report.sources import sources
@@ -102,7 +102,6 @@ def _content(facts: Facts) -> dict[str, Any]:
         "repair_panel": quality_figures.repair_panel(facts),
         "curve_panels": training_figures.curve_panels(facts),
         "cost_panels": training_figures.cost_panels(facts),
-        "legend": drawing.legend(facts.variants, "legend"),
         "hardware_heading": words.hardware_heading(facts),
         "hardware_blocks": tables.hardware_blocks(facts),
         "prediction": words.prediction_sentence(facts),

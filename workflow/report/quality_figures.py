@@ -27,6 +27,7 @@ from workflow.report.drawing import (
     marker_of,
     over_row,
     rows_axis,
+    spread,
 )
 from workflow.report.facts import AS_TRAINED, BASE, CATEGORY, Facts, Variant
 from workflow.report.formatting import clean, number, quantity, signed
@@ -110,7 +111,7 @@ def answer_panel(facts: Facts) -> Panel | None:
                 if few or point.form == AS_TRAINED:
                     labels.append((x, point))
             at = left + step * len(cluster)
-            places = _spread([point.value for _, point in labels], 19 * reach / height)
+            places = spread([point.value for _, point in labels], 19 * reach / height)
             for (x, point), y in zip(labels, places, strict=True):
                 colour = colour_of(point.variant)
                 axes.plot([x, at], [point.value, y], color=colour, linewidth=0.6, alpha=0.7)
@@ -217,21 +218,6 @@ def _clusters(points: list[_Served], widest: float) -> list[list[_Served]]:
             found[-1].append(point)
         else:
             found.append([point])
-    return found
-
-
-def _spread(wanted: list[float], apart: float) -> list[float]:
-    """Places near the wanted ones, no two of them nearer than `apart`."""
-    order = sorted(range(len(wanted)), key=lambda index: wanted[index])
-    placed: list[float] = []
-    for index in order:
-        placed.append(max(wanted[index], placed[-1] + apart) if placed else wanted[index])
-    shift = sum(place - wanted[index] for place, index in zip(placed, order, strict=True)) / max(
-        1, len(order)
-    )
-    found = [0.0] * len(wanted)
-    for place, index in zip(placed, order, strict=True):
-        found[index] = place - shift
     return found
 
 
@@ -497,10 +483,10 @@ def _heat(
 ) -> Panel:
     first = next(iter(cells.values()))
     strongest = max(abs(c.difference.value) for c in cells.values()) or 1
-    names, head, row = 130, 24, 22
+    names, head, row = 130 if len(variants) < 8 else 112, 24, 22
     column = (WIDTH - names) / len(variants)
     height = head + row * len(rows)
-    small = 10.5 if column >= 44 else 8.5
+    small = 10.5 if column >= 44 else 8.5 if column >= 30 else 7.5
     decimals = 2 if column < 52 else min(3, decimals_for(facts, facts.primary))
 
     def draw(axes: Axes) -> None:

@@ -17,6 +17,7 @@ RECORD_NAMES = {"sha256": "sha256", "quantized_before": "Quantised before", "sto
 @dataclass(frozen=True)
 class VariantRow:
     label: str
+    short: str
     name: str
     is_baseline: bool
     colour: str
@@ -205,6 +206,7 @@ class EvidenceRow:
     """A variant in a form; the costs of training are those of the variant, so they stand in its first row alone."""
 
     label: str
+    short: str
     form: str
     colour: str
     is_baseline: bool
@@ -246,6 +248,7 @@ def evidence(facts: Facts) -> Evidence:
         rows.append(
             EvidenceRow(
                 label=variant.label,
+                short=variant.short,
                 form=words.form_name(form),
                 colour=drawing.STYLE[drawing.colour_of(variant)],
                 is_baseline=variant.is_baseline and form == AS_TRAINED,
@@ -357,6 +360,7 @@ def variant_rows(facts: Facts) -> list[VariantRow]:
         rows.append(
             VariantRow(
                 label=variant.label,
+                short=variant.short,
                 name=variant.name,
                 is_baseline=variant.is_baseline,
                 colour=drawing.STYLE[drawing.colour_of(variant)],

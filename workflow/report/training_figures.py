@@ -1,8 +1,9 @@
 """The figures of training and cost."""
 
+import pandas as pd
 import seaborn
 from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FixedLocator, MaxNLocator
 
 from workflow.report.drawing import (
     BAR_SHARE,
@@ -15,6 +16,7 @@ from workflow.report.drawing import (
     marker_of,
     over_row,
     rows_axis,
+    spread,
 )
 from workflow.report.facts import Facts, Variant
 from workflow.report.formatting import quantity, ratio, significant
@@ -24,6 +26,9 @@ from workflow.report.words import (
     held_as_float32,
     weights_in_16_bits,
 )
+
+CURVE_HEIGHT = 260
+NAME_ROOM = 1.36  # times the last step, for the names at the ends of the lines
 
 
 def curve_panels(facts: Facts) -> list[Panel]:
@@ -79,7 +84,8 @@ def _curves(facts: Facts, column: str, validation_column: str, title: str, scale
                 linestyle="none",
                 zorder=3,
             )
-        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        _name_lines(axes, facts, history)
+        axes.xaxis.set_major_locator(FixedLocator(_steps(history["step"])))
         axes.yaxis.set_major_locator(MaxNLocator(6))
         axes.set_ylabel("%" if scale == 100 else "nats per token")
         axes.set_xlabel("optimizer step")
@@ -91,7 +97,36 @@ def _curves(facts: Facts, column: str, validation_column: str, title: str, scale
             ends = significant(run["shown"].iloc[0]), significant(run["shown"].iloc[-1])
             parts.append(f"{variant.label}, seed {seed}: validation rows from {ends[0]} to {ends[1]}.")
     alt = f"{title}, over the optimizer steps {first} to {last}. " + " ".join(parts)
-    return Panel(title, draw_svg(f"curve-{column.replace('_', '-')}", draw, alt, height=260))
+    return Panel(title, draw_svg(f"curve-{column.replace('_', '-')}", draw, alt, height=CURVE_HEIGHT))
+
+
+def _name_lines(axes: Axes, facts: Facts, history: pd.DataFrame) -> None:
+    """Write each variant's name at the end of its line, in its colour."""
+    last = history["step"].max()
+    ends = [
+        float(run[run["step"] == run["step"].max()]["shown"].mean())
+        for variant in facts.variants
+        for run in [history[history["variant"] == variant.name]]
+    ]
+    low, high = axes.get_ylim()
+    places = spread(ends, 14 * (high - low) / CURVE_HEIGHT)
+    for variant, y in zip(facts.variants, places, strict=True):
+        axes.annotate(
+            variant.short,
+            (last, y),
+            xytext=(8, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=10.5,
+            weight="bold",
+            color=colour_of(variant),
+        ).set_in_layout(False)
+    axes.set_xlim(None, last * NAME_ROOM)
+
+
+def _steps(steps: pd.Series) -> list[float]:
+    """Ticks at whole steps, none beyond the last one."""
+    return [tick for tick in MaxNLocator(5, integer=True).tick_values(0, steps.max()) if tick <= steps.max()]
 
 
 def _bars(facts: Facts, metric: str) -> Panel:
