@@ -218,6 +218,11 @@ def test_the_answer_is_made_from_the_numbers(page, comparison):
     assert "On one CPU, it held 0.84× the memory at its peak" in text
     assert "trained at 0.77× the speed (101 tokens/s against 131 tokens/s)" in text
     assert f"from {BEFORE[BASELINE]:.3f} to {AFTER[BASELINE]:.3f} nats per token" in text
+    assert (
+        "In other serving forms, against the same baseline, it is worse by 0.069 nats per token (merged, 16-bit), "
+        "worse by 0.059 nats per token (merged, de-quantised) and worse by 0.090 nats per token (merged, quantised "
+        "again)."
+    ) in text
 
 
 @pytest.mark.parametrize(

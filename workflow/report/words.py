@@ -204,7 +204,8 @@ def headline(facts: Facts) -> Headline:
         (other,) = facts.others
         quality = _quality_sentence(facts, other, metric)
         cost = _cost_sentence(facts, other, "it" if quality else other.label)
-        sentences += [sentence for sentence in (quality, cost) if sentence]
+        served = _forms_sentence(facts, other, metric)
+        sentences += [sentence for sentence in (quality, cost, served) if sentence]
     else:
         sentences += [said for said in (_all_quality(facts, metric), _all_costs(facts)) if said]
         lines = [_line(facts, other, metric) for other in facts.others]
@@ -244,6 +245,29 @@ def _quality_sentence(facts: Facts, other: Variant, metric: tuple[str, str] | No
     else:
         made = "{other} is {verdict} than {baseline} in {metric} on {items} ({interval}{margin})."
     return Markup(made).format(**parts)
+
+
+def _forms_sentence(facts: Facts, other: Variant, metric: tuple[str, str] | None) -> Markup | None:
+    """What serving the run in its other forms comes to, against the same baseline."""
+    found = [
+        contrast
+        for form in facts.forms_of(other.name)
+        if form != AS_TRAINED
+        and metric
+        and (contrast := facts.contrast("to_baseline", other.name, form, metric))
+    ]
+    if not found:
+        return None
+    decimals, parts = decimals_for(facts, metric), []
+    for contrast in found:
+        text = _marked_verdict(facts, contrast)
+        if contrast.verdict in ("equivalent", "undecided"):
+            value = change(facts, contrast, decimals).value
+            text += Markup(" at {}{}{}").format(value, NARROW, contrast.unit)
+        parts.append(Markup("{} ({})").format(text, form_name(contrast.form)))
+    *first, last = parts
+    together = Markup(" and ").join([Markup(", ").join(first), last] if first else [last])
+    return Markup("In other serving forms, against the same baseline, it is {}.").format(together)
 
 
 def _margin(facts: Facts, contrast: Contrast) -> Markup | None:
