@@ -431,6 +431,15 @@ def test_answers_stand_side_by_side_and_say_where_they_differ(page):
     assert "16-bit LoRA, seed 2 stopped by itself" not in text
 
 
+def test_the_turns_before_a_question_stand_beside_it():
+    write(rows=(Answered("And in Spain?", "Madrid.", "Madrid."),))
+    earlier = [{"role": "user", "content": "Capital of France?"}, {"role": "assistant", "content": "Paris."}]
+    for path in Path("results").rglob("answers.jsonl"):
+        rows = [json.loads(line) | {"earlier": earlier} for line in path.read_text().splitlines()]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert "user: Capital of France? assistant: Paris." in read().text
+
+
 @pytest.mark.parametrize(
     ("before", "after", "pieces"),
     [
