@@ -81,6 +81,16 @@ def test_the_answers_figure_has_a_point_for_each_form_at_its_memory(usual):
     assert quality_figures.answer_legend(usual) == []  # each point has its label
 
 
+def test_the_ticks_of_the_answers_figure_stand_where_they_say(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write(half_width=0.3)  # which gives ticks at quarters
+    svg = quality_figures.answer_panel(facts()).svg
+    ticks = [text.replace("−", "-") for text in re.findall(r">([+−]?\d\.\d+)</text>", svg)]
+    vertical = sorted(float(tick) for tick in ticks if tick[0] in "+-" or float(tick) == 0)
+    steps = {round(after - before, 9) for before, after in pairwise(sorted(set(vertical)))}
+    assert len(steps) == 1 and len(set(vertical)) > 2
+
+
 def test_the_waterfall_adds_up(usual):
     (panel,) = quality_figures.waterfall_panels(usual)
     values = [float(v.replace("−", "-")) for v in re.findall(r": ([+−]?\d\.\d+), interval", alt_of(panel))]

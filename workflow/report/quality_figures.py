@@ -1,6 +1,5 @@
 """The figures of quality: the answer, each task's differences, the decomposition, the categories, the faults."""
 
-import math
 from dataclasses import dataclass
 
 import seaborn
@@ -51,6 +50,7 @@ SHORT_FORMS = {
 }
 MOST_LABELS = 8  # points that are labelled each; of more, those as trained alone
 CLUSTER = 0.2  # of the widest memory: how wide points of one memory stand side by side
+MEETING = 0.2  # of the widest memory: the names of points nearer than this are spread together
 SAME = 0.03  # of the widest memory: points nearer than this stand side by side
 BETTER, WORSE = PALETTE[0], PALETTE[3]
 STRONGEST = 0.55  # of a cell's colour: the text on it keeps its contrast
@@ -101,6 +101,7 @@ def answer_panel(facts: Facts) -> Panel | None:
                 fontsize=10,
                 color=MUTED,
             ).set_in_layout(False)
+        named: list[list[tuple[float, float, _Served]]] = []  # labels that would meet: left, x, point
         for cluster in _clusters(points, widest):
             step = min(0.05, CLUSTER / len(cluster)) * widest
             left = max(0.0, cluster[0].gib - step * (len(cluster) - 1) / 2)
@@ -109,10 +110,15 @@ def answer_panel(facts: Facts) -> Panel | None:
                 x = left + step * place
                 _served_point(axes, x, point)
                 if few or point.form == AS_TRAINED:
-                    labels.append((x, point))
-            at = left + step * len(cluster)
-            places = spread([point.value for _, point in labels], 19 * reach / height)
-            for (x, point), y in zip(labels, places, strict=True):
+                    labels.append((left + step * len(cluster), x, point))
+            if named and labels and labels[0][0] - named[-1][-1][0] < MEETING * widest:
+                named[-1] += labels
+            elif labels:
+                named.append(labels)
+        for labels in named:
+            at = max(end for end, _, _ in labels)
+            places = spread([point.value for _, _, point in labels], 19 * reach / height)
+            for (_, x, point), y in zip(labels, places, strict=True):
                 colour = colour_of(point.variant)
                 axes.plot([x, at], [point.value, y], color=colour, linewidth=0.6, alpha=0.7)
                 axes.annotate(
@@ -177,9 +183,9 @@ def _served_point(axes: Axes, x: float, point: _Served) -> None:
 
 
 def _decimals(axes: Axes) -> int:
-    """Decimals that tell the ticks of the vertical axis apart."""
+    """Decimals that show the ticks of the vertical axis as they are."""
     ticks = axes.get_yticks()
-    return max(0, -math.floor(math.log10(ticks[1] - ticks[0]))) if len(ticks) > 1 else 2
+    return next((n for n in range(6) if all(abs(round(tick, n) - tick) < 1e-9 for tick in ticks)), 6)
 
 
 def answer_legend(facts: Facts) -> list[tuple[str, Markup]]:
