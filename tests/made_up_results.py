@@ -127,6 +127,7 @@ def write(
     categories: dict[str, int] | None = None,
     repairs: dict[str, dict] | None = None,
     title: str = "What does 4-bit fine-tuning cost?",
+    compare_to: str | None = None,
     training: dict[str, dict] | None = None,
     forms: tuple[str, ...] = ("merged_16bit", "as_trained", "merged_dequantized", "requantized"),
     tasks: tuple[str, ...] = ("holdout_loss", "holdout_generation"),
@@ -164,7 +165,7 @@ def write(
             "repairs": repairs or {},
         },
         "experiment": {"variants": list(variants), "baseline": BASELINE, "seeds": list(seeds)},
-        "report": {"title": title},
+        "report": {"title": title, "compare_to": compare_to},
     }
     _write_params(chosen, model=model, held_out=held_out, training=training or {}, forms=forms, tasks=tasks)
     asked = params.load()

@@ -9,7 +9,7 @@ of the commit can be had from DVC's cache or its remote and are the same as here
 import argparse
 import io
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import dvc.api
@@ -31,7 +31,15 @@ COMPARISON, ITEMS = COMPARE / "comparison.json", COMPARE / "items.parquet"
 SERVED = "as_trained"
 COSTS = ("peak_memory", "training_speed")
 NOTHING, UNPAIRED = "-", "no interval"
-PARTS = {"primary", "margins", "baseline", "scores", "contrasts", "cost"}  # what is read of a comparison.json
+PARTS = {
+    "primary",
+    "margins",
+    "baseline",
+    "scores",
+    "contrasts",
+    "cost",
+    "precisions",
+}  # what is read of a comparison.json
 
 
 @dataclass(frozen=True)
@@ -43,6 +51,17 @@ class State:
     versions: dict[str, str]
     comparison: dict | None
     items: pd.DataFrame | None
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What changed of one kind: a table, which may be empty, and what is to be said of it."""
+
+    title: str
+    head: tuple[str, ...] = ()
+    rows: list[tuple[str, ...]] = field(default_factory=list)
+    note: str = ""
+    code: bool = False  # whether the cells are names and values of a file
 
 
 def at_revision(revision: str) -> State:
@@ -86,45 +105,42 @@ def _readable(comparison: dict | None) -> dict | None:
 
 def diff(before: State, after: State) -> str:
     """The whole difference as markdown."""
-    parts = [
-        f"## What changed: {before.name} to {after.name}",
-        "### Params",
+    blocks = [f"## What changed: {before.name} to {after.name}"]
+    for one in changes(before, after):
+        blocks += [f"### {one.title}", _table(one), one.note]
+    return "\n\n".join(block for block in blocks if block) + "\n"
+
+
+def changes(before: State, after: State) -> list[Changes]:
+    """Params, locked versions, and where both have results: quality, difference to the baseline, cost."""
+    found = [
         _params(before.params, after.params),
-        "### Locked versions",
-        environment.diff(before.versions, after.versions),
+        _versions(before.versions, after.versions),
     ]
     missing = [state.name for state in (before, after) if state.comparison is None]
     if missing:
-        return (
-            "\n\n".join(
-                [*parts, f"### Results\n\nThere are none that can be read in {' and '.join(missing)}."]
-            )
-            + "\n"
-        )
-    primary, baseline = after.comparison["primary"], after.comparison["baseline"]
-    about = next(score for score in after.comparison["scores"] if _is_headline(score, primary))
-    better = "higher" if about["higher_is_better"] else "lower"
-    scores = _scores(before, after)
-    parts += [
-        f"### Quality: {primary}, {about['unit']}, {better} is better",
-        scores,
-        _notes(after.comparison["margins"].get(primary), about["unit"], unpaired=UNPAIRED in scores),
-        f"### Difference to {baseline}, {about['unit']}",
-        _contrasts(before, after),
-        "### Cost",
-        _costs(before, after),
-    ]
-    return "\n\n".join(part for part in parts if part) + "\n"
+        return [
+            *found,
+            Changes("Results", note=f"There are none that can be read in {' and '.join(missing)}."),
+        ]
+    return [*found, _scores(before, after), _contrasts(before, after), _costs(before, after)]
 
 
-def _params(before: dict, after: dict) -> str:
+def _params(before: dict, after: dict) -> Changes:
     old, new = _flat(before), _flat(after)
     changed = [key for key in dict.fromkeys([*old, *new]) if old.get(key) != new.get(key)]
-    return _table(
+    return Changes(
+        "Params",
         ("key", "before", "after"),
-        [(f"`{key}`", _shown(old, key), _shown(new, key)) for key in changed],
-        nothing="No param changed.",
+        [(key, _shown(old, key), _shown(new, key)) for key in changed],
+        "" if changed else "No param changed.",
+        code=True,
     )
+
+
+def _versions(before: dict[str, str], after: dict[str, str]) -> Changes:
+    rows = environment.changed(before, after)
+    return Changes("Locked versions", environment.HEAD, rows, "" if rows else environment.NOTHING_CHANGED)
 
 
 def _flat(content: dict, prefix: str = "") -> dict[str, Any]:
@@ -139,12 +155,13 @@ def _flat(content: dict, prefix: str = "") -> dict[str, Any]:
 
 
 def _shown(flat: dict, key: str) -> str:
-    return f"`{flat[key]}`" if key in flat else NOTHING
+    return str(flat[key]) if key in flat else NOTHING
 
 
-def _scores(before: State, after: State) -> str:
+def _scores(before: State, after: State) -> Changes:
+    primary = after.comparison["primary"]
     old, new = (
-        {s["variant"]: s for s in state.comparison["scores"] if _is_headline(s, after.comparison["primary"])}
+        {s["variant"]: s for s in state.comparison["scores"] if _is_headline(s, primary)}
         for state in (before, after)
     )
     rows = []
@@ -155,10 +172,20 @@ def _scores(before: State, after: State) -> str:
             change, word = _change(
                 variant, before, after, other["value"] - one["value"], other["higher_is_better"]
             )
-        rows.append(
-            (variant, *(NOTHING if s is None else number(s["value"], 3) for s in (one, other)), change, word)
-        )
-    return _table(("variant, as trained", "before", "after", "change", "verdict"), rows)
+        values = (NOTHING if score is None else number(score["value"], 3) for score in (one, other))
+        rows.append((variant, *values, change, word))
+    about = next(iter(new.values()))
+    better = "higher" if about["higher_is_better"] else "lower"
+    return Changes(
+        f"Quality: {primary}, {about['unit']}, {better} is better",
+        ("variant, as trained", "before", "after", "change", "verdict"),
+        rows,
+        _notes(
+            after.comparison["margins"].get(primary),
+            about["unit"],
+            unpaired=any(row[3].endswith(UNPAIRED) for row in rows),
+        ),
+    )
 
 
 def _is_headline(score: dict, primary: str) -> bool:
@@ -209,8 +236,8 @@ def paired_change(variant: str, before: State, after: State, asked: params.Compa
     )
 
 
-def _contrasts(before: State, after: State) -> str:
-    primary = after.comparison["primary"]
+def _contrasts(before: State, after: State) -> Changes:
+    primary, baseline = after.comparison["primary"], after.comparison["baseline"]
     found = [
         {
             contrast["variant"]: contrast
@@ -226,9 +253,12 @@ def _contrasts(before: State, after: State) -> str:
             one = contrasts.get(variant)
             told.append(NOTHING if one is None else f"{_interval_of(one['difference'])}, {one['verdict']}")
         rows.append((variant, *told))
-    same = before.comparison["baseline"] == after.comparison["baseline"]
-    note = "" if same else f"\n\nBefore, the baseline was {before.comparison['baseline']}."
-    return _table(("variant", "before", "after"), rows, nothing="There is the baseline alone.") + note
+    notes = [] if rows else ["There is the baseline alone."]
+    if before.comparison["baseline"] != baseline:
+        notes.append(f"Before, the baseline was {before.comparison['baseline']}.")
+    return Changes(
+        f"Difference to {baseline}, as trained", ("variant", "before", "after"), rows, " ".join(notes)
+    )
 
 
 def _interval_of(one: dict) -> str:
@@ -242,7 +272,7 @@ def _interval(value: float, low: float, high: float, confidence: float) -> str:
     )
 
 
-def _costs(before: State, after: State) -> str:
+def _costs(before: State, after: State) -> Changes:
     old, new = (
         {(c["variant"], c["metric"]): c for c in state.comparison["cost"] if c["metric"] in COSTS}
         for state in (before, after)
@@ -253,7 +283,14 @@ def _costs(before: State, after: State) -> str:
         told = [NOTHING if cost is None else quantity(cost["value"], cost["unit"]) for cost in values]
         change = NOTHING if None in values else ratio(values[1]["value"] / values[0]["value"])
         rows.append((key[0], (values[1] or values[0])["metric"].replace("_", " "), *told, change))
-    return _table(("variant", "measured once", "before", "after", "after / before"), rows)
+    devices = [_devices(state.comparison) for state in (before, after)]
+    note = "" if devices[0] == devices[1] else f"Before on {devices[0]}, after on {devices[1]}."
+    return Changes("Cost", ("variant", "measured once", "before", "after", "after / before"), rows, note)
+
+
+def _devices(comparison: dict) -> str:
+    names = (precision["device_name"] for precision in comparison["precisions"].values())
+    return " and ".join(dict.fromkeys(names))
 
 
 def _notes(margin: float | None, unit: str, *, unpaired: bool) -> str:
@@ -268,10 +305,13 @@ def _notes(margin: float | None, unit: str, *, unpaired: bool) -> str:
     return " ".join(notes)
 
 
-def _table(head: tuple[str, ...], rows: list[tuple[str, ...]], *, nothing: str = "") -> str:
-    if not rows:
-        return nothing
-    lines = [head, ("---",) * len(head), *rows]
+def _table(changes: Changes) -> str:
+    if not changes.rows:
+        return ""
+    rows = [
+        [f"`{cell}`" if changes.code and cell != NOTHING else cell for cell in row] for row in changes.rows
+    ]
+    lines = [changes.head, ("---",) * len(changes.head), *rows]
     return "\n".join(f"| {' | '.join(cell.replace('|', '&#124;') for cell in line)} |" for line in lines)
 
 

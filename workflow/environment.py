@@ -33,6 +33,9 @@ PACKAGES = {
     "statistics": ("numpy", "pandas", "scipy"),
 }
 
+HEAD = ("package", "before", "after", "can move")
+NOTHING_CHANGED = "No locked version changed."
+
 
 def locked(lock: str, project: str) -> dict[str, str]:
     """Each locked package's version, with the condition where it depends on the Python or the system.
@@ -65,16 +68,18 @@ def chosen(versions: dict[str, str]) -> dict[str, dict[str, str]]:
     return {kind: {name: versions[name] for name in sorted(names)} for kind, names in PACKAGES.items()}
 
 
-def diff(before: dict[str, str], after: dict[str, str]) -> str:
-    """What changed, as a table in markdown: package, version before and after, and the work that depends on it."""
-    changed = sorted(name for name in before | after if before.get(name) != after.get(name))
-    if not changed:
-        return "No locked version changed."
-    lines = ["| package | before | after | can move |", "| --- | --- | --- | --- |"]
-    for name in changed:
-        moves = ", ".join(kind for kind, names in PACKAGES.items() if name in names) or "no number"
-        lines.append(f"| {name} | {before.get(name, '-')} | {after.get(name, '-')} | {moves} |")
-    return "\n".join(lines)
+def changed(before: dict[str, str], after: dict[str, str]) -> list[tuple[str, str, str, str]]:
+    """What changed, as rows under `HEAD`: package, version before and after, and the work that depends on it."""
+    return [
+        (
+            name,
+            before.get(name, "-"),
+            after.get(name, "-"),
+            ", ".join(kind for kind, names in PACKAGES.items() if name in names) or "no number",
+        )
+        for name in sorted(before | after)
+        if before.get(name) != after.get(name)
+    ]
 
 
 def main() -> None:
@@ -85,7 +90,12 @@ def main() -> None:
     options = parser.parse_args()
     try:
         before = locked(*(read_at(options.revision, path) for path in (LOCK, PROJECT)))
-        print(diff(before, locked(*(path.read_text() for path in (LOCK, PROJECT)))))
+        rows = changed(before, locked(*(path.read_text() for path in (LOCK, PROJECT))))
+        print(
+            "\n".join(f"| {' | '.join(row)} |" for row in (HEAD, ["---"] * 4, *rows))
+            if rows
+            else NOTHING_CHANGED
+        )
     except UserError as error:
         sys.exit(str(error))
 

@@ -421,6 +421,7 @@ class Report(Strict):
     """What the page shows."""
 
     title: Annotated[str, StringConstraints(min_length=1)]
+    compare_to: Annotated[str, StringConstraints(min_length=1)] | None
 
 
 class Params(Strict):

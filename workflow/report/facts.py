@@ -6,6 +6,7 @@ import string
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
@@ -31,6 +32,9 @@ from workflow.report.answers import Answers
 from workflow.report.formatting import Number, clean
 from workflow.report.lock import Lock
 from workflow.statistics import Difference, Equivalence
+
+if TYPE_CHECKING:
+    from workflow.diff import Changes
 
 COMPARISON = COMPARE / "comparison.json"
 SAMPLE_COUNTS = SAMPLE / "counts.json"
@@ -220,6 +224,8 @@ class Facts:
     fits: list[Fit]
     work: list[Work]
     lock: Lock
+    before: str | None  # the commit of report.compare_to
+    changes: list["Changes"]  # since then
 
     @property
     def baseline(self) -> Variant:
@@ -339,6 +345,16 @@ class Facts:
         return list(dict.fromkeys(c.metric for c in self.compared.cost))
 
 
+def _changes(revision: str | None) -> dict:
+    """What changed since a revision; nothing where none is named."""
+    if revision is None:
+        return {"before": None, "changes": []}
+    from workflow import diff  # it imports DVC, which takes as long as the page
+
+    before = diff.at_revision(revision)
+    return {"before": before.name, "changes": diff.changes(before, diff.in_workspace())}
+
+
 def gather(asked: params.Params) -> Facts:
     """Read what the stages wrote for the runs that params name.
 
@@ -401,6 +417,7 @@ def gather(asked: params.Params) -> Facts:
         fits=_fits(asked, hardware),
         work=_work(trained, bases, list(results.values()), benchmarks),
         lock=lock.read(files),
+        **_changes(asked.report.compare_to),
     )
 
 

@@ -48,6 +48,7 @@ def sections(facts: Facts) -> list[Section]:
         ("cost", "Memory and time", True),
         ("hardware", words.hardware_short(facts), bool(facts.hardware)),
         ("answers", "Answers", True),
+        ("changes", "Changes", bool(facts.changes)),
         ("limits", "Limits", True),
         ("made", "How it was made", True),
     ]
