@@ -225,7 +225,7 @@ def test_accuracies_must_pass_the_paired_test_too(compared):
     ],
 )
 def test_how_far_apart_the_scores_of_an_item_can_be(scores, denominators, metric, span):
-    found = comparison._span(np.array([scores]), np.array(denominators), metric)
+    found = comparison.span_of(np.array([scores]), np.array(denominators), metric)
     assert found == (span and pytest.approx(span))
 
 
