@@ -128,6 +128,7 @@ def write(
     repairs: dict[str, dict] | None = None,
     title: str = "What does 4-bit fine-tuning cost?",
     compare_to: str | None = None,
+    device_hour_price: float | None = None,
     training: dict[str, dict] | None = None,
     forms: tuple[str, ...] = ("merged_16bit", "as_trained", "merged_dequantized", "requantized"),
     tasks: tuple[str, ...] = ("holdout_loss", "holdout_generation"),
@@ -165,7 +166,7 @@ def write(
             "repairs": repairs or {},
         },
         "experiment": {"variants": list(variants), "baseline": BASELINE, "seeds": list(seeds)},
-        "report": {"title": title, "compare_to": compare_to},
+        "report": {"title": title, "compare_to": compare_to, "device_hour_price": device_hour_price},
     }
     _write_params(chosen, model=model, held_out=held_out, training=training or {}, forms=forms, tasks=tasks)
     asked = params.load()

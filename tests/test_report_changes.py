@@ -1,12 +1,13 @@
-"""The section that sets a commit beside the page's own params and results."""
+"""What params ask of the page beside the results: a commit to compare with, a price; and every locked version."""
 
+import re
 import subprocess
 
 import pytest
 from made_up_results import BASELINE, write
 
 from workflow import params
-from workflow.environment import PROJECT
+from workflow.environment import LOCK, PROJECT
 from workflow.errors import UserError
 from workflow.report.facts import gather
 from workflow.report.page import render
@@ -52,3 +53,19 @@ def test_a_commit_that_is_not_there_is_one_sentence(committed):
     write(variants=[BASELINE, "qlora_nf4"], seeds=[1, 2], compare_to="nowhere")
     with pytest.raises(UserError, match="git knows no revision nowhere; give a commit, a tag or a branch."):
         page()
+
+
+def test_the_cost_is_estimated_from_a_price(committed):
+    assert "times its price per hour" in page()
+    write(variants=[BASELINE, "qlora_nf4"], seeds=[1, 2], device_hour_price=3600.0)
+    facts = gather(params.load())
+    total = sum(work.seconds for work in facts.work)  # at 3,600 an hour a second costs 1
+    (told,) = re.findall(r"about ([\d,.]+) at 3600 an hour", render(facts))
+    assert float(told.replace(",", "")) == pytest.approx(total, rel=0.06)
+
+
+def test_every_locked_version_is_named(committed):
+    LOCK.write_text("torchlike==1.2.3 ; python_version < '3.12'\nother==4.5\n")
+    shown = page()
+    assert "All 2 locked versions" in shown
+    assert "<code>torchlike</code></th><td>1.2.3 (python_version &lt; &#39;3.12&#39;)</td>" in shown

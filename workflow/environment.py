@@ -38,7 +38,7 @@ NOTHING_CHANGED = "No locked version changed."
 
 
 def locked(lock: str, project: str) -> dict[str, str]:
-    """Each locked package's version, with the condition where it depends on the Python or the system.
+    """Each locked package's version, torch's included.
 
     Args:
         lock: the text of a requirements.lock.
@@ -47,13 +47,18 @@ def locked(lock: str, project: str) -> dict[str, str]:
     Raises:
         UserError: pyproject.toml pins no torch.
     """
-    found: dict[str, list[str]] = {}
-    for name, version, marker in re.findall(r"^([\w.-]+)==(\S+)(?: ; (.+?))?(?: \\)?$", lock, re.MULTILINE):
-        found.setdefault(name, []).append(version + (f" ({marker})" if marker else ""))
     torch = re.search(r'"torch==([^"]+)"', project)
     if torch is None:
         raise UserError(f"{PROJECT} pins no torch: it must name one version, as in torch==2.13.0.")
-    return {name: ", ".join(versions) for name, versions in found.items()} | {"torch": torch[1]}
+    return versions(lock) | {"torch": torch[1]}
+
+
+def versions(lock: str) -> dict[str, str]:
+    """Each package's version in a requirements.lock, with the condition where it depends on the Python or the system."""
+    found: dict[str, list[str]] = {}
+    for name, version, marker in re.findall(r"^([\w.-]+)==(\S+)(?: ; (.+?))?(?: \\)?$", lock, re.MULTILINE):
+        found.setdefault(name, []).append(version + (f" ({marker})" if marker else ""))
+    return {name: ", ".join(found[name]) for name in found}
 
 
 def chosen(versions: dict[str, str]) -> dict[str, dict[str, str]]:

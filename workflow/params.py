@@ -422,6 +422,7 @@ class Report(Strict):
 
     title: Annotated[str, StringConstraints(min_length=1)]
     compare_to: Annotated[str, StringConstraints(min_length=1)] | None
+    device_hour_price: NonNegativeFloat | None
 
 
 class Params(Strict):

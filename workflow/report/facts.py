@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from workflow import memory, params
+from workflow import environment, memory, params
 from workflow.comparison import ALL, Claim, Comparison, Contrast, Cost, Part, Score
 from workflow.errors import UserError
 from workflow.files import read_json, sha256
@@ -219,6 +219,7 @@ class Facts:
     tasks: list[dict]
     harness: str
     versions: dict[str, str]
+    locked: dict[str, str]  # every package's version in the lock file
     digests: dict[str, str]
     hardware: list[Device]
     fits: list[Fit]
@@ -412,6 +413,7 @@ def gather(asked: params.Params) -> Facts:
         tasks=bases[0]["forms"][0]["harness"]["tasks"],
         harness=_harness(evaluated),
         versions=_versions([*evaluated, *benchmarks.values(), *itertools.chain(*trained.values())]),
+        locked=environment.versions(environment.LOCK.read_text(encoding="utf-8")),
         digests={path.as_posix(): sha256(path) for path in files},
         hardware=hardware,
         fits=_fits(asked, hardware),

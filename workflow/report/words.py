@@ -790,6 +790,12 @@ def duration(seconds: float) -> str:
     return quantity(seconds / 3600, "h", 2)
 
 
+def _price(hours: float, an_hour: float | None) -> str:
+    if an_hour is None:
+        return f"{formatting.significant(hours, 2)} times its price per hour"
+    return f"about {formatting.significant(hours * an_hour, 2)} at {an_hour:g} an hour (report.device_hour_price)"
+
+
 def work_words(facts: Facts) -> str:
     """What the recorded time is, and what it lacks, in a few sentences."""
     total = sum(work.seconds for work in facts.work)
@@ -797,7 +803,7 @@ def work_words(facts: Facts) -> str:
     text = (
         "Wall time as the runs recorded it. The stages that fetch, draw rows, measure a grid, compare and render record none, and "
         f"importing libraries is not in it. {where} "
-        f"Cost: {duration(total)} of this device, {formatting.significant(total / 3600, 2)} times its price per hour. "
+        f"Cost: {duration(total)} of this device, {_price(total / 3600, facts.asked.report.device_hour_price)}. "
     )
     energy = facts.energy
     if not energy:
