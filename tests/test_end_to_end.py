@@ -177,7 +177,7 @@ def test_the_default_model_and_data(tmp_path):
 @pytest.mark.parametrize(
     ("section", "key", "value", "sentence"),
     [
-        ("sample", "rows", 5000, "sample: sample.rows asks for 5000 rows, and the dataset has 2026."),
+        ("sample", "rows", 5000, "sample: failed: sample.rows asks for 5000 rows, and the dataset has 2026."),
         ("dataset", "sha256", "0" * 64, "nothing was used from it."),
         ("training", "ranc", 3, "params.yaml: training.ranc is not a known key"),
         ("experiment", "variants", ["lora_16bit", "qlora"], "names qlora, which variants does not define"),

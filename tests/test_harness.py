@@ -158,7 +158,7 @@ def test_the_stage_stops_before_training_and_leaves_nothing(tmp_path):
     (tmp_path / "params.yaml").write_text(text.replace(own, piqa + own))
     done = run_stage_in(tmp_path, "fetch_tasks", HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1")
     assert done.returncode == 1 and "Traceback" not in done.stderr
-    assert "fetch_tasks: evaluation.tasks.piqa cannot be loaded: " in done.stderr
+    assert "fetch_tasks: failed: evaluation.tasks.piqa cannot be loaded: " in done.stderr
     assert not (tmp_path / "results/fetch_tasks/ready").exists()
 
 
