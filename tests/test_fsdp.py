@@ -148,11 +148,16 @@ def test_a_users_mistake_is_one_sentence(folder, tmp_path):
     put_params(tmp_path, asked)
     done = train(tmp_path, "lora_16bit_shared")
     assert done.returncode == 1 and done.stderr.count("\n") == 1
-    assert done.stderr.startswith("train lora_16bit_shared 1: compute_dtype is float16, which a CPU does not")
+    begins = (
+        "train, variant lora_16bit_shared, seed 1: failed: compute_dtype is float16, which a CPU does not"
+    )
+    assert done.stderr.startswith(begins)
 
 
 def children(process: int) -> list[int]:
-    return [int(pid) for pid in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+    """The Python processes that a process started: not those that copy its output into the log."""
+    found = map(int, Path(f"/proc/{process}/task/{process}/children").read_text().split())
+    return [pid for pid in found if "python" in Path(f"/proc/{pid}/cmdline").read_text()]
 
 
 def runs(process: int) -> bool:
@@ -193,8 +198,9 @@ def test_a_killed_process_ends_the_stage_and_leaves_no_output(folder, tmp_path):
         stage.kill()
     assert stage.returncode == 1
     assert errors == (
-        "train qlora_nf4_dq_shared 1: process 2 of 2 was killed by SIGKILL (out of memory, if nobody killed it), "
-        "and the others were ended.\n"
+        "train, variant qlora_nf4_dq_shared, seed 1: failed: process 2 of 2 was killed by SIGKILL (out of memory, "
+        "if nobody killed it), and the others were ended. Log: logs/train@qlora_nf4_dq_shared-1.log. "
+        "Mend it and run the same command again: what is done is kept.\n"
     )
     assert not runs(ranks[0])
     left = {path.name for path in (tmp_path / train_folder("qlora_nf4_dq_shared", 1)).iterdir()}
