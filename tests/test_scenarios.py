@@ -120,6 +120,16 @@ def test_an_output_changed_by_hand_is_reported_and_put_right(repository, engine,
     assert_clean(repository)
 
 
+@pytest.mark.parametrize("given", [None, "3"])
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_stage_has_the_threads_that_the_user_gave_under_either_engine(repository, engine, given):
+    """Sums over other threads have other last digits, and Snakemake gives a job one thread."""
+    repository.edit_params(lambda params: params["comparison"].update(power=0.81))
+    command = [*DVC, "repro"] if engine == "dvc" else [str(snakemake_command()), "--cores", "1", "report"]
+    repository.run("env", *([f"OMP_NUM_THREADS={given}"] if given else []), *command)
+    assert (repository.control / "threads").read_text() == (given or "as many as there are")
+
+
 @pytest.mark.parametrize("engine", ENGINES)
 def test_the_rest_of_a_matrix_goes_on_after_a_failure(repository, engine):
     repository.edit_params(lambda params: params["experiment"].update(seeds=[1, 2, 3]))

@@ -35,6 +35,8 @@ from workflow.params import load
 
 # Holds one empty file per stage that DVC calls up to date: the outputs of Snakemake's rules.
 MARKS = Path(".snakemake") / "dvc"
+# What Snakemake sets for every job (snakemake/shell.py) and the numeric libraries read.
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
 
 @dataclass(frozen=True)
@@ -168,7 +170,19 @@ def job_command(name: str, *, pull: bool) -> str:
     # `--pull` calls a stage done while a file that only git holds is missing: plain repro has the last word.
     command = f"{repro} --pull {stage} && {repro} {stage}" if pull else f"{repro} {stage}"
     show = f"grep -a {shlex.quote(f': {FAILED}: ')} {log} || tail -n 1 {log}"
-    return f"({command}) > {log} 2>&1 || {{ ({show}) >&2; exit 1; }}"
+    return f"{_threads_of_the_caller()}; ({command}) > {log} 2>&1 || {{ ({show}) >&2; exit 1; }}"
+
+
+def _threads_of_the_caller() -> str:
+    """Shell code that undoes Snakemake's limit of one thread a job, or a run would differ from DVC's in last digits.
+
+    Jobs that compute with the model run one at a time, or have the cores that a cluster binds them to.
+    """
+    given = {name: os.environ.get(name) for name in THREAD_VARIABLES}
+    return "; ".join(
+        f"unset {name}" if value is None else f"export {name}={shlex.quote(value)}"
+        for name, value in given.items()
+    )
 
 
 def log_file(name: str) -> Path:
