@@ -50,7 +50,7 @@ def run_stage(
         parser.add_argument(f"--{argument}", type=kind, required=True)
     options = vars(parser.parse_args())
     label = ", ".join([name, *(f"{option} {value}" for option, value in options.items())])
-    log = LOGS / f"{'@'.join([name, *(['-'.join(map(str, options.values()))] if options else [])])}.log"
+    log = log_file("@".join([name, *(["-".join(map(str, options.values()))] if options else [])]))
     if not network:
         go_offline()
     quiet_libraries()
@@ -122,6 +122,11 @@ def copied_to(path: Path) -> Iterator[None]:
             os.close(terminal)
         for copy in copies:
             copy.wait()
+
+
+def log_file(stage: str) -> Path:
+    """Where the log of a stage, or of an item of its matrix, lies under either engine."""
+    return LOGS / f"{stage}.log"
 
 
 def say(text: str) -> None:

@@ -81,7 +81,7 @@ def at_revision(revision: str) -> State:
     return State(
         name=f"{revision} ({commit[:9]})" if revision != commit else commit[:9],
         params=YAML(typ="safe", pure=True).load(read_at(commit, params.PARAMS_FILE)),
-        versions=environment.locked(*(read_at(commit, f) for f in (environment.LOCK, environment.PROJECT))),
+        versions=environment.locked_at(commit),
         comparison=comparison,
         items=items,
     )
@@ -92,7 +92,7 @@ def in_workspace() -> State:
     return State(
         name="workspace",
         params=YAML(typ="safe", pure=True).load(params.PARAMS_FILE.read_text(encoding="utf-8")),
-        versions=environment.locked(*(f.read_text() for f in (environment.LOCK, environment.PROJECT))),
+        versions=environment.locked_at(None),
         comparison=_readable(read_json(COMPARISON)) if COMPARISON.exists() else None,
         items=pd.read_parquet(ITEMS) if ITEMS.exists() else None,
     )

@@ -37,6 +37,16 @@ HEAD = ("package", "before", "after", "can move")
 NOTHING_CHANGED = "No locked version changed."
 
 
+def locked_at(revision: str | None) -> dict[str, str]:
+    """Each locked package's version at a commit, tag or branch; None for the workspace.
+
+    Raises:
+        UserError: git knows no such revision, it has no lock file, or its pyproject.toml pins no torch.
+    """
+    texts = (path.read_text() if revision is None else read_at(revision, path) for path in (LOCK, PROJECT))
+    return locked(*texts)
+
+
 def locked(lock: str, project: str) -> dict[str, str]:
     """Each locked package's version, torch's included.
 
@@ -94,8 +104,7 @@ def main() -> None:
     parser.add_argument("revision", help="a commit, tag or branch")
     options = parser.parse_args()
     try:
-        before = locked(*(read_at(options.revision, path) for path in (LOCK, PROJECT)))
-        rows = changed(before, locked(*(path.read_text() for path in (LOCK, PROJECT))))
+        rows = changed(locked_at(options.revision), locked_at(None))
         print(
             "\n".join(f"| {' | '.join(row)} |" for row in (HEAD, ["---"] * 4, *rows))
             if rows

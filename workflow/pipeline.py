@@ -29,7 +29,7 @@ from dvc.repo import Repo
 from dvc.stage import PipelineStage
 from dvc.stage.loader import StageLoader
 
-from workflow.console import FAILED, LOGS
+from workflow.console import FAILED, log_file
 from workflow.errors import UserError
 from workflow.params import load
 
@@ -183,11 +183,6 @@ def _threads_of_the_caller() -> str:
         f"unset {name}" if value is None else f"export {name}={shlex.quote(value)}"
         for name, value in given.items()
     )
-
-
-def log_file(name: str) -> Path:
-    """Where a stage's log lies, under either engine."""
-    return LOGS / f"{name}.log"
 
 
 def mark_fresh_stages(repo: Repo) -> set[str]:

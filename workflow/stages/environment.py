@@ -10,8 +10,7 @@ from workflow.paths import environment_file
 
 def pick_versions() -> None:
     """Write the locked versions that can move a number; say which of them are not the installed ones."""
-    versions = environment.locked(environment.LOCK.read_text(), environment.PROJECT.read_text())
-    kinds = environment.chosen(versions)
+    kinds = environment.chosen(environment.locked_at(None))
     for name, version in sorted({item for chosen in kinds.values() for item in chosen.items()}):
         installed = installed_version(name)
         if installed.partition("+")[0] not in [part.partition(" ")[0] for part in version.split(", ")]:
