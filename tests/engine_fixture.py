@@ -32,6 +32,7 @@ REAL_FILES = (
     "workflow/captions/tables.rst",
     "workflow/console.py",
     "workflow/errors.py",
+    "workflow/lifetime.py",
     "workflow/params.py",
     "workflow/pipeline.py",
     "workflow/processes.py",

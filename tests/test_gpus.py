@@ -52,11 +52,11 @@ def nvmlDeviceGetMigDeviceHandleByIndex(handle, index):
 STAGE = """
 import os, sys
 from workflow.console import run_stage
-def stage(count: int) -> None:
+def stage(count: int, run: int) -> None:
     assert "torch" not in sys.modules
     print("sees", os.environ.get("CUDA_VISIBLE_DEVICES"), flush=True)
     sys.stdin.read()
-run_stage("train", stage, arguments={"count": int}, gpus_needed=lambda count: count)
+run_stage("train", stage, arguments={"count": int, "run": int}, gpus_needed=lambda count, run: count)
 """
 FOUR = [["GPU-aa11"], ["GPU-bb22"], ["GPU-cc33"], ["GPU-dd44"]]
 SPLIT = [["GPU-aa11", "MIG-a1", "MIG-a2"], ["GPU-bb22"]]
@@ -78,7 +78,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
             **({} if gpus is None else {"GPUS": json.dumps(gpus)}),
             **({} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}),
         }
-        command = [sys.executable, "-c", STAGE, "--count", str(count)]
+        command = [sys.executable, "-c", STAGE, "--count", str(count), "--run", str(len(started))]
         pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
         started.append(subprocess.Popen(command, cwd=tmp_path, env=environment, text=True, **pipes))
         return started[-1]
@@ -206,7 +206,7 @@ def test_more_gpus_than_there_are_is_one_sentence(start: Start):
     stage = start(FOUR[:1], count=2)
     _, err = stage.communicate()
     assert stage.returncode == 1
-    assert "train, count 2: failed: 2 GPUs are needed, and 1 can be seen: GPU-aa11. Log: " in err
+    assert "train, count 2, run 0: failed: 2 GPUs are needed, and 1 can be seen: GPU-aa11. Log: " in err
 
 
 def test_a_variant_needs_a_gpu_unless_params_say_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

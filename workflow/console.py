@@ -3,17 +3,19 @@
 import argparse
 import logging
 import os
+import signal
 import subprocess
 import sys
 import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from workflow import processes
+from workflow import lifetime, processes
 from workflow.errors import UserError
+from workflow.lifetime import Terminated
 
 LOGS = Path("logs")
 FAILED = "failed"  # the Snakefile's jobs show the line of their log that says so
@@ -32,7 +34,8 @@ def run_stage(
     """Parse the command line and call the stage, with a copy of what it prints in logs/STAGE.log.
 
     A failure ends with exit code 1 and one line: which stage, variant and seed, why, where its log is and what
-    to do. An error that is nobody's mistake but ours has its traceback above that line.
+    to do. An error that is nobody's mistake but ours has its traceback above that line. A SIGTERM, which is also
+    what a stage gets whose engine was killed, ends with exit code 143 as shells count it.
 
     Args:
         name: the stage's name in dvc.yaml; it stands before every line of progress.
@@ -57,14 +60,18 @@ def run_stage(
     if processes.is_launched():
         _run_launched(stage, options, label)
         return
-    started = time.monotonic()
-    with copied_to(log):
-        say(f"{label}: started")
+    lifetime.end_with_engines()
+    started, code = time.monotonic(), 1
+    with lifetime.ends_on_sigterm(), ExitStack() as held:
         try:
+            held.enter_context(lifetime.alone(log.stem, say=lambda text: say(f"{label}: {text}")))
+            # Not before: a process that still runs this stage writes to the log.
+            held.enter_context(copied_to(log))
+            say(f"{label}: started")
             count, wanted = gpus_needed(**options) if gpus_needed else 0, processes_of(**options)
-            with gpus.taken(count, say=lambda text: say(f"  {text}")) as held:
-                if held:
-                    say(f"  on {', '.join(gpu.name for gpu in held)}")
+            with gpus.taken(count, say=lambda text: say(f"  {text}")) as taken:
+                if taken:
+                    say(f"  on {', '.join(gpu.name for gpu in taken)}")
                 if wanted == 1:
                     stage(**options)
                 else:
@@ -73,6 +80,8 @@ def run_stage(
             why, advice = str(error), f"Mend it and {AGAIN}"
         except KeyboardInterrupt:
             why, advice = "interrupted", AGAIN.capitalize()
+        except Terminated as ended:
+            why, advice, code = str(ended), AGAIN.capitalize(), 128 + signal.SIGTERM
         except Exception as error:
             traceback.print_exc()
             why, advice = f"unforeseen {type(error).__name__}", "Please report it with the log."
@@ -82,18 +91,21 @@ def run_stage(
         print(
             f"{label}: {FAILED}: {why.removesuffix('.')}. Log: {log}. {advice}", file=sys.stderr, flush=True
         )
-        sys.exit(1)
+        sys.exit(code)
 
 
 def _run_launched(stage: Callable[..., None], options: dict, label: str) -> None:
     """Call the stage as one of several processes: their launcher has the log and the last word."""
     processes.end_with_launcher()
     try:
-        stage(**options)
+        with lifetime.ends_on_sigterm():
+            stage(**options)
     except UserError as error:
         sys.exit(f"{label}: {error}")
     except KeyboardInterrupt:
         sys.exit(f"{label}: interrupted")
+    except Terminated as ended:
+        sys.exit(f"{label}: {ended}")
 
 
 @contextmanager
@@ -106,8 +118,10 @@ def copied_to(path: Path) -> Iterator[None]:
     path.write_bytes(b"")
     kept, copies = [], []
     for stream in (1, 2):
-        # -i: on Ctrl-C the stage still has its last line to say.
-        copy = subprocess.Popen(["tee", "-ai", path], stdin=subprocess.PIPE, stdout=stream)
+        # Out of reach of what ends the stage's process group: the stage still has its last line to say.
+        copy = subprocess.Popen(
+            ["tee", "-a", path], stdin=subprocess.PIPE, stdout=stream, start_new_session=True
+        )
         kept.append(os.dup(stream))
         os.dup2(copy.stdin.fileno(), stream)
         copy.stdin.close()

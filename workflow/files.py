@@ -2,9 +2,7 @@
 
 import hashlib
 import json
-import os
 import shutil
-import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,14 +11,14 @@ from typing import Any
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Yield a path beside `path` to write to; it takes the name `path` when the block ends well."""
+    """Yield a path beside `path` to write to; it takes the name `path` when the block ends well.
+
+    Beside a path there is one place alone, so that the next attempt takes away what a killed one left.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    beside = Path(name)
+    beside = _beside(path)
     try:
         yield beside
-        beside.chmod(0o644)
         beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)
@@ -30,15 +28,22 @@ def whole_file(path: Path) -> Iterator[Path]:
 def whole_folder(path: Path) -> Iterator[Path]:
     """Yield a new folder beside `path`; it replaces `path` when the block ends well."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    beside = _beside(path)
+    if beside.exists():
+        shutil.rmtree(beside)
+    beside.mkdir()
     try:
         yield beside
-        beside.chmod(0o755)
         if path.exists():
             shutil.rmtree(path)
         beside.replace(path)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
+
+
+def _beside(path: Path) -> Path:
+    """Where a path is written before it is whole. The name is hidden: neither git nor DVC sees it."""
+    return path.with_name(f".{path.name}.partial")
 
 
 def write_text(path: Path, text: str) -> None:

@@ -425,9 +425,16 @@ class Report(Strict):
     device_hour_price: NonNegativeFloat | None
 
 
+class Checkpoints(Strict):
+    """When a training keeps what it needs to go on after it was ended."""
+
+    every_steps: PositiveInt | None
+
+
 class Params(Strict):
     experiment: Experiment
     hardware: Hardware
+    checkpoints: Checkpoints
     model: Model
     dataset: Dataset
     sample: Sample

@@ -2,13 +2,14 @@
 
 from pathlib import Path
 
+CODE = Path("workflow")
 RESULTS = Path("results")
 MODEL = RESULTS / "fetch_model" / "model"
 MODEL_SOURCE = RESULTS / "fetch_model" / "source.json"
 INSTRUCTIONS = RESULTS / "fetch_dataset" / "instructions.jsonl"
 DATASET_SOURCE = RESULTS / "fetch_dataset" / "source.json"
 SAMPLE = RESULTS / "sample"
-TASKS = Path("workflow") / "tasks"
+TASKS = CODE / "tasks"
 FETCHED_TASKS = RESULTS / "fetch_tasks" / "tasks"
 LOADED_TASKS = FETCHED_TASKS / "loaded.json"
 TASKS_READY = RESULTS / "fetch_tasks" / "ready"
@@ -34,6 +35,10 @@ def train_folder(variant: str, seed: int) -> Path:
 
 def weights_folder(variant: str, seed: int) -> Path:
     return train_folder(variant, seed) / "weights"
+
+
+def checkpoints_folder(variant: str, seed: int) -> Path:
+    return train_folder(variant, seed) / "checkpoints"
 
 
 def evaluate_folder(variant: str, seed: int) -> Path:

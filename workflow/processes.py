@@ -14,7 +14,7 @@ from pathlib import Path
 from workflow.errors import UserError
 
 LAUNCHED = "WORKFLOW_LAUNCHED"  # set in the processes that `launch` starts
-SECONDS_TO_END = 5
+SECONDS_TO_END = 20  # a training that is asked to end finishes its step and writes a checkpoint
 
 
 def rank() -> int:
@@ -56,7 +56,6 @@ def launch(module: str, arguments: list[str], *, processes: int, label: str) -> 
         environment.setdefault("GLOO_SOCKET_IFNAME", "lo")  # a machine's own name may not resolve
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        _end_on_sigterm(stack)
         started: list[subprocess.Popen] = []
         stack.callback(_end, started)
         for number in range(processes):
@@ -127,12 +126,6 @@ def _end(started: list[subprocess.Popen]) -> None:
             process.kill()
             process.wait()
         process.stdin.close()
-
-
-def _end_on_sigterm(stack: ExitStack) -> None:
-    """Within `stack`, a SIGTERM (a scheduler's, say) leaves by an exception, so that the processes are ended."""
-    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    stack.callback(signal.signal, signal.SIGTERM, before)
 
 
 def _free_port() -> int:

@@ -3,9 +3,11 @@
 import csv
 import math
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,13 +25,14 @@ from transformers import (
 )
 from trl import SFTConfig, SFTTrainer
 
-from workflow import params, processes
+from workflow import checkpoints, params, processes
 from workflow.console import progress, say
 from workflow.errors import CheckError, UserError
 from workflow.files import whole_folder
 from workflow.fused import IGNORED, LinearCrossEntropy, fuse_adapters, fuse_layers
 from workflow.graphs import GraphedSteps
 from workflow.instructions import Instruction
+from workflow.lifetime import Terminated, sigterm_noted
 from workflow.packing import (
     Pack,
     PackingCollator,
@@ -120,6 +123,8 @@ def train(
     weights_folder: Path,
     history_file: Path,
     validation_file: Path,
+    checkpoint_every: int | None = None,
+    checkpoint: Path | None = None,
 ) -> Trained:
     """Train one run and save its adapter (of a full fine-tuning, its model).
 
@@ -129,6 +134,11 @@ def train(
         weights_folder: where the adapter goes, in PEFT's own format.
         history_file: a CSV written while it trains, one line per `training.log_every_steps`.
         validation_file: a CSV with the validation loss before, during and after.
+        checkpoint_every: optimizer steps after which a checkpoint replaces the last one, in the folder
+            `checkpoints` beside the weights; None for none.
+        checkpoint: to go on from, one of this very training.
+
+    A SIGTERM ends the step, writes a checkpoint and ends the training.
 
     Of the processes of a sharded training each calls this; the first alone writes the files.
 
@@ -136,6 +146,7 @@ def train(
         UserError: the device is not to be had, no row is left to train on, or none begins with the BOS
             token that `training.second_bos` repeats.
         CheckError: the precision, the rows or the adapter are not what was asked for.
+        Terminated: a SIGTERM came before the last step.
     """
     check_possible(training, hardware)
     check_processes(variant, hardware)
@@ -156,9 +167,22 @@ def train(
     )
     rows = check_rows(trainer.train_dataset, tokenizer, asked=len(train_rows), training=training)
     steps = planned_steps(rows.rows, training)
-    history = History(trainer, history_file, validation_file, steps=steps, validations=training.validations)
+    trainer.history = history = History(
+        trainer,
+        history_file,
+        validation_file,
+        steps=steps,
+        validations=training.validations,
+        checkpoint_every=checkpoint_every,
+    )
     trainer.add_callback(history)
-    trainer.train()
+    with sigterm_noted() as history.asked_to_end:
+        trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
+    if trainer.state.global_step < steps:
+        raise Terminated(
+            f"step {trainer.state.global_step} of {steps} is done and "
+            + ("kept" if checkpoint_every else "lost, since params ask for no checkpoints")
+        )
     if history.validated[-1][0] != trainer.state.global_step:
         history.validate(step=trainer.state.global_step)
     trained = [p for p in model_of(trainer).parameters() if p.requires_grad]
@@ -372,6 +396,7 @@ class RunTrainer(SFTTrainer):
     tokens_computed = 0
     graphs: GraphedSteps | None = None
     capture_seconds = 0.0
+    history: "History"
 
     @property
     def ranks(self) -> int:
@@ -548,6 +573,70 @@ class RunTrainer(SFTTrainer):
             self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
             self.learned = self.right = self.tokens = 0
         super().log(logs, start_time)
+
+    def _save_checkpoint(self, model, trial) -> None:
+        """Write a checkpoint of ours in the place of the library's, which are pickles and hold no counts of ours."""
+        folder = Path(self.args.output_dir)
+        checkpoint = folder / f"step-{self.state.global_step}"
+        beside = folder / f".{checkpoint.name}.partial"
+        beside.mkdir(parents=True, exist_ok=True)
+        optimizer = checkpoints.pack_optimizer(self.optimizer)
+        tensors = checkpoints.pack_model(self.model) | optimizer.tensors | checkpoints.pack_random()
+        scaler = self.accelerator.scaler
+        rest = {
+            "optimizer": optimizer.rest,
+            "scheduler": self.lr_scheduler.state_dict(),
+            "scaler": None if scaler is None else scaler.state_dict(),
+            "trainer": {
+                "tokens_computed": self.tokens_computed,
+                "total_tokens": float(self._total_train_tokens),
+                "capture_seconds": self.capture_seconds,
+                "loss": self._tr_loss.item(),
+                "logged_step": self._globalstep_last_logged,
+                **{name: int(getattr(self, name)) for name in ("learned", "right", "tokens")},
+                "metrics": {name: list(map(float, kept)) for name, kept in self._metrics["train"].items()},
+            },
+            "history": self.history.state(),
+        }
+        checkpoints.Part(tensors, rest).write(beside, self.accelerator.process_index)
+        if self.is_world_process_zero():
+            self.state.save_to_json(str(beside / "trainer_state.json"))
+        self.accelerator.wait_for_everyone()
+        if self.is_world_process_zero():
+            checkpoints.replace(beside, checkpoint)
+        self.accelerator.wait_for_everyone()
+
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None) -> None:
+        """Nothing yet: weights are put back with the optimizer's state, when all is where it computes."""
+
+    def _load_optimizer_and_scheduler(self, checkpoint) -> None:
+        if checkpoint is None:
+            return
+        self.resumed = checkpoints.Part.read(Path(checkpoint), self.accelerator.process_index)
+        rest = self.resumed.rest
+        checkpoints.unpack_model(self.model, self.resumed.tensors)
+        checkpoints.unpack_optimizer(
+            self.optimizer, checkpoints.Part(self.resumed.tensors, rest["optimizer"])
+        )
+        self.lr_scheduler.load_state_dict(rest["scheduler"])
+
+    def _load_scaler(self, checkpoint) -> None:
+        if checkpoint is not None and self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(self.resumed.rest["scaler"])
+
+    def _load_rng_state(self, checkpoint) -> None:
+        if checkpoint is not None:
+            checkpoints.unpack_random(self.resumed.tensors)
+
+    def restore_counts(self) -> None:
+        """Take up the counts of a checkpoint, after the library has set its own to zero."""
+        kept = self.resumed.rest["trainer"]
+        self.tokens_computed, self.capture_seconds = kept["tokens_computed"], kept["capture_seconds"]
+        self._total_train_tokens = kept["total_tokens"]
+        self._tr_loss += kept["loss"]
+        self._globalstep_last_logged = kept["logged_step"]
+        self.learned, self.right, self.tokens = (kept[name] for name in ("learned", "right", "tokens"))
+        self._metrics["train"].update(kept["metrics"])
 
 
 def shifted(inputs: dict[str, Tensor]) -> Tensor:
@@ -827,14 +916,27 @@ class History(TrainerCallback):
         "gradient_norm",
         "tokens_per_second",
     )
+    VALIDATION_COLUMNS = ("step", "validation_loss", "validation_token_accuracy")
+    # What a checkpoint keeps of it.
+    KEPT = ("lines", "losses", "validated", "validation_tokens", "seconds", "logged_seconds", "tokens")
 
     def __init__(
-        self, trainer: SFTTrainer, history_file: Path, validation_file: Path, *, steps: int, validations: int
+        self,
+        trainer: RunTrainer,
+        history_file: Path,
+        validation_file: Path,
+        *,
+        steps: int,
+        validations: int,
+        checkpoint_every: int | None = None,
     ):
         self.trainer = trainer
         self.validation_file = validation_file
         self.history_file = history_file
         self.every = max(1, steps // validations)
+        self.checkpoint_every = checkpoint_every
+        self.asked_to_end: Callable[[], bool] = lambda: False
+        self.lines: list[tuple] = []
         self.losses: list[float] = []
         self.validated: list[tuple[int, float, float]] = []
         self.validation_tokens = 0
@@ -842,7 +944,7 @@ class History(TrainerCallback):
         self.tokens = 0.0
         self.steps = steps
         self.write(history_file, self.COLUMNS, new=True)
-        self.write(validation_file, ("step", "validation_loss", "validation_token_accuracy"), new=True)
+        self.write(validation_file, self.VALIDATION_COLUMNS, new=True)
 
     def write(self, path: Path, values: tuple, *, new: bool = False) -> None:
         """Append a line to a CSV that is read while it grows (`dvc plots`, `tail -f`)."""
@@ -850,7 +952,24 @@ class History(TrainerCallback):
             with path.open("w" if new else "a", newline="") as file:
                 csv.writer(file).writerow(values)
 
+    def state(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self.KEPT}
+
+    def restore(self, kept: dict[str, Any], *, step: int) -> None:
+        """Take up what a checkpoint kept, and write the lines of the CSVs again."""
+        for name in self.KEPT:
+            setattr(self, name, kept[name])
+        for line in self.lines:
+            self.write(self.history_file, line)
+        for line in self.validated:
+            self.write(self.validation_file, line)
+        say(f"  goes on after step {step} of {self.steps}, from its checkpoint")
+
     def on_train_begin(self, args, state, control, **kwargs):
+        if state.global_step:
+            self.trainer.restore_counts()
+            self.restore(self.trainer.resumed.rest["history"], step=state.global_step)
+            return
         self.validate(step=0)  # not before: a sharded model is put onto its devices when the training begins
 
     def on_step_begin(self, args, state, control, **kwargs):
@@ -863,6 +982,17 @@ class History(TrainerCallback):
         control.should_log = control.should_log or state.global_step == self.steps
         if state.global_step % self.every == 0 and state.global_step < self.steps:
             self.validate(step=state.global_step)
+        if state.global_step == self.steps or self.checkpoint_every is None:
+            control.should_training_stop = control.should_training_stop or self.ends()
+            return
+        if self.ends():
+            control.should_training_stop = control.should_save = True
+        elif state.global_step % self.checkpoint_every == 0:
+            control.should_save = True
+
+    def ends(self) -> bool:
+        """Whether a SIGTERM came; where several processes share the training, to one of them."""
+        return self.trainer.summed(int(self.asked_to_end())) > 0
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if "loss" not in logs:
@@ -880,6 +1010,7 @@ class History(TrainerCallback):
             logs["grad_norm"],
             round(rate, 1),
         )
+        self.lines.append(line)
         self.write(self.history_file, line)
         progress(
             state.global_step,

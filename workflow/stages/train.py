@@ -1,9 +1,11 @@
 """Stage train: fine-tune one run, a variant with a seed."""
 
+from pathlib import Path
+
 from workflow import instructions, params, processes
 from workflow.console import run_stage
 from workflow.files import read_jsonl, write_json
-from workflow.paths import MODEL, split_file, train_folder, weights_folder
+from workflow.paths import CODE, MODEL, checkpoints_folder, split_file, train_folder, weights_folder
 from workflow.versions import installed
 
 
@@ -11,10 +13,11 @@ def train(variant: str, seed: int) -> None:
     """Fine-tune one variant with one seed; save its adapter, its curves and what was done."""
     asked = params.load()
     params.check_variant(asked, variant)
-    from workflow import training  # after the params are checked: it takes seconds to import
+    from workflow import checkpoints, training  # after the params are checked: they take seconds to import
 
     folder = train_folder(variant, seed)
     folder.mkdir(parents=True, exist_ok=True)
+    every = asked.checkpoints.every_steps
     trained = training.train(
         model_folder=MODEL,
         train_rows=instructions.from_rows(read_jsonl(split_file("train"))),
@@ -26,6 +29,8 @@ def train(variant: str, seed: int) -> None:
         weights_folder=weights_folder(variant, seed),
         history_file=folder / "history.csv",
         validation_file=folder / "validation.csv",
+        checkpoint_every=every,
+        checkpoint=last_checkpoint(asked, variant, seed) if every else None,
     )
     if processes.rank() > 0:
         return  # the first of the processes of a sharded training writes for all
@@ -33,6 +38,23 @@ def train(variant: str, seed: int) -> None:
         folder / "result.json",
         {"variant": variant, "seed": seed, **trained.as_dict(), "versions": installed()},
     )
+    checkpoints.remove(checkpoints_folder(variant, seed))
+
+
+def last_checkpoint(asked: params.Params, variant: str, seed: int) -> Path | None:
+    """The checkpoint that this training goes on from: of the same params, rows, model, code and versions."""
+    from workflow import checkpoints
+
+    belongs_to = checkpoints.identity(
+        [MODEL, split_file("train"), split_file("validation"), *sorted(CODE.glob("*.py"))],
+        variant=asked.variants[variant].model_dump(mode="json"),
+        training=asked.training_of(variant).model_dump(mode="json"),
+        hardware=asked.hardware.model_dump(mode="json"),
+        seed=seed,
+        versions=installed(),
+    )
+    folder = checkpoints_folder(variant, seed)
+    return checkpoints.last(folder, belongs_to=belongs_to, clean=processes.rank() == 0)
 
 
 def processes_of(variant: str, seed: int) -> int:

@@ -1,0 +1,255 @@
+"""A training that is ended, gently or not, goes on from its checkpoint and ends with the bits of an undisturbed one."""
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+from conftest import CPU, ROOT, run_stage_in
+from ruamel.yaml import YAML
+from safetensors.torch import load_file
+
+from workflow import checkpoints, instructions, training
+from workflow.files import read_json, write_jsonl
+from workflow.lifetime import Terminated
+from workflow.paths import MODEL, checkpoints_folder, split_file, train_folder
+
+TIMES = {"seconds"}
+STEPS = 5
+
+
+class Lost(Exception):
+    """The process is gone: nothing is written any more."""
+
+
+def run(asked, tiny_model, splits, folder: Path, *, name="lora_16bit", checkpoint=None, every=2, **changes):
+    return training.train(
+        model_folder=tiny_model,
+        train_rows=splits["train"],
+        validation_rows=splits["validation"],
+        variant=asked.variants[name],
+        training=asked.training.model_copy(update={"learning_rate": 1e-2, "steps": STEPS} | changes),
+        hardware=CPU,
+        seed=1,
+        weights_folder=folder / "weights",
+        history_file=folder / "history.csv",
+        validation_file=folder / "validation.csv",
+        checkpoint_every=every,
+        checkpoint=checkpoint,
+    )
+
+
+def at_step(step: int, do):
+    """Training.History that does something in the middle of a step."""
+
+    class Disturbed(training.History):
+        def on_substep_end(self, args, state, control, **kwargs):
+            if state.global_step + 1 == step:
+                do()
+
+    return Disturbed
+
+
+def lose():
+    raise Lost
+
+
+def terminate():
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def curves(folder: Path) -> list[list[dict]]:
+    found = []
+    for name in ("history.csv", "validation.csv"):
+        with (folder / name).open() as file:
+            found.append(
+                [{k: v for k, v in line.items() if k != "tokens_per_second"} for line in csv.DictReader(file)]
+            )
+    return found
+
+
+def told(trained: training.Trained) -> dict:
+    return {name: value for name, value in asdict(trained).items() if name not in TIMES}
+
+
+def bits(folder: Path) -> dict[str, bytes]:
+    files = sorted((folder / "weights").glob("*"))
+    assert files
+    return {file.name: file.read_bytes() for file in files}
+
+
+CASES = {
+    "16-bit LoRA": {},
+    "NF4": {"name": "qlora_nf4_dq"},
+    "FP4": {"name": "qlora_fp4"},
+    "int8": {"name": "lora_int8"},
+    "full fine-tuning": {"name": "full_16bit"},
+    "dropout": {"dropout": 0.3},
+    "dropout and recomputation": {"dropout": 0.3, "gradient_checkpointing": True},
+    "in the third epoch": {"steps": None, "epochs": 3, "batch_rows": 8, "micro_batch_rows": 4},
+    "between two lines of the curve": {"log_every_steps": 4},
+    "TRL's own step": dict.fromkeys(("packing", "fused_adapters", "fused_layers", "fused_loss"), False) | {"log_every_steps": 3},
+    "fused AdamW, weight decay": {"optimizer": "adamw_torch_fused", "weight_decay": 0.1},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_training_goes_on_with_the_same_bits(case, tiny, tiny_model, splits, tmp_path, monkeypatch):
+    changes = CASES[case]
+    whole, ended = tmp_path / "whole", tmp_path / "ended"
+    for folder in (whole, ended):
+        folder.mkdir()
+    undisturbed = run(tiny, tiny_model, splits, whole, every=None, **changes)
+    step = undisturbed.steps - 1
+    # Lost in a step that follows one with no checkpoint; then ended by SIGTERM, which writes one more.
+    monkeypatch.setattr(training, "History", at_step(step, lose))
+    with pytest.raises(Lost):
+        run(tiny, tiny_model, splits, ended, **changes)
+    kept = sorted((ended / "checkpoints").glob("*"))
+    assert [path.name for path in kept] == [f"step-{(step - 1) // 2 * 2}"]
+    monkeypatch.setattr(training, "History", at_step(step, terminate))
+    with pytest.raises(Terminated, match=f"step {step} of {undisturbed.steps} is done and kept"):
+        run(tiny, tiny_model, splits, ended, checkpoint=kept[0], **changes)
+    kept = sorted((ended / "checkpoints").glob("*"))
+    assert [path.name for path in kept] == [f"step-{step}"]
+    monkeypatch.undo()
+    resumed = run(tiny, tiny_model, splits, ended, checkpoint=kept[0], **changes)
+    assert told(resumed) == told(undisturbed)
+    assert curves(ended) == curves(whole)
+    assert bits(ended) == bits(whole)
+
+
+def test_a_checkpoint_is_safetensors_and_json_alone(tiny, tiny_model, splits, tmp_path):
+    run(tiny, tiny_model, splits, tmp_path)
+    (checkpoint,) = (tmp_path / "checkpoints").iterdir()
+    assert sorted(file.name for file in checkpoint.iterdir()) == [
+        "0.json",
+        "0.safetensors",
+        "trainer_state.json",
+    ]
+    assert {name.split(".")[0] for name in load_file(checkpoint / "0.safetensors")} == {
+        "weights",
+        "optimizer",
+        "random",
+    }
+
+
+def test_without_checkpoints_a_sigterm_says_that_the_steps_are_lost(
+    tiny, tiny_model, splits, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(training, "History", at_step(2, terminate))
+    with pytest.raises(Terminated, match="step 2 of 5 is done and lost, since params ask for no checkpoints"):
+        run(tiny, tiny_model, splits, tmp_path, every=None)
+    assert not list((tmp_path / "checkpoints").iterdir())
+
+
+def test_what_belongs_to_another_training_is_removed(tmp_path):
+    folder = tmp_path / "checkpoints"
+    mine = checkpoints.identity([], rate=1)
+    assert checkpoints.last(folder, belongs_to=mine, clean=True) is None
+    for step in (2, 10):
+        (folder / f"step-{step}").mkdir()
+    assert checkpoints.last(folder, belongs_to=mine, clean=True) == folder / "step-10"
+    other = checkpoints.identity([], rate=2)
+    # Of several processes one removes, and none goes on.
+    assert checkpoints.last(folder, belongs_to=other, clean=False) is None
+    assert (folder / "step-10").exists()
+    assert checkpoints.last(folder, belongs_to=other, clean=True) is None
+    assert not (folder / "step-10").exists()
+    assert checkpoints.last(folder, belongs_to=mine, clean=False) is None
+
+
+def test_the_identity_is_of_content(tmp_path):
+    (tmp_path / "model").mkdir()
+    rows, weights = tmp_path / "rows", tmp_path / "model" / "weights"
+    rows.write_text("a")
+    weights.write_text("b")
+    files = [rows, tmp_path / "model"]
+    first = checkpoints.identity(files, seed=1)
+    assert checkpoints.identity(files, seed=1) == first
+    assert checkpoints.identity(files, seed=2) != first
+    weights.write_text("c")
+    assert checkpoints.identity(files, seed=1) != first
+
+
+@pytest.fixture
+def folder(tiny_model, splits, tmp_path) -> Path:
+    """Where the train stage finds all it reads; its training takes a while."""
+    (tmp_path / MODEL).parent.mkdir(parents=True)
+    (tmp_path / MODEL).symlink_to(tiny_model)
+    for split in ("train", "validation"):
+        write_jsonl(tmp_path / split_file(split), instructions.as_rows(splits[split]))
+    put_params(tmp_path, steps=60)
+    return tmp_path
+
+
+def put_params(folder: Path, **training_changes) -> None:
+    asked = YAML(typ="safe").load((ROOT / "workflow/presets/tiny.yaml").read_text())
+    asked["training"] |= training_changes
+    with (folder / "params.yaml").open("w") as file:
+        YAML().dump(asked, file)
+
+
+def started(folder: Path, *arguments: str) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-m", "workflow.stages.train", "--variant", "lora_16bit", "--seed", "1"],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def read_until(stage: subprocess.Popen, words: str) -> str:
+    said = ""
+    for line in stage.stdout:
+        said += line
+        if words in line:
+            return said
+    raise AssertionError(said + stage.stderr.read())
+
+
+def test_a_stage_keeps_its_step_on_sigterm_and_goes_on(folder):
+    stage = started(folder)
+    read_until(stage, "step 3 of 60")
+    sent = time.monotonic()
+    stage.send_signal(signal.SIGTERM)
+    _, errors = stage.communicate(timeout=60)
+    assert time.monotonic() - sent < 10
+    assert stage.returncode == 128 + signal.SIGTERM
+    (line,) = errors.splitlines()
+    assert line.startswith("train, variant lora_16bit, seed 1: failed: ended by SIGTERM: step ")
+    assert (
+        line.endswith("Run the same command again: what is done is kept.")
+        and "of 60 is done and kept" in line
+    )
+    kept = folder / checkpoints_folder("lora_16bit", 1)
+    (checkpoint,) = kept.glob("step-*")
+    step = checkpoint.name.removeprefix("step-")
+    done = run_stage_in(folder, "train", "--variant", "lora_16bit", "--seed", "1")
+    assert done.returncode == 0, done.stderr
+    assert f"goes on after step {step} of 60, from its checkpoint" in done.stdout
+    assert not kept.exists()
+    assert sorted(p.name for p in (folder / train_folder("lora_16bit", 1)).iterdir()) == [
+        "history.csv", "result.json", "validation.csv", "weights",
+    ]  # fmt: skip
+
+
+def test_a_stage_begins_anew_when_something_else_is_asked(folder):
+    stage = started(folder)
+    read_until(stage, "step 2 of 60")
+    stage.kill()
+    stage.communicate()
+    kept = folder / checkpoints_folder("lora_16bit", 1)
+    assert list(kept.glob("step-*"))
+    put_params(folder, steps=2)
+    done = run_stage_in(folder, "train", "--variant", "lora_16bit", "--seed", "1")
+    assert done.returncode == 0 and "goes on" not in done.stdout
+    assert read_json(folder / train_folder("lora_16bit", 1) / "result.json")["steps"] == 2
+    assert not kept.exists()
