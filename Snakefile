@@ -40,6 +40,7 @@ try:
             },
         )
         if workflow.is_main_process:  # a job on a cluster reads this file again
+            held = pipeline.hold_workspace()  # for as long as this process lives
             pipeline.mark_fresh_stages(repo)
 except UserError as error:
     raise WorkflowError(str(error)) from None
@@ -54,6 +55,7 @@ validate(config, "workflow/schemas/params.schema.json")
 
 
 onstart:
+    pipeline.wait_for_jobs()
     pipeline.prune_and_tell()
 
 

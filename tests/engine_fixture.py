@@ -34,6 +34,7 @@ REAL_FILES = (
     "workflow/errors.py",
     "workflow/lifetime.py",
     "workflow/params.py",
+    "workflow/paths.py",
     "workflow/pipeline.py",
     "workflow/processes.py",
     "workflow/schemas/params.schema.json",
@@ -293,6 +294,9 @@ def resolve(text: str, item: dict[str, str]) -> str:
 
 def play_stage(name: str, *options: str) -> None:
     """Write every output of a stage from its dependencies and params."""
+    from workflow import lifetime
+
+    lifetime.end_with_engines()  # as every real stage does
     item = {flag.removeprefix("--"): value for flag, value in zip(options[::2], options[1::2], strict=True)}
     label = name + ("@" + "-".join(item.values()) if item else "")
     control = Path(os.environ[CONTROL])
@@ -329,4 +333,5 @@ def meaning(path: Path) -> bytes:
 
 
 if __name__ == "__main__":
+    sys.path.insert(0, str(PROJECT))
     play_stage(*sys.argv[1:])

@@ -207,6 +207,47 @@ def test_a_killed_process_ends_the_stage_and_leaves_no_output(folder, tmp_path):
     assert left == {"history.csv", "validation.csv", "checkpoints"}
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="asks for SIGTERM as clusters send it")
+def test_a_shared_training_goes_on_with_the_same_bits(folder, tmp_path):
+    asked = content()
+    asked["training"] |= {"steps": 60, "dropout": 0.1}
+    whole, ended = tmp_path / "whole", tmp_path / "ended"
+    for one in (whole, ended):
+        (one / "results").mkdir(parents=True)
+        for name in ("fetch_model", "sample"):
+            (one / "results" / name).symlink_to(folder / "results" / name)
+        put_params(one, asked)
+    variant = "qlora_nf4_dq_shared"
+    assert train(whole, variant).returncode == 0
+    stage = subprocess.Popen(
+        [sys.executable, "-m", "workflow.stages.train", "--variant", variant, "--seed", "1"],
+        cwd=ended,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while not stage.stdout.readline().startswith("  step 3 of"):
+        assert stage.poll() is None
+    stage.send_signal(signal.SIGTERM)
+    _, errors = stage.communicate(timeout=60)
+    assert stage.returncode == 128 + signal.SIGTERM and errors.count("\n") == 1, errors
+    run = ended / train_folder(variant, 1)
+    (checkpoint,) = (run / "checkpoints").glob("step-*")
+    assert {file.suffix for file in checkpoint.iterdir()} == {".json", ".safetensors"}
+    done = train(ended, variant)
+    assert done.returncode == 0 and "goes on after step" in done.stdout, done.stderr
+    for name in ("loss", "gradient_norm", "token_accuracy"):
+        assert column(run, "history.csv", name) == column(
+            whole / train_folder(variant, 1), "history.csv", name
+        )
+    bits = [
+        (one / train_folder(variant, 1) / "weights/adapter_model.safetensors").read_bytes()
+        for one in (whole, ended)
+    ]
+    assert bits[0] == bits[1]
+
+
 # The launcher alone, with modules that need no torch.
 PROGRAM = """
 import os, sys, time

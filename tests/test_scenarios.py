@@ -1,9 +1,11 @@
 """A working week on one pipeline with two engines: experiments, interruptions, hands on the outputs, clones."""
 
+import fcntl
 import json
 import os
 import shutil
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -12,16 +14,21 @@ from conftest import run_stage_in
 from engine_fixture import (
     AFTER_CHANGING_THE_EVALUATION,
     ENGINES,
+    OTHER,
     VARIANT,
     assert_clean,
     assert_nothing_to_do,
     change_evaluation,
+    group_exists,
     hanging,
     push_and_clone,
     snakemake_command,
+    wait_until,
 )
 
 DVC = [sys.executable, "-m", "dvc"]
+DVC_REPRO = [*DVC, "repro"]
+SNAKEMAKE = [str(snakemake_command()), "--cores", "1"]
 AFTER_CHANGING_THE_LEARNING_RATE = ["compare", f"evaluate@{VARIANT}-1", "report", f"train@{VARIANT}-1"]
 
 
@@ -78,7 +85,7 @@ def test_queued_experiments_run_one_after_the_other_and_leave_the_workspace_alon
 def test_snakemake_finishes_what_ctrl_c_ended_under_dvc(repository):
     repository.edit_params(change_evaluation)
     stage = f"evaluate@{VARIANT}-1"
-    with hanging(repository, stage, [*DVC, "repro"]) as run:
+    with hanging(repository, stage, DVC_REPRO) as run:
         os.killpg(run.pid, signal.SIGINT)
         assert run.wait(timeout=60) != 0
     ran = repository.ran()
@@ -86,6 +93,53 @@ def test_snakemake_finishes_what_ctrl_c_ended_under_dvc(repository):
     done = set(ran) - {stage}
     assert repository.bring_up_to_date("snakemake") == sorted(set(AFTER_CHANGING_THE_EVALUATION) - done)
     assert_clean(repository)
+    assert_nothing_to_do(repository, "dvc")
+
+
+@pytest.mark.parametrize("again", ENGINES)
+@pytest.mark.parametrize("engine", [DVC_REPRO, SNAKEMAKE], ids=ENGINES)
+def test_a_killed_engine_takes_its_stage_with_it_and_leaves_no_lock(repository, engine, again):
+    repository.edit_params(change_evaluation)
+    stage = f"evaluate@{VARIANT}-1"
+    with hanging(repository, stage, engine) as run:
+        run.kill()  # it alone: what it started lives on
+        run.wait()
+        wait_until(lambda: not group_exists(run.pid))
+    repository.ran()
+    assert stage in repository.bring_up_to_date(again)
+    assert_clean(repository)
+    assert_nothing_to_do(repository, "snakemake")
+
+
+def test_a_snakemake_waits_for_the_jobs_of_one_that_was_killed(repository):
+    repository.edit_params(change_evaluation)
+    # A job that outlives its Snakemake for as long as this test likes.
+    with (repository.root / ".snakemake" / "jobs").open("a") as job:
+        fcntl.flock(job, fcntl.LOCK_SH)
+        run = subprocess.Popen(
+            [str(snakemake_command()), "--cores", "1", "report"],
+            cwd=repository.root,
+            env=repository.environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        while "waits for the jobs of a Snakemake that was killed" not in run.stdout.readline():
+            assert run.poll() is None
+        assert repository.ran() == []
+    run.communicate(timeout=120)
+    assert run.returncode == 0 and repository.ran() == AFTER_CHANGING_THE_EVALUATION
+
+
+def test_prune_removes_the_checkpoints_of_trainings_that_are_gone(repository):
+    kept, gone = (
+        repository.root / f"results/train/{name}/checkpoints/step-1"
+        for name in (f"{VARIANT}/1", f"{OTHER}/1")
+    )
+    for folder in (kept, gone):
+        folder.mkdir(parents=True)
+    repository.prune()
+    assert kept.exists() and not (repository.root / "results/train" / OTHER).exists()
     assert_nothing_to_do(repository, "dvc")
 
 

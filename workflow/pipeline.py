@@ -6,6 +6,7 @@ DVC's index is not public API, so this is the only module that touches it.
 """
 
 import argparse
+import fcntl
 import json
 import os
 import shlex
@@ -32,6 +33,7 @@ from dvc.stage.loader import StageLoader
 from workflow.console import FAILED, log_file
 from workflow.errors import UserError
 from workflow.params import load
+from workflow.paths import RESULTS
 
 # Holds one empty file per stage that DVC calls up to date: the outputs of Snakemake's rules.
 MARKS = Path(".snakemake") / "dvc"
@@ -209,6 +211,40 @@ def mark_fresh_stages(repo: Repo) -> set[str]:
     return fresh
 
 
+def hold_workspace() -> IO[str]:
+    """Say for as long as the returned file is open that Snakemake works here; remove what a killed one left locked.
+
+    Snakemake's own locks outlive a process that is killed, and ask for a hand. The kernel's do not: where this
+    process can have the file alone, no other Snakemake lives, and its locks are nobody's.
+    """
+    MARKS.mkdir(parents=True, exist_ok=True)
+    file = (MARKS.parent / "running").open("a")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        pass
+    else:
+        shutil.rmtree(MARKS.parent / "locks", ignore_errors=True)
+    fcntl.flock(file, fcntl.LOCK_SH)
+    return file
+
+
+def wait_for_jobs() -> None:
+    """Wait until no job of an earlier Snakemake, which was killed, runs here: its stage ends a little later."""
+    with _jobs_file() as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print("waits for the jobs of a Snakemake that was killed", flush=True)
+            fcntl.flock(file, fcntl.LOCK_EX)
+
+
+def _jobs_file() -> IO[str]:
+    """What every job has locked together with the others, and `wait_for_jobs` alone."""
+    MARKS.mkdir(parents=True, exist_ok=True)
+    return (MARKS.parent / "jobs").open("a")
+
+
 def prune(repo: Repo) -> list[Pruned]:
     """Remove stages that dvc.yaml no longer has from dvc.lock, and their outputs from the workspace.
 
@@ -232,6 +268,7 @@ def prune(repo: Repo) -> list[Pruned]:
             stage.remove_outs()
         for stage in gone:
             project.remove_stage(stage)
+    _remove_checkpoints(current)
     return [
         Pruned(
             stage.name, tuple(out.def_path for out in stage.outs if out.exists and not _is_taken(repo, out))
@@ -252,6 +289,17 @@ def prune_and_tell() -> None:
         print(f"{stage.name} is no longer in dvc.yaml: taken out of dvc.lock and the results", flush=True)
         for path in stage.left:
             print(f"{path} was left in place: the stage is not here as dvc.lock records it", flush=True)
+
+
+def _remove_checkpoints(current: set[str]) -> None:
+    """Remove the checkpoints of trainings that dvc.yaml no longer has and that never came to their end."""
+    for folder in RESULTS.glob("train/*/*/checkpoints"):
+        variant, seed = folder.parts[-3:-1]
+        if f"train@{variant}-{seed}" not in current:
+            shutil.rmtree(folder)
+            with suppress(OSError):  # something else is in there
+                folder.parent.rmdir()
+                folder.parent.parent.rmdir()
 
 
 class _WholeFiles:
@@ -374,7 +422,8 @@ def main() -> None:
         if options.action == "dvc":
             from dvc.cli import main as dvc
 
-            with _whole_lists_of_running_stages():
+            with _whole_lists_of_running_stages(), _jobs_file() as file:
+                fcntl.flock(file, fcntl.LOCK_SH)
                 sys.exit(dvc(arguments))
         load()
         prune_and_tell()
