@@ -10,14 +10,14 @@ PIP := .venv/bin/python -m pip --disable-pip-version-check install --quiet
 TESTS ?= tests
 
 .DEFAULT_GOAL := help
-.PHONY: help report benchmark test lint format schema lock environment diff env-diff benchmark-engines slurm
+.PHONY: help report benchmark test kills long-run lint format schema lock environment diff env-diff benchmark-engines slurm
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
 
 report: .venv/.installed ## run the pipeline on params.yaml and render the report
 	@.venv/bin/python -m workflow.pipeline prune
-	.venv/bin/dvc repro
+	@.venv/bin/python -m workflow.pipeline dvc repro
 	@echo "The report is at $(CURDIR)/report/index.html"
 
 benchmark: .venv/.installed ## measure memory and speed of this machine's GPU (see docs/speed.md)
@@ -35,6 +35,12 @@ diff: .venv/.installed ## what changed since a commit, in markdown (REV=main; ad
 
 env-diff: .venv/.installed ## which locked versions changed since a commit, and what that reruns (REV=main)
 	@.venv/bin/python -m workflow.environment diff $(or $(REV),HEAD)
+
+kills: .venv/.installed-dev ## kill the tiny pipeline KILLS=20 times under each engine and compare what it ends with
+	KILLS=$(or $(KILLS),20) .venv/bin/python -m pytest tests/test_kills.py --numprocesses 0 --capture no
+
+long-run: .venv/.installed-dev ## run PARAMS=params.yaml RUNS=10 times over and say what grew
+	PYTHONPATH=. .venv/bin/python tests/long_run.py $(or $(RUNS),10) $(or $(PARAMS),params.yaml)
 
 lint: .venv/.installed-dev ## check style: ruff, snakefmt, snakemake --lint
 	.venv/bin/ruff check .

@@ -1,0 +1,181 @@
+"""The real pipeline, killed at any moment and run again, ends with the results of one that nobody disturbed.
+
+KILLS says how often each engine is killed (`make kills`: 20); SEED, what draws the moments.
+"""
+
+import csv
+import io
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from engine_fixture import ENGINES
+from real_pipeline import TINY, clone, environment, run
+from ruamel.yaml import YAML
+
+KILLS = int(os.environ.get("KILLS", "2"))
+SEED = os.environ.get("SEED", "55")
+# What `make report` runs, and what the README says of Snakemake.
+COMMANDS = {
+    "dvc": "python -m workflow.pipeline prune && python -m workflow.pipeline dvc repro",
+    "snakemake": "snakemake --cores 2 report",
+}
+# Times and memory, which are others in every run, and what is made of them.
+MEASURED_FILES = (
+    "results/benchmark",
+    "results/hardware",
+    "results/summary",
+    "results/cards",
+    "results/compare/summary.csv",
+)
+MEASURED_KEYS = {"seconds", "tokens_per_second", "cost", "training_speed_tokens_per_s", "peak_memory_GiB"}
+
+
+def small_grid(content: dict) -> None:
+    content["benchmark"]["grid"] |= {"micro_batch_rows": [1], "gradient_checkpointing": [False], "repeats": 1}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory) -> Path:
+    """A clone in which the pipeline ran from end to end."""
+    folder = clone(tmp_path_factory.mktemp("undisturbed"), TINY, small_grid)
+    run(folder, "dvc", "repro")
+    return folder
+
+
+def outcome(folder: Path) -> dict[str, Any]:
+    """Every result by its path, without what is measured by the clock."""
+    found = {}
+    for path in sorted((folder / "results").rglob("*")):
+        name = str(path.relative_to(folder))
+        if not path.is_file() or name.startswith(MEASURED_FILES):
+            continue
+        if path.suffix == ".json":
+            found[name] = timeless(json.loads(path.read_text()))
+        elif path.suffix == ".csv":
+            found[name] = timeless(list(csv.DictReader(io.StringIO(path.read_text()))))
+        else:
+            found[name] = path.read_bytes()
+    return found
+
+
+def timeless(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: timeless(kept) for key, kept in value.items() if key not in MEASURED_KEYS}
+    if isinstance(value, list):
+        return [timeless(one) for one in value if not is_measured(one)]
+    return value
+
+
+def is_measured(one: Any) -> bool:
+    """Whether this is a claim about memory or time."""
+    return isinstance(one, dict) and str(one.get("metric")).startswith("benchmark/")
+
+
+def differences(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
+    return sorted(name for name in one.keys() | other.keys() if one.get(name) != other.get(name))
+
+
+def stages(folder: Path) -> list[str]:
+    return sorted(YAML(typ="safe").load((folder / "dvc.lock").read_text())["stages"])
+
+
+def forget(folder: Path, stage: str) -> None:
+    """Leave a workspace as it was before a stage: neither its outputs nor any cache knows of it."""
+    yaml = YAML()
+    lock = yaml.load((folder / "dvc.lock").read_text())
+    for out in lock["stages"].pop(stage)["outs"]:
+        path = folder / out["path"]
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    with (folder / "dvc.lock").open("w") as file:
+        yaml.dump(lock, file)
+    shutil.rmtree(folder / ".dvc" / "cache" / "runs")
+
+
+def started(folder: Path, engine: str) -> subprocess.Popen:
+    return subprocess.Popen(
+        ["bash", "-c", f"exec 2>&1; {COMMANDS[engine]}"],
+        cwd=folder,
+        env=environment(folder),
+        stdout=(folder / "said").open("w"),
+        start_new_session=True,
+    )
+
+
+def kill(process: subprocess.Popen, whom: str) -> str:
+    """Send SIGKILL to all processes of a run, to its engine alone, or to the youngest process, which computes."""
+    if whom == "all":
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        return whom
+    try:
+        family = psutil.Process(process.pid).children(recursive=True)
+        target = family[0] if whom == "engine" else family[-1]
+        said = " ".join(target.cmdline()[:5])
+        target.kill()
+    except (psutil.Error, IndexError):
+        said = "nobody was left"
+    process.wait()
+    return f"{whom}: {said}"
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_run_that_is_killed_and_run_again_ends_like_one_that_is_not(undisturbed, engine, tmp_path):
+    draw = random.Random(f"{SEED} {engine}")
+    expected = outcome(undisturbed)
+    names = stages(undisturbed)
+    draw.shuffle(names)
+    for number in range(KILLS):
+        stage, whom = names[number % len(names)], ("all", "engine", "youngest")[number % 3]
+        folder = tmp_path / str(number)
+        shutil.copytree(undisturbed, folder, symlinks=True)
+        forget(folder, stage)
+        killed = started(folder, engine)
+        moment = draw.uniform(1, 14)
+        try:
+            killed.wait(timeout=moment)
+            who = "it was done before"
+        except subprocess.TimeoutExpired:
+            who = kill(killed, whom)
+        began = time.monotonic()
+        again = started(folder, engine)
+        assert again.wait(timeout=300) == 0, (stage, moment, who, (folder / "said").read_text()[-3000:])
+        print(
+            f"{engine}: {stage} killed at {moment:.1f} s ({who}), done again in {time.monotonic() - began:.0f} s"
+        )
+        assert differences(outcome(folder), expected) == [], (stage, moment, who)
+        assert not leftovers(folder), (stage, moment, who)
+        assert "up to date" in run(folder, "dvc", "status")
+        shutil.rmtree(folder)
+
+
+def leftovers(folder: Path) -> list[str]:
+    """Files that are no result: half of one, a checkpoint, a list of DVC's of who runs what."""
+    partial = [
+        str(path)
+        for path in (folder / "results").rglob("*")
+        if path.name.startswith(".") or path.name == "checkpoints"
+    ]
+    locks = folder / ".dvc" / "tmp" / "rwlock"
+    running = json.loads(locks.read_text()) if locks.exists() else {}
+    return partial + [f"{kind}: {held}" for kind, held in running.items() if held]
+
+
+def test_outcomes_that_differ_are_noticed(undisturbed, tmp_path):
+    folder = tmp_path / "changed"
+    shutil.copytree(undisturbed, folder, symlinks=True)
+    assert differences(outcome(folder), outcome(undisturbed)) == [] and len(outcome(folder)) > 30
+    weights = next((folder / "results/train").rglob("adapter_model.safetensors"))
+    weights.unlink()
+    weights.write_bytes(b"others")
+    assert differences(outcome(folder), outcome(undisturbed)) == [str(weights.relative_to(folder))]
+    (folder / "results/sample/.train.jsonl.partial").touch()
+    assert leftovers(folder)
