@@ -32,6 +32,8 @@ REAL_FILES = (
     "workflow/captions/tables.rst",
     "workflow/console.py",
     "workflow/errors.py",
+    "workflow/faults.py",
+    "workflow/files.py",
     "workflow/lifetime.py",
     "workflow/params.py",
     "workflow/paths.py",

@@ -123,7 +123,7 @@ def benchmark(
         )  # fmt: skip
     measured += utilisation(
         stopwatch,
-        shape=Shape.of(AutoConfig.from_pretrained(model_folder)),
+        shape=Shape.of(AutoConfig.from_pretrained(model_folder, trust_remote_code=False)),
         variant=variant,
         training=training,
         compute=getattr(torch, precision.compute),

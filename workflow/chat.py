@@ -3,11 +3,15 @@
 A template is jinja, which transformers renders in a sandbox: it turns messages into text and can do nothing else.
 """
 
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from workflow.errors import UserError
 from workflow.params import CHAT_TEMPLATES
 
+SECONDS = 20  # after which a template is taken to go on for ever
 FALLBACK = "instruction"  # for a model without a template of its own
 PROBE = [{"role": "user", "content": "What grows on trees?"}]
 
@@ -31,7 +35,8 @@ def write_template(choice: str, folder: Path) -> str:
         tokenizer.chat_template = path.read_text(encoding="utf-8").rstrip("\n")
         which = str(path.relative_to(CHAT_TEMPLATES.parents[1]))
     try:
-        render(PROBE, "Apples and pears.", tokenizer)
+        with _time_limit():
+            render(PROBE, "Apples and pears.", tokenizer)
     except UserError as error:
         why = str(error).rstrip(".")
         raise UserError(
@@ -41,6 +46,22 @@ def write_template(choice: str, folder: Path) -> str:
     if which != "the model's own":
         tokenizer.save_pretrained(folder)
     return which
+
+
+@contextmanager
+def _time_limit() -> Iterator[None]:
+    """End what runs inside the block by a TimeoutError: the sandbox lets a template repeat itself without end."""
+
+    def end(number, frame):
+        raise TimeoutError(f"it is not done after {SECONDS} seconds")
+
+    before = signal.signal(signal.SIGALRM, end)
+    signal.alarm(SECONDS)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def render(prompt: list[dict], response: str, tokenizer) -> tuple[str, str]:
@@ -56,13 +77,11 @@ def render(prompt: list[dict], response: str, tokenizer) -> tuple[str, str]:
         UserError: the template refuses the messages, writes the prompt in another way once a response follows,
             leaves the response or a part of it out, or does not close it with the tokenizer's end token.
     """
-    import jinja2
-
     whole = [*prompt, {"role": "assistant", "content": response}]
     try:
         before = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False)
         after = tokenizer.apply_chat_template(whole, tokenize=False)
-    except (jinja2.TemplateError, TypeError, ValueError) as error:
+    except Exception as error:  # a template may raise anything, as by a division by zero
         reason = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
         raise UserError(f"the chat template stops with: {reason}.") from None
     if not after.startswith(before):

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from workflow import lifetime, processes
+from workflow import faults, lifetime, processes
 from workflow.errors import UserError
 from workflow.lifetime import Terminated
 
@@ -62,20 +62,25 @@ def run_stage(
         return
     lifetime.end_with_engines()
     started, code = time.monotonic(), 1
+    last = f"Log: {log}. {AGAIN.capitalize()}"
     with lifetime.ends_on_sigterm(), ExitStack() as held:
         try:
-            held.enter_context(lifetime.alone(log.stem, say=lambda text: say(f"{label}: {text}")))
-            # Not before: a process that still runs this stage writes to the log.
-            held.enter_context(copied_to(log))
-            say(f"{label}: started")
-            count, wanted = gpus_needed(**options) if gpus_needed else 0, processes_of(**options)
-            with gpus.taken(count, say=lambda text: say(f"  {text}")) as taken:
+            with faults.as_user_errors(name):
+                held.enter_context(lifetime.alone(log.stem, say=lambda text: say(f"{label}: {text}")))
+                # Not before: a process that still runs this stage writes to the log.
+                held.enter_context(copied_to(log))
+                held.enter_context(faults.witnessed(f"{label}: {FAILED}", stage=name, last=last))
+                say(f"{label}: started")
+                count, wanted = gpus_needed(**options) if gpus_needed else 0, processes_of(**options)
+            with faults.as_user_errors(name), gpus.taken(count, say=lambda text: say(f"  {text}")) as taken:
                 if taken:
                     say(f"  on {', '.join(gpu.name for gpu in taken)}")
                 if wanted == 1:
                     stage(**options)
                 else:
                     processes.launch(f"workflow.stages.{name}", sys.argv[1:], processes=wanted, label=label)
+                say(f"{label}: done in {time.monotonic() - started:.0f} s")
+                return
         except UserError as error:
             why, advice = str(error), f"Mend it and {AGAIN}"
         except KeyboardInterrupt:
@@ -85,12 +90,7 @@ def run_stage(
         except Exception as error:
             traceback.print_exc()
             why, advice = f"unforeseen {type(error).__name__}", "Please report it with the log."
-        else:
-            say(f"{label}: done in {time.monotonic() - started:.0f} s")
-            return
-        print(
-            f"{label}: {FAILED}: {why.removesuffix('.')}. Log: {log}. {advice}", file=sys.stderr, flush=True
-        )
+        faults.last_words(f"{label}: {FAILED}: {why.removesuffix('.')}. Log: {log}. {advice}")
         sys.exit(code)
 
 
@@ -98,7 +98,7 @@ def _run_launched(stage: Callable[..., None], options: dict, label: str) -> None
     """Call the stage as one of several processes: their launcher has the log and the last word."""
     processes.end_with_launcher()
     try:
-        with lifetime.ends_on_sigterm():
+        with lifetime.ends_on_sigterm(), faults.as_user_errors(label.partition(",")[0]):
             stage(**options)
     except UserError as error:
         sys.exit(f"{label}: {error}")
@@ -111,11 +111,17 @@ def _run_launched(stage: Callable[..., None], options: dict, label: str) -> None
 @contextmanager
 def copied_to(path: Path) -> Iterator[None]:
     """Copy what this process and its children print to a file, unless they print to that file already."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.exists() and os.path.samestat(os.fstat(1), path.stat()):
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        is_copy = path.exists() and os.path.samestat(os.fstat(1), path.stat())
+        if not is_copy:
+            path.write_bytes(b"")
+    except OSError as error:
+        why = faults.sentence(error) or f"its log {path} cannot be written ({error.strerror})."
+        sys.exit(f"{path.stem}: {FAILED}: {why} Mend it and {AGAIN}")
+    if is_copy:
         yield
         return
-    path.write_bytes(b"")
     kept, copies = [], []
     for stream in (1, 2):
         # Out of reach of what ends the stage's process group: the stage still has its last line to say.

@@ -18,7 +18,7 @@ import pandas as pd
 from dvc.exceptions import DvcException
 from ruamel.yaml import YAML
 
-from workflow import environment, params
+from workflow import environment, faults, params
 from workflow.comparison import ALL, Arm, bootstrap, span_of, table_of
 from workflow.errors import UserError
 from workflow.files import read_json
@@ -326,8 +326,9 @@ def main() -> None:
     parser.add_argument("to", nargs="?", help="another one, in place of the workspace")
     options = parser.parse_args()
     try:
-        after = at_revision(options.to) if options.to else in_workspace()
-        print(diff(at_revision(options.revision), after), end="")
+        with faults.as_user_errors():
+            after = at_revision(options.to) if options.to else in_workspace()
+            print(diff(at_revision(options.revision), after), end="")
     except UserError as error:
         sys.exit(str(error))
 

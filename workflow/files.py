@@ -8,6 +8,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from workflow.errors import UserError
+
+WRITING = "while writing "  # how a note on an error begins that says what was being written
+
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
@@ -20,6 +24,9 @@ def whole_file(path: Path) -> Iterator[Path]:
     try:
         yield beside
         beside.replace(path)
+    except Exception as error:
+        _note(error, path)
+        raise
     finally:
         beside.unlink(missing_ok=True)
 
@@ -37,6 +44,9 @@ def whole_folder(path: Path) -> Iterator[Path]:
         if path.exists():
             shutil.rmtree(path)
         beside.replace(path)
+    except Exception as error:
+        _note(error, path)
+        raise
     finally:
         shutil.rmtree(beside, ignore_errors=True)
 
@@ -44,6 +54,12 @@ def whole_folder(path: Path) -> Iterator[Path]:
 def _beside(path: Path) -> Path:
     """Where a path is written before it is whole. The name is hidden: neither git nor DVC sees it."""
     return path.with_name(f".{path.name}.partial")
+
+
+def _note(error: Exception, path: Path) -> None:
+    """Say with an error what was being written: the system's own, of a write, does not."""
+    if not isinstance(error, UserError):
+        error.add_note(f"{WRITING}{path}")
 
 
 def write_text(path: Path, text: str) -> None:

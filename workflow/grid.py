@@ -246,7 +246,7 @@ def _measure(job: Job) -> dict:
         config.vocab_size = job.vocabulary or config.vocab_size
         model, found = precision.random_base(config, variant, hardware=hardware, seed=job.seed)
     else:
-        config = AutoConfig.from_pretrained(job.model_folder)
+        config = AutoConfig.from_pretrained(job.model_folder, trust_remote_code=False)
         model, found = precision.load_base(Path(job.model_folder), variant, hardware=hardware)
     gauge.wait()
     load_seconds = time.perf_counter() - started

@@ -12,7 +12,7 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-from workflow import gpus, grid, instructions, params
+from workflow import faults, gpus, grid, instructions, params
 from workflow.console import go_offline, quiet_libraries, say
 from workflow.errors import UserError
 from workflow.files import read_json, read_jsonl, write_json, write_jsonl
@@ -138,7 +138,7 @@ def main() -> None:
     go_offline()
     quiet_libraries()
     try:
-        with gpus.taken(1, say=say):
+        with faults.as_user_errors("benchmark"), gpus.taken(1, say=say):
             path = hardware(
                 params.load(options.params),
                 rows=options.rows,

@@ -25,7 +25,7 @@ from lm_eval.tasks._index import Kind
 from lm_eval.tasks._yaml_loader import load_yaml
 from ruamel.yaml import YAML
 
-from workflow import params
+from workflow import faults, params
 from workflow.errors import UserError
 from workflow.files import sha256, whole_folder
 from workflow.paths import FETCHED_TASKS, TASKS
@@ -135,7 +135,7 @@ def fetch(evaluation: params.Evaluation) -> list[dict]:
     _manager.cache_clear()  # what was there before is not what is there now
     try:
         return [about for name in evaluation.tasks for about in _load(name, evaluation)]
-    except UserError:
+    except Exception:
         shutil.rmtree(FETCHED_TASKS)
         raise
 
@@ -199,6 +199,12 @@ def _named(name: str, advice: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
+        if faults.sentence(error):
+            raise
+        if why := faults.why_not_fetched(error):
+            raise UserError(
+                f"the data of evaluation.tasks.{name} could not be fetched from the hub: {why}."
+            ) from error
         what = str(error).strip() or type(error).__name__
         if isinstance(error, KeyError):
             what = f"it has no {what}"

@@ -30,6 +30,7 @@ from dvc.repo import Repo
 from dvc.stage import PipelineStage
 from dvc.stage.loader import StageLoader
 
+from workflow import faults
 from workflow.console import FAILED, log_file
 from workflow.errors import UserError
 from workflow.params import load
@@ -97,10 +98,14 @@ def open_repo(root: Path | str = ".") -> Iterator[Repo]:
     """Yield the DVC repository at `root`. Its lock is waited for, as running jobs hold it now and then.
 
     Raises:
-        UserError: DVC refused something inside the block, such as an unsound dvc.yaml.
+        UserError: DVC refused something inside the block, such as an unsound dvc.yaml, or the system did.
     """
     try:
-        with _whole_lists_of_running_stages(), Repo(root, _wait_for_lock=True) as repo:
+        with (
+            faults.as_user_errors(),
+            _whole_lists_of_running_stages(),
+            Repo(root, _wait_for_lock=True) as repo,
+        ):
             _mend_list_of_running_stages(repo)
             yield repo
     except DvcException as error:
@@ -171,7 +176,10 @@ def job_command(name: str, *, pull: bool) -> str:
     stage, log = shlex.quote(f"dvc.yaml:{name}"), shlex.quote(str(log_file(name)))
     # `--pull` calls a stage done while a file that only git holds is missing: plain repro has the last word.
     command = f"{repro} --pull {stage} && {repro} {stage}" if pull else f"{repro} {stage}"
-    show = f"grep -a {shlex.quote(f': {FAILED}: ')} {log} || tail -n 1 {log}"
+    nothing = shlex.quote(
+        f"{name}: {FAILED}, and its log {log_file(name)} could not be written: is the disk full?"
+    )
+    show = f"grep -a {shlex.quote(f': {FAILED}: ')} {log} || tail -n 1 {log} | grep . || echo {nothing}"
     return f"{_threads_of_the_caller()}; ({command}) > {log} 2>&1 || {{ ({show}) >&2; exit 1; }}"
 
 
@@ -425,7 +433,8 @@ def main() -> None:
             with _whole_lists_of_running_stages(), _jobs_file() as file:
                 fcntl.flock(file, fcntl.LOCK_SH)
                 sys.exit(dvc(arguments))
-        load()
+        with faults.as_user_errors():
+            load()
         prune_and_tell()
     except UserError as error:
         sys.exit(str(error))

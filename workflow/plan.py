@@ -11,7 +11,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from workflow import params
+from workflow import faults, params
 from workflow.console import go_offline, quiet_libraries
 from workflow.errors import UserError
 from workflow.memory import (
@@ -140,7 +140,7 @@ def read_shape(model: str) -> tuple[str, Shape]:
             f"--model is {model}, which is neither a config.json, nor own (after `dvc repro fetch_model`), "
             f"nor one of {known}."
         )
-    return model, Shape.of(AutoConfig.from_pretrained(path))
+    return model, Shape.of(AutoConfig.from_pretrained(path, trust_remote_code=False))
 
 
 def main() -> None:
@@ -163,8 +163,9 @@ def main() -> None:
     go_offline()
     quiet_libraries()
     try:
-        asked = params.load(options.params)
-        name, shape = read_shape(options.model)
+        with faults.as_user_errors():
+            asked = params.load(options.params)
+            name, shape = read_shape(options.model)
     except UserError as error:
         sys.exit(f"plan: {error}")
     length = options.length or asked.training.max_length

@@ -128,7 +128,7 @@ def load_base(
 
 def shape(name: str) -> PreTrainedConfig:
     """A named model shape's configuration, from workflow/shapes/."""
-    return AutoConfig.from_pretrained(params.SHAPES / f"{name}.json")
+    return AutoConfig.from_pretrained(params.SHAPES / f"{name}.json", trust_remote_code=False)
 
 
 def random_base(

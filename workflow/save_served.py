@@ -10,7 +10,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from workflow import params
+from workflow import faults, params
 from workflow.console import go_offline, quiet_libraries
 from workflow.errors import UserError
 from workflow.files import whole_folder
@@ -62,7 +62,8 @@ def main() -> None:
     go_offline()
     quiet_libraries()
     try:
-        save_served(options.variant, options.seed, options.form, options.to)
+        with faults.as_user_errors():
+            save_served(options.variant, options.seed, options.form, options.to)
     except UserError as error:
         sys.exit(f"save_served: {error}")
 

