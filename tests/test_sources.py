@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from stub_hub import REVISION, start_hub
+from stub_hub import REVISION, start_hub, use_hub
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from workflow import params, sources
@@ -163,19 +163,8 @@ def test_float32_weights_are_rounded_to_16_bits(tiny_model, tmp_path):
 
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
-    """A hub on loopback; the library's constants are read at import, so they are set here."""
     server = start_hub()
-    endpoint = f"http://127.0.0.1:{server.server_port}"
-    from huggingface_hub import constants, hf_api
-
-    monkeypatch.setattr(constants, "ENDPOINT", endpoint)
-    monkeypatch.setattr(
-        constants, "HUGGINGFACE_CO_URL_TEMPLATE", endpoint + "/{repo_id}/resolve/{revision}/{filename}"
-    )
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(hf_api.api, "endpoint", endpoint)
-    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    use_hub(server, tmp_path / "hub", monkeypatch)
     yield server
     server.shutdown()
 

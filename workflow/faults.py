@@ -22,8 +22,11 @@ TOO_MANY_FILES = {errno.EMFILE, errno.ENFILE}
 # What the libraries write of these errors where they raise another type, or none of the system's numbers.
 FULL_WORDS = re.compile(r"No space left on device|Disk quota exceeded|os error (28|122)\b")
 SHORT_WRITE = re.compile(r"\d+ requested and \d+ written")  # numpy's
-TORCH_WRITE = re.compile(r"PytorchStreamWriter failed|iostream error|unexpected pos \d+ vs \d+")
-READ_ONLY_WORDS = re.compile(r"Read-only file system|os error 30\b")
+# PyTorch's and SQLite's, for a disk that is full among other things.
+UNCLEAR_WRITE = re.compile(
+    r"PytorchStreamWriter failed|iostream error|unexpected pos \d+ vs \d+|disk I/O error|database or disk is full"
+)
+READ_ONLY_WORDS = re.compile(r"Read-only file system|os error 30\b|readonly database")
 REFUSED_WORDS = re.compile(r"os error 13\b")
 GPU_MEMORY = re.compile(r"CUDA( error:)? out of memory|CUBLAS_STATUS_ALLOC_FAILED|HIP out of memory")
 HOST_MEMORY = re.compile(r"DefaultCPUAllocator|Cannot allocate memory|killed by signal: Killed")
@@ -38,7 +41,7 @@ OUR_PLACES = (
 )  # any of which may be a disk of its own
 NEARLY_FULL = 2**20  # bytes: of a disk with less than this, an unclear error of a write is its being full
 
-NO_HUB = "what answered is no hub but a web page: does the network want a log-in, or is HF_ENDPOINT wrong?"
+NO_HUB = "what answered is a web page and no hub: see whether the network wants a log-in, and whether HF_ENDPOINT is right"
 CUT_OFF = "the connection ended before the whole file had come; run again"
 HUB_ERRORS = {  # by name: the library takes a second to import
     "GatedRepoError": "it is gated: accept its licence on its page and set HF_TOKEN",
@@ -46,7 +49,7 @@ HUB_ERRORS = {  # by name: the library takes a second to import
     "RepositoryNotFoundError": "there is no such repository, or HF_TOKEN may not see it",
     "DatasetNotFoundError": "there is no such repository, or HF_TOKEN may not see it",
     "RemoteEntryNotFoundError": "it has no such file",
-    "OfflineModeIsEnabled": "the local cache does not hold it, and HF_HUB_OFFLINE forbids to ask the hub: unset it",
+    "OfflineModeIsEnabled": "the local cache does not hold it, and no network may be used (HF_HUB_OFFLINE)",
     "FileMetadataError": NO_HUB,
     "TooManyRedirects": "the hub's answers point at each other without end: check the network's proxy and HF_ENDPOINT",
     "RemoteProtocolError": CUT_OFF,
@@ -147,7 +150,7 @@ def why_not_fetched(error: BaseException) -> str | None:
 
     No token is in it, and no address, which may hold one.
     """
-    chain = list(_chain(error))
+    chain = list(_chain(error, suppressed=True))
     for one in chain:
         for name, why in HUB_ERRORS.items():
             if name in {kind.__name__ for kind in type(one).__mro__}:
@@ -161,9 +164,12 @@ def why_not_fetched(error: BaseException) -> str | None:
             return NO_HUB
         if "Consistency check failed" in str(one):
             return CUT_OFF
-    for one in chain:
+    for one in reversed(chain):
         if type(one).__name__ in UNREACHABLE:
-            return f"the hub could not be reached ({without_secrets(str(one))}), and the local cache does not hold it; check the network"
+            # The datasets library says only that it could not.
+            known = "Couldn't reach" not in str(one)
+            reason = f" ({without_secrets(str(one))})" if known else ""
+            return f"the hub could not be reached{reason}, and the local cache does not hold it; check the network"
     return None
 
 
@@ -197,11 +203,12 @@ def without_secrets(text: str) -> str:
     return re.sub(r"(\w+://)(?:[^/\s@]+@)?([^\s?'\")]*)(?:\?[^\s'\")]*)?", r"\1\2", text)
 
 
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """The error, and those that it came from."""
+def _chain(error: BaseException | None, *, suppressed: bool = False) -> Iterator[BaseException]:
+    """The error, and those that it came from; with `suppressed` also where it was raised `from None`."""
     while error is not None:
         yield error
-        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+        hidden = error.__suppress_context__ and not suppressed
+        error = error.__cause__ or (None if hidden else error.__context__)
 
 
 def _memory(error: BaseException, stage: str) -> str | None:
@@ -230,7 +237,7 @@ def _disk(error: BaseException, written: Path | None) -> str | None:
     path = _path(error) or written
     if number in FULL or FULL_WORDS.search(text) or SHORT_WRITE.search(text):
         return _full(_path(error) or _fuller(written), number)
-    if TORCH_WRITE.search(text) and _room(_fuller(written)) < NEARLY_FULL:
+    if UNCLEAR_WRITE.search(text) and _room(_fuller(written)) < NEARLY_FULL:
         return _full(_fuller(written), None)
     if number == errno.EROFS or READ_ONLY_WORDS.search(text):
         return f"{_named(path)} cannot be written, as its file system is read-only: mount it writable, or work in another folder."
@@ -270,10 +277,10 @@ def _full(path: Path, number: int | None) -> str:
 
 def _elsewhere(folder: Path) -> str:
     """How to use another disk for what lies there, if a variable decides where it lies."""
-    if folder.is_relative_to(_temporary()):
-        return ", or set TMPDIR to a folder with more room"
     if folder.is_relative_to(_hub_cache()):
         return ", or set HF_HOME to a folder with more room"
+    if folder.is_relative_to(_temporary()) and not folder.is_relative_to(Path.cwd()):
+        return ", or set TMPDIR to a folder with more room"
     return ""
 
 

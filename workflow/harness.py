@@ -201,11 +201,7 @@ def _named(name: str, advice: str) -> Iterator[None]:
     except Exception as error:
         if faults.sentence(error):
             raise
-        if why := faults.why_not_fetched(error):
-            raise UserError(
-                f"the data of evaluation.tasks.{name} could not be fetched from the hub: {why}."
-            ) from error
-        what = str(error).strip() or type(error).__name__
+        what = faults.why_not_fetched(error) or str(error).strip() or type(error).__name__
         if isinstance(error, KeyError):
             what = f"it has no {what}"
         elif isinstance(error, ImportError) and getattr(error, "name", None):

