@@ -10,7 +10,7 @@ PIP := .venv/bin/python -m pip --disable-pip-version-check install --quiet
 TESTS ?= tests
 
 .DEFAULT_GOAL := help
-.PHONY: help report benchmark test kills long-run lint format schema lock environment diff env-diff benchmark-engines slurm
+.PHONY: help report benchmark test kills long-run lint audit format schema lock environment diff env-diff benchmark-engines slurm
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -47,6 +47,9 @@ lint: .venv/.installed-dev ## check style: ruff, snakefmt, snakemake --lint
 	.venv/bin/ruff format --check .
 	.venv/bin/snakefmt --check Snakefile
 	.venv/bin/snakemake --lint
+
+audit: .venv/.installed-dev ## check the locked packages: hashes, and known vulnerabilities where advisories can be had
+	@.venv/bin/python .ci/audit.py
 
 format: .venv/.installed-dev ## format the code
 	.venv/bin/ruff check --fix .

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from stub_hub import REVISION, start_hub, use_hub
+from stub_hub import REVISION, start_hub, use_hub, without_waiting
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from workflow import params, sources
@@ -165,6 +165,7 @@ def test_float32_weights_are_rounded_to_16_bits(tiny_model, tmp_path):
 def hub(tmp_path, monkeypatch):
     server = start_hub()
     use_hub(server, tmp_path / "hub", monkeypatch)
+    without_waiting(monkeypatch)
     yield server
     server.shutdown()
 

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import logging
 import os
 import re
 import shutil
@@ -201,6 +202,17 @@ def is_web_page(path: Path) -> bool:
 def without_secrets(text: str) -> str:
     """The text without what stands for a user in addresses: names, passwords and signatures."""
     return re.sub(r"(\w+://)(?:[^/\s@]+@)?([^\s?'\")]*)(?:\?[^\s'\")]*)?", r"\1\2", text)
+
+
+def keep_secrets_out_of_logs() -> None:
+    """Let the hub's library warn without what stands for a user in the addresses that it names."""
+
+    def redact(record: logging.LogRecord) -> bool:
+        record.msg, record.args = without_secrets(record.getMessage()), ()
+        return True
+
+    for handler in logging.getLogger("huggingface_hub").handlers:
+        handler.filters[:] = [redact]
 
 
 def _chain(error: BaseException | None, *, suppressed: bool = False) -> Iterator[BaseException]:

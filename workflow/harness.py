@@ -128,6 +128,7 @@ def fetch(evaluation: params.Evaluation) -> list[dict]:
         UserError: a task is not one of the harness', its data are not to be had or do not fit it, or it
             runs code that a model wrote.
     """
+    faults.keep_secrets_out_of_logs()
     with whole_folder(FETCHED_TASKS) as folder:
         for name, task in evaluation.tasks.items():
             if task.files:

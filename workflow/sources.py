@@ -126,7 +126,7 @@ def extract(archive: Path, member: str, folder: Path) -> Path:
         UserError: the wheel holds no such member, or what it holds is far larger than the wheel.
     """
     with zipfile.ZipFile(archive) as wheel:
-        found = [one for one in wheel.infolist() if one.filename == member or _inside(one.filename, member)]
+        found = [one for one in wheel.infolist() if _is_asked_for(one.filename, member)]
         if not found:
             raise UserError(f"{archive.name} holds no {member}.")
         size = sum(one.file_size for one in found)
@@ -145,9 +145,11 @@ def extract(archive: Path, member: str, folder: Path) -> Path:
     return folder / PurePosixPath(member).name if is_file else folder
 
 
-def _inside(name: str, folder: str) -> bool:
+def _is_asked_for(name: str, member: str) -> bool:
+    """Whether a name in a wheel is that of the member, or of a file inside it, and could be a file's."""
     path = PurePosixPath(name)
-    return not name.endswith("/") and path.parent == PurePosixPath(folder) and path.name != ".."
+    is_file = not name.endswith("/") and path.name not in ("", "..")
+    return is_file and (name == member or path.parent == PurePosixPath(member))
 
 
 def local_path(source: params.File, *, key: str) -> Path:
@@ -210,6 +212,7 @@ def hub_snapshot(model: params.HubModel) -> Path:
 @contextmanager
 def _hub_errors(repository: str):
     """Turn what a hub or the network refuses into one sentence; the token itself is never in it."""
+    faults.keep_secrets_out_of_logs()
     try:
         yield
     except Exception as error:

@@ -1,5 +1,7 @@
 """The headline beyond the page: a table for READMEs and pull requests, a tidy table, and a card for each adapter."""
 
+import re
+
 import pandas as pd
 from huggingface_hub import EvalResult, ModelCardData
 
@@ -72,9 +74,10 @@ def _plain(marked: str) -> str:
 
 
 def _escaped(text: str) -> str:
-    """Text that Markdown takes for text: no table ends, no HTML begins, no line breaks."""
+    """Text that Markdown takes for text: no table ends, no HTML, link, picture or code begins, no line breaks."""
     text = " ".join(str(text).replace(NARROW, " ").split())
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|")
+    text = re.sub(r"[\\`\[\]|]", r"\\\g<0>", text)
+    return text.replace("&", "&amp;").replace("<", "&lt;")
 
 
 def summary_table(facts: Facts) -> pd.DataFrame:
