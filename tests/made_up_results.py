@@ -134,6 +134,7 @@ def write(
     tasks: tuple[str, ...] = ("holdout_loss", "holdout_generation"),
     says: dict[tuple[str, int], str] | None = None,
     scores: dict[tuple[str, int], float] | None = None,
+    near_duplicates: int = 0,
 ) -> Comparison:
     """Write params.yaml, requirements.lock and every stage's results into the working directory.
 
@@ -150,6 +151,7 @@ def write(
         tasks: as the names of `evaluation.tasks` of params.
         says: by variant/form and row, an answer that is not the row's.
         scores: by variant/form and row, an answer's rouge_l; 0.5 for all others.
+        near_duplicates: test rows that have one among the training and validation rows.
 
     Returns:
         The comparison, as results/compare/comparison.json holds it.
@@ -175,7 +177,9 @@ def write(
     write_json(DATASET_SOURCE, {"source": "wheel", "package": "made-up-corpus", "version": "1.0",
                                 "member": "data", "sha256": "d" * 64, "rows": 2026})  # fmt: skip
     write_json(SAMPLE / "counts.json", {"test_rows": ITEMS, "validation_rows": 44, "train_rows": 822,
-                                         "held_out_rows": 53, "left_out_rows": 61})  # fmt: skip
+                                         "held_out_rows": 53, "left_out_rows": 61,
+                                         "near_duplicate_test_rows": near_duplicates,
+                                         "near_duplicates_dropped": 0})  # fmt: skip
     comparison = MadeUp(
         asked, device, half_width, CATEGORIES if categories is None else categories
     ).comparison()

@@ -390,6 +390,8 @@ def test_the_stage_says_and_counts_what_is_held_out(
         "held_out_rows": 4 if held_out else 0,
         "left_out_rows": 40 - sum(map(len, splits.values())),
         "choices_from_other_categories": sum(not row["same_category"] for row in splits["test"]),
+        "near_duplicate_test_rows": 3,
+        "near_duplicates_dropped": 0,
     }
     assert not any(row["category"] in held_out for row in splits["train"] + splits["validation"])
     printed = capsys.readouterr().out

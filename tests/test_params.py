@@ -116,6 +116,8 @@ def drop(path: str):
         (put("evaluation.forms", ["merged"]), ["evaluation.forms.0", "merged", "'requantized'"]),
         (put("evaluation.forms", ["as_trained", "as_trained"]), ["forms names as_trained more than once"]),
         (put("sample.held_out_categories", "ai"), ["sample.held_out_categories", '"ai"', "list"]),
+        (put("sample.near_duplicates", "keep"), ["sample.near_duplicates", '"keep"', "report"]),
+        (put("sample.near_duplicate_threshold", 0), ["sample.near_duplicate_threshold", "greater than 0"]),
         (put("comparison.primary", "piqa/acc"), ["comparison.primary names piqa/acc", "holdout_loss"]),
         (put("comparison.primary", "loss"), ["comparison.primary", "loss"]),
         (put("comparison.margins", {"piqa/acc": 0.1}), ["comparison.margins names piqa/acc", "evaluation.tasks"]),

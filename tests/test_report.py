@@ -307,6 +307,22 @@ def test_limits_on_a_cpu():
     assert "0.516 GiB" in spaced(limits["Memory is that of the whole process"])
 
 
+@pytest.mark.parametrize(
+    ("near", "said"), [(0, "0 near-duplicates"), (1, "1 near-duplicate"), (3, "3 near-duplicates")]
+)
+def test_near_duplicates_are_counted_on_the_page(near, said):
+    write(near_duplicates=near)
+    limits = {limit.head: limit.body for limit in words.limits(facts())}
+    assert ("Some test rows resemble training rows" in limits) == (near > 0)
+    if near:
+        body = limits["Some test rows resemble training rows"]
+        assert (
+            body.startswith(f"{near} of {made_up_results.ITEMS} test rows have a near-duplicate")
+            and "of 0.7 or more" in body
+        )
+    assert f"{made_up_results.ITEMS} to test ({said} of the others)" in " ".join(read().text.split())
+
+
 def test_a_margin_that_the_design_can_decide_is_no_limit():
     write(margins={"/".join(PRIMARY): 0.05})
     found = {limit.head: limit.body for limit in words.limits(facts())}["What this design can find"]

@@ -18,7 +18,7 @@ _QUANTISED = (*_MODEL, "accelerate", "bitsandbytes", "numpy", "peft")
 # By what is computed with them. A package that is not named reruns nothing: no number depends on it.
 PACKAGES = {
     "model": (*_MODEL, "gguf", "numpy"),
-    "sample": ("datasets", "jinja2", "numpy", "tokenizers", "transformers"),
+    "sample": ("datasets", "datasketch", "jinja2", "numpy", "tokenizers", "transformers"),
     "training": (*_QUANTISED, "datasets", "jinja2", "trl"),
     "evaluation": (
         *_QUANTISED,

@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import json
+import unicodedata
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -37,13 +38,17 @@ class Instruction:
 
     @cached_property
     def group(self) -> str:
-        """What the user said first, without case and spacing: rows that share it never meet in two splits.
+        """What the user said first, without case, spacing and punctuation: rows that share it never meet in two splits.
 
         So a conversation, and a longer or shorter cut of it, are in one split, whose prompts hold each other's
         responses.
         """
-        said = [turn["content"] for turn in self.earlier if turn["role"] == "user"]
-        return _plain([*said, self.instruction][0])
+        return normal(self.said[0])
+
+    @property
+    def said(self) -> list[str]:
+        """What the user says, first to last, without the context."""
+        return [*(turn["content"] for turn in self.earlier if turn["role"] == "user"), self.instruction]
 
     def user_message(self, *, use_context: bool = True) -> str:
         """What the user says: the instruction, and the context below it where there is one."""
@@ -68,6 +73,12 @@ class Instruction:
 def _plain(text: str) -> str:
     """A text without what two copies of it may differ in: case and spacing."""
     return " ".join(text.casefold().split())
+
+
+def normal(text: str) -> str:
+    """A text without case, spacing and punctuation; where nothing else is in it, without case and spacing alone."""
+    spaced = "".join(" " if unicodedata.category(c).startswith("P") else c for c in text.casefold())
+    return " ".join(spaced.split()) or _plain(text)
 
 
 def read(path: Path, dataset: params.Dataset) -> list[Instruction]:
@@ -256,10 +267,11 @@ def split(
 ) -> dict[str, list[Instruction]]:
     """Split rows so that no instruction is in two splits and the order of the rows has no say.
 
-    The instructions are ordered by the sha256 of seed and text; whole groups fill the test split,
-    then the validation split, each until it holds at least as many rows as asked for, and the rest
-    is for training. Within a split the rows are ordered by the same hash. Then the rows of the
-    held-out categories leave the validation and training splits, and so appear in the test split alone.
+    The instructions are ordered by the sha256 of seed and text (of several that differ in punctuation, by the
+    first of theirs); whole groups fill the test split, then the validation split, each until it holds at least as
+    many rows as asked for, and the rest is for training. Within a split the rows are ordered by the same hash. Then
+    the rows of the held-out categories leave the validation and training splits, and so appear in the test split
+    alone.
 
     Raises:
         UserError: the groups leave nothing to train on, the test split has one instruction alone, no
@@ -267,8 +279,13 @@ def split(
     """
     _check_categories(rows, held_out_categories)
 
-    def key(row: Instruction) -> tuple[str, str]:
-        return _place(seed, row.group), _place(seed, *row.texts())
+    places: dict[str, str] = {}
+    for row in rows:
+        place = _place(seed, _plain(row.said[0]))
+        places[row.group] = min(place, places.get(row.group, place))
+
+    def key(row: Instruction) -> tuple[str, str, str]:
+        return places[row.group], _place(seed, _plain(row.said[0])), _place(seed, *row.texts())
 
     splits: dict[str, list[Instruction]] = {"test": [], "validation": [], "train": []}
     wanted = {"test": test, "validation": validation, "train": len(rows)}

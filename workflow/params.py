@@ -215,6 +215,8 @@ class Sample(Strict):
     test_rows: PositiveInt
     held_out_categories: list[str]
     choice_seed: NonNegativeInt
+    near_duplicate_threshold: Annotated[float, Field(gt=0, le=1)]
+    near_duplicates: Literal["report", "drop"]
 
     @model_validator(mode="after")
     def _something_to_train_on(self):

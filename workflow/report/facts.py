@@ -208,6 +208,7 @@ class Facts:
     model: dict
     dataset: dict
     rows: dict[str, int]  # per split
+    near_duplicates: int  # test rows that have one among the other splits
     variants: list[Variant]
     compared: Comparison
     benchmarks: dict[str, dict]
@@ -381,12 +382,14 @@ def gather(asked: params.Params) -> Facts:
     bases = [read_json(evaluate_base_folder(name) / "result.json") for name in experiment.variants]
     evaluated = [*bases, *results.values()]
     hardware = _hardware(asked, labels)
+    counts = read_json(SAMPLE_COUNTS)
     return Facts(
         asked=asked,
         params_text=params.PARAMS_FILE.read_text(encoding="utf-8"),
         model=read_json(MODEL_SOURCE),
         dataset=read_json(DATASET_SOURCE),
-        rows={split: read_json(SAMPLE_COUNTS)[f"{split}_rows"] for split in SPLITS},
+        rows={split: counts[f"{split}_rows"] for split in SPLITS},
+        near_duplicates=counts["near_duplicate_test_rows"],
         variants=[
             Variant(
                 name=name,

@@ -478,6 +478,8 @@ def setting(facts: Facts) -> list[Markup]:
         split: Number(f"{amount:,}", amount, f"{SAMPLE_COUNTS.as_posix()}#{split}_rows")
         for split, amount in facts.rows.items()
     }
+    near = Number(f"{facts.near_duplicates:,}", facts.near_duplicates,
+                  f"{SAMPLE_COUNTS.as_posix()}#near_duplicate_test_rows")  # fmt: skip
     steps = Number(f"{trained['steps']:,}", trained["steps"],
                    f"{COMPARISON.as_posix()}#training.{facts.baseline.name}[0].steps")  # fmt: skip
     return [
@@ -485,9 +487,9 @@ def setting(facts: Facts) -> list[Markup]:
             model_name(facts.asked.model),
             Number(_parameters(size), size, f"{MODEL_SOURCE.as_posix()}#parameters"),
         ),
-        Markup("{}: {train} rows to train on, {validation} to validate, {test} to test").format(
-            dataset_name(facts.asked.dataset), **rows
-        ),
+        Markup(
+            "{}: {train} rows to train on, {validation} to validate, {test} to test ({} near-duplicate{} of the others)"
+        ).format(dataset_name(facts.asked.dataset), near, "" if facts.near_duplicates == 1 else "s", **rows),
         Markup("{} step{} of {}").format(
             steps, "" if trained["steps"] == 1 else "s", count(batch_rows, "row")
         ),
@@ -519,6 +521,7 @@ def limits(facts: Facts) -> list[Limit]:
         _random_model(facts),
         _few_seeds(facts),
         _few_instructions(facts),
+        _near_duplicates(facts),
         _detectable(facts),
         _not_corrected(facts),
         _no_category_held_out(facts),
@@ -565,6 +568,18 @@ def _few_instructions(facts: Facts) -> Limit | None:
         f"The primary metric is over {count(score.items, 'test item')} with "
         f"{groups(score)}. Intervals say what other items of the same kind "
         "could have given, and nothing of other data or other models.",
+    )
+
+
+def _near_duplicates(facts: Facts) -> Limit | None:
+    if not facts.near_duplicates:
+        return None
+    threshold = facts.asked.sample.near_duplicate_threshold
+    return Limit(
+        "Some test rows resemble training rows",
+        f"{facts.near_duplicates:,} of {count(facts.rows['test'], 'test row')} have a near-duplicate among the training "
+        f"and validation rows: a prompt whose character 5-grams have a Jaccard similarity of {threshold:g} or more. "
+        "There a run may repeat what it saw.",
     )
 
 

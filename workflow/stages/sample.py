@@ -2,7 +2,7 @@
 
 from functools import partial
 
-from workflow import instructions, params
+from workflow import duplicates, instructions, params
 from workflow.console import run_stage, say
 from workflow.files import read_jsonl, write_json, write_jsonl
 from workflow.paths import INSTRUCTIONS, MODEL, SAMPLE, split_file
@@ -24,6 +24,11 @@ def sample() -> None:
     )
     whole = split(held_out_categories=[])
     splits = split(held_out_categories=asked.held_out_categories)
+    left_out = {name: len(whole[name]) - len(splits[name]) for name in ("train", "validation")}
+    duplicates.check_apart(splits)
+    near = duplicates.near_duplicates(splits, threshold=asked.near_duplicate_threshold)
+    if asked.near_duplicates == "drop":
+        splits = duplicates.without(splits, near)
     tokenizer = AutoTokenizer.from_pretrained(MODEL, trust_remote_code=False)
     for row in [*splits["train"], *splits["validation"]]:
         instructions.render(row, tokenizer)  # a row that the chat template does not fit stops the run here
@@ -38,13 +43,20 @@ def sample() -> None:
     write_jsonl(split_file("test"), scored)
     for name, members in splits.items():
         say(f"  {name}: {len(members)} rows, {len({row.group for row in members})} different instructions")
-    left_out = {name: len(whole[name]) - len(splits[name]) for name in ("train", "validation")}
     held_out = sum(row["held_out"] for row in scored)
     if asked.held_out_categories:
         say(
             f"  held out: {', '.join(asked.held_out_categories)}: {held_out} test rows; left out of training are "
             f"{left_out['train']} rows, and of validation {left_out['validation']}"
         )
+    near_rows = len({pair.test.id for pair in near})
+    dropped = len({pair.other.id for pair in near}) if asked.near_duplicates == "drop" else 0
+    say(
+        f"  {near_rows} test rows have a near-duplicate among the training and validation rows"
+        + (f", of which {dropped} are dropped" if dropped else "")
+    )
+    for line in duplicates.described(near):
+        say(f"    {line}")
     mixed = sum(not row["same_category"] for row in scored)
     say(f"  {mixed} test rows have a response of another category to choose from")
     write_json(
@@ -53,6 +65,8 @@ def sample() -> None:
             **{f"{name}_rows": len(members) for name, members in splits.items()},
             "held_out_rows": held_out,
             "left_out_rows": sum(left_out.values()),
+            "near_duplicate_test_rows": 0 if dropped else near_rows,
+            "near_duplicates_dropped": dropped,
             "choices_from_other_categories": mixed,
         },
     )
