@@ -1,10 +1,15 @@
 """The precision that a variant names is the one that is loaded, and it computes what it says."""
 
+import copy
+import shutil
+
 import bitsandbytes as bnb
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+from transformers import BitsAndBytesConfig
 
-from workflow import params, precision
+from workflow import memory, params, precision
 from workflow.errors import CheckError, UserError
 
 CPU = params.Hardware(device="cpu", compute_dtype="auto", data_workers=0)
@@ -65,14 +70,106 @@ def test_nf4_levels_are_those_of_the_paper(tiny_model):
     assert (scaled.flatten()[:, None] - levels).abs().min(dim=1).values.max() < 1e-4
 
 
-def test_a_precision_that_is_not_there_is_refused(tiny_model):
-    model, _ = precision.load_base(tiny_model, variant("nf4"), hardware=CPU)
-    quantized = precision.quantized_linears(model)
-    for other in (variant("fp4"), variant("nf4", True), variant("16bit")):
-        with pytest.raises(CheckError):
-            precision.check_quantized(quantized, other)
-    with pytest.raises(CheckError, match="nf4 was asked for, and 0 modules"):
-        precision.check_quantized([], variant("nf4"))
+def load(tiny_model, of: str, double: bool = False, method: str = "lora") -> torch.nn.Module:
+    return precision.load_base(tiny_model, variant(of, double, method), hardware=CPU)[0]
+
+
+def with_head_quantised(model):
+    model.lm_head = copy.deepcopy(model.model.layers[0].mlp.down_proj)
+
+
+def with_a_layer_in_16_bits(model):
+    mlp = model.model.layers[2].mlp
+    mlp.up_proj = torch.nn.Linear(mlp.up_proj.in_features, mlp.up_proj.out_features, bias=False)
+
+
+def setting(path: str, value):
+    """Change one thing of the last layer's down_proj."""
+
+    def change(model):
+        *parents, name = path.split(".")
+        owner = model.model.layers[3].mlp.down_proj
+        for parent in parents:
+            owner = getattr(owner, parent)
+        setattr(owner, name, value)
+
+    return change
+
+
+def in_bfloat16(model):
+    model.model.layers[0].self_attn.q_proj.bfloat16()
+
+
+def unchanged(model):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("loaded", "change", "asked", "sentence"),
+    [
+        (("fp4",), unchanged, ("nf4",), "nf4 was asked for, and quantization of .* is fp4 instead of nf4"),
+        (("nf4",), unchanged, ("nf4", True), "double quantisation of model.layers.0.* is False instead of True"),
+        (("nf4", True), unchanged, ("nf4",), "double quantisation of .* is True instead of False"),
+        (("nf4",), unchanged, ("16bit",), "16bit was asked for, and quantization of .* is nf4 instead of None"),
+        (("16bit",), unchanged, ("nf4",), "nf4 was asked for, and quantization of .* is None instead of nf4"),
+        (("int8",), unchanged, ("nf4",), "quantization of .* is int8 instead of nf4"),
+        (("16bit",), in_bfloat16, ("16bit",), "storage of model.layers.0.self_attn.q_proj is bfloat16 instead of float32"),
+        (("16bit", False, "full"), in_bfloat16, ("16bit", False, "full"), "storage of .* is bfloat16 instead of float32"),
+        (("nf4",), with_a_layer_in_16_bits, ("nf4",), "quantization of model.layers.2.mlp.up_proj is None instead of nf4"),
+        (("nf4",), with_head_quantised, ("nf4",), "29 modules are quantised, and the linear layers besides the head are 28"),
+        (("nf4",), setting("compute_dtype", torch.bfloat16), ("nf4",), "compute type of model.layers.3.mlp.down_proj is bfloat16"),
+        (("nf4",), setting("compute_dtype", None), ("nf4",), "compute type of .* is None instead of float32"),
+        (("nf4",), setting("weight.quant_state.blocksize", 128), ("nf4",), "block size of .* is 128 instead of 64"),
+        (("nf4", True), setting("weight.quant_state.state2.blocksize", 64), ("nf4", True), "block size of constants of .* is 64"),
+        (("int8",), setting("state.threshold", 0.0), ("int8",), "outlier threshold of .* is 0.0 instead of 6.0"),
+        (("int8",), setting("state.has_fp16_weights", True), ("int8",), "16-bit copy of .* is True instead of False"),
+    ],
+)  # fmt: skip
+def test_a_precision_that_is_not_there_is_refused(tiny_model, loaded, change, asked, sentence):
+    model = load(tiny_model, *loaded)
+    precision.describe(model, variant(*loaded), compute=torch.float32)
+    change(model)
+    with pytest.raises(CheckError, match=sentence):
+        precision.describe(model, variant(*asked), compute=torch.float32)
+
+
+def test_load_in_4bit_alone_is_not_nf4(tiny_model, monkeypatch):
+    bare = BitsAndBytesConfig(load_in_4bit=True)
+    monkeypatch.setattr(precision, "quantization", lambda *asked, **more: bare)
+    with pytest.raises(CheckError, match="nf4 was asked for, and quantization of .* is fp4 instead of nf4"):
+        load(tiny_model, "nf4")
+
+
+@pytest.mark.parametrize("of", ["16bit", "nf4"])
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda weights: weights.pop("model.layers.1.mlp.up_proj.weight"), "lacks 1 of the model's weights, which would be"),
+        (lambda weights: weights.pop("model.norm.weight"), "random numbers: model.norm.weight$"),
+    ],
+)  # fmt: skip
+def test_a_checkpoint_that_lacks_a_weight_is_refused(tiny_model, tmp_path, of, change, sentence):
+    shutil.copytree(tiny_model, tmp_path, dirs_exist_ok=True)
+    weights = load_file(tmp_path / "model.safetensors")
+    change(weights)
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckError, match=sentence):
+        load(tmp_path, of)
+
+
+def test_weights_of_another_shape_are_named(tmp_path):
+    loading = {
+        "missing_keys": set(),
+        "mismatched_keys": {("a.weight", (3, 2), (2, 2)), ("b.weight", (1,), (2,))},
+    }
+    with pytest.raises(
+        CheckError, match="has another shape of 2 of the model's weights, .*: a.weight, b.weight$"
+    ):
+        precision.check_loaded(loading, tmp_path)
+
+
+def test_memory_is_predicted_with_the_blocks_that_are_checked():
+    assert (precision.BLOCK_4BIT, precision.BLOCK_CONSTANTS) == (memory.BLOCK_4BIT, memory.BLOCK_CONSTANTS)
 
 
 def test_a_full_fine_tuning_has_float32_master_weights(tiny_model):

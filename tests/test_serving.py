@@ -1,5 +1,6 @@
 """Each serving form against arithmetic on its layers."""
 
+import shutil
 from pathlib import Path
 
 import bitsandbytes as bnb
@@ -7,10 +8,11 @@ import pytest
 import torch
 from conftest import CPU, random_adapter
 from peft import PeftModel
-from peft.tuners.lora import LoraLayer
-from transformers import AutoModelForCausalLM
+from peft.tuners.lora import LoraLayer, LoraModel
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-from workflow import params, serving
+from workflow import params, precision, serving
 from workflow.errors import CheckError
 
 LAYER = "model.layers.0.mlp.down_proj"  # [hidden_size, intermediate_size]
@@ -96,7 +98,7 @@ def test_merges_of_an_8_bit_base_lose_no_more_than_its_rounding(tiny, tiny_model
     assert gap.max() > 0 and (gap <= step / 2 + 2**-8 * (weight + delta).abs() + 1e-6).all()
     again, served = serve("requantized", tiny, tiny_model, adapter, "lora_int8")
     layer = again.get_submodule(LAYER)
-    values = layer.weight.data.float() * layer.weight.SCB[:, None] / 127
+    values = layer.weight.data.float() * layer.state.SCB[:, None] / 127  # moved there by the first pass
     both = step / 2 + (weight + delta).abs().amax(dim=1, keepdim=True) / 127 / 2
     assert ((values - (weight + delta)).abs() <= 1.05 * both + 1e-6).all()
     assert served.precision.quantized_modules == 7 * tiny.model.layers
@@ -149,3 +151,93 @@ def test_a_form_that_is_not_what_it_should_be_is_refused(tiny, tiny_model, adapt
         change = {"precision": replace(served.precision, **change)}
     with pytest.raises(CheckError, match=sentence):
         serving.check(replace(served, **change), tiny.variants["qlora_nf4"], adapters=28)
+
+
+def copied(adapter: Path, folder: Path, change) -> Path:
+    """An adapter whose weights (and settings) are changed."""
+    shutil.copytree(adapter, folder)
+    weights = load_file(folder / "adapter_model.safetensors")
+    change(weights)
+    save_file(weights, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def zero_b(weights):
+    for name, weight in weights.items():
+        if "lora_B" in name:
+            weight.zero_()
+
+
+def not_a_number(weights):
+    next(weight for name, weight in weights.items() if "lora_B" in name)[0, 0] = float("nan")
+
+
+def without_one_b(weights):
+    weights.pop(next(name for name in weights if "lora_B" in name))
+
+
+def without_one_module(weights):
+    for name in [name for name in weights if f"{LAYER}.lora_" in name]:
+        weights.pop(name)
+
+
+FORMS = ["as_trained", *params.FORMS[1:]]
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (zero_b, "with the adapter attached, the model answers as its untouched base does"),
+        (not_a_number, "down_proj.lora_B.weight of the adapter is not finite"),
+        (without_one_b, "lora_B.weight of the adapter that is attached is not as it was saved"),
+        (without_one_module, f"{LAYER}.lora_A.weight of the adapter that is attached is not as it was saved"),
+    ],
+)
+def test_an_adapter_that_is_not_what_was_trained_is_refused(
+    tiny, tiny_model, adapter, tmp_path, form, change, sentence
+):
+    changed = copied(adapter, tmp_path / "adapter", change)
+    with pytest.raises(CheckError, match=sentence):
+        serve(form, tiny, tiny_model, changed, "qlora_nf4_dq")
+
+
+@pytest.mark.parametrize("form", FORMS[1:])
+def test_an_adapter_that_was_not_folded_in_is_refused(tiny, tiny_model, adapter, monkeypatch, form):
+    monkeypatch.setattr(LoraModel, "merge_and_unload", lambda self: self.unload())
+    with pytest.raises(
+        CheckError, match="with the adapter folded in, the model answers as its untouched base does"
+    ):
+        serve(form, tiny, tiny_model, adapter, "qlora_nf4_dq")
+
+
+def test_a_full_fine_tuning_that_is_its_base_is_refused(tiny, tiny_model):
+    with pytest.raises(CheckError, match="has the weights of its untouched base"):
+        serve("as_trained", tiny, tiny_model, tiny_model, "full_16bit")
+
+
+@pytest.mark.parametrize("form", ["base", "as_trained", "requantized"])
+def test_a_form_in_another_precision_is_refused(tiny, tiny_model, adapter, monkeypatch, form):
+    bare = BitsAndBytesConfig(load_in_4bit=True)
+    monkeypatch.setattr(precision, "quantization", lambda *asked, **more: bare)
+    with pytest.raises(CheckError, match="nf4 was asked for, and quantization of .* is fp4 instead of nf4"):
+        serve(form, tiny, tiny_model, None if form == "base" else adapter, "qlora_nf4")
+
+
+def test_a_merge_that_quantises_otherwise_is_refused(tiny, tiny_model, adapter, monkeypatch):
+    """PEFT makes the weights anew when it merges into them."""
+    make = bnb.nn.Params4bit.__new__
+
+    def always_fp4(cls, data=None, **settings):
+        return make(cls, data, **settings | {"quant_type": "fp4"})
+
+    merge = LoraModel.merge_and_unload
+
+    def with_another_type(self):
+        with monkeypatch.context() as patch:
+            patch.setattr(bnb.nn.Params4bit, "__new__", always_fp4)
+            return merge(self)
+
+    monkeypatch.setattr(LoraModel, "merge_and_unload", with_another_type)
+    with pytest.raises(CheckError, match="nf4 was asked for, and quantization of .* is fp4 instead of nf4"):
+        serve("requantized", tiny, tiny_model, adapter, "qlora_nf4")

@@ -18,6 +18,10 @@ from transformers.integrations.bitsandbytes import replace_with_bnb_linear
 from workflow import params
 from workflow.errors import CheckError, UserError
 
+# bitsandbytes' defaults, with which memory is predicted (workflow/memory.py): weights that share a constant, with
+# double quantisation constants that share one of their own, and from where int8 keeps a column in 16 bits.
+BLOCK_4BIT, BLOCK_CONSTANTS, OUTLIERS = 64, 256, 6.0
+
 
 @dataclass(frozen=True)
 class Precision:
@@ -106,24 +110,26 @@ def load_base(
 
     Raises:
         UserError: the device or type is not to be had, or the weights are not safetensors.
+        CheckError: the folder lacks a weight, or the model is not in the precision that was asked for.
     """
     use_exact_cpu_kernels()
     device = choose_device(hardware)
     compute = choose_compute(hardware, variant, device)
-    held = torch.float32 if variant.method == "full" else compute
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        model, loading = AutoModelForCausalLM.from_pretrained(
             folder,
-            dtype=held,
+            dtype=held_in(variant, compute),
             quantization_config=quantization(variant, compute, sharded=sharded),
             device_map={"": "cpu" if sharded else device},
             use_safetensors=True,
             trust_remote_code=False,
             attn_implementation="sdpa",
+            output_loading_info=True,
         )
     except OSError as error:
         raise UserError(f"{folder} holds no model that can be loaded: {str(error).splitlines()[0]}") from None
-    return model, describe(model, variant, compute=compute, device=device)
+    check_loaded(loading, folder)
+    return model, describe(model, variant, compute=compute, device=device, sharded=sharded)
 
 
 def shape(name: str) -> PreTrainedConfig:
@@ -142,7 +148,7 @@ def random_base(
     use_exact_cpu_kernels()
     device = choose_device(hardware)
     compute = choose_compute(hardware, variant, device)
-    held = torch.float32 if variant.method == "full" else compute
+    held = held_in(variant, compute)
     generator = torch.Generator(device).manual_seed(seed)
     with init_empty_weights():
         model = AutoModelForCausalLM.from_config(config, dtype=held, attn_implementation="sdpa")
@@ -175,37 +181,63 @@ def random_base(
     return model, describe(model, variant, compute=compute)
 
 
+def held_in(variant: params.Variant, compute: torch.dtype) -> torch.dtype:
+    """The type of the weights that are not quantised: master weights of a full fine-tuning are float32."""
+    return torch.float32 if variant.method == "full" else compute
+
+
+def check_loaded(loading: dict, folder: Path) -> None:
+    """Raise a CheckError if the folder lacks a weight of the model, which transformers would fill with random numbers.
+
+    Args:
+        loading: transformers' loading information.
+    """
+    for kind, what in (("missing_keys", "lacks"), ("mismatched_keys", "has another shape of")):
+        names = sorted(key if isinstance(key, str) else key[0] for key in loading[kind])
+        if names:
+            raise CheckError(
+                f"{folder} {what} {len(names)} of the model's weights, which would be random numbers: "
+                f"{', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
+            )
+
+
 def describe(
     model: torch.nn.Module,
     variant: params.Variant,
     *,
     compute: torch.dtype,
     device: torch.device | None = None,
+    sharded: bool = False,
 ) -> Precision:
-    """Count the quantised modules and check that they are what the variant names.
+    """Count the quantised modules and check that the model is held and computes as the variant names.
 
     Args:
         device: on which the model will compute; None for where it is.
+        sharded: whether 4-bit numbers are stored as if they were of the compute type.
 
     Raises:
         CheckError: a layer is not in the precision that was asked for.
     """
-    quantized = quantized_linears(model)
-    linears = [module for name, module in model.named_modules() if _is_base_linear(name, module)]
-    check_quantized(quantized, variant)
+    linears, quantized = base_linears(model), len(quantized_linears(model))
+    check_precision(linears, variant, compute=compute, sharded=sharded)
+    if quantized not in (0, len(linears)):
+        raise CheckError(
+            f"{quantized} modules are quantised, and the linear layers besides the head are {len(linears)}"
+        )
+    some = next(iter(linears.values()))
     storage = {
-        "16bit": str(linears[0].weight.dtype).removeprefix("torch."),
+        "16bit": _name(some.weight.dtype),
         "int8": "int8",
     }.get(variant.precision, f"{variant.precision} (4 bits)")
-    device = device or linears[0].weight.device
+    device = device or some.weight.device
     return Precision(
         base=variant.precision,
         double_quantization=variant.double_quantization,
         storage=storage,
-        compute=str(compute).removeprefix("torch."),
+        compute=_name(compute),
         device=device.type,
         device_name=device_name(device),
-        quantized_modules=len(quantized),
+        quantized_modules=quantized,
         linear_modules=len(linears),
         weights_gib=round(weights_bytes(model) / 2**30, 6),
     )
@@ -215,26 +247,84 @@ def quantized_linears(model: torch.nn.Module) -> list[torch.nn.Module]:
     return [m for m in model.modules() if isinstance(m, bnb.nn.Linear4bit | bnb.nn.Linear8bitLt)]
 
 
-def check_quantized(quantized: list[torch.nn.Module], variant: params.Variant) -> None:
-    """Raise a CheckError unless these are all in the variant's type, and there are some to be."""
-    if (variant.precision == "16bit") != (not quantized):
-        raise CheckError(f"{variant.precision} was asked for, and {len(quantized)} modules are quantised")
-    for module in quantized:
-        if isinstance(module, bnb.nn.Linear8bitLt):
-            found = ("int8", False)
-        else:
-            state = module.weight.quant_state
-            found = (state.quant_type, bool(state.nested))
-        if found != (variant.precision, variant.double_quantization):
-            raise CheckError(
-                f"(type, double quantisation) is {found}, "
-                f"and {(variant.precision, variant.double_quantization)} was asked for"
-            )
+def base_linears(model: torch.nn.Module) -> dict[str, torch.nn.Module]:
+    """The linear layers of the decoder, by name: not the output head, not part of an adapter."""
+    head = model.get_output_embeddings()
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and "lora_" not in name and module is not head
+    }
 
 
-def _is_base_linear(name: str, module: torch.nn.Module) -> bool:
-    """Whether this is a linear layer of the decoder: not the output head, not part of an adapter."""
-    return isinstance(module, torch.nn.Linear) and "lora_" not in name and not name.endswith("lm_head")
+def check_precision(
+    linears: dict[str, torch.nn.Module],
+    variant: params.Variant,
+    *,
+    compute: torch.dtype,
+    sharded: bool = False,
+) -> None:
+    """Raise a CheckError that names the first layer which is not held, or does not compute, as the variant asks."""
+    if not linears:
+        raise CheckError(
+            "the model has no linear layer besides its head, so there is nothing to hold in a precision"
+        )
+    wanted = asked_of_a_layer(variant, compute=compute, sharded=sharded)
+    for name, module in linears.items():
+        found = found_in_a_layer(module)
+        for key, value in wanted.items():
+            if found.get(key) != value:
+                raise CheckError(
+                    f"{variant.precision} was asked for, and {key} of {name} is {found.get(key)} instead of {value}"
+                )
+
+
+def asked_of_a_layer(variant: params.Variant, *, compute: torch.dtype, sharded: bool) -> dict[str, object]:
+    """What a linear layer of this variant must be, as `found_in_a_layer` says it."""
+    match variant.precision:
+        case "16bit":
+            return {"quantization": None, "storage": _name(held_in(variant, compute))}
+        case "int8":
+            return {
+                "quantization": "int8",
+                "storage": "int8",
+                "outlier threshold": OUTLIERS,
+                "16-bit copy": False,
+            }
+        case four_bit:
+            return {
+                "quantization": four_bit,
+                "double quantisation": variant.double_quantization,
+                "block size": BLOCK_4BIT,
+                "block size of constants": BLOCK_CONSTANTS if variant.double_quantization else None,
+                "compute type": _name(compute),
+                "storage": _name(compute) if sharded else "uint8",
+            }
+
+
+def found_in_a_layer(module: torch.nn.Module) -> dict[str, object]:
+    """How a linear layer is held and computes."""
+    found = {"quantization": None, "storage": _name(module.weight.dtype)}
+    if isinstance(module, bnb.nn.Linear8bitLt):
+        return found | {
+            "quantization": "int8",
+            "outlier threshold": module.state.threshold,
+            "16-bit copy": module.state.has_fp16_weights,
+        }
+    state = getattr(module.weight, "quant_state", None)
+    if isinstance(module, bnb.nn.Linear4bit) and state is not None:
+        return found | {
+            "quantization": state.quant_type,
+            "double quantisation": bool(state.nested),
+            "block size": state.blocksize,
+            "block size of constants": state.state2.blocksize if state.nested else None,
+            "compute type": _name(module.compute_dtype),
+        }
+    return found
+
+
+def _name(dtype: torch.dtype | None) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def weights_bytes(model: torch.nn.Module) -> int:

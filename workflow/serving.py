@@ -15,8 +15,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from peft import PeftModel
+from peft import PeftModel, get_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
+from safetensors import safe_open
 from safetensors.torch import load_file
 from transformers import AutoConfig
 
@@ -59,13 +60,16 @@ def serve(
         The model in eval mode, and what it was found to be.
 
     Raises:
-        CheckError: adapters, their type or the quantised modules are not those of the form.
+        CheckError: adapters, their type or the precision are not those of the form, or the run's weights do
+            not change what the base does.
     """
     # A full fine-tuning is served in 16 bits like any other model: its float32 weights were for training.
     held = variant.model_copy(update={"method": "lora"})
     if form == BASE or variant.method == "full":
         folder = model_folder if form == BASE else weights_folder
         model, precision = load_base(folder, held, hardware=hardware)
+        if form != BASE:
+            check_moved(model, model_folder)
         expected = 0
     else:
         make = {
@@ -87,7 +91,8 @@ def as_trained(
 ) -> tuple[torch.nn.Module, torch.dtype]:
     """The adapter, in float32, on the base that it was trained on."""
     base, precision = load_base(model_folder, variant, hardware=hardware)
-    return PeftModel.from_pretrained(base, weights_folder), getattr(torch, precision.compute)
+    model, _ = attached(base, weights_folder)
+    return model, getattr(torch, precision.compute)
 
 
 def merged_16bit(
@@ -95,8 +100,7 @@ def merged_16bit(
 ) -> tuple[torch.nn.Module, torch.dtype]:
     """The adapter folded into the original 16-bit weights, rounded to their type."""
     base, precision = load_base(model_folder, variant.model_copy(update=SIXTEEN_BIT), hardware=hardware)
-    model = PeftModel.from_pretrained(base, weights_folder).merge_and_unload()
-    return round_to_16_bits(model, model_folder), getattr(torch, precision.compute)
+    return round_to_16_bits(merged(base, weights_folder), model_folder), getattr(torch, precision.compute)
 
 
 def merged_dequantized(
@@ -106,7 +110,7 @@ def merged_dequantized(
     base, precision = load_base(model_folder, variant, hardware=hardware)
     compute = getattr(torch, precision.compute)
     # In the type in which a forward pass de-quantises: what the adapter was trained on, and no larger than 16 bits.
-    model = PeftModel.from_pretrained(base.dequantize(compute), weights_folder).merge_and_unload()
+    model = merged(base.dequantize(compute), weights_folder)
     return round_to_16_bits(model, model_folder), compute
 
 
@@ -115,8 +119,63 @@ def requantized(
 ) -> tuple[torch.nn.Module, torch.dtype]:
     """The adapter folded into the de-quantised weights, which are quantised again as the base was."""
     base, precision = load_base(model_folder, variant, hardware=hardware)
-    model = PeftModel.from_pretrained(base, weights_folder).merge_and_unload()
-    return model, getattr(torch, precision.compute)
+    return merged(base, weights_folder), getattr(torch, precision.compute)
+
+
+def attached(base: torch.nn.Module, weights_folder: Path) -> tuple[PeftModel, torch.Tensor]:
+    """The adapter on a base, and what the base answered to a few tokens before.
+
+    Raises:
+        CheckError: the adapter that is attached is not the one that was saved, or it changes nothing.
+    """
+    before = probe(base)
+    model = PeftModel.from_pretrained(base, weights_folder)
+    held = get_peft_model_state_dict(model, save_embedding_layers=False)
+    saved = load_file(weights_folder / "adapter_model.safetensors")
+    for name in sorted({*held, *saved}):  # PEFT leaves what it does not find at its initial value
+        if name in saved and not saved[name].isfinite().all():
+            raise CheckError(f"{name} of the adapter is not finite")
+        if name not in held or name not in saved or not held[name].cpu().equal(saved[name]):
+            raise CheckError(f"{name} of the adapter that is attached is not as it was saved")
+    check_changed(before, probe(model), "attached")
+    return model, before
+
+
+def merged(base: torch.nn.Module, weights_folder: Path) -> torch.nn.Module:
+    """The adapter folded into a base, in the precision that this has.
+
+    Raises:
+        CheckError: it was not folded in.
+    """
+    model, before = attached(base, weights_folder)
+    model = model.merge_and_unload()
+    check_changed(before, probe(model), "folded in")
+    return model
+
+
+def probe(model: torch.nn.Module) -> torch.Tensor:
+    """The logits [1, tokens, vocabulary] of a few fixed tokens."""
+    ids = torch.arange(3, 19, device=model.device)[None] % model.config.get_text_config().vocab_size
+    with torch.no_grad():
+        return model.eval()(input_ids=ids, use_cache=False).logits
+
+
+def check_changed(before: torch.Tensor, after: torch.Tensor, what: str) -> None:
+    """Raise a CheckError unless the adapter changed the model's answer."""
+    if torch.equal(before, after):
+        raise CheckError(f"with the adapter {what}, the model answers as its untouched base does")
+
+
+def check_moved(model: torch.nn.Module, model_folder: Path) -> None:
+    """Raise a CheckError if a fully fine-tuned model has the base's weights."""
+    weights = dict(model.named_parameters())
+    for file in sorted(model_folder.glob("*.safetensors")):
+        with safe_open(file, framework="pt") as base:
+            for name in base.keys():  # noqa: SIM118  (it is no mapping)
+                held = weights.get(name)
+                if held is not None and not torch.equal(held.cpu(), base.get_tensor(name).to(held.dtype)):
+                    return
+    raise CheckError("the model that was trained has the weights of its untouched base")
 
 
 def round_to_16_bits(model: torch.nn.Module, model_folder: Path) -> torch.nn.Module:
