@@ -61,6 +61,24 @@ def test_a_template_that_cannot_be_learned_from_is_refused(tiny_model, template,
     assert "\n" not in str(error.value) and str(error.value).count(".") >= 1
 
 
+def test_a_response_that_holds_the_end_token_is_refused(tiny_model):
+    plain = ASK + "A: {{ m['content'] + eos_token }}" + END + ANSWER
+    with pytest.raises(
+        UserError, match="the response holds the end token </s>, so a run would learn to stop in its"
+    ):
+        render(tiny_model, plain, response="One</s>two")
+
+
+def test_whether_a_conversation_begins_with_a_bos_token(tiny_model):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    assert chat.begins_with_bos(tokenizer)
+    tokenizer.chat_template = ASK + END + ANSWER
+    assert not chat.begins_with_bos(tokenizer)
+    tokenizer.bos_token = None
+    assert not chat.begins_with_bos(tokenizer)
+    assert [chat.leading(ids, 0) for ids in ([5, 0], [0, 5, 0], [0, 0], [])] == [0, 1, 2, 0]
+
+
 def test_a_template_without_a_system_role_says_so(tiny_model):
     template = (chat.CHAT_TEMPLATES / "llama2_inst.jinja").read_text().rstrip("\n")
     assert render(tiny_model, template)[0] == "<s>[INST] Hi [/INST] "

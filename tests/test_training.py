@@ -1,6 +1,9 @@
 """Training is alike in all but the precision, learns what it should, and gives a plain PEFT adapter."""
 
 import csv
+import hashlib
+import itertools
+import struct
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -9,7 +12,8 @@ import torch
 import transformers
 from datasets import Dataset
 from peft import PeftModel
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
+from torch.utils.data import RandomSampler
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from workflow import benchmarking, memory, packing, params, precision, training
@@ -593,6 +597,55 @@ def test_gradient_checkpointing_runs_each_layer_twice(
     assert len(calls) == passes * len(perceptrons) * 2 * 2  # steps, and micro-batches in each
 
 
+@pytest.mark.parametrize("switches", [{}, PLAIN], ids=["packed", "padded"])
+@pytest.mark.parametrize(
+    ("plan", "sizes"),
+    [({"steps": 7, "epochs": None}, [4, 4, 4, 4, 3, 4, 4]), ({"steps": None, "epochs": 1.5}, [4, 4, 4, 4, 3, 4, 4, 4])],
+)  # fmt: skip
+@pytest.mark.parametrize("data_workers", [0, 2])
+def test_the_recorded_order_is_that_in_which_rows_reach_the_model(
+    asked, tiny_model, rows, tmp_path, switches, plan, sizes, data_workers
+):
+    trainer = build(
+        asked,
+        tiny_model,
+        rows[:19],
+        scratch=tmp_path,
+        data_workers=data_workers,
+        max_length=512,
+        **plan,
+        **switches,
+    )
+    order, tokens = training.planned(trainer, len(sizes))
+    reached, digest = iter(reaching_the_model(trainer)), hashlib.sha256()
+    seen = 0
+    for size in sizes:
+        numbers = [size]
+        for ids, targets in itertools.islice(reached, size):
+            numbers += [len(ids), *ids, *targets]
+            seen += len(ids)
+        digest.update(struct.pack(f"<{len(numbers)}i", *numbers))
+    assert not list(reached) and trainer.state.global_step == len(sizes)
+    assert (order, tokens) == (digest.hexdigest(), seen)
+
+
+def test_the_order_is_the_same_in_every_variant_and_another_for_each_seed(
+    asked, tiny_model, splits, runs, tmp_path
+):
+    orders = {result.order_sha256 for result, _ in runs.values()}
+    assert len(orders) == 1
+    alike = run(
+        asked, tiny_model, splits, tmp_path, micro_batch_rows=1, dropout=0.1, learning_rate=1e-4, **PLAIN
+    )
+    assert alike.order_sha256 in orders
+    for change in ({"seed": 2}, {"loss_on": "prompt_and_response"}, {"length_window": 1}, {"steps": 3}):
+        trainer = build(
+            asked, tiny_model, splits["train"], scratch=tmp_path,
+            **{"learn_end_token": True} | {k: v for k, v in change.items() if k != "steps"},
+        )  # fmt: skip
+        assert training.planned(trainer, change.get("steps", 4))[0] not in orders
+
+
 @pytest.mark.parametrize("plan", [{"steps": 7, "epochs": None}, {"steps": None, "epochs": 1.5}])
 def test_the_packs_foreseen_are_those_that_are_trained_on(asked, tiny_model, rows, tmp_path, plan):
     """Also past an epoch's end, whose last batch is not full."""
@@ -667,7 +720,15 @@ def test_a_second_bos_needs_a_first(asked, tiny_model, bos, first):
 @pytest.mark.parametrize(
     ("ids", "labels", "faults", "sentence"),
     [
-        ([0, 0, 5, 1], [-100, -100, 5, 1], {}, "begins with 2 BOS tokens"),
+        ([0, 0, 5, 1], [-100, -100, 5, 1], {}, "begins with 2 BOS tokens, and must begin with 1"),
+        ([5, 6, 1], [-100, 6, 1], {}, "begins with 0 BOS tokens, and must begin with 1"),
+        ([0, 5, 1], [-100, -100, -100], {}, "has no token in the loss"),
+        (
+            [0, 5, 1, 6, 1],
+            [-100, -100, 1, 6, 1],
+            {},
+            "teaches 2 end tokens, so the model would stop in its middle",
+        ),
         ([0, 5, 6], [-100, 5, 6], {}, "does not teach the end token"),
         ([0, *[5] * 126, 1], [-100, *[5] * 126, -100], {}, "does not teach the end token"),
         ([0, 5, 1], [-100, 5, 1], {"second_bos": True}, "begins with 1 BOS tokens"),
@@ -679,8 +740,42 @@ def test_rows_that_would_teach_something_else_are_refused(asked, tiny_model, ids
     row = {"input_ids": ids, "labels": labels}
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
     plan = asked.training.model_copy(update=faults)
-    with pytest.raises(CheckError, match=sentence):
-        training.check_rows(Dataset.from_list([row]), tokenizer, asked=1, training=plan)
+    for split in ("training", "validation"):
+        with pytest.raises(CheckError, match=f"a {split} row .*{sentence}"):
+            training.check_rows(Dataset.from_list([row]), tokenizer, asked=1, training=plan, split=split)
+
+
+@pytest.mark.parametrize(("template", "bos"), [("{{ bos_token }}", 1), ("", 0)])
+def test_rows_have_the_bos_token_that_the_template_gives_them(asked, tiny_model, template, bos):
+    """And not that of a text, or of a tokenizer that adds its own."""
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    tokenizer.chat_template = template + "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    for begins in (0, 1, 2):
+        row = {"input_ids": [*[0] * begins, 5, 1], "labels": [*[-100] * begins, 5, 1]}
+        dataset = Dataset.from_list([row])
+        if begins == bos:
+            assert (
+                training.check_rows(dataset, tokenizer, asked=1, training=asked.training).bos_per_row == bos
+            )
+            continue
+        with pytest.raises(CheckError, match=f"begins with {begins} BOS tokens, and must begin with {bos}"):
+            training.check_rows(dataset, tokenizer, asked=1, training=asked.training)
+
+
+def test_validation_rows_without_a_response_are_dropped_and_counted(
+    asked, tiny_model, rows, splits, tmp_path
+):
+    length = 75
+    short = [row for row in rows if not row.context]
+    result = run(asked, tiny_model, {"train": short, "validation": rows}, tmp_path, max_length=length, steps=1,
+                 warmup_fraction=0.0)  # fmt: skip
+    prompts = [1 + len(f"### Instruction:\n{row.user_message()}\n\n### Response:\n") for row in rows]
+    assert result.validation_rows.rows_dropped == sum(prompt >= length for prompt in prompts) > 0
+    assert result.validation_rows.rows + result.validation_rows.rows_dropped == len(rows)
+    assert result.validation_rows.tokens_in_loss == result.validation_tokens
+    long = {"train": short, "validation": [row for row in rows if row.context][:3]}
+    with pytest.raises(UserError, match="leaves no response to learn in any validation row"):
+        run(asked, tiny_model, long, tmp_path, max_length=72)
 
 
 def test_rows_are_counted_as_cut_whether_their_end_token_is_learned_or_not(asked, tiny_model, rows, tmp_path):
@@ -793,3 +888,141 @@ def test_planned_steps_are_those_that_are_taken(asked, tiny_model, splits, tmp_p
     result = run(asked, tiny_model, splits, tmp_path, steps=None, epochs=0.3)
     plan = asked.training.model_copy(update={"steps": None, "epochs": 0.3})
     assert result.steps == training.planned_steps(len(splits["train"]), plan) == len(history(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["lora_16bit", "qlora_nf4_dq", "lora_int8", "full_16bit"])
+def test_what_is_to_be_trained_must_be_float32(asked, tiny_model, rows, tmp_path, name):
+    """What TRL would make of the adapter on a quantised base."""
+    trainer = build(asked, tiny_model, rows, name=name, scratch=tmp_path)
+    training.check_adapters(trainer, asked.variants[name], asked.training)
+    trained = next(p for p in training.model_of(trainer).parameters() if p.requires_grad)
+    trained.data = trained.data.bfloat16()
+    with pytest.raises(CheckError, match="is to be trained in torch.bfloat16, and must be in float32"):
+        training.check_adapters(trainer, asked.variants[name], asked.training)
+
+
+@pytest.mark.parametrize(
+    ("targets", "change", "error", "sentence"),
+    [
+        ("all-linear", lambda model: lora_of(model)[5].requires_grad_(False), CheckError, "is not to be trained"),
+        ("all-linear", lambda model: model.get_output_embeddings().weight.requires_grad_(True), CheckError,
+         "lm_head.weight is to be trained, unasked"),
+        (["q_proj", "v_proj"], lambda model: lora_of(model)[0].requires_grad_(False), CheckError,
+         "q_proj.lora_A.default.weight is not to be trained"),
+        (["q_proj", "v_prj"], lambda model: None, UserError,
+         "training.target_modules names v_prj, and the model has no linear layer of that name; it has down_proj, gate_proj"),
+    ],
+)  # fmt: skip
+def test_the_layers_that_are_asked_for_and_no_others_have_an_adapter(
+    asked, tiny_model, rows, tmp_path, targets, change, error, sentence
+):
+    trainer = build(asked, tiny_model, rows, scratch=tmp_path, target_modules=targets)
+    plan, variant = (
+        asked.training.model_copy(update={"target_modules": targets}),
+        asked.variants["lora_16bit"],
+    )
+    if error is CheckError:
+        training.check_adapters(trainer, variant, plan)
+    change(training.model_of(trainer))
+    with pytest.raises(error, match=sentence):
+        training.check_adapters(trainer, variant, plan)
+
+
+def lora_of(model) -> list[torch.nn.Parameter]:
+    return [parameter for name, parameter in model.named_parameters() if "lora_" in name]
+
+
+def frozen_layer(trainer):
+    """Nothing reaches the adapter of one layer."""
+    for name, parameter in training.model_of(trainer).named_parameters():
+        if "layers.2.self_attn.o_proj.lora_B" in name or "layers.2.self_attn.o_proj.weight" in name:
+            parameter.register_hook(torch.zeros_like)
+
+
+def stops_early(trainer):
+    trainer.args.max_steps = 3
+
+
+def without_batches_of_like_length(trainer):
+    trainer._get_train_sampler = lambda dataset=None: RandomSampler(trainer.train_dataset)
+
+
+@pytest.mark.parametrize(
+    ("name", "fault", "sentence"),
+    [
+        ("qlora_nf4_dq", frozen_layer, "layers.2.self_attn.o_proj.lora_B.* is still zero after training: no gradient reached it"),
+        ("full_16bit", frozen_layer, "layers.2.self_attn.o_proj.weight was not trained: no gradient reached it"),
+        ("lora_16bit", stops_early, "3 steps were trained, and 4 were planned"),
+        ("lora_16bit", without_batches_of_like_length, r"\d+ tokens were trained on, and \d+ were planned"),
+    ],
+)  # fmt: skip
+def test_a_training_that_is_not_what_was_planned_leaves_no_weights(
+    asked, tiny_model, splits, tmp_path, monkeypatch, name, fault, sentence
+):
+    planned = training.planned
+
+    def then_spoiled(trainer, steps):
+        found = planned(trainer, steps)
+        fault(trainer)
+        return found
+
+    monkeypatch.setattr(training, "planned", then_spoiled)
+    with pytest.raises(CheckError, match=sentence):
+        run(asked, tiny_model, splits, tmp_path, name=name)
+    assert not (tmp_path / "weights").exists()
+
+
+def test_what_is_not_finite_stops_the_run(asked, tiny_model, splits, tmp_path, monkeypatch):
+    with pytest.raises(CheckError, match="the training loss is not finite"):
+        run(
+            asked, tiny_model, splits, tmp_path, name="full_16bit", learning_rate=1e30, max_gradient_norm=1e30
+        )
+    validate = training.History.validate
+
+    def infinite_weight(history):
+        lora_of(training.model_of(history.trainer))[3].data[0] = float("inf")
+
+    def infinite_loss(history):
+        history.validated[-1] = (4, float("inf"), 0.0)
+
+    for fault, sentence in (
+        (infinite_weight, "lora_B.* is not finite after"),
+        (infinite_loss, "validation loss is not"),
+    ):
+
+        def spoiled(self, *, step, fault=fault):
+            validate(self, step=step)
+            if step == 4:
+                fault(self)
+
+        monkeypatch.setattr(training.History, "validate", spoiled)
+        with pytest.raises(CheckError, match=sentence):
+            run(asked, tiny_model, splits, tmp_path)
+    assert not (tmp_path / "weights").exists()
+
+
+@pytest.mark.parametrize("name", ["qlora_nf4_dq", "full_16bit"])
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda weights: weights[next(iter(weights))].mul_(1.5), "was saved with other numbers than it was trained to"),
+        (lambda weights: weights.pop(next(iter(weights))), "was trained and not saved|was saved with other numbers"),
+    ],
+)  # fmt: skip
+def test_weights_that_are_not_saved_as_they_were_trained_are_refused(
+    asked, tiny_model, splits, tmp_path, monkeypatch, name, change, sentence
+):
+    kind = PeftModel if name == "qlora_nf4_dq" else transformers.LlamaForCausalLM
+    write = kind.save_pretrained
+
+    def spoiled(self, folder, **more):
+        write(self, folder, **more)
+        (file,) = folder.glob("*.safetensors")
+        weights = load_file(file)
+        change(weights)
+        save_file(weights, file, metadata={"format": "pt"})
+
+    monkeypatch.setattr(kind, "save_pretrained", spoiled)
+    with pytest.raises(CheckError, match=sentence):
+        run(asked, tiny_model, splits, tmp_path, name=name)
+    assert not (tmp_path / "weights").exists()

@@ -91,6 +91,10 @@ def render(prompt: list[dict], response: str, tokenizer) -> tuple[str, str]:
         )
     completion = after[len(before) :]
     body, end, _ = completion.rpartition(tokenizer.eos_token or "\0")
+    if tokenizer.eos_token and tokenizer.eos_token in response:
+        raise UserError(
+            f"the response holds the end token {tokenizer.eos_token}, so a run would learn to stop in its middle."
+        )
     if response not in completion:
         raise UserError("the chat template leaves out the response, or a part of it.")
     if not end or response not in body:
@@ -99,3 +103,14 @@ def render(prompt: list[dict], response: str, tokenizer) -> tuple[str, str]:
             "so a run would not learn to stop."
         )
     return before, body[: body.rfind(response)]
+
+
+def begins_with_bos(tokenizer) -> bool:
+    """Whether the chat template begins a conversation with the tokenizer's BOS token: it has it once, or not at all."""
+    text = tokenizer.apply_chat_template(PROBE, add_generation_prompt=True, tokenize=False)
+    return bool(tokenizer.bos_token) and text.startswith(tokenizer.bos_token)
+
+
+def leading(ids: list[int], token: int | None) -> int:
+    """How many times a row of tokens begins with this one."""
+    return next((place for place, found in enumerate(ids) if found != token), len(ids))

@@ -1,9 +1,10 @@
 """Fine-tune one run (a variant with a seed) by TRL's SFTTrainer, alike in all but the precision."""
 
 import csv
+import hashlib
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,10 +13,12 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.utils.data import Sampler, SequentialSampler
 from transformers import (
+    AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -25,7 +28,7 @@ from transformers import (
 )
 from trl import SFTConfig, SFTTrainer
 
-from workflow import checkpoints, params, processes
+from workflow import chat, checkpoints, params, processes
 from workflow.console import progress, say
 from workflow.errors import CheckError, UserError
 from workflow.files import whole_folder
@@ -41,7 +44,7 @@ from workflow.packing import (
     lengths_needed,
     packed_attention,
 )
-from workflow.precision import Precision, choose_compute, choose_device, load_base
+from workflow.precision import Precision, base_linears, choose_compute, choose_device, load_base
 from workflow.sharding import (
     FSDP,
     RankBatches,
@@ -93,6 +96,8 @@ class Trained:
     speed_ups: SpeedUps
     deterministic: bool  # the same params on the same machine give the same bits
     rows: Rows
+    validation_rows: Rows
+    order_sha256: str  # of the rows in the order of the steps, as `planned` defines it
     trainable_parameters: int
     trainable_dtype: str
     adapted_modules: int
@@ -166,7 +171,13 @@ def train(
         ranks=variant.processes,
     )
     rows = check_rows(trainer.train_dataset, tokenizer, asked=len(train_rows), training=training)
+    sound = training.model_copy(update={"learn_end_token": True, "second_bos": False})
+    validated = check_rows(
+        trainer.eval_dataset, tokenizer, asked=len(validation_rows), training=sound, split="validation"
+    )
+    check_adapters(trainer, variant, training)
     steps = planned_steps(rows.rows, training)
+    order, planned_tokens = planned(trainer, steps)
     trainer.history = history = History(
         trainer,
         history_file,
@@ -188,9 +199,9 @@ def train(
     trained = [p for p in model_of(trainer).parameters() if p.requires_grad]
     trained_in = str(trained[0].dtype).removeprefix("torch.")
     weights = {name: whole(p) for name, p in model_of(trainer).named_parameters() if p.requires_grad}
-    check_trained(trainer, variant, weights)
+    check_trained(trainer, history, variant, weights, steps=steps, tokens=planned_tokens)
     if trainer.is_world_process_zero():
-        save(model_of(trainer), variant, weights_folder, gathered=weights if trainer.ranks > 1 else None)
+        save(model_of(trainer), variant, weights_folder, weights=weights, gathered=trainer.ranks > 1)
     done = Trained(
         precision=precision,
         processes=trainer.ranks,
@@ -198,6 +209,8 @@ def train(
         speed_ups=trainer.speed_ups,
         deterministic=is_deterministic(precision),
         rows=rows,
+        validation_rows=validated,
+        order_sha256=order,
         trainable_parameters=sum(p.numel() for p in trained),
         trainable_dtype=trained_in,
         adapted_modules=sum(hasattr(m, "lora_A") for m in model_of(trainer).modules()),
@@ -306,6 +319,7 @@ def build_trainer(
         processing_class=tokenizer,
     )
     trainer.train_dataset = with_faults(trainer.train_dataset, tokenizer, training)
+    trainer.eval_dataset = trainer.eval_dataset.filter(_teaches)
     trainer.length_window = training.length_window
     trainer.remove_callback(PrinterCallback)  # History prints its own, readable lines
     for name, parameter in model_of(trainer).named_parameters():
@@ -806,7 +820,11 @@ def with_faults(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, training: 
         dataset = dataset.map(_begin_twice, fn_kwargs={"max_length": training.max_length})
     if not training.learn_end_token:
         dataset = dataset.map(_ignore, fn_kwargs={"token": tokenizer.eos_token_id})
-    return dataset.filter(lambda row: any(label != IGNORED for label in row["labels"]))
+    return dataset.filter(_teaches)
+
+
+def _teaches(row: dict) -> bool:
+    return any(label != IGNORED for label in row["labels"])
 
 
 def _begin_twice(row: dict, max_length: int) -> dict:
@@ -818,39 +836,46 @@ def _ignore(row: dict, token: int) -> dict:
 
 
 def check_rows(
-    dataset: Dataset, tokenizer: PreTrainedTokenizerBase, *, asked: int, training: params.Training
+    dataset: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    asked: int,
+    training: params.Training,
+    split: str = "training",
 ) -> Rows:
-    """Count what the trainer holds of the rows, and refuse what a run must not be trained on.
+    """Count what the trainer holds of the rows, and refuse what a run must not be trained or validated on.
 
     Raises:
         UserError: no row has a response token left within max_length.
-        CheckError: a row begins with two BOS tokens, or a whole row's end token is not in the loss; where
-            params ask for one of these faults, a row does not have it.
+        CheckError: a row has no token in the loss, does not begin with as many BOS tokens as the chat template
+            gives it, or a whole row does not have its end token in the loss once; where params ask for one of
+            these faults, a row does not have it.
     """
     if not len(dataset):
         raise UserError(
-            f"training.max_length is {training.max_length} tokens, which leaves no response to learn."
+            f"training.max_length is {training.max_length} tokens, which leaves no response to learn in any {split} row."
         )
-    bos_allowed = (2,) if training.second_bos else (0, 1)
-    cut = tokens = in_loss = longest = bos = ends_taught = 0
+    bos_wanted = int(chat.begins_with_bos(tokenizer)) + training.second_bos
+    cut = tokens = in_loss = longest = ends_taught = 0
     for row in dataset:
         ids, labels = row["input_ids"], row["labels"]
-        leading = next((i for i, token in enumerate(ids) if token != tokenizer.bos_token_id), len(ids))
-        if leading not in bos_allowed:
-            raise CheckError(f"a training row begins with {leading} BOS tokens")
+        which = f"{'an' if split[0] in 'aeiou' else 'a'} {split} row ({tokenizer.decode(ids[:16])!r} ...)"
+        if not _teaches(row):
+            raise CheckError(f"{which} has no token in the loss")
+        if (bos := chat.leading(ids, tokenizer.bos_token_id)) != bos_wanted:
+            raise CheckError(f"{which} begins with {bos} BOS tokens, and must begin with {bos_wanted}")
         start = next(i for i, label in enumerate(labels) if label != IGNORED)
         ends = tokenizer.eos_token_id in ids[start:]
-        taught = tokenizer.eos_token_id in labels
+        taught = labels.count(tokenizer.eos_token_id)
         is_cut = not ends and len(ids) == training.max_length
         if taught and not training.learn_end_token:
-            raise CheckError(
-                "a training row teaches the end token, which training.learn_end_token leaves out"
-            )
+            raise CheckError(f"{which} teaches the end token, which training.learn_end_token leaves out")
         if training.learn_end_token and not taught and not is_cut:
-            raise CheckError("a training row does not teach the end token, so the model would not stop")
-        bos = max(bos, leading)
+            raise CheckError(f"{which} does not teach the end token, so the model would not stop")
+        if taught > 1 and training.loss_on == "response":
+            raise CheckError(f"{which} teaches {taught} end tokens, so the model would stop in its middle")
         cut += is_cut
-        ends_taught += taught
+        ends_taught += taught > 0
         tokens += len(ids)
         longest = max(longest, len(ids))
         in_loss += sum(label != IGNORED for label in labels)
@@ -861,24 +886,117 @@ def check_rows(
         tokens=tokens,
         tokens_in_loss=in_loss,
         longest=longest,
-        bos_per_row=bos,
+        bos_per_row=bos_wanted,
         end_token_in_loss=ends_taught > 0,
     )
 
 
-def check_trained(trainer: SFTTrainer, variant: params.Variant, weights: dict[str, Tensor]) -> None:
-    """Raise a CheckError if the loss is not finite, or the adapter is not float32 or did not learn.
+def check_adapters(trainer: SFTTrainer, variant: params.Variant, training: params.Training) -> None:
+    """Raise an error unless what is to be trained is float32, and of LoRA on every layer that was asked for.
+
+    Raises:
+        UserError: the model has no linear layer of a name in training.target_modules.
+        CheckError: a layer has no adapter, or what is to be trained is in another type.
+    """
+    model = model_of(trainer)
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    for name, parameter in trained.items():
+        if parameter.dtype != torch.float32:
+            raise CheckError(f"{name} is to be trained in {parameter.dtype}, and must be in float32")
+    if variant.method == "full":
+        return
+    linears = [name.removesuffix(".base_layer") for name in base_linears(model)]
+    if training.target_modules != "all-linear":
+        kinds = {name.rpartition(".")[2] for name in linears}
+        unknown = [target for target in training.target_modules if target.rpartition(".")[2] not in kinds]
+        if unknown:
+            raise UserError(
+                f"training.target_modules names {unknown[0]}, and the model has no linear layer of that name; it has "
+                f"{', '.join(sorted(kinds))}."
+            )
+        linears = [
+            name for name in linears if f".{name}".endswith(tuple(f".{t}" for t in training.target_modules))
+        ]
+    wanted = {f"{name}.lora_{part}.default.weight" for name in linears for part in "AB"}
+    for name in sorted(wanted ^ trained.keys()):
+        raise CheckError(
+            f"{name} {'is not to be trained' if name in wanted else 'is to be trained, unasked'}"
+        )
+
+
+def planned(trainer: SFTTrainer, steps: int) -> tuple[str, int]:
+    """The sha256 of every row in the order in which the steps learn from them, and the number of their tokens.
+
+    A step is its number of rows and these; a row is its number of tokens, its tokens, and what each but the last of
+    these is to predict (IGNORED where nothing is learned); all are 32-bit integers.
+    """
+    digest, tokens = hashlib.sha256(), 0
+    ids, labels = list(trainer.train_dataset["input_ids"]), list(trainer.train_dataset["labels"])
+    for rows in planned_rows(trainer, steps):
+        digest.update(np.asarray([len(rows)], "<i4").tobytes())
+        for row in rows:
+            digest.update(np.asarray([len(ids[row]), *ids[row], *labels[row][1:]], "<i4").tobytes())
+            tokens += len(ids[row])
+    return digest.hexdigest(), tokens
+
+
+def planned_rows(trainer: SFTTrainer, steps: int) -> Iterator[list[int]]:
+    """The numbers of the rows of each optimizer step, of all processes together."""
+    sampler, epoch = trainer._get_train_sampler(), 0
+    while True:
+        sampler.set_epoch(epoch)
+        order = list(sampler)
+        for start in range(0, len(order), sampler.batch_rows):
+            if not steps:
+                return
+            yield order[start : start + sampler.batch_rows]
+            steps -= 1
+        epoch += 1
+
+
+def check_trained(
+    trainer: SFTTrainer,
+    history: "History",
+    variant: params.Variant,
+    weights: dict[str, Tensor],
+    *,
+    steps: int,
+    tokens: int,
+) -> None:
+    """Raise a CheckError unless the run is the one that was planned, finite, and every weight has learned.
 
     Args:
         weights: what was trained, by name.
+        steps: planned.
+        tokens: of the rows that these steps learn from.
     """
-    if not all(math.isfinite(entry["loss"]) for entry in trainer.state.log_history if "loss" in entry):
+    if trainer.state.global_step != steps:
+        raise CheckError(f"{trainer.state.global_step} steps were trained, and {steps} were planned")
+    if int(history.tokens) != tokens:
+        raise CheckError(f"{int(history.tokens)} tokens were trained on, and {tokens} were planned")
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    if not losses or not all(map(math.isfinite, losses)):
         raise CheckError("the training loss is not finite")
+    if not all(math.isfinite(loss) for _, loss, _ in history.validated):
+        raise CheckError("the validation loss is not finite")
     for name, weight in weights.items():
         if weight.dtype != torch.float32:
             raise CheckError(f"{name} was trained in {weight.dtype}, and must be in float32")
+        if not weight.isfinite().all():
+            raise CheckError(f"{name} is not finite after training")
+        # B begins at zero, so a number in it is the trace of a gradient, which A then gets as well.
         if variant.method == "lora" and "lora_B" in name and not weight.any():
             raise CheckError(f"{name} is still zero after training: no gradient reached it")
+    if variant.method == "full":
+        for name, parameter in model_of(trainer).named_parameters():
+            if not _second_moment(trainer, parameter).any():
+                raise CheckError(f"{name} was not trained: no gradient reached it")
+
+
+def _second_moment(trainer: SFTTrainer, parameter: Tensor) -> Tensor:
+    """Adam's running mean of a weight's squared gradients, as PyTorch or bitsandbytes names it."""
+    state = trainer.optimizer.state.get(parameter, {})
+    return state.get("exp_avg_sq", state.get("state2", torch.zeros(1)))
 
 
 def save(
@@ -886,12 +1004,17 @@ def save(
     variant: params.Variant,
     folder: Path,
     *,
-    gathered: dict[str, Tensor] | None = None,
+    weights: dict[str, Tensor],
+    gathered: bool = False,
 ) -> None:
     """Save the adapter in PEFT's format; of a full fine-tuning, the model in 16 bits.
 
     Args:
-        gathered: the adapter's whole weights by name, where the model holds a part of each.
+        weights: what was trained, by name.
+        gathered: whether the model holds a part of each alone.
+
+    Raises:
+        CheckError: what can be read from the files is not what was trained.
     """
     if variant.method == "full":
         model = model.to(torch.bfloat16)
@@ -901,7 +1024,25 @@ def save(
                 config.target_modules
             )  # a set, whose order is another in each process
     with whole_folder(folder) as beside:
-        model.save_pretrained(beside, **({} if gathered is None else {"state_dict": gathered}))
+        model.save_pretrained(beside, **({"state_dict": weights} if gathered else {}))
+        if variant.method == "full":
+            read = dict(AutoModelForCausalLM.from_pretrained(beside, dtype=torch.bfloat16).named_parameters())
+            wanted = {name: weight.bfloat16() for name, weight in weights.items()}
+        else:
+            read = load_file(beside / "adapter_model.safetensors")
+            wanted = get_peft_model_state_dict(model, state_dict=dict(weights), save_embedding_layers=False)
+        check_saved(read, wanted)
+
+
+def check_saved(read: dict[str, Tensor], trained: dict[str, Tensor]) -> None:
+    """Raise a CheckError unless the weights that were read back are those that were trained."""
+    for name in sorted({*read, *trained}):
+        if name not in read or name not in trained:
+            raise CheckError(
+                f"{name} was {'trained and not saved' if name in trained else 'saved and not trained'}"
+            )
+        if not read[name].equal(trained[name].to(read[name].device)):
+            raise CheckError(f"{name} was saved with other numbers than it was trained to")
 
 
 class History(TrainerCallback):
