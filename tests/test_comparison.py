@@ -18,6 +18,14 @@ from workflow.paths import benchmark_file, evaluate_base_folder, evaluate_folder
 
 ITEMS, SEEDS = 120, [1, 2, 3]
 LOSS, CHOICE = "holdout_loss/nats_per_token", "response_choice/acc"
+PRECISION = {
+    "base": "16bit",
+    "device": "cpu",
+    "device_name": "a CPU, 2 threads",
+    "storage": "float32",
+    "compute": "float32",
+}
+VERSIONS = {"Python": "3.11.7", "torch": "2.13.0", "trl": "1.16.0", "lm-eval": "0.4.13", "scipy": "1.17.1"}
 # Nats per token: what each arm's loss is on average. The margin is 0.02.
 MEANS = {
     ("lora_16bit", "base"): 2.5,
@@ -89,8 +97,22 @@ def write_evaluation(folder: Path, variant: str, seed: int | None, forms: list[s
         return {"task": task, "metric": name, "value": value, "unit": unit, "higher_is_better": higher,
                 "split": "test", "items": len(rows), "per_item": True}  # fmt: skip
 
+    task = {"version": "1.0", "items": ITEMS, "few_shot": 0, "items_sha256": "a" * 64, "bos_per_prompt": 1}
+    about = {
+        "precision": PRECISION,
+        "harness": {
+            "name": "lm-evaluation-harness",
+            "version": "0.4.13",
+            "batch_rows": 16,
+            "add_bos_token": False,
+            "chat_template_sha256": "c" * 64,
+            "tasks": [task | {"task": name} for name in ("holdout_loss", "response_choice")],
+            "commands": [f"lm_eval {form}" for form in forms],
+        },
+    }
     found = [
         {
+            **about,
             "form": form,
             "metrics": [
                 metric(frame, "holdout_loss", "nats_per_token", "nats per token", False),
@@ -101,7 +123,9 @@ def write_evaluation(folder: Path, variant: str, seed: int | None, forms: list[s
         }
         for form, frame in frames.items()
     ]  # fmt: skip
-    write_json(folder / "result.json", {"variant": variant, "seed": seed, "forms": found})
+    write_json(
+        folder / "result.json", {"variant": variant, "seed": seed, "forms": found, "versions": VERSIONS}
+    )
 
 
 @pytest.fixture
@@ -114,19 +138,14 @@ def folder(tmp_path, monkeypatch) -> Path:
 def write_results(folder: Path) -> None:
     """Write params.yaml and everything that the stages before wrote into a folder, the working directory."""
     asked = ask(folder)
-    precision = {
-        "base": "16bit",
-        "device": "cpu",
-        "device_name": "a CPU",
-        "storage": "float32",
-        "compute": "float32",
-    }
     for place, variant in enumerate(asked.experiment.variants):
         write_evaluation(evaluate_base_folder(variant), variant, None, ["base"])
         seconds = [2.0 + place + step / 10 for step in range(5)]
         write_json(
             benchmark_file(variant),
             {
+                "precision": PRECISION,
+                "versions": VERSIONS,
                 "measurements": [
                     {"metric": "peak_memory", "value": 3.0 - place, "unit": "GiB", "higher_is_better": False,
                      "definition": "made up", "low": None, "high": None}
@@ -137,7 +156,15 @@ def write_results(folder: Path) -> None:
         )  # fmt: skip
         for seed in SEEDS:
             write_evaluation(evaluate_folder(variant, seed), variant, seed, asked.forms_of(variant))
-            facts = {"steps": 3, "rows": {"rows": 9}, "tokens_seen": 5, "precision": precision}
+            facts = {
+                "steps": 3,
+                "rows": {"rows": 9, "tokens_in_loss": 4},
+                "validation_rows": {"rows": 2},
+                "tokens_seen": 5,
+                "order_sha256": str(seed) * 64,
+                "precision": PRECISION,
+                "versions": VERSIONS,
+            }
             write_json(train_folder(variant, seed) / "result.json", {"seed": seed, **facts})
 
 
@@ -349,11 +376,155 @@ def test_arms_that_were_not_scored_on_the_same_items_are_refused(folder):
         comparison.compare(params.load())
 
 
-def test_variants_that_saw_other_rows_are_refused(folder):
-    path = train_folder("qlora_nf4_dq", 2) / "result.json"
-    write_json(path, json.loads(path.read_text()) | {"tokens_seen": 6})
-    with pytest.raises(CheckError, match="were not trained on the same rows for the same steps"):
+def edit(folder: Path, change) -> None:
+    """Change a result.json."""
+    path = folder / "result.json"
+    content = json.loads(path.read_text())
+    change(content)
+    write_json(path, content)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("steps", 4),
+        ("rows", {"rows": 8, "tokens_in_loss": 4}),
+        ("rows", {"rows": 9, "tokens_in_loss": 5}),
+        ("validation_rows", {"rows": 1}),
+        ("tokens_seen", 6),
+        ("order_sha256", "f" * 64),
+    ],
+)
+def test_variants_that_learned_from_other_rows_are_refused(folder, key, value):
+    edit(train_folder("qlora_nf4_dq", 2), lambda result: result.update({key: value}))
+    with pytest.raises(
+        CheckError, match=f"were not trained on the same rows for the same steps: {key} of seed 2 is "
+    ):
         comparison.compare(params.load())
+
+
+def test_the_stage_stops_by_name_and_writes_nothing(folder):
+    edit(train_folder("qlora_nf4_dq", 2), lambda result: result.update(order_sha256="f" * 64))
+    done = run_stage_in(folder, "compare")
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    said = "compare: failed: qlora_nf4_dq and lora_16bit were not trained on the same rows for the same steps: order_sha256"
+    assert said in done.stderr
+    assert not (folder / "results/compare").exists()
+
+
+def changing(folder: Path, **training) -> params.Params:
+    """Params whose quantised variant changes these keys of `training` for itself."""
+    yaml = YAML()
+    content = yaml.load((folder / "params.yaml").read_text())
+    content["variants"]["qlora_nf4_dq"]["training"] = training
+    with (folder / "params.yaml").open("w") as file:
+        yaml.dump(content, file)
+    return params.load()
+
+
+def test_a_variant_whose_own_params_change_what_it_learns_from_is_named(folder):
+    for seed in SEEDS:
+        edit(
+            train_folder("qlora_nf4_dq", seed),
+            lambda result: result.update(order_sha256="f" * 64, tokens_seen=9),
+        )
+    with pytest.raises(CheckError, match="were not trained on the same rows"):
+        comparison.compare(changing(folder, learning_rate=1e-4, micro_batch_rows=1))
+    asked = changing(folder, loss_on="prompt_and_response", use_context=False)
+    compared, _ = comparison.compare(asked)
+    assert compared.trained_otherwise == {"qlora_nf4_dq": ["use_context", "loss_on"]}
+    said = run_stage_in(folder, "compare").stdout
+    assert (
+        "qlora_nf4_dq learned from other rows than lora_16bit, or in another order: it changes use_context, loss_on"
+        in said
+    )
+    edit(train_folder("qlora_nf4_dq", 3), lambda result: result.update(steps=2))
+    with pytest.raises(
+        CheckError, match="the seeds of qlora_nf4_dq were not trained .*: steps of seed 3 is 2, and 3 of"
+    ):
+        comparison.compare(asked)
+
+
+def test_arms_that_agree_name_no_variant(compared):
+    assert compared.trained_otherwise == {}
+
+
+def of_a_task(key, value):
+    return lambda result: result["forms"][-1]["harness"]["tasks"][1].update({key: value})
+
+
+def of_the_harness(key, value):
+    return lambda result: result["forms"][-1]["harness"].update({key: value})
+
+
+@pytest.mark.parametrize(
+    ("where", "arm"),
+    [
+        (evaluate_folder("qlora_nf4_dq", 3), "qlora_nf4_dq/requantized seed 3"),
+        (evaluate_folder("lora_16bit", 2), "lora_16bit/merged_16bit seed 2"),
+        (evaluate_base_folder("qlora_nf4_dq"), "qlora_nf4_dq/base"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        (of_a_task("items_sha256", "b" * 64), "items_sha256 of response_choice is b+ and a+"),
+        (of_a_task("few_shot", 5), "few_shot of response_choice is 5 and 0"),
+        (of_a_task("bos_per_prompt", 2), "bos_per_prompt of response_choice is 2 and 1"),
+        (of_the_harness("batch_rows", 8), "batch_rows is 8 and 16"),
+        (of_the_harness("chat_template_sha256", "d" * 64), "chat_template_sha256 is d+ and c+"),
+    ],
+    ids=["items", "few_shot", "bos", "batch", "template"],
+)
+def test_forms_that_were_scored_otherwise_are_refused(folder, where, arm, change, what):
+    edit(where, change)
+    with pytest.raises(CheckError, match=f"^{arm} and lora_16bit/base were not scored .* same way: {what}$"):
+        comparison.compare(params.load())
+
+
+def with_version(library, version):
+    return lambda result: result["versions"].update({library: version})
+
+
+def on_another_device(result):
+    for part in [result, *result.get("forms", [])]:
+        if "precision" in part:
+            part["precision"] |= {"device": "cuda", "device_name": "a GPU"}
+
+
+@pytest.mark.parametrize(
+    ("where", "change", "sentence"),
+    [
+        (train_folder("qlora_nf4_dq", 2), with_version("trl", "1.17.0"),
+         "qlora_nf4_dq seed 2 was trained with trl 1.17.0 and lora_16bit seed 1 with 1.16.0, .*`dvc repro --force --single-item "
+         "train@qlora_nf4_dq-2` makes it anew"),
+        (train_folder("lora_16bit", 3), on_another_device,
+         r"lora_16bit seed 3 was trained with device cuda \(a GPU\) and lora_16bit seed 1 with cpu \(a CPU\)"),
+        (evaluate_folder("lora_16bit", 2), with_version("lm-eval", "0.4.14"),
+         "lora_16bit/as_trained seed 2 was scored with lm-eval 0.4.14 and lora_16bit/base with 0.4.13, .*evaluate@lora_16bit-2`"),
+        (evaluate_base_folder("qlora_nf4_dq"), on_another_device, "qlora_nf4_dq/base was scored with device cuda .*evaluate_base@qlora_nf4_dq`"),
+        (benchmark_file("qlora_nf4_dq").parent, on_another_device, "qlora_nf4_dq was measured with device cuda .* benchmark@qlora_nf4_dq`"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_arms_from_other_devices_or_libraries_are_refused(folder, where, change, sentence):
+    edit(where, change)
+    with pytest.raises(CheckError, match=sentence):
+        comparison.compare(params.load())
+
+
+def test_what_moves_no_number_may_differ(folder):
+    """Python, libraries that only another stage computes with, and the number of threads."""
+    for library in ("Python", "lm-eval", "scipy"):
+        edit(train_folder("qlora_nf4_dq", 2), with_version(library, "9.9"))
+    edit(
+        train_folder("lora_16bit", 2),
+        lambda result: result["precision"].update(device_name="a CPU, 64 threads"),
+    )
+    for variant in ("lora_16bit", "qlora_nf4_dq"):
+        edit(benchmark_file(variant).parent, on_another_device)
+    comparison.compare(params.load())
 
 
 @pytest.mark.parametrize("key", ["primary", "margins"])

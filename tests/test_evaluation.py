@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -17,6 +18,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from workflow import evaluation, harness, instructions, params
+from workflow.errors import CheckError
 from workflow.files import read_jsonl, sha256, write_jsonl
 from workflow.paths import MODEL, split_file, weights_folder
 
@@ -240,7 +242,7 @@ def test_a_conversation_is_scored_on_the_prompt_and_the_response_that_are_learne
     chosen = scored.items[scored.items["metric"] == "acc"].set_index("item")["numerator"]
     assert len(chosen) == 6 and chosen.to_dict() == {item: right[item] for item in chosen.index}
     groups = scored.items[scored.items["task"] == "holdout_loss"].set_index("item")["group"].to_dict()
-    assert (groups["0"], groups["1"], groups["2"]) == ("another?", "another?", "name a fruit.")
+    assert (groups["0"], groups["1"], groups["2"]) == ("another", "another", "name a fruit")
     assert [answer.get("earlier", []) for answer in scored.answers] == [row.earlier for row in rows[:4]]
     for answer, row in zip(scored.answers, rows[:4], strict=True):
         ids = tokenizer(chat_text(row), add_special_tokens=False, return_tensors="pt")
@@ -338,11 +340,90 @@ def test_items_add_up_to_the_totals_and_say_what_they_are(asked, splits):
     assert set(loss["item"]) == {str(row.id) for row in splits["test"]}
     assert (loss["held_out"] == (loss["category"] == "words")).all() and loss["held_out"].any()
     piqa = next(task for task in scored.harness["tasks"] if task["task"] == "piqa")
+    assert re.fullmatch("[0-9a-f]{64}", piqa.pop("items_sha256")) and piqa.pop("prompts_cut") == 0
     assert piqa == {"task": "piqa", "leaves": ["piqa"], "version": "1.0", "items": 7, "few_shot": 2,
                     "chat_template": False, "bos_per_prompt": 0}  # fmt: skip
     own = next(task for task in scored.harness["tasks"] if task["task"] == "holdout_loss")
     assert own["chat_template"] and own["bos_per_prompt"] == 1
     assert scored.harness["batch_rows"] == 4 and scored.harness["version"]
+
+
+@pytest.fixture
+def harness_results(asked) -> tuple[dict[str, dict], evaluation.HFLM]:
+    """What the harness returned for our own tasks, and the model that it scored."""
+    tokenizer = AutoTokenizer.from_pretrained(MODEL)
+    model = evaluation.HFLM(pretrained=plain_model(adapter=False), tokenizer=tokenizer, batch_size=4)
+    return {
+        task: harness.run(harness.call_of(task, asked.evaluation), model)
+        for task in asked.evaluation.tasks
+        if task in params.OWN_TASKS
+    }, model
+
+
+def test_what_is_scored_must_be_what_is_trained(harness_results, monkeypatch):
+    results, model = harness_results
+    assert [evaluation.check_scored(found, model) for found in results.values()] == [0, 0, 0]
+    doc = results["holdout_loss"]["samples"]["holdout_loss"][3]["doc"]
+    with monkeypatch.context() as patch:
+        patch.setitem(doc, "response_tokens", doc["response_tokens"] + 1)
+        with pytest.raises(
+            CheckError, match=f"of row {doc['id']} of the test split are scored, and the sample stage"
+        ):
+            evaluation.check_scored(results["holdout_loss"], model)
+    template = model.tokenizer.chat_template
+    model.tokenizer.chat_template = template.replace("{{ bos_token }}", "").replace("{{- bos_token }}", "")
+    assert model.tokenizer.chat_template != template
+    for found in results.values():
+        with pytest.raises(
+            CheckError, match="is scored with 1 BOS tokens, and rows are trained with 0, as the chat"
+        ):
+            evaluation.check_scored(found, model)
+    model.tokenizer.chat_template = template
+    encode = model.tok_encode
+    with monkeypatch.context() as patch:
+        patch.setattr(model, "tok_encode", lambda text, **more: [0, *encode(text, **more)])
+        for found in results.values():
+            with pytest.raises(CheckError, match="is scored with 2 BOS tokens, and rows are trained with 1"):
+                evaluation.check_scored(found, model)
+
+
+def test_prompts_that_the_context_cuts_are_counted_and_responses_refused(harness_results, monkeypatch):
+    results, model = harness_results
+    samples = results["holdout_loss"]["samples"]["holdout_loss"]
+    whole = sorted(len(model.tok_encode("".join(sample["arguments"][0]))) for sample in samples)
+    monkeypatch.setattr(type(model), "max_length", whole[-3])
+    assert evaluation.check_scored(results["holdout_loss"], model) == sum(n > whole[-3] + 1 for n in whole)
+    monkeypatch.setattr(type(model), "max_length", 5)
+    with pytest.raises(
+        CheckError, match=r"of the response of row \d+ of the test split \d+ tokens are scored, and .* 5$"
+    ):
+        evaluation.check_scored(results["holdout_loss"], model)
+
+
+def test_items_have_a_digest_of_all_that_is_asked(harness_results):
+    results, _ = harness_results
+    found = {task: evaluation.items_sha256(one) for task, one in results.items()}
+    assert len(set(found.values())) == 3
+    for task, one in results.items():
+        (samples,) = one["samples"].values()
+        assert evaluation.items_sha256({"samples": {task: samples[::-1]}}) == found[task]
+        assert evaluation.items_sha256({"samples": {task: samples[1:]}}) != found[task]
+        for key, value in (("doc_id", -1), ("target", "x"), ("arguments", [("x", "y")])):
+            changed = [samples[0] | {key: value}, *samples[1:]]
+            assert evaluation.items_sha256({"samples": {task: changed}}) != found[task]
+
+
+def test_a_score_that_is_not_finite_is_refused(asked, monkeypatch):
+    serve = evaluation.serve
+
+    def broken(form, **rest):
+        model, served = serve(form, **rest)
+        model.lm_head.weight.data[0] = float("nan")
+        return model, served
+
+    monkeypatch.setattr(evaluation, "serve", broken)
+    with pytest.raises(CheckError, match="holdout_loss gives base a score that is not finite"):
+        score(asked, "lora_16bit", form="base", tasks=["holdout_loss"])
 
 
 def test_a_form_is_loaded_once_for_all_tasks(asked, monkeypatch):

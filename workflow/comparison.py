@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from workflow import params
+from workflow import agreement, params
 from workflow.errors import CheckError, UserError
 from workflow.files import read_json
 from workflow.paths import (
@@ -165,6 +165,7 @@ class Comparison:
     held_out_categories: list[str]
     precisions: dict[str, dict]
     training: dict[str, list[dict]]
+    trained_otherwise: dict[str, list[str]]  # by variant, its own params that make it learn from other rows
     scores: list[Score]
     contrasts: list[Contrast]
     decomposition: list[Part]
@@ -206,7 +207,11 @@ class Results:
             result = _result(folder)
             for form in result["forms"]:
                 arm = Arm(result["variant"], form["form"])
-                self.evaluated.setdefault(arm, []).append({**form, "seed": result["seed"]})
+                stage = f"evaluate_base@{arm.variant}"
+                if result["seed"] is not None:
+                    stage = f"evaluate@{arm.variant}-{result['seed']}"
+                about = {"seed": result["seed"], "versions": result["versions"], "stage": stage}
+                self.evaluated.setdefault(arm, []).append({**form, **about})
         self._tables = {
             key: frame for key, frame in self.items.groupby(["variant", "form", "task", "metric"], sort=False)
         }
@@ -252,11 +257,11 @@ def compare(asked: params.Params) -> tuple[Comparison, pd.DataFrame]:
     Raises:
         UserError: a run's file is missing, or a metric that params name was not measured.
         CheckError: the variants were not trained on the same rows for the same steps, or not scored on
-            the same items.
+            the same items, or not on one kind of device with one set of library versions.
     """
     results = Results(asked)
     experiment, wanted = asked.experiment, asked.comparison
-    check_same_training(results.trained, asked)
+    otherwise = check_alike(results, asked)
     _check_metrics(results, asked)
     contrasts = _contrasts(results, asked)
     return Comparison(
@@ -271,6 +276,7 @@ def compare(asked: params.Params) -> tuple[Comparison, pd.DataFrame]:
         held_out_categories=list(asked.sample.held_out_categories),
         precisions={name: trained[0]["precision"] for name, trained in results.trained.items()},
         training=results.trained,
+        trained_otherwise=otherwise,
         scores=_scores(results),
         contrasts=contrasts,
         decomposition=_decomposition(contrasts, asked),
@@ -279,33 +285,27 @@ def compare(asked: params.Params) -> tuple[Comparison, pd.DataFrame]:
     ), results.items
 
 
-def check_same_training(trained: dict[str, list[dict]], asked: params.Params) -> None:
-    """Variants that share their training params must have seen the same rows in the same steps.
-
-    Raises:
-        CheckError: two of them differ; the sentence names both.
-    """
-    baseline = asked.experiment.baseline
-    facts = [(result["steps"], result["rows"], result["tokens_seen"]) for result in trained[baseline]]
-    # The params that decide which rows a run sees, in which steps.
-    keys = (
-        "steps",
-        "epochs",
-        "batch_rows",
-        "micro_batch_rows",
-        "length_window",
-        "max_length",
-        "use_context",
-        "loss_on",
-        "learn_end_token",
-        "second_bos",
+def check_alike(results: Results, asked: params.Params) -> dict[str, list[str]]:
+    """Raise a CheckError unless the arms differ in nothing but what params say; see workflow/agreement.py."""
+    otherwise = agreement.check_same_training(results.trained, asked)
+    runs = [
+        (f"{name} seed {seed}", f"train@{name}-{seed}", result)
+        for name, trained in results.trained.items()
+        for seed, result in zip(asked.experiment.seeds, trained, strict=True)
+    ]
+    agreement.check_same_surroundings("training", "trained", runs)
+    measured = [(name, f"benchmark@{name}", result) for name, result in results.benchmarks.items()]
+    agreement.check_same_surroundings("training", "measured", measured)
+    forms = [
+        (f"{arm} seed {form['seed']}" if form["seed"] is not None else str(arm), form)
+        for arm, found in results.evaluated.items()
+        for form in found
+    ]
+    agreement.check_same_items(forms)
+    agreement.check_same_surroundings(
+        "evaluation", "scored", [(name, form["stage"], form) for name, form in forms]
     )
-    for variant, results in trained.items():
-        ours, theirs = asked.training_of(variant), asked.training_of(baseline)
-        if any(getattr(ours, key) != getattr(theirs, key) for key in keys):
-            continue
-        if [(result["steps"], result["rows"], result["tokens_seen"]) for result in results] != facts:
-            raise CheckError(f"{variant} and {baseline} were not trained on the same rows for the same steps")
+    return otherwise
 
 
 def _existing(path: Path) -> Path:

@@ -2,6 +2,8 @@
 
 import gc
 import hashlib
+import json
+import math
 import shlex
 import time
 from collections.abc import Iterator
@@ -14,8 +16,9 @@ import torch
 from lm_eval.models.huggingface import HFLM
 from transformers import AutoTokenizer
 
-from workflow import harness, params
+from workflow import chat, harness, params
 from workflow.console import say
+from workflow.errors import CheckError
 from workflow.instructions import as_rows, from_scored_rows
 from workflow.paths import MODEL, served_folder, weights_folder
 from workflow.serving import BASE, Served, serve
@@ -80,7 +83,7 @@ def evaluate(
     """Score a run of params (of the untouched base: no seed) in each form; a form is loaded once for all tasks.
 
     Raises:
-        CheckError: what was loaded is not what the form names.
+        CheckError: what was loaded is not what the form names, or what is scored is not what was trained.
         UserError: a task cannot be loaded.
     """
     tokenizer = AutoTokenizer.from_pretrained(MODEL, trust_remote_code=False)
@@ -102,11 +105,18 @@ def evaluate(
         for task in evaluation.tasks:
             call = harness.call_of(task, evaluation)
             results = harness.run(call, language_model)
+            cut = check_scored(results, language_model) if task in params.OWN_TASKS else 0
+            if cut:
+                say(
+                    f"    {task}: {cut} prompts are longer than the model's context, which cuts their beginning"
+                )
             found, rows = scores(results, task)
             metrics += found
             items.append(rows)
             answers += _answers(results) if task == "holdout_generation" else []
-            tasks.append(_record(call, results, language_model))
+            if not all(math.isfinite(metric.value) for metric in found):
+                raise CheckError(f"{task} gives {form} a score that is not finite")
+            tasks.append({**_record(call, results, language_model), "prompts_cut": cut})
             say(f"    {task}: " + ", ".join(f"{m.metric} {m.value:.4f}" for m in found))
         yield Scored(
             served=served,
@@ -128,6 +138,60 @@ def evaluate(
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+
+def check_scored(results: dict, language_model: HFLM) -> int:
+    """Check that our own tasks score rows as they are trained on, and count prompts that the context cuts.
+
+    Raises:
+        CheckError: a prompt does not begin with as many BOS tokens as the chat template gives it, a response has
+            no token that is scored, or other ones than the sample stage counted.
+    """
+    tokenizer, longest = language_model.tokenizer, language_model.max_length
+    wanted, cut = int(chat.begins_with_bos(tokenizer)), 0
+    for sample in (sample for samples in results["samples"].values() for sample in samples):
+        row = f"row {sample['doc']['id']} of the test split"
+        for prompt, asked in sample["arguments"]:
+            if not isinstance(asked, str):  # settings of an answer that is generated
+                prompt_ids, room = language_model.tok_encode(prompt), longest - asked["max_gen_toks"]
+            else:
+                prompt_ids, scored_ids = language_model._encode_pair(prompt, asked)
+                room = longest + 1 - len(scored_ids)  # the last token is predicted, and no input
+                if not scored_ids or room < 1:
+                    raise CheckError(
+                        f"of the response of {row} {len(scored_ids)} tokens are scored, and the model's context has "
+                        f"{longest}"
+                    )
+            if (bos := chat.leading(prompt_ids, tokenizer.bos_token_id)) != wanted:
+                raise CheckError(
+                    f"the prompt of {row} is scored with {bos} BOS tokens, and rows are trained with {wanted}, as the "
+                    "chat template has them"
+                )
+            cut += len(prompt_ids) > room
+        if "nats_per_token" in sample:
+            # The harness counts the whitespace that ends a prompt among what is scored.
+            prompt, response = sample["arguments"][0]
+            scored = len(language_model.tok_encode(prompt + response)) - len(
+                language_model.tok_encode(prompt)
+            )
+            if scored != sample["doc"]["response_tokens"] or scored < 1:
+                raise CheckError(
+                    f"{scored} tokens of the response of {row} are scored, and the sample stage counted "
+                    f"{sample['doc']['response_tokens']}"
+                )
+    return cut
+
+
+def items_sha256(results: dict) -> str:
+    """The sha256 of all that a task asks of a model and scores it by: ids, prompts, continuations and targets."""
+    items = sorted(
+        json.dumps(
+            [leaf, sample["doc_id"], sample["arguments"], sample["target"]], sort_keys=True, default=str
+        )
+        for leaf, samples in results["samples"].items()
+        for sample in samples
+    )
+    return hashlib.sha256("\n".join(items).encode()).hexdigest()
 
 
 def commands(
@@ -282,5 +346,6 @@ def _record(call: harness.Call, results: dict, language_model: HFLM) -> dict:
         "items": sum(results["n-samples"][leaf]["effective"] for leaf in leaves),
         "few_shot": results["n-shot"][leaves[0]],
         "chat_template": call.chat_template,
+        "items_sha256": items_sha256(results),
         "bos_per_prompt": sum(token == language_model.tokenizer.bos_token_id for token in beginning),
     }

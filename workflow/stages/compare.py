@@ -9,6 +9,10 @@ from workflow.paths import COMPARE
 def compare() -> None:
     """Compare the runs that params.yaml names, from the files of the stages before."""
     compared, items = comparison.compare(params.load())
+    for variant, keys in compared.trained_otherwise.items():
+        say(
+            f"  {variant} learned from other rows than {compared.baseline}, or in another order: it changes {', '.join(keys)}"
+        )
     for contrast in compared.contrasts:
         if f"{contrast.task}/{contrast.metric}" == compared.primary and contrast.subset == comparison.ALL:
             say(f"  {contrast.sentence}")
