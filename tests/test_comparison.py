@@ -506,7 +506,7 @@ def on_another_device(result):
         (evaluate_base_folder("qlora_nf4_dq"), on_another_device, "qlora_nf4_dq/base was scored with device cuda .*evaluate_base@qlora_nf4_dq`"),
         (benchmark_file("qlora_nf4_dq").parent, on_another_device, "qlora_nf4_dq was measured with device cuda .* benchmark@qlora_nf4_dq`"),
     ],
-    ids=str,
+    ids=["trl", "a training on a GPU", "lm-eval", "a base on a GPU", "a benchmark on a GPU"],
 )  # fmt: skip
 def test_arms_from_other_devices_or_libraries_are_refused(folder, where, change, sentence):
     edit(where, change)

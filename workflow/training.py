@@ -189,7 +189,7 @@ def train(
     trainer.add_callback(history)
     with sigterm_noted() as history.asked_to_end:
         trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
-    if trainer.state.global_step < steps:
+    if history.ended:
         raise Terminated(
             f"step {trainer.state.global_step} of {steps} is done and "
             + ("kept" if checkpoint_every else "lost, since params ask for no checkpoints")
@@ -1077,6 +1077,7 @@ class History(TrainerCallback):
         self.every = max(1, steps // validations)
         self.checkpoint_every = checkpoint_every
         self.asked_to_end: Callable[[], bool] = lambda: False
+        self.ended = False
         self.lines: list[tuple] = []
         self.losses: list[float] = []
         self.validated: list[tuple[int, float, float]] = []
@@ -1123,17 +1124,13 @@ class History(TrainerCallback):
         control.should_log = control.should_log or state.global_step == self.steps
         if state.global_step % self.every == 0 and state.global_step < self.steps:
             self.validate(step=state.global_step)
-        if state.global_step == self.steps or self.checkpoint_every is None:
-            control.should_training_stop = control.should_training_stop or self.ends()
+        if state.global_step == self.steps:
             return
-        if self.ends():
-            control.should_training_stop = control.should_save = True
-        elif state.global_step % self.checkpoint_every == 0:
-            control.should_save = True
-
-    def ends(self) -> bool:
-        """Whether a SIGTERM came; where several processes share the training, to one of them."""
-        return self.trainer.summed(int(self.asked_to_end())) > 0
+        # Of several processes that share the training, each ends if one is asked to.
+        self.ended = self.trainer.summed(int(self.asked_to_end())) > 0
+        if self.checkpoint_every is not None:
+            control.should_save = self.ended or state.global_step % self.checkpoint_every == 0
+        control.should_training_stop = control.should_training_stop or self.ended
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if "loss" not in logs:
