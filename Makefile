@@ -8,9 +8,12 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 TORCH := $(shell sed -n 's/^ *"\(torch==[0-9.]*\)".*/\1/p' pyproject.toml)
 PIP := .venv/bin/python -m pip --disable-pip-version-check install --quiet
 TESTS ?= tests
+# Of the numbers, which depend on the versions of the libraries.
+NUMBERS ?= $(foreach name,reference training precision serving evaluation,tests/test_$(name).py)
 
 .DEFAULT_GOAL := help
-.PHONY: help report benchmark test kills long-run lint audit format schema lock environment diff env-diff benchmark-engines slurm
+.PHONY: help report benchmark test test-locked test-lowest reference kills long-run lint audit format schema lock environment \
+	diff env-diff benchmark-engines slurm
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -29,6 +32,15 @@ benchmark-engines: .venv/.installed-dev ## time both engines when nothing has ch
 
 test: .venv/.installed-dev ## run the tests (TESTS=tests/test_params.py for a part of them)
 	.venv/bin/python -m pytest $(TESTS)
+
+test-locked: .venv/.installed-dev ## run the tests of the numbers (NUMBERS=tests/test_reference.py for a part of them)
+	.venv/bin/python -m pytest $(NUMBERS)
+
+test-lowest: .venv-lowest/.installed ## run them with the lowest versions that pyproject.toml allows
+	.venv-lowest/bin/python -m pytest $(NUMBERS)
+
+reference: .venv/.installed-dev ## write tests/reference/tiny.json anew: the numbers that tests/test_reference.py expects
+	PYTHONPATH=. .venv/bin/python tests/measure_reference.py
 
 diff: .venv/.installed ## what changed since a commit, in markdown (REV=main; add TO=REV for another end than the workspace)
 	@.venv/bin/python -m workflow.diff $(or $(REV),HEAD) $(TO)
@@ -63,6 +75,9 @@ lock: .venv/.installed-dev ## renew the lock files from pyproject.toml
 	.venv/bin/uv pip compile --quiet --upgrade pyproject.toml --output-file requirements.lock
 	.venv/bin/uv pip compile --quiet --upgrade --group dev --constraints requirements.lock --output-file requirements-dev.lock
 	.venv/bin/uv pip compile --quiet --upgrade --group slurm --constraints requirements.lock --output-file requirements-slurm.lock
+	@mkdir -p .cache && sed -n 's/ *\\$$//; s/^\([a-z0-9][^=]*\)==/\1<=/p' requirements.lock > .cache/locked.txt
+	.venv/bin/uv pip compile --quiet --upgrade --resolution lowest-direct --constraints .cache/locked.txt --no-annotate \
+		--custom-compile-command "make lock" pyproject.toml --output-file requirements-lowest.lock
 
 environment: .venv/.installed ## create .venv from the lock file
 
@@ -83,4 +98,14 @@ slurm: .venv/.installed-slurm ## install what a SLURM cluster needs (see docs/cl
 
 .venv/.installed-slurm: .venv/.installed requirements-slurm.lock
 	$(PIP) --require-hashes --no-deps --requirement requirements-slurm.lock
+	@touch $@
+
+# With uv, which is faster than pip; of an environment for tests alone.
+.venv-lowest/.installed: .venv/.installed-dev requirements-lowest.lock requirements-dev.lock
+	test -x .venv-lowest/bin/python || .venv/bin/python -m venv .venv-lowest
+	.venv/bin/uv pip install --quiet --python .venv-lowest/bin/python --require-hashes --no-deps \
+		--requirement requirements-lowest.lock
+	.venv/bin/uv pip install --quiet --python .venv-lowest/bin/python --require-hashes --no-deps \
+		--requirement requirements-dev.lock
+	.venv-lowest/bin/python -m pip --disable-pip-version-check install --quiet $(TORCH)
 	@touch $@

@@ -73,8 +73,7 @@ def tiny_model(tiny, tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
-def rows() -> list[Instruction]:
+def made_up_rows() -> list[Instruction]:
     """Forty rows; one in four has a context, and instructions repeat with other responses."""
     return [
         Instruction(
@@ -86,6 +85,11 @@ def rows() -> list[Instruction]:
         )
         for index in range(40)
     ]
+
+
+@pytest.fixture(scope="session")
+def rows() -> list[Instruction]:
+    return made_up_rows()
 
 
 @pytest.fixture(scope="session")

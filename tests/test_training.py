@@ -23,17 +23,6 @@ CPU = params.Hardware(device="cpu", compute_dtype="float32", data_workers=0)
 FAULTS = {"learn_end_token": False, "second_bos": True}
 VARIANTS = ["lora_16bit", "qlora_nf4", "qlora_nf4_dq", "qlora_fp4", "lora_int8", "full_16bit"]
 
-# Loss in nats per token at each step, on the tiny model with seed 1; pinned, so that a change of a
-# library or of the recipe is noticed. Tolerance: other CPUs round the same products differently.
-LOSSES = {
-    "lora_16bit": [5.7512, 5.7665, 5.5132, 5.4198],
-    "qlora_nf4": [5.7569, 5.7714, 5.5088, 5.4094],
-    "qlora_nf4_dq": [5.7571, 5.7715, 5.5090, 5.4095],
-    "qlora_fp4": [5.7631, 5.7772, 5.4994, 5.4082],
-    "lora_int8": [5.7513, 5.7666, 5.5128, 5.4196],
-    "full_16bit": [5.7512, 5.7665, 5.4151, 4.4480],
-}
-TOLERANCE = 5e-4
 SPEED_UPS = ["packing", "fused_adapters", "fused_layers", "fused_loss", "cuda_graphs"]
 PLAIN = dict.fromkeys(SPEED_UPS, False)  # TRL's own step
 # What a switch may change on one machine in float32: a loss, a gradient's norm, a validation loss.
@@ -105,11 +94,6 @@ def bits(folder) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_the_loss_sequence_is_the_pinned_one(runs, name):
-    assert losses(runs[name][1]) == pytest.approx(LOSSES[name], abs=TOLERANCE)
-
-
-@pytest.mark.parametrize("name", VARIANTS)
 def test_training_helps_and_says_what_it_did(runs, name):
     result, folder = runs[name]
     assert result.validation_loss_after < result.validation_loss_before - 0.05
@@ -146,7 +130,6 @@ def assert_alike(first, second, tolerance: float) -> None:
 
 @pytest.mark.parametrize("name", ["lora_16bit", "qlora_nf4_dq"])
 def test_the_speed_ups_together_train_as_trl_does(runs, plain_runs, name):
-    assert losses(plain_runs[name][1]) == pytest.approx(LOSSES[name], abs=TOLERANCE)
     assert_alike(runs[name], plain_runs[name], sum(ROUNDING.values()))
 
 
@@ -154,7 +137,6 @@ def test_the_speed_ups_together_train_as_trl_does(runs, plain_runs, name):
 @pytest.mark.parametrize("switch", SPEED_UPS)
 def test_each_speed_up_may_be_off(asked, tiny_model, splits, runs, tmp_path, name, switch):
     result = run(asked, tiny_model, splits, tmp_path, name=name, **{switch: False})
-    assert losses(tmp_path) == pytest.approx(LOSSES[name], abs=TOLERANCE)
     assert_alike((result, tmp_path), runs[name], ROUNDING[switch])
     assert result.speed_ups == replace(runs[name][0].speed_ups, **{switch: False})
 
