@@ -110,11 +110,9 @@ def witnessed(label: str, *, stage: str, last: str) -> Iterator[None]:
     )
     reading, writing = os.pipe()
     # The shell waits until the block ends or this process does, whichever closes the pipe.
-    witness = subprocess.Popen(
-        ["sh", "-c", 'read -r end; test "$end" = over || printf "%s\n" "$0" >&2', text],
-        stdin=reading,
-        stdout=subprocess.DEVNULL,
-    )
+    wait = 'IFS= read -r text; read -r end; test "$end" = over || printf "%s\\n" "$text" >&2'
+    witness = subprocess.Popen(["sh", "-c", wait], stdin=reading, stdout=subprocess.DEVNULL)
+    os.write(writing, f"{text}\n".encode())
     os.close(reading)
     try:
         yield
