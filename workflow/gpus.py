@@ -92,9 +92,15 @@ def visible() -> list[Gpu]:
 
 
 def lock_folder() -> Path:
-    """Where the lock files lie: one place for all repositories of a user on this machine, never a shared disk."""
+    """Where the lock files lie: one place for all repositories of a user on this machine, never a shared disk.
+
+    Raises:
+        UserError: somebody else made it, where everybody may.
+    """
     folder = Path(tempfile.gettempdir()) / f"qlora-cost-gpus-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
+    if folder.is_symlink() or folder.stat().st_uid != os.getuid():
+        raise UserError(f"{folder} is not this user's own folder: remove it, or set TMPDIR to another place.")
     return folder
 
 

@@ -98,7 +98,7 @@ def _why(errors: str, log: str) -> str:
     broken = re.findall(r"connection (?:broken by|error:) (.*)", log)
     statuses = re.findall(r'HTTP/[\d.]+" (\d{3}) ', log)
     last = errors.strip().rpartition("\n")[2] or "pip gave no reason"
-    if "incomplete-download" in errors:
+    if "incomplete-download" in errors or "IncompleteRead" in errors:
         return faults.CUT_OFF
     if "TooManyRedirects" in last:
         return "the index's answers point at each other without end; check the network's proxy and pip's configuration"
