@@ -89,3 +89,50 @@ def read_jsonl(path: Path) -> list[dict]:
 def sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_yaml(path: Path) -> Any:
+    """Read a YAML file whose author may have erred: nothing but plain data, and no key twice.
+
+    Raises:
+        UserError: the file is missing, or is not such YAML; the sentence has the line where there is one.
+    """
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
+    from ruamel.yaml.reader import ReaderError
+
+    try:
+        return YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 (byte {error.start}): {what_it_is(path)}.") from None
+    except IsADirectoryError:
+        raise UserError(f"{path} is a folder, and must be a file.") from None
+    except YAMLError as error:
+        where = getattr(error, "problem_mark", None)
+        at = f" (line {where.line + 1})" if where else ""
+        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        if isinstance(error, ReaderError):
+            at = f" (line {path.read_text(encoding='utf-8').count(chr(10), 0, error.position) + 1})"
+        raise UserError(f"{path} is not valid YAML{at}: {problem}.") from None
+    except RecursionError:
+        raise UserError(f"{path} is not valid YAML: it is nested too deeply.") from None
+    except (ValueError, TypeError, AttributeError) as error:  # what a date or a number cannot be made of
+        raise UserError(f"{path} is not valid YAML: {str(error).split(';')[0].rstrip('.')}.") from None
+
+
+SIGNATURES = {
+    b"\x1f\x8b": "it is compressed by gzip, so unpack it first",
+    b"PK\x03\x04": "it is a zip archive, so unpack it first",
+    b"PAR1": "it is a parquet file",
+    b"\xff\xfe": "it is UTF-16, so save it as UTF-8",
+    b"\xfe\xff": "it is UTF-16, so save it as UTF-8",
+    b"GGUF": "it is a GGUF file",
+}
+
+
+def what_it_is(path: Path) -> str:
+    """What a file that is not UTF-8 looks like, and what to do with it, as the end of a sentence."""
+    with path.open("rb") as file:
+        beginning = file.read(4)
+    known = [text for signature, text in SIGNATURES.items() if beginning.startswith(signature)]
+    return known[0] if known else "save it as UTF-8"
