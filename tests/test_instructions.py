@@ -186,11 +186,14 @@ def test_chatterbot_gives_first_turn_and_second(tmp_path):
         ),
         ('{"ask": "q", "ctx": "", "say": null}', "rows.jsonl line 1 has no response"),
         ('{"ask": "q", "ctx": "", "say": "  "}', "rows.jsonl line 1 has no response"),
-        ('{"ask": 3, "ctx": "", "say": "a"}', "rows.jsonl line 1 has no instruction"),
+        (
+            '{"ask": 3, "ctx": "", "say": "a"}',
+            "rows.jsonl line 1 has an instruction that is not text but a number",
+        ),
         ('{"ask": "q", "ctx": ["c"], "say": "a"}', "rows.jsonl line 1 has a context that is not text"),
         ("{", "rows.jsonl line 1 is not JSON"),
-        ("[1]", "rows.jsonl line 1 is not a JSON object"),
-        ("", "the dataset has no rows"),
+        ("1", "rows.jsonl line 1 is not a JSON object"),
+        ("", "rows.jsonl has no rows"),
     ],
 )
 def test_a_bad_row_is_named(tmp_path, text, sentence):

@@ -103,8 +103,8 @@ def read_yaml(path: Path) -> Any:
 
     try:
         return YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 (byte {error.start}): {what_it_is(path)}.") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is not UTF-8 ({not_utf8(path)}).") from None
     except IsADirectoryError:
         raise UserError(f"{path} is a folder, and must be a file.") from None
     except YAMLError as error:
@@ -121,18 +121,21 @@ def read_yaml(path: Path) -> Any:
 
 
 SIGNATURES = {
-    b"\x1f\x8b": "it is compressed by gzip, so unpack it first",
-    b"PK\x03\x04": "it is a zip archive, so unpack it first",
+    b"\x1f\x8b": "it is compressed by gzip: unpack it",
+    b"PK\x03\x04": "it is a zip archive: unpack it",
     b"PAR1": "it is a parquet file",
-    b"\xff\xfe": "it is UTF-16, so save it as UTF-8",
-    b"\xfe\xff": "it is UTF-16, so save it as UTF-8",
     b"GGUF": "it is a GGUF file",
+    b"\xff\xfe": "it is UTF-16: save it as UTF-8",
+    b"\xfe\xff": "it is UTF-16: save it as UTF-8",
 }
 
 
-def what_it_is(path: Path) -> str:
-    """What a file that is not UTF-8 looks like, and what to do with it, as the end of a sentence."""
-    with path.open("rb") as file:
-        beginning = file.read(4)
-    known = [text for signature, text in SIGNATURES.items() if beginning.startswith(signature)]
-    return known[0] if known else "save it as UTF-8"
+def not_utf8(path: Path) -> str:
+    """What a file that is not UTF-8 is, where its first bytes say so, or else the first line that is not."""
+    content = path.read_bytes()
+    for signature, what in SIGNATURES.items():
+        if content.startswith(signature):
+            return what
+    whole = content.decode(errors="ignore").encode()
+    same = next((at for at, (a, b) in enumerate(zip(content, whole, strict=False)) if a != b), len(whole))
+    return f"line {content.count(10, 0, same) + 1}"

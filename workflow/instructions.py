@@ -10,7 +10,9 @@ from pathlib import Path
 
 from workflow import chat, params
 from workflow.errors import UserError
+from workflow.files import not_utf8, read_yaml
 
+NOT_SEEN = ("Cc", "Cf", "Zs", "Zl", "Zp")  # Unicode's categories: control, format, and separators
 ROLES = {
     "system": "system",
     "user": "user",
@@ -86,21 +88,21 @@ def read(path: Path, dataset: params.Dataset) -> list[Instruction]:
 
     Raises:
         UserError: the file does not fit its format, a column is missing, or a row has no
-            instruction or no response; the sentence names the file and the row.
+            instruction or no response, or a text that is none; the sentence names the file and the row.
     """
     if dataset.format == "chatterbot":
-        return _number(_read_chatterbot(path))
+        return _number(_read_chatterbot(path), path)
     readers = {"jsonl": _read_jsonl, "csv": _read_csv, "parquet": _read_parquet}
     try:
         table = readers[dataset.format](path)
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path.name} is not UTF-8 (byte {error.start}).") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path.name} is not UTF-8 ({not_utf8(path)}).") from None
     rows = [(f"{path.name} {where}", _pick(row, dataset.columns, path, where)) for where, row in table]
     if isinstance(dataset.columns, params.ChatColumns):
         rows = [
             (where, _last_turn(row["messages"], where) | {"category": row["category"]}) for where, row in rows
         ]
-    return _number(rows)
+    return _number(rows, path)
 
 
 def _read_jsonl(path: Path) -> list[tuple[str, dict]]:
@@ -109,14 +111,41 @@ def _read_jsonl(path: Path) -> list[tuple[str, dict]]:
         for number, line in enumerate(lines, start=1):
             if not line.strip():
                 continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise UserError(f"{path.name} line {number} is not JSON: {error.msg}.") from None
+            if not rows and line.lstrip().startswith("["):
+                raise UserError(
+                    f"{path.name} line {number} begins a JSON array, and format jsonl is one object a line; "
+                    "`jq -c '.[]'` writes it so."
+                )
+            row = _parsed(line, f"{path.name} line {number} is not JSON")
             if not isinstance(row, dict):
                 raise UserError(f"{path.name} line {number} is not a JSON object.")
             rows.append((f"line {number}", row))
     return rows
+
+
+def _parsed(text: str, refused: str) -> object:
+    """The content of a JSON text.
+
+    Raises:
+        UserError: it is none, or names a key twice; the sentence begins with `refused`.
+    """
+    try:
+        return json.loads(text, object_pairs_hook=_each_key_once)
+    except json.JSONDecodeError as error:
+        reason = error.msg.removesuffix(" at")
+        raise UserError(f"{refused}: {reason} (character {error.pos + 1}).") from None
+    except RecursionError:
+        raise UserError(f"{refused}: it is nested too deeply.") from None
+    except ValueError as error:  # a number of thousands of digits, or a key twice
+        raise UserError(f"{refused}: {str(error).split(';')[0]}.") from None
+
+
+def _each_key_once(pairs: list[tuple[str, object]]) -> dict:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"it has the key {next(name for name in names if names.count(name) > 1)} twice")
+    return found
 
 
 def _read_csv(path: Path) -> list[tuple[str, dict]]:
@@ -124,7 +153,24 @@ def _read_csv(path: Path) -> list[tuple[str, dict]]:
         2**31 - 1
     )  # a long conversation is more than the 128 KiB that a cell may be by default
     with path.open(encoding="utf-8-sig", newline="") as file:
-        return [(f"row {number}", row) for number, row in enumerate(csv.DictReader(file), start=1)]
+        lines = csv.reader(file, strict=True)
+        try:
+            names = next(lines, [])
+            table = [cells for cells in lines if cells]
+        except csv.Error as error:
+            raise UserError(f"{path.name} is not a CSV from line {lines.line_num} on: {error}.") from None
+    twice = [name for name in names if name and names.count(name) > 1]
+    if twice:
+        raise UserError(f"{path.name} has two columns {twice[0]}.")
+    for number, cells in enumerate(table, start=1):
+        if len(cells) != len(names):
+            raise UserError(
+                f"{path.name} row {number} has {len(cells)} cells, and the line of names {len(names)}; "
+                "a text with a comma or a line break must stand in double quotes."
+            )
+    return [
+        (f"row {number}", dict(zip(names, cells, strict=True))) for number, cells in enumerate(table, start=1)
+    ]
 
 
 def _read_parquet(path: Path) -> list[tuple[str, dict]]:
@@ -132,28 +178,36 @@ def _read_parquet(path: Path) -> list[tuple[str, dict]]:
     import pyarrow.parquet
 
     try:
-        rows = pyarrow.parquet.read_table(path).to_pylist()
-    except pyarrow.ArrowInvalid as error:
-        raise UserError(f"{path.name} is not a parquet file: {str(error).splitlines()[0]}.") from None
-    return [(f"row {number}", row) for number, row in enumerate(rows, start=1)]
+        table = pyarrow.parquet.read_table(path)
+    except (pyarrow.ArrowException, OSError) as error:
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise UserError(f"{path.name} cannot be read as parquet: {reason}.") from None
+    twice = [name for name in table.column_names if table.column_names.count(name) > 1]
+    if twice:
+        raise UserError(f"{path.name} has two columns {twice[0]}.")
+    return [(f"row {number}", row) for number, row in enumerate(table.to_pylist(), start=1)]
 
 
 def _read_chatterbot(path: Path) -> list[tuple[str, dict]]:
     """Read chatterbot-corpus' YAML: the first turn is the instruction, the second the response."""
-    from ruamel.yaml import YAML
-
     files = sorted(path.glob("*.yml")) if path.is_dir() else [path]
     rows = []
     for file in files:
-        corpus = YAML(typ="safe").load(file.read_text(encoding="utf-8"))
-        for number, turns in enumerate(corpus["conversations"], start=1):
+        corpus = read_yaml(file)
+        conversations = corpus.get("conversations") if isinstance(corpus, dict) else None
+        if not isinstance(conversations, list):
+            raise UserError(f"{file.name} has no list of conversations, as chatterbot-corpus' files have.")
+        for number, turns in enumerate(conversations, start=1):
+            where = f"{file.name} conversation {number}"
+            if not isinstance(turns, list) or not turns:
+                raise UserError(f"{where} is not a list of turns.")
             row = {
                 "instruction": turns[0],
                 "context": "",
                 "response": turns[1] if len(turns) > 1 else None,
                 "category": file.stem,
             }
-            rows.append((f"{file.name} conversation {number}", row))
+            rows.append((where, row))
     return rows
 
 
@@ -165,10 +219,7 @@ def _last_turn(messages: object, where: str) -> dict:
             which is all that a CSV can hold.
     """
     if isinstance(messages, str):
-        try:
-            messages = json.loads(messages)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{where} has messages that are text and not JSON: {error.msg}.") from None
+        messages = _parsed(messages, f"{where} has messages that are text and not JSON")
     if not isinstance(messages, list) or not messages:
         raise UserError(f"{where} has no list of messages.")
     turns = [
@@ -203,9 +254,26 @@ def _turn(message: object, where: str) -> dict[str, str]:
     )
     if not isinstance(role, str) or role not in ROLES:
         raise UserError(f"{where} has the role {role}; allowed is one of {', '.join(ROLES)}.")
-    if not isinstance(content, str) or not content.strip():
+    if not isinstance(content, str) or not _says_something(content):
         raise UserError(f"{where} has no text; every message needs some.")
+    _check_text(content, f"{where} has a text")
     return {"role": ROLES[role], "content": content.strip()}
+
+
+def _says_something(text: str) -> bool:
+    """Whether a text has a character that one sees: no space, and no control or format character."""
+    return any(unicodedata.category(character) not in NOT_SEEN for character in text)
+
+
+def _check_text(text: str, what: str) -> None:
+    """Raise a UserError if a text holds half of a surrogate pair, which no UTF-8 file can."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"{what} with half of a surrogate pair (\\u{ord(text[error.start]):04x}, character {error.start + 1}), "
+            "which is no text."
+        ) from None
 
 
 def _pick(row: dict, columns: params.AnyColumns, path: Path, where: str) -> dict:
@@ -224,15 +292,17 @@ def _pick(row: dict, columns: params.AnyColumns, path: Path, where: str) -> dict
     return picked
 
 
-def _number(rows: list[tuple[str, dict]]) -> list[Instruction]:
+def _number(rows: list[tuple[str, dict]], path: Path) -> list[Instruction]:
     instructions = []
     for index, (where, row) in enumerate(rows):
-        for key in ("instruction", "response"):
-            if not isinstance(row[key], str) or not row[key].strip():
+        for key in ("instruction", "context", "response", "category"):
+            text = row[key]
+            needed = key in ("instruction", "response")
+            if text is not None and not isinstance(text, str):
+                raise UserError(f"{where} has {_a(key)} that is not text but {_named(text)}.")
+            if needed and (text is None or not _says_something(text)):
                 raise UserError(f"{where} has no {key}; every row needs one.")
-        for key in ("context", "category"):
-            if row[key] is not None and not isinstance(row[key], str):
-                raise UserError(f"{where} has a {key} that is not text.")
+            _check_text(text or "", f"{where} has {_a(key)}")
         instructions.append(
             Instruction(
                 id=index,
@@ -244,8 +314,27 @@ def _number(rows: list[tuple[str, dict]]) -> list[Instruction]:
             )
         )
     if not instructions:
-        raise UserError("the dataset has no rows.")
+        raise UserError(f"{path.name} has no rows.")
     return instructions
+
+
+def _a(key: str) -> str:
+    return f"an {key}" if key == "instruction" else f"a {key}"
+
+
+def _named(value: object) -> str:
+    match value:
+        case bool():
+            return "true or false"
+        case int() | float():
+            return "a number"
+        case list():
+            return "a list"
+        case dict():
+            return "an object"
+        case bytes():
+            return "bytes"
+    return f"of type {type(value).__name__}"
 
 
 def sample(rows: list[Instruction], *, size: int, seed: int) -> list[Instruction]:

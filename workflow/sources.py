@@ -163,6 +163,8 @@ def local_path(source: params.File, *, key: str) -> Path:
     if path.is_file():
         check_sha256(path, source.sha256, key=f"{key}.sha256")
         return path
+    if key == "dataset":
+        raise UserError(f"dataset.path is {source.path}, which is a folder; name the file in it.")
     weights = sorted(path.glob("*.safetensors"))
     if not weights:
         raise UserError(f"{key}.path is {source.path}, a folder without a .safetensors file.")
