@@ -18,8 +18,9 @@ from transformers import AutoTokenizer
 
 from workflow import chat, harness, params
 from workflow.console import say
-from workflow.errors import CheckError
+from workflow.errors import CheckError, UserError
 from workflow.instructions import as_rows, from_scored_rows
+from workflow.model_files import context_length
 from workflow.paths import MODEL, served_folder, weights_folder
 from workflow.serving import BASE, Served, serve
 
@@ -79,13 +80,18 @@ def evaluate(
     variant: params.Variant,
     evaluation: params.Evaluation,
     hardware: params.Hardware,
+    training: params.Training | None = None,
 ) -> Iterator[Scored]:
     """Score a run of params (of the untouched base: no seed) in each form; a form is loaded once for all tasks.
 
+    Args:
+        training: what the run was trained with; its adapter is held to it.
+
     Raises:
         CheckError: what was loaded is not what the form names, or what is scored is not what was trained.
-        UserError: a task cannot be loaded.
+        UserError: a task or the run cannot be loaded, or an answer may be longer than the model's context.
     """
+    check_answers_fit(evaluation)
     tokenizer = AutoTokenizer.from_pretrained(MODEL, trust_remote_code=False)
     for place, form in enumerate(forms, start=1):
         started = time.monotonic()
@@ -95,6 +101,7 @@ def evaluate(
             weights_folder=None if seed is None else weights_folder(name, seed),
             variant=variant,
             hardware=hardware,
+            training=training,
         )
         say(
             f"  form {place} of {len(forms)}, {form}: {served.precision.base} base, {served.precision.quantized_modules} modules quantised, "
@@ -192,6 +199,16 @@ def items_sha256(results: dict) -> str:
         for sample in samples
     )
     return hashlib.sha256("\n".join(items).encode()).hexdigest()
+
+
+def check_answers_fit(evaluation: params.Evaluation) -> None:
+    """Raise a UserError if an answer as long as params allow leaves no room for a prompt."""
+    longest = context_length(MODEL)
+    if "holdout_generation" in evaluation.tasks and longest and evaluation.answer_tokens >= longest:
+        raise UserError(
+            f"evaluation.answer_tokens is {evaluation.answer_tokens}, and the model's context holds {longest} tokens, "
+            "the prompt's among them."
+        )
 
 
 def commands(

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from workflow import chat, params
+from workflow import chat, model_files, params
 from workflow.errors import UserError
 from workflow.files import not_utf8, read_yaml
 
@@ -468,6 +468,61 @@ def render(row: Instruction, tokenizer) -> tuple[str, str]:
         return chat.render(row.conversation()["prompt"], row.response, tokenizer)
     except UserError as error:
         raise UserError(f"row {row.id} of the dataset, counted from 0: {error}") from None
+
+
+def check_special_tokens(rows: list[Instruction], tokenizer) -> None:
+    """Refuse rows whose text would become one of the tokenizer's own tokens: an end, a beginning, a turn.
+
+    Such a token in a response ends it in the middle, for training and scoring alike, and in any text it can forge
+    a turn that nobody took. Chat templates put texts in as they are, and tokenizers cannot tell the two apart.
+
+    Raises:
+        UserError: there is one; the sentence names row, text and token, and counts such rows.
+    """
+    special = model_files.special_ids(tokenizer)
+    found = []
+    for row in rows:
+        said = {"instruction": row.instruction, "context": row.context, "response": row.response}
+        said |= {f"message {number}": turn["content"] for number, turn in enumerate(row.earlier, start=1)}
+        for name, text in said.items():
+            ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+            if token := next((token for token in ids if token in special), None):
+                found.append((row.id, name, tokenizer.convert_ids_to_tokens(token)))
+                break
+    if found:
+        row_id, name, token = found[0]
+        more = f" (and {len(found) - 1} more rows)" if len(found) > 1 else ""
+        raise UserError(
+            f"row {row_id} of the dataset, counted from 0, has the model's own token {token} in its {name}{more}, "
+            "which would end or forge a turn; write it in another way in the data, or leave the row out."
+        )
+
+
+def check_fits(rows: list[dict], tokenizer, *, context: int) -> int:
+    """Count the scored rows that are longer than a model's context, whose prompts the harness cuts at their beginning.
+
+    Args:
+        rows: as `scored_rows` gives them.
+        context: tokens.
+
+    Raises:
+        UserError: a response alone is longer, which cannot be scored.
+    """
+    longer = 0
+    for row, instruction in zip(rows, from_scored_rows(rows), strict=True):
+        for choice in row["choices"]:
+            tokens = len(tokenizer(row.get("opening", "") + choice, add_special_tokens=False)["input_ids"])
+            if tokens >= context:
+                whose = "its response" if choice == row["response"] else "a response that it is offered"
+                raise UserError(
+                    f"row {row['id']} of the dataset, counted from 0, cannot be scored: {whose} has {tokens} tokens, "
+                    f"and the model's context holds {context}; shorten it, or leave it out."
+                )
+        prompt, _ = render(instruction, tokenizer)
+        longer += (
+            len(tokenizer(prompt, add_special_tokens=False)["input_ids"]) + row["response_tokens"] > context
+        )
+    return longer
 
 
 def choose_from(row: Instruction, rows: list[Instruction], *, seed: int) -> dict:

@@ -6,6 +6,7 @@ from pathlib import Path
 import bitsandbytes as bnb
 import torch
 from accelerate import init_empty_weights
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -15,7 +16,7 @@ from transformers import (
 )
 from transformers.integrations.bitsandbytes import replace_with_bnb_linear
 
-from workflow import params
+from workflow import model_files, params
 from workflow.errors import CheckError, UserError
 
 # bitsandbytes' defaults, with which memory is predicted (workflow/memory.py): weights that share a constant, with
@@ -109,8 +110,8 @@ def load_base(
         sharded: load (and quantise) in host memory, from where each device gets its part.
 
     Raises:
-        UserError: the device or type is not to be had, or the weights are not safetensors.
-        CheckError: the folder lacks a weight, or the model is not in the precision that was asked for.
+        UserError: the device or type is not to be had, or the weights are not safetensors or not all of the model.
+        CheckError: the model is not in the precision that was asked for.
     """
     use_exact_cpu_kernels()
     device = choose_device(hardware)
@@ -124,11 +125,12 @@ def load_base(
             use_safetensors=True,
             trust_remote_code=False,
             attn_implementation="sdpa",
+            ignore_mismatched_sizes=True,  # check_loaded names them
             output_loading_info=True,
         )
-    except OSError as error:
-        raise UserError(f"{folder} holds no model that can be loaded: {str(error).splitlines()[0]}") from None
-    check_loaded(loading, folder)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{folder} holds no model that can be loaded: {model_files.reason(error)}.") from None
+    model_files.check_loaded(loading, str(folder))
     return model, describe(model, variant, compute=compute, device=device, sharded=sharded)
 
 
@@ -184,21 +186,6 @@ def random_base(
 def held_in(variant: params.Variant, compute: torch.dtype) -> torch.dtype:
     """The type of the weights that are not quantised: master weights of a full fine-tuning are float32."""
     return torch.float32 if variant.method == "full" else compute
-
-
-def check_loaded(loading: dict, folder: Path) -> None:
-    """Raise a CheckError if the folder lacks a weight of the model, which transformers would fill with random numbers.
-
-    Args:
-        loading: transformers' loading information.
-    """
-    for kind, what in (("missing_keys", "lacks"), ("mismatched_keys", "has another shape of")):
-        names = sorted(key if isinstance(key, str) else key[0] for key in loading[kind])
-        if names:
-            raise CheckError(
-                f"{folder} {what} {len(names)} of the model's weights, which would be random numbers: "
-                f"{', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
-            )
 
 
 def describe(

@@ -34,8 +34,6 @@ def save_served(variant: str, seed: int | None, form: str, to: Path) -> None:
     from workflow.serving import serve
 
     weights = None if seed is None else weights_folder(variant, seed)
-    if weights and not weights.is_dir():
-        raise UserError(f"{weights} is missing; `dvc repro` makes it.")
     model, served = serve(
         form,
         model_folder=MODEL,

@@ -17,15 +17,18 @@ from pathlib import Path
 import torch
 from peft import PeftModel, get_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from transformers import AutoConfig
 
 from workflow import params
-from workflow.errors import CheckError
+from workflow.errors import CheckError, UserError
+from workflow.files import read_json
+from workflow.model_files import reason
 from workflow.precision import Precision, describe, load_base
 
 BASE = "base"
+WEIGHTS, PICKLE = "adapter_model.safetensors", "adapter_model.bin"  # PEFT's names
 SIXTEEN_BIT = {"method": "lora", "precision": "16bit", "double_quantization": False}
 
 
@@ -49,20 +52,25 @@ def serve(
     weights_folder: Path | None,
     variant: params.Variant,
     hardware: params.Hardware,
+    training: params.Training | None = None,
 ) -> tuple[torch.nn.Module, Served]:
     """Load a run, or with `base` the untouched base, in a serving form.
 
     Args:
         model_folder: the base model, 16-bit safetensors.
         weights_folder: the run's adapter or, of a full fine-tuning, its model; None for `base`.
+        training: what params say the run was trained with, to hold its adapter to.
 
     Returns:
         The model in eval mode, and what it was found to be.
 
     Raises:
+        UserError: the run's files are missing, damaged or of another base or training.
         CheckError: adapters, their type or the precision are not those of the form, or the run's weights do
             not change what the base does.
     """
+    if weights_folder is not None and not weights_folder.is_dir():
+        raise UserError(f"{weights_folder} is missing; `dvc repro` makes it.")
     # A full fine-tuning is served in 16 bits like any other model: its float32 weights were for training.
     held = variant.model_copy(update={"method": "lora"})
     if form == BASE or variant.method == "full":
@@ -78,6 +86,7 @@ def serve(
             "merged_dequantized": merged_dequantized,
             "requantized": requantized,
         }[form]
+        check_adapter(weights_folder, model_folder, training)
         model, compute = make(model_folder, weights_folder, variant=held, hardware=hardware)
         if form in ("merged_16bit", "merged_dequantized"):
             held = held.model_copy(update=SIXTEEN_BIT)
@@ -129,12 +138,10 @@ def attached(base: torch.nn.Module, weights_folder: Path) -> tuple[PeftModel, to
         CheckError: the adapter that is attached is not the one that was saved, or it changes nothing.
     """
     before = probe(base)
-    model = PeftModel.from_pretrained(base, weights_folder)
+    model = with_adapter(base, weights_folder)
     held = get_peft_model_state_dict(model, save_embedding_layers=False)
     saved = load_file(weights_folder / "adapter_model.safetensors")
-    for name in sorted({*held, *saved}):  # PEFT leaves what it does not find at its initial value
-        if name in saved and not saved[name].isfinite().all():
-            raise CheckError(f"{name} of the adapter is not finite")
+    for name in sorted({*held, *saved}):
         if name not in held or name not in saved or not held[name].cpu().equal(saved[name]):
             raise CheckError(f"{name} of the adapter that is attached is not as it was saved")
     check_changed(before, probe(model), "attached")
@@ -178,6 +185,72 @@ def check_moved(model: torch.nn.Module, model_folder: Path) -> None:
     raise CheckError("the model that was trained has the weights of its untouched base")
 
 
+def check_adapter(folder: Path, model_folder: Path, training: params.Training | None) -> None:
+    """Check an adapter's files before the base is loaded for it.
+
+    Raises:
+        UserError: a file is missing or damaged, a number in it is not finite, or it was made for another base
+            or with other params than `training`.
+    """
+    file, config_file = folder / WEIGHTS, folder / "adapter_config.json"
+    again = "`dvc repro` trains it again"
+    for wanted in (config_file, file):
+        if not wanted.is_file():
+            pickle = (
+                "; adapter_model.bin is a pickle, which is never read" if (folder / PICKLE).exists() else ""
+            )
+            raise UserError(f"{wanted} is missing{pickle}; {again}.")
+    try:
+        config = read_json(config_file)
+    except ValueError as error:
+        raise UserError(f"{config_file} is not JSON: {error}; {again}.") from None
+    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
+        raise UserError(f"{config_file} is not that of a LoRA adapter; {again}.")
+    if training is not None:
+        base = config.get("base_model_name_or_path")
+        if not isinstance(base, str) or Path(base).resolve() != model_folder.resolve():
+            raise UserError(
+                f"{config_file} names the base {base}, and the base of this run is {model_folder}; {again}."
+            )
+        for ours, theirs in (("rank", "r"), ("alpha", "lora_alpha")):
+            if config.get(theirs) != getattr(training, ours):
+                raise UserError(
+                    f"{folder} has an adapter of {ours} {config.get(theirs)}, and params.yaml asks for "
+                    f"{getattr(training, ours)}; {again}."
+                )
+    try:
+        weights = load_file(file)
+    except SafetensorError as error:
+        raise UserError(f"{file} is no whole safetensors file ({error}); {again}.") from None
+    for name, tensor in weights.items():
+        if not tensor.isfinite().all():
+            raise UserError(f"{file} holds a number in {name} that is not finite; {again}.")
+
+
+def with_adapter(base: torch.nn.Module, folder: Path) -> PeftModel:
+    """Put a saved adapter on a base, every weight of it where it was trained.
+
+    Raises:
+        UserError: it does not fit this base, or lacks a weight that its configuration names, which PEFT would
+            begin anew.
+    """
+    try:
+        model = PeftModel.from_pretrained(base, folder)
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise UserError(f"{folder} has an adapter that does not fit the base: {reason(error)}.") from None
+    with safe_open(folder / WEIGHTS, "pt") as weights:
+        saved = set(weights.keys())
+    placed = {name.replace(".default.", ".") for name in model.state_dict() if "lora_" in name}
+    for names, what in ((placed - saved, "lacks"), (saved - placed, "holds, in vain,")):
+        if names:
+            first = min(names)
+            raise UserError(
+                f"{folder / WEIGHTS} {what} {first}"
+                + (f" and {len(names) - 1} more." if len(names) > 1 else ".")
+            )
+    return model
+
+
 def round_to_16_bits(model: torch.nn.Module, model_folder: Path) -> torch.nn.Module:
     """Round every weight to the 16-bit type of the base's checkpoint; the type it is held in stays."""
     dtype = AutoConfig.from_pretrained(model_folder, trust_remote_code=False).dtype or torch.bfloat16
@@ -188,7 +261,7 @@ def round_to_16_bits(model: torch.nn.Module, model_folder: Path) -> torch.nn.Mod
 
 def adapted_modules(weights_folder: Path) -> int:
     """The number of modules that a saved adapter is for."""
-    return sum("lora_A" in name for name in load_file(weights_folder / "adapter_model.safetensors"))
+    return sum("lora_A" in name for name in load_file(weights_folder / WEIGHTS))
 
 
 def adapters_of(model: torch.nn.Module) -> tuple[int, str | None]:

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path, PurePosixPath
 
-from workflow import chat, faults, params
+from workflow import chat, faults, model_files, params
 from workflow.errors import UserError
 from workflow.files import read_json, sha256, whole_file, whole_folder, write_json
 
@@ -167,7 +167,9 @@ def local_path(source: params.File, *, key: str) -> Path:
         raise UserError(f"dataset.path is {source.path}, which is a folder; name the file in it.")
     weights = sorted(path.glob("*.safetensors"))
     if not weights:
-        raise UserError(f"{key}.path is {source.path}, a folder without a .safetensors file.")
+        pickles = sorted([*path.glob("*.bin"), *path.glob("*.pt"), *path.glob("*.pth")])
+        also = f"; {pickles[0].name} is a pickle, which is never read" if pickles else ""
+        raise UserError(f"{key}.path is {source.path}, a folder without a .safetensors file{also}.")
     listing = "".join(f"{sha256(file)}  {file.name}\n" for file in weights)
     found = hashlib.sha256(listing.encode()).hexdigest()
     if found != source.sha256:
@@ -258,7 +260,9 @@ def fetch_model(model: params.Model, folder: Path) -> dict:
             _random_llama(model, folder)
             record = {"seed": model.seed, "quantized_before": None}
     _refuse_code(folder)
+    model_files.check_files(folder)
     record["rounded_from"] = _round_to_16_bits(folder)
+    model_files.check_model(folder)
     record |= _describe(folder)
     record["chat_template"] = chat.write_template(model.chat_template, folder)
     return {"source": model.source, **record}
@@ -274,17 +278,25 @@ def _store(path: Path, folder: Path) -> str | None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-    model = AutoModelForCausalLM.from_pretrained(
-        path.parent,
-        gguf_file=path.name,
-        dtype=torch.bfloat16,
-        quantization_config=GgufConfig(dequantize=True),
-        trust_remote_code=False,
-    )
+    # In a folder of its own: a config.json or tokenizer beside it would be read in place of what it holds.
+    with tempfile.TemporaryDirectory() as alone:
+        (Path(alone) / path.name).symlink_to(path.resolve())
+        how = {"gguf_file": path.name, "trust_remote_code": False}
+        try:
+            model, loading = AutoModelForCausalLM.from_pretrained(
+                alone,
+                dtype=torch.bfloat16,
+                quantization_config=GgufConfig(dequantize=True),
+                output_loading_info=True,
+                **how,
+            )
+            tokenizer = AutoTokenizer.from_pretrained(alone, **how)
+        except Exception as error:  # the reader trusts the file's offsets and sizes
+            reason = model_files.reason(error).replace(f"{alone}/", "")
+            raise UserError(f"{path.name} cannot be read as GGUF: {reason}.") from None
+    model_files.check_loaded(loading, path.name)
     model.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, trust_remote_code=False).save_pretrained(
-        folder
-    )
+    tokenizer.save_pretrained(folder)
     return f"GGUF {path.stem.rpartition('.')[2]}"
 
 
@@ -329,7 +341,7 @@ def _round_to_16_bits(folder: Path) -> str | None:
     import torch
     from safetensors.torch import load_file, save_file
 
-    for file in folder.glob("*.safetensors"):
+    for file in model_files.weights_files(folder):
         narrow = {
             name: tensor.bfloat16() if tensor.dtype == torch.float32 else tensor
             for name, tensor in load_file(file).items()
@@ -392,7 +404,7 @@ def _describe(folder: Path) -> dict:
     from safetensors import safe_open
 
     parameters, types = 0, set()
-    for file in folder.glob("*.safetensors"):
+    for file in model_files.weights_files(folder):
         with safe_open(file, "pt") as weights:
             for name in weights.keys():  # noqa: SIM118 (it is not a dict)
                 tensor = weights.get_slice(name)

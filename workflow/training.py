@@ -157,6 +157,7 @@ def train(
     check_processes(variant, hardware)
     tokenizer = AutoTokenizer.from_pretrained(model_folder, trust_remote_code=False)
     model, precision = load_base(model_folder, variant, hardware=hardware, sharded=variant.processes > 1)
+    check_model_fits(model, training)
     trainer = build_trainer(
         model,
         tokenizer,
@@ -237,6 +238,24 @@ def check_possible(training: params.Training, hardware: params.Hardware) -> None
             f"training.optimizer is {training.optimizer}, which pages its state between GPU and host memory; "
             "on a CPU use adamw_torch."
         )
+
+
+def check_model_fits(model: PreTrainedModel, training: params.Training) -> None:
+    """Raise a UserError if rows may be longer than the model's context, or no layer has a name that is to be adapted."""
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if context and training.max_length > context:
+        raise UserError(
+            f"training.max_length is {training.max_length} tokens, and the model's context (max_position_embeddings) "
+            f"holds {context}."
+        )
+    linear = base_linears(model)
+    for wanted in [] if training.target_modules == "all-linear" else training.target_modules:
+        if not any(name == wanted or name.endswith(f".{wanted}") for name in linear):
+            last = sorted({name.rpartition(".")[2] for name in linear})
+            raise UserError(
+                f"training.target_modules names {wanted}, and no linear layer of the model has that name; they are "
+                f"{', '.join(last)}."
+            )
 
 
 def check_processes(variant: params.Variant, hardware: params.Hardware) -> None:

@@ -30,6 +30,7 @@ def score(asked: params.Params, variant: str, *, seed: int | None, forms: list[s
         variant=asked.variants[variant],
         evaluation=asked.evaluation,
         hardware=asked.hardware,
+        training=asked.training_of(variant),
     ):
         for command in one.harness["commands"]:
             say(f"    the same by hand: {command}")

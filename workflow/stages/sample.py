@@ -2,7 +2,7 @@
 
 from functools import partial
 
-from workflow import duplicates, instructions, params
+from workflow import duplicates, instructions, model_files, params
 from workflow.console import run_stage, say
 from workflow.files import read_jsonl, write_json, write_jsonl
 from workflow.paths import INSTRUCTIONS, MODEL, SAMPLE, split_file
@@ -30,6 +30,7 @@ def sample() -> None:
     if asked.near_duplicates == "drop":
         splits = duplicates.without(splits, near)
     tokenizer = AutoTokenizer.from_pretrained(MODEL, trust_remote_code=False)
+    instructions.check_special_tokens(drawn, tokenizer)
     for row in [*splits["train"], *splits["validation"]]:
         instructions.render(row, tokenizer)  # a row that the chat template does not fit stops the run here
     scored = instructions.scored_rows(
@@ -38,6 +39,8 @@ def sample() -> None:
         choice_seed=asked.choice_seed,
         held_out_categories=asked.held_out_categories,
     )
+    context = model_files.context_length(MODEL)
+    longer = instructions.check_fits(scored, tokenizer, context=context) if context else 0
     for name in ("train", "validation"):
         write_jsonl(split_file(name), instructions.as_rows(splits[name]))
     write_jsonl(split_file("test"), scored)
@@ -57,6 +60,10 @@ def sample() -> None:
     )
     for line in duplicates.described(near):
         say(f"    {line}")
+    if longer:
+        say(
+            f"  {longer} test rows are longer than the model's context of {context} tokens: their prompts are cut"
+        )
     mixed = sum(not row["same_category"] for row in scored)
     say(f"  {mixed} test rows have a response of another category to choose from")
     write_json(
@@ -68,6 +75,7 @@ def sample() -> None:
             "near_duplicate_test_rows": 0 if dropped else near_rows,
             "near_duplicates_dropped": dropped,
             "choices_from_other_categories": mixed,
+            "longer_than_context": longer,
         },
     )
 
