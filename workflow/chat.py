@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from workflow.errors import UserError
+from workflow.model_files import load_tokenizer
 from workflow.params import CHAT_TEMPLATES
 
 SECONDS = 20  # after which a template is taken to go on for ever
@@ -25,9 +26,7 @@ def write_template(choice: str, folder: Path) -> str:
     Raises:
         UserError: no run could learn from what the template makes of a question and its answer.
     """
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    tokenizer = load_tokenizer(folder)
     if choice == "model" and tokenizer.chat_template:
         which = "the model's own"
     else:

@@ -81,9 +81,19 @@ def write_jsonl(path: Path, rows: Iterable[dict]) -> None:
 
 
 def read_jsonl(path: Path) -> list[dict]:
-    # Not splitlines(): it also splits at U+2028 and the like, which JSON strings may hold.
-    with path.open(encoding="utf-8") as lines:
-        return [json.loads(line) for line in lines if line.strip()]
+    """Read a file that an earlier stage wrote.
+
+    Raises:
+        UserError: it is missing, or is not what the stage wrote.
+    """
+    try:
+        # Not splitlines(): it also splits at U+2028 and the like, which JSON strings may hold.
+        with path.open(encoding="utf-8") as lines:
+            return [json.loads(line) for line in lines if line.strip()]
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing; `dvc repro` makes it.") from None
+    except ValueError as error:  # no JSON, or no UTF-8
+        raise UserError(f"{path} is damaged ({error}): delete it, and `dvc repro` makes it again.") from None
 
 
 def sha256(path: Path) -> str:

@@ -156,6 +156,9 @@ def _load(name: str, evaluation: params.Evaluation) -> list[dict]:
         leaves = manager.load([call_of(name, evaluation).spec])["tasks"]
         for leaf in leaves.values():
             _try(leaf, evaluation.tasks[name])
+        asked, most = evaluation.tasks[name].items or 0, max(len(leaf.eval_docs) for leaf in leaves.values())
+        if asked > most:
+            raise ValueError(f"items is {asked}, and there are {most} (null is for all)")
     return [{"task": name, "leaf": key, **_about(leaf)} for key, leaf in leaves.items()]
 
 
@@ -168,7 +171,13 @@ def _try(leaf: Task, asked: params.Task) -> None:
     elif leaf.get_config("num_fewshot") is None:
         leaf.set_config(key="num_fewshot", value=0)
     leaf.set_fewshot_seed(seed=0)
-    leaf.build_all_requests(limit=1, rank=0, world_size=1)
+    try:
+        leaf.build_all_requests(limit=1, rank=0, world_size=1)
+    except ValueError as error:
+        if "larger than population" not in str(error):
+            raise
+        few_shot = leaf.get_config("num_fewshot")
+        raise ValueError(f"few_shot is {few_shot}, and there are not so many examples") from None
 
 
 def _about(leaf: Task) -> dict:
@@ -202,7 +211,10 @@ def _named(name: str, advice: str) -> Iterator[None]:
     except Exception as error:
         if faults.sentence(error):
             raise
-        what = faults.why_not_fetched(error) or str(error).strip() or type(error).__name__
+        why = faults.why_not_fetched(error)
+        while error.__cause__ is not None:  # the datasets library says no more than that something failed
+            error = error.__cause__
+        what = why or str(error).strip() or type(error).__name__
         if isinstance(error, KeyError):
             what = f"it has no {what}"
         elif isinstance(error, ImportError) and getattr(error, "name", None):
@@ -230,6 +242,8 @@ def _map_files(name: str, files: dict[str, params.LocalFile], folder: Path) -> N
         source = Path(file.path)
         if not source.is_file():
             raise UserError(f"evaluation.tasks.{name}.files.{split}.path is {source}, which is not a file.")
+        if not source.stat().st_size:
+            raise UserError(f"evaluation.tasks.{name}.files.{split}: {source} is empty.")
         if (digest := sha256(source)) != file.sha256:
             raise UserError(
                 f"evaluation.tasks.{name}.files.{split}: {source} has sha256 {digest}, and params.yaml names "

@@ -486,8 +486,8 @@ def check_special_tokens(rows: list[Instruction], tokenizer) -> None:
         said |= {f"message {number}": turn["content"] for number, turn in enumerate(row.earlier, start=1)}
         for name, text in said.items():
             ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-            if token := next((token for token in ids if token in special), None):
-                found.append((row.id, name, tokenizer.convert_ids_to_tokens(token)))
+            if own := [token for token in ids if token in special]:
+                found.append((row.id, name, tokenizer.convert_ids_to_tokens(own[0])))
                 break
     if found:
         row_id, name, token = found[0]

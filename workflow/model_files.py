@@ -65,8 +65,7 @@ def check_files(folder: Path) -> None:
                 types = {weights.get_slice(name).get_dtype(): name for name in weights.keys()}  # noqa: SIM118
         except SafetensorError as error:
             raise UserError(
-                f"the model's {file.name} is no whole safetensors file: "
-                f"{str(error).removeprefix('Error while deserializing header: ')}."
+                f"the model's {file.name} is no whole safetensors file ({reason(error)}): get it again."
             ) from None
         for kind, name in types.items():
             if kind not in TYPES:
@@ -257,6 +256,8 @@ def load_tokenizer(folder: Path):
     """
     from transformers import AutoTokenizer
 
+    if not folder.is_dir():
+        raise UserError(f"{folder} is missing; `dvc repro` makes it.")
     if not any((folder / name).exists() for name in ("tokenizer.json", "tokenizer.model")):
         raise UserError("the model has no tokenizer: neither tokenizer.json nor tokenizer.model.")
     try:
@@ -286,6 +287,7 @@ def reason(error: Exception) -> str:
     """The beginning of what a library says, as the end of our sentence."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = " ".join(lines[:2]) if lines else type(error).__name__
+    text = text.removeprefix("Error while deserializing header: ")
     text = f"it has no {text}" if isinstance(error, KeyError) else text
     return (text if len(text) <= 300 else text[:300] + "...").rstrip(".")
 

@@ -7,6 +7,7 @@ allowed. There are no defaults: a params file is complete, so it is the whole re
 """
 
 import json
+import math
 import unicodedata
 from itertools import islice
 from pathlib import Path
@@ -269,7 +270,7 @@ class Training(Strict):
     cuda_graphs: bool
     gradient_checkpointing: bool
     optimizer: Literal["adamw_torch", "adamw_torch_fused", "paged_adamw_32bit", "paged_adamw_8bit"]
-    learning_rate: PositiveFloat
+    learning_rate: Annotated[float, Field(gt=0, le=10)]
     schedule: Literal["constant", "linear", "cosine"]
     warmup_fraction: Fraction
     weight_decay: NonNegativeFloat
@@ -295,6 +296,10 @@ class Training(Strict):
             raise ValueError(
                 f"batch_rows is {self.batch_rows}, "
                 f"which must be a multiple of micro_batch_rows ({self.micro_batch_rows})"
+            )
+        if self.steps and math.ceil(self.steps * self.warmup_fraction) >= self.steps:
+            raise ValueError(
+                f"warmup_fraction is {self.warmup_fraction} and steps {self.steps}, which leaves no step after the warm-up"
             )
         if self.cuda_graphs and not self.packing:
             raise ValueError(

@@ -221,8 +221,12 @@ def check_adapter(folder: Path, model_folder: Path, training: params.Training | 
     try:
         weights = load_file(file)
     except SafetensorError as error:
-        raise UserError(f"{file} is no whole safetensors file ({error}); {again}.") from None
+        raise UserError(f"{file} is no whole safetensors file ({reason(error)}); {again}.") from None
     for name, tensor in weights.items():
+        if tensor.dtype != torch.float32:
+            raise UserError(
+                f"{file} holds {name} in {tensor.dtype}, and runs are trained in torch.float32; {again}."
+            )
         if not tensor.isfinite().all():
             raise UserError(f"{file} holds a number in {name} that is not finite; {again}.")
 

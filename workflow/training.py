@@ -19,7 +19,6 @@ from torch import Tensor
 from torch.utils.data import Sampler, SequentialSampler
 from transformers import (
     AutoModelForCausalLM,
-    AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PrinterCallback,
@@ -36,6 +35,7 @@ from workflow.fused import IGNORED, LinearCrossEntropy, fuse_adapters, fuse_laye
 from workflow.graphs import GraphedSteps
 from workflow.instructions import Instruction
 from workflow.lifetime import Terminated, sigterm_noted
+from workflow.model_files import load_tokenizer
 from workflow.packing import (
     Pack,
     PackingCollator,
@@ -155,7 +155,7 @@ def train(
     """
     check_possible(training, hardware)
     check_processes(variant, hardware)
-    tokenizer = AutoTokenizer.from_pretrained(model_folder, trust_remote_code=False)
+    tokenizer = load_tokenizer(model_folder)
     model, precision = load_base(model_folder, variant, hardware=hardware, sharded=variant.processes > 1)
     check_model_fits(model, training)
     trainer = build_trainer(
@@ -816,6 +816,10 @@ def arguments(
 
 
 def _dataset(rows: list[Instruction] | list[dict], training: params.Training) -> Dataset:
+    if not rows:
+        raise UserError(
+            "there are no rows to train or to validate on; `dvc repro --force sample` draws them again."
+        )
     if isinstance(rows[0], dict):
         return Dataset.from_list(rows)
     return Dataset.from_list([row.conversation(use_context=training.use_context) for row in rows])

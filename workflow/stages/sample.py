@@ -10,8 +10,6 @@ from workflow.paths import INSTRUCTIONS, MODEL, SAMPLE, split_file
 
 def sample() -> None:
     """Draw the rows, split them, and write each split with what the evaluation tasks need."""
-    from transformers import AutoTokenizer
-
     asked = params.load().sample
     rows = instructions.from_rows(read_jsonl(INSTRUCTIONS))
     drawn = instructions.sample(rows, size=asked.rows, seed=asked.seed)
@@ -29,7 +27,7 @@ def sample() -> None:
     near = duplicates.near_duplicates(splits, threshold=asked.near_duplicate_threshold)
     if asked.near_duplicates == "drop":
         splits = duplicates.without(splits, near)
-    tokenizer = AutoTokenizer.from_pretrained(MODEL, trust_remote_code=False)
+    tokenizer = model_files.load_tokenizer(MODEL)
     instructions.check_special_tokens(drawn, tokenizer)
     for row in [*splits["train"], *splits["validation"]]:
         instructions.render(row, tokenizer)  # a row that the chat template does not fit stops the run here
