@@ -145,9 +145,8 @@ def why_not_fetched(error: BaseException) -> str | None:
     """
     chain = list(_chain(error, suppressed=True))
     names = {kind.__name__ for one in chain for kind in type(one).__mro__}
-    if any(
-        "is a gated dataset" in str(one) for one in chain
-    ):  # the datasets library's, of no type of its own
+    # The datasets library's error of a gated one is of no type of its own.
+    if any("is a gated dataset" in str(one) for one in chain):
         names.add("GatedRepoError")
     for name, why in HUB_ERRORS.items():  # the more exact ones first
         if name in names:
