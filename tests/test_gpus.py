@@ -56,7 +56,7 @@ def stage(count: int, run: int) -> None:
     assert "torch" not in sys.modules
     print("sees", os.environ.get("CUDA_VISIBLE_DEVICES"), flush=True)
     sys.stdin.read()
-run_stage("train", stage, arguments={"count": int, "run": int}, gpus_needed=lambda count, run: count)
+run_stage(os.environ["STAGE"], stage, arguments={"count": int, "run": int}, gpus_needed=lambda count, run: count)
 """
 FOUR = [["GPU-aa11"], ["GPU-bb22"], ["GPU-cc33"], ["GPU-dd44"]]
 SPLIT = [["GPU-aa11", "MIG-a1", "MIG-a2"], ["GPU-bb22"]]
@@ -70,13 +70,21 @@ def start(tmp_path: Path) -> Iterator[Start]:
     (tmp_path / "pynvml.py").write_text(DRIVER)
     started = []
 
-    def start(gpus: list[list[str]] | None, visible: str | None = None, count: int = 1) -> subprocess.Popen:
+    def start(
+        gpus: list[list[str]] | None,
+        visible: str | None = None,
+        count: int = 1,
+        stage: str = "train",
+        places: str | None = None,
+    ) -> subprocess.Popen:
         environment = {
             "PATH": os.environ["PATH"],
             "PYTHONPATH": f"{tmp_path}:{ROOT}",
             "TMPDIR": str(tmp_path),
             **({} if gpus is None else {"GPUS": json.dumps(gpus)}),
             **({} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}),
+            **({} if places is None else {"STAGES_PER_GPU": places}),
+            "STAGE": stage,
         }
         command = [sys.executable, "-c", STAGE, "--count", str(count), "--run", str(len(started))]
         pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
@@ -138,6 +146,43 @@ def test_stages_that_follow_one_another_have_the_first_gpu(start: Start):
         stage = start(FOUR)
         assert seen(stage) == "GPU-aa11"
         end(stage)
+
+
+def test_stages_share_a_gpu_where_that_is_asked_for(start: Start):
+    two = FOUR[:2]
+    stages = [start(two, places="2") for _ in range(4)]
+    assert sorted(map(seen, stages)) == ["GPU-aa11", "GPU-aa11", "GPU-bb22", "GPU-bb22"]
+    fifth = start(two, places="2")
+    assert "waits for a GPU" in seen(fifth)
+    end(stages[2])
+    assert seen(fifth) in ("GPU-aa11", "GPU-bb22")
+
+
+@pytest.mark.parametrize("stage", ["benchmark", "benchmark_grid"])
+def test_what_measures_shares_with_none(start: Start, stage):
+    one = FOUR[:1]
+    sharing = [start(one, places="3") for _ in range(2)]
+    assert [seen(other) for other in sharing] == ["GPU-aa11"] * 2
+    measuring = start(one, places="3", stage=stage)
+    assert "waits for a GPU" in seen(measuring)  # though a place is free
+    for other in sharing:
+        end(other)
+    assert seen(measuring) == "GPU-aa11"
+    assert "waits for a GPU" in seen(start(one, places="3"))
+
+
+def test_a_sharded_training_shares_with_none(start: Start):
+    two = FOUR[:2]
+    sharded = start(two, count=2, places="2")
+    assert seen(sharded) == "GPU-aa11,GPU-bb22"
+    assert "waits for a GPU" in seen(start(two, places="2"))
+
+
+@pytest.mark.parametrize("places", ["0", "-1", "many", ""])
+def test_another_number_of_places_is_one_sentence(start: Start, places):
+    _, errors = start(FOUR, places=places).communicate()
+    assert f"STAGES_PER_GPU is '{places}'; it must be a whole number above zero." in errors
+    assert "Traceback" not in errors
 
 
 @pytest.mark.parametrize(

@@ -72,7 +72,11 @@ def run_stage(
                 held.enter_context(faults.witnessed(f"{label}: {FAILED}", stage=name, last=last))
                 say(f"{label}: started")
                 count, wanted = gpus_needed(**options) if gpus_needed else 0, processes_of(**options)
-            with faults.as_user_errors(name), gpus.taken(count, say=lambda text: say(f"  {text}")) as taken:
+                places = gpus.places(name, gpus=count)
+            with (
+                faults.as_user_errors(name),
+                gpus.taken(count, places=places, say=lambda text: say(f"  {text}")) as taken,
+            ):
                 if taken:
                     say(f"  on {', '.join(gpu.name for gpu in taken)}")
                 if wanted == 1:

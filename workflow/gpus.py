@@ -2,7 +2,8 @@
 
 A stage locks one file per GPU for as long as its process lives. The kernel frees the locks of a process that
 dies, however it dies, so none is ever left over. Torch is not imported: CUDA reads CUDA_VISIBLE_DEVICES once,
-when it starts.
+when it starts. STAGES_PER_GPU=4 in the environment lets four stages share each GPU, for small models, whose start-up
+takes longer than what they compute; the stages that measure time and memory still have theirs alone.
 """
 
 import fcntl
@@ -13,12 +14,16 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import pynvml
 
 from workflow.errors import UserError
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
+PLACES = "STAGES_PER_GPU"
+# A neighbour on the GPU would be in their numbers.
+MEASURING = ("benchmark", "benchmark_grid")
 # Seconds between two looks for a free GPU.
 PATIENCE = 1.0
 
@@ -37,14 +42,15 @@ class Gpu:
 
 
 @contextmanager
-def taken(count: int, *, say: Callable[[str], None] = print) -> Iterator[list[Gpu]]:
-    """Hold `count` GPUs that no other stage of this user on this machine holds; wait until so many are free.
+def taken(count: int, *, places: int = 1, say: Callable[[str], None] = print) -> Iterator[list[Gpu]]:
+    """Hold `count` GPUs, or places on them, that no other stage of this user on this machine holds; wait for them.
 
     CUDA_VISIBLE_DEVICES names these alone from then on. On a machine without an NVIDIA driver, or with
     CUDA_VISIBLE_DEVICES set to none, nothing is held and nothing waits.
 
     Args:
         count: 0 for a stage that computes on no GPU: it holds none, and does not wait.
+        places: how many stages may share a GPU with this one, itself included; 1 to have it alone.
         say: called with a line when it has to wait.
 
     Raises:
@@ -61,15 +67,31 @@ def taken(count: int, *, say: Callable[[str], None] = print) -> Iterator[list[Gp
         raise UserError(f"{count} GPUs are needed, and {len(seen)} can be seen: {names}.")
     folder = lock_folder()
     with ExitStack() as held:
-        chosen, busy = _choose(seen, count, folder, held)
+        chosen, busy = _choose(seen, count, folder, held, places)
         if busy and not chosen:
             holders = "; ".join(f"{gpu.name} is held by process {process}" for gpu, process in busy.items())
             say(f"waits for {'a GPU' if count == 1 else f'{count} GPUs'}: {holders}")
         while not chosen:
             time.sleep(PATIENCE)
-            chosen, _ = _choose(seen, count, folder, held)
+            chosen, _ = _choose(seen, count, folder, held, places)
         os.environ[VISIBLE] = ",".join(gpu.name for gpu in chosen)
         yield chosen
+
+
+def places(stage: str, *, gpus: int) -> int:
+    """How many stages may share a GPU with this one, itself included: what STAGES_PER_GPU says, 1 without it.
+
+    Args:
+        stage: its name in dvc.yaml; one that measures shares with none.
+        gpus: how many it needs; the processes of a sharded training wait for one another, so they share with none.
+
+    Raises:
+        UserError: STAGES_PER_GPU is not a whole number above zero.
+    """
+    asked = os.environ.get(PLACES, "1")
+    if not (asked.isdecimal() and int(asked) > 0):
+        raise UserError(f"{PLACES} is {asked!r}; it must be a whole number above zero.")
+    return 1 if stage in MEASURING or gpus > 1 else int(asked)
 
 
 def visible() -> list[Gpu]:
@@ -144,11 +166,13 @@ def _uuid(name: str, installed: list[list[str]]) -> str | None:
     return (named[0][1:2] or named[0])[0] if named else None
 
 
-def _choose(seen: list[Gpu], count: int, folder: Path, held: ExitStack) -> tuple[list[Gpu], dict[Gpu, str]]:
-    """Lock the first `count` free GPUs, which `held` then holds; none of them where fewer are free.
+def _choose(
+    seen: list[Gpu], count: int, folder: Path, held: ExitStack, places: int
+) -> tuple[list[Gpu], dict[Gpu, str]]:
+    """Lock the first `count` GPUs that are free, or have a place, which `held` then holds; none where fewer are.
 
     Returns:
-        The GPUs that were locked, and those that were not free with the id of the process that holds each.
+        The GPUs that were locked, and those that were not free with the id of a process that holds each.
     """
     chosen, busy = [], {}
     # One process looks at a time: two that need two GPUs each would else take one each, for ever.
@@ -157,20 +181,38 @@ def _choose(seen: list[Gpu], count: int, folder: Path, held: ExitStack) -> tuple
         for gpu in seen:
             if len(chosen) == count:
                 break
-            # Opened to append: another process' id in it is not to be lost.
-            file = open(folder / gpu.uuid.replace("/", "_"), "a+")  # noqa: SIM115
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                file.seek(0)
-                busy[gpu] = file.read()
-                file.close()
-                continue
-            mine.enter_context(file)
-            file.truncate(0)
-            print(os.getpid(), end="", file=file, flush=True)
-            chosen.append(gpu)
+            path = folder / gpu.uuid.replace("/", "_")
+            if _lock(path, places, mine):
+                chosen.append(gpu)
+            else:
+                busy[gpu] = path.read_text()
         if len(chosen) < count:
             return [], busy
         held.push(mine.pop_all())
     return chosen, busy
+
+
+def _lock(path: Path, places: int, held: ExitStack) -> bool:
+    """Lock a GPU's file: alone, or together with those that share it, who have a file for each place as well."""
+    with ExitStack() as mine:
+        # Opened to append: another process' id in it is not to be lost.
+        file = mine.enter_context(open(path, "a+"))
+        if not _locked(file, fcntl.LOCK_EX if places == 1 else fcntl.LOCK_SH):
+            return False
+        if places > 1 and not any(
+            _locked(mine.enter_context(open(f"{path}.{place}", "a")), fcntl.LOCK_EX)
+            for place in range(places)
+        ):
+            return False
+        file.truncate(0)
+        print(os.getpid(), end="", file=file, flush=True)
+        held.push(mine.pop_all())
+    return True
+
+
+def _locked(file: IO[str], how: int) -> bool:
+    try:
+        fcntl.flock(file, how | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
