@@ -13,7 +13,7 @@ NUMBERS ?= $(foreach name,reference training precision serving evaluation,tests/
 
 .DEFAULT_GOAL := help
 .PHONY: help report benchmark test test-locked test-lowest reference kills long-run lint audit format schema lock environment \
-	diff env-diff benchmark-engines slurm
+	diff env-diff benchmark-engines slurm study publish
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -26,6 +26,13 @@ report: .venv/.installed ## run the pipeline on params.yaml and render the repor
 benchmark: .venv/.installed ## measure memory and speed of this machine's GPU (see docs/speed.md)
 	.venv/bin/dvc repro sample
 	.venv/bin/python -m workflow.hardware
+	.venv/bin/python -m workflow.hardware --variants seed_recipe --parts paths
+
+study: .venv/.installed ## run STUDY=reference_study, with PER_GPU=4 stages sharing a GPU, and pack it (see docs/method.md)
+	.venv/bin/python -m workflow.study run $(or $(STUDY),reference_study) --per-gpu $(or $(PER_GPU),1)
+
+publish: .venv/.installed ## check STUDY=reference_study in PACKED=studies/reference_study.tar.gz, and publish it here
+	.venv/bin/python -m workflow.publish $(or $(STUDY),reference_study) $(or $(PACKED),studies/$(or $(STUDY),reference_study).tar.gz)
 
 benchmark-engines: .venv/.installed-dev ## time both engines when nothing has changed
 	@.venv/bin/python tests/benchmark_engines.py

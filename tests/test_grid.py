@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 from workflow import benchmarking, grid, hardware, memory, params
+from workflow.errors import UserError
 from workflow.files import write_jsonl
 
 
@@ -142,3 +143,27 @@ def test_an_unknown_shape_is_named(tiny):
     content["benchmark"]["grid"]["shapes"] = ["llama9"]
     with pytest.raises(ValueError, match="shapes names llama9; allowed is one of own, llama2_13b"):
         params.Params.model_validate(content)
+
+
+def test_a_benchmark_can_be_narrowed_to_variants_and_shapes():
+    preset = params.load(hardware.PRESET)
+    one = hardware.narrowed(preset, variants=["seed_recipe"], shapes=["llama2_13b", "llama3_8b"])
+    assert one.experiment.variants == ["seed_recipe"]
+    assert one.benchmark.grid.shapes == ["llama2_13b", "llama3_8b"]
+    assert hardware.narrowed(preset, variants=None, shapes=None) == preset
+    for asked, word in (
+        ({"variants": ["seed"]}, "--variants names seed"),
+        ({"shapes": ["7b"]}, "--shapes names 7b"),
+    ):
+        with pytest.raises(UserError, match=f"^{word}, and the params file has l"):
+            hardware.narrowed(preset, **({"variants": None, "shapes": None} | asked))
+
+
+def test_the_preset_covers_the_shapes_of_the_study_and_the_recipe_beside_our_default():
+    preset = params.load(hardware.PRESET)
+    assert {"llama2_7b", "llama2_13b", "llama3_8b"} <= set(preset.benchmark.grid.shapes)
+    assert preset.benchmark.grid.shapes[0] == "llama2_7b"  # where the run's own rows are measured
+    assert {"lora_16bit", "qlora_nf4_dq", "seed_recipe"} <= set(preset.variants)
+    jobs = list(grid.jobs(hardware.narrowed(preset, variants=["seed_recipe"], shapes=["llama2_7b"]),
+                          "seed_recipe", "llama2_7b", model_folder=None))  # fmt: skip
+    assert {(job.training["rank"], job.variant_params["compute_dtype"]) for job in jobs} == {(64, "float16")}

@@ -37,6 +37,29 @@ PATHS = {
 }
 
 
+def narrowed(asked: params.Params, *, variants: list[str] | None, shapes: list[str] | None) -> params.Params:
+    """Params that name these variants and shapes alone; None for those that they name.
+
+    Raises:
+        UserError: a variant or a shape is not in the file.
+    """
+    grid = asked.benchmark.grid
+    for key, named, known in (
+        ("--variants", variants, list(asked.variants)),
+        ("--shapes", shapes, grid.shapes),
+    ):
+        for name in named or []:
+            if name not in known:
+                raise UserError(f"{key} names {name}, and the params file has {', '.join(known)}.")
+    chosen = {
+        "experiment": asked.experiment.model_copy(update={"variants": variants or asked.experiment.variants}),
+        "benchmark": asked.benchmark.model_copy(
+            update={"grid": grid.model_copy(update={"shapes": shapes or grid.shapes})}
+        ),
+    }
+    return asked.model_copy(update=chosen)
+
+
 def hardware(asked: params.Params, *, rows: Path, tokenizer: Path, parts: list[str], again: bool) -> Path:
     """Measure what `asked` names on this machine's device; return the file that holds it."""
     with tempfile.TemporaryDirectory() as scratch:
@@ -133,6 +156,12 @@ def main() -> None:
     parser.add_argument("--rows", type=Path, default=split_file("train"), help="the sample, JSON lines")
     parser.add_argument("--tokenizer", type=Path, default=MODEL, help="a folder that holds a tokenizer")
     parser.add_argument("--parts", nargs="+", choices=["paths", "grid"], default=["paths", "grid"])
+    parser.add_argument(
+        "--variants", nargs="+", help="of those that the file defines, in place of its experiment's"
+    )
+    parser.add_argument(
+        "--shapes", nargs="+", help="of the file's benchmark.grid.shapes; paths are measured at the first"
+    )
     parser.add_argument("--again", action="store_true", help="measure again what is there already")
     options = parser.parse_args()
     go_offline()
@@ -140,7 +169,7 @@ def main() -> None:
     try:
         with faults.as_user_errors("benchmark"), gpus.taken(1, say=say):
             path = hardware(
-                params.load(options.params),
+                narrowed(params.load(options.params), variants=options.variants, shapes=options.shapes),
                 rows=options.rows,
                 tokenizer=options.tokenizer,
                 parts=options.parts,
