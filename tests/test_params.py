@@ -198,7 +198,7 @@ def test_the_original_question_is_a_preset():
     )
 
 
-@pytest.mark.parametrize("name", ["seed_recipe", "llama2_7b_dolly", "smollm2_dolly"])
+@pytest.mark.parametrize("name", ["seed_recipe", "llama2_7b_dolly", "smollm2_dolly", "reference_study"])
 def test_the_seed_recipe_has_its_settings(name):
     preset = params.load(ROOT / f"workflow/presets/{name}.yaml")
     variant, training = preset.variants["seed_recipe"], preset.training_of("seed_recipe")
