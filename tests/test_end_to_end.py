@@ -1,12 +1,16 @@
 """The real pipeline, nothing stubbed, from a clean clone: by DVC, by Snakemake, on a real model."""
 
 import re
+import shutil
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from conftest import ROOT
 from real_pipeline import NETWORK, TINY, clone, comparison, run
 from ruamel.yaml import YAML
+
+from workflow import publish, study
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +69,20 @@ def test_every_form_of_every_run_is_scored_and_compared(by_dvc):
     verdicts = {c["verdict"] for c in comparison(by_dvc)["contrasts"]}
     assert verdicts <= {"equivalent", "worse", "better", "undecided"}
     assert {claim["claim"] for claim in comparison(by_dvc)["claims"]} == {"a", "b", "c", "d"}
+
+
+def test_a_finished_run_is_packed_checked_and_published(by_dvc, tmp_path, monkeypatch):
+    study.record_environment(by_dvc, study="tiny")
+    study.pack(by_dvc, tmp_path / "tiny.tar.gz")
+    assert (tmp_path / "tiny.tar.gz").stat().st_size < 2**20
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(ROOT / "README.md", tmp_path)
+    publish.publish("tiny", Path("tiny.tar.gz"))
+    table = pd.read_csv(tmp_path / "results/studies/tiny/summary.csv").set_index(
+        ["variant", "form", "metric"]
+    )
+    value = table.loc[("qlora_nf4_dq", "as_trained", "nats_per_token"), "value"]
+    assert f"| `qlora_nf4_dq` | {value:.3f} |" in (tmp_path / "README.md").read_text()
 
 
 def test_the_curves_are_plots_of_dvc(by_dvc):

@@ -101,6 +101,12 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def md5(path: Path) -> str:
+    """What DVC calls a file by."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "md5").hexdigest()
+
+
 def read_yaml(path: Path) -> Any:
     """Read a YAML file whose author may have erred: nothing but plain data, and no key twice.
 

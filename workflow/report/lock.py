@@ -19,6 +19,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from workflow.errors import UserError
+from workflow.files import md5
 
 DVC_LOCK, DVC_YAML, PARAMS = Path("dvc.lock"), Path("dvc.yaml"), Path("params.yaml")
 OWN_STAGE = "report"  # its entry is that of the page before this one
@@ -110,7 +111,7 @@ class _Check:
         self.stale: dict[str, list[str]] = {}  # why, and the stages that it holds for
         self.by_size: set[str] = set()
         self.absent: set[str] = set()
-        self.md5 = cache(_md5)
+        self.md5 = cache(md5)
 
     def say(self, text: str) -> None:
         self.said.append(text)
@@ -252,8 +253,3 @@ def _files(folder: Path) -> list[Path]:
         and not IGNORED & set(file.relative_to(folder).parts)
         and not (file.name.startswith(".") and folder.parts[0] == "results")
     ]
-
-
-def _md5(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "md5").hexdigest()
