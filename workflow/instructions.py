@@ -182,9 +182,6 @@ def _read_parquet(path: Path) -> list[tuple[str, dict]]:
     except (pyarrow.ArrowException, OSError) as error:
         reason = str(error).splitlines()[0].rstrip(".")
         raise UserError(f"{path.name} cannot be read as parquet: {reason}.") from None
-    twice = [name for name in table.column_names if table.column_names.count(name) > 1]
-    if twice:
-        raise UserError(f"{path.name} has two columns {twice[0]}.")
     return [(f"row {number}", row) for number, row in enumerate(table.to_pylist(), start=1)]
 
 

@@ -1,0 +1,108 @@
+"""Stages as processes of their own, which begin at once: each forks from one that has imported what stages need."""
+
+import json
+import os
+import runpy
+import subprocess
+import sys
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+IMPORTED = ("workflow.training", "workflow.evaluation", "workflow.harness", "workflow.sources",
+            "pyarrow.parquet", "transformers.modeling_gguf_pytorch_utils", "transformers.models.llama.modeling_llama")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a stage ended: what it printed, and its exit code."""
+
+    code: int
+    out: str
+    err: str
+
+
+class WarmStages:
+    """Runs stages of this repository's code in any folder, without the seconds that its imports take."""
+
+    def __init__(self):
+        self.process = subprocess.Popen(
+            [sys.executable, __file__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+        )
+
+    def run(self, folder: Path, stage: str, *arguments: str, timeout: int = 60) -> Ended:
+        """Run `workflow/run STAGE ARGUMENTS` in `folder`."""
+        asked = {"folder": str(folder), "stage": stage, "arguments": arguments, "timeout": timeout}
+        self.process.stdin.write(json.dumps(asked) + "\n")
+        self.process.stdin.flush()
+        return Ended(**json.loads(self.process.stdout.readline()))
+
+    def close(self) -> None:
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def serve() -> None:
+    """Fork for each line of stdin, and answer with how the child ended."""
+    for name in IMPORTED:
+        __import__(name)
+    _read_the_harness_once()
+    for line in sys.stdin:
+        asked = json.loads(line)
+        captured = [os.memfd_create(name) for name in ("out", "err")]
+        child = os.fork()
+        if child == 0:
+            os._exit(_run(asked, captured))
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        texts = []
+        for stream in captured:
+            os.lseek(stream, 0, os.SEEK_SET)
+            with os.fdopen(stream, "rb") as file:
+                texts.append(file.read().decode())
+        print(json.dumps({"code": code, "out": texts[0], "err": texts[1]}), flush=True)
+
+
+def _read_the_harness_once() -> None:
+    """Read the thousands of files of lm-evaluation-harness' own tasks here, and in no child again."""
+    import lm_eval.tasks
+    from lm_eval.tasks._index import TaskIndex
+
+    build, folder = TaskIndex.build, Path(lm_eval.tasks.__file__).parent
+    own = build([folder])
+    TaskIndex.build = staticmethod(
+        lambda paths: (own if folder in paths else {}) | build([path for path in paths if path != folder])
+    )
+
+
+def _run(asked: dict, captured: list[int]) -> int:
+    """Be the stage; return its exit code."""
+    import signal
+
+    signal.alarm(asked["timeout"])
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    for stream, file in zip((1, 2), captured, strict=True):
+        os.dup2(file, stream)
+    os.chdir(asked["folder"])
+    sys.argv = [asked["stage"], *asked["arguments"]]
+    try:
+        runpy.run_module(f"workflow.stages.{asked['stage']}", run_name="__main__", alter_sys=False)
+        code = 0
+    except SystemExit as end:
+        if isinstance(end.code, str):
+            print(end.code, file=sys.stderr)
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    return code
+
+
+if __name__ == "__main__":
+    serve()
