@@ -353,7 +353,12 @@ def _write_params(chosen_sections: dict, *, model: str, held_out, training: dict
     yaml = YAML(typ="safe", pure=True)
     chosen = yaml.load((PROJECT / "workflow" / "presets" / "tiny.yaml").read_text(encoding="utf-8"))
     chosen |= chosen_sections
-    chosen["sample"] |= {"held_out_categories": list(held_out), "rows": 1000, "validation_rows": 44, "test_rows": ITEMS}
+    chosen["sample"] |= {
+        "held_out_categories": list(held_out),
+        "rows": 1000,
+        "validation_rows": 44,
+        "test_rows": ITEMS,
+    }
     if model == "wheel":
         chosen["model"] = {"source": "wheel", "package": "made-up-model", "version": "0.1.2",
                            "sha256": "a" * 64, "member": "folder/Made-Up-135M.Q4_1.gguf",

@@ -38,6 +38,7 @@ from transformers import (
 )
 from warm_stages import Ended, WarmStages
 
+from workflow import plan
 from workflow.files import read_json, read_jsonl, write_jsonl
 from workflow.model_files import INDEX
 from workflow.paths import INSTRUCTIONS, MODEL, split_file, train_folder, weights_folder
@@ -765,3 +766,33 @@ def test_test_rows_beyond_the_context_are_said_and_counted(stages, folder):
     ended = stages.run(folder, "sample")
     assert ended.code == 0 and "5 test rows are longer than the model's context of 2048 tokens" in ended.out
     assert read_json(folder / "results/sample/counts.json")["longer_than_context"] == 5
+
+
+# The plan, which reads a config.json before anything is downloaded
+
+
+@pytest.mark.parametrize(
+    ("config", "sentence"),
+    [
+        ("{", "the model's config.json is not JSON"),
+        ("[]", "the model's config.json holds no JSON object"),
+        ('{"model_type": "zorg"}', "the model is a zorg, which transformers .* does not know"),
+        ('{"model_type": "bert"}', "the model is an encoder .bert"),
+        ('{"model_type": "llama", "hidden_size": "big"}', "config.json is refused: .*hidden_size"),
+        ('{"model_type": "gpt2"}', "a gpt2, whose memory is not counted here"),
+    ],
+)
+def test_a_config_that_cannot_be_planned_for_is_one_sentence(tmp_path, monkeypatch, config, sentence):
+    (tmp_path / "config.json").write_text(config)
+    monkeypatch.setattr("sys.argv", ["plan", "--model", str(tmp_path / "config.json"), "--gpu", "24"])
+    with pytest.raises(SystemExit, match=f"plan: .*{sentence}") as end:
+        plan.main()
+    assert "\n" not in str(end.value.code)
+
+
+@pytest.mark.parametrize("option", ["--gpu=-3", "--gpu=nan", "--length=0", "--rank=0"])
+def test_the_plan_takes_numbers_above_zero(monkeypatch, capsys, option):
+    monkeypatch.setattr("sys.argv", ["plan", "--model", "llama2_7b", "--gpu", "24", option])
+    with pytest.raises(SystemExit) as end:
+        plan.main()
+    assert end.value.code == 2 and f"argument {option.partition('=')[0]}: invalid" in capsys.readouterr().err

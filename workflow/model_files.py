@@ -94,8 +94,7 @@ def _empty_model(folder: Path):
     import torch
     from transformers import AutoModelForCausalLM
 
-    config = _config(folder)
-    _check_decoder(config)
+    config = read_config(folder / "config.json")
     try:
         model, loading = AutoModelForCausalLM.from_pretrained(
             folder,
@@ -143,24 +142,31 @@ def check_loaded(loading: dict[str, Any], what: str) -> None:
         raise UserError(f"{what} holds {_listed(unexpected)}, which config.json has no place for.")
 
 
-def _config(folder: Path):
+def read_config(file: Path):
+    """The configuration of a causal language model that transformers has the code of.
+
+    Raises:
+        UserError: the file is no such configuration.
+    """
     import transformers
     from transformers import AutoConfig
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
-    content = _object(folder / "config.json")
+    content = _object(file)
     kind = content.get("model_type")
     if not isinstance(kind, str):
-        raise UserError("the model's config.json names no model_type.")
+        raise UserError(f"the model's {file.name} names no model_type.")
     if kind not in CONFIG_MAPPING_NAMES:
         own = "; it comes with code of its own, which is never run" if content.get("auto_map") else ""
         raise UserError(
             f"the model is a {kind}, which transformers {transformers.__version__} does not know{own}."
         )
     try:
-        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(file, trust_remote_code=False)
     except Exception as error:  # each architecture has code of its own
-        raise UserError(f"the model's config.json is refused: {reason(error)}.") from None
+        raise UserError(f"the model's {file.name} is refused: {reason(error)}.") from None
+    _check_decoder(config)
+    return config
 
 
 def _check_decoder(config) -> None:

@@ -22,6 +22,7 @@ from workflow.memory import (
     predict,
     usable_gib,
 )
+from workflow.model_files import read_config
 from workflow.paths import MODEL
 
 ROWS, EPOCHS = 1000, 3
@@ -127,10 +128,8 @@ def read_shape(model: str) -> tuple[str, Shape]:
     """The shape of a name from workflow/shapes/, of `own`, or of a config.json.
 
     Raises:
-        UserError: there is no such name or file.
+        UserError: there is no such name or file, or it is not the configuration of such a model.
     """
-    from transformers import AutoConfig
-
     path = {"own": MODEL / "config.json"}.get(model, params.SHAPES / f"{model}.json")
     if not path.is_file():
         path = Path(model)
@@ -140,7 +139,28 @@ def read_shape(model: str) -> tuple[str, Shape]:
             f"--model is {model}, which is neither a config.json, nor own (after `dvc repro fetch_model`), "
             f"nor one of {known}."
         )
-    return model, Shape.of(AutoConfig.from_pretrained(path, trust_remote_code=False))
+    config = read_config(path)
+    try:
+        return model, Shape.of(config)
+    except AttributeError as error:
+        raise UserError(
+            f"--model is {model}, a {config.model_type}, whose memory is not counted here: {error}."
+        ) from None
+
+
+def positive(text: str) -> float:
+    """A number above zero, for argparse."""
+    number = float(text)
+    if not 0 < number < float("inf"):
+        raise ValueError(text)
+    return number
+
+
+def whole(text: str) -> int:
+    """A whole number above zero, for argparse."""
+    if int(text) < 1:
+        raise ValueError(text)
+    return int(text)
 
 
 def main() -> None:
@@ -152,12 +172,14 @@ def main() -> None:
     parser.add_argument(
         "--model", required=True, help="a name from workflow/shapes/, own, or a path to a config.json"
     )
-    parser.add_argument("--gpu", type=float, required=True, help="the GPU's memory in GB, as it is sold")
-    parser.add_argument("--length", type=int, help="tokens of the longest row (default training.max_length)")
+    parser.add_argument("--gpu", type=positive, required=True, help="the GPU's memory in GB, as it is sold")
     parser.add_argument(
-        "--mean-length", type=int, help="tokens of a row on average (default a quarter of --length)"
+        "--length", type=whole, help="tokens of the longest row (default training.max_length)"
     )
-    parser.add_argument("--rank", type=int, help="of the adapters (default training.rank)")
+    parser.add_argument(
+        "--mean-length", type=whole, help="tokens of a row on average (default a quarter of --length)"
+    )
+    parser.add_argument("--rank", type=whole, help="of the adapters (default training.rank)")
     parser.add_argument("--params", type=Path, default=params.PARAMS_FILE, help="whose variants and training")
     options = parser.parse_args()
     go_offline()
