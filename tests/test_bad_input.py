@@ -637,11 +637,12 @@ def folder(good, tmp_path) -> Path:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Every file, hidden ones too, but logs."""
+    """Every file, hidden ones too, but logs and the locks of running stages."""
     return {
         str(file.relative_to(folder)): file.read_bytes()
         for file in folder.rglob("*")
-        if file.is_file() and file.relative_to(folder).parts[0] != "logs" and "__pycache__" not in file.parts
+        if file.is_file()
+        and not {"logs", "running", "__pycache__"}.intersection(file.relative_to(folder).parts)
     }
 
 

@@ -882,7 +882,7 @@ def check_rows(
     cut = tokens = in_loss = longest = ends_taught = 0
     for row in dataset:
         ids, labels = row["input_ids"], row["labels"]
-        which = f"{'an' if split[0] in 'aeiou' else 'a'} {split} row ({tokenizer.decode(ids[:16])!r} ...)"
+        which = f"a {split} row ({tokenizer.decode(ids[:16])!r} ...)"
         if not _teaches(row):
             raise CheckError(f"{which} has no token in the loss")
         if (bos := chat.leading(ids, tokenizer.bos_token_id)) != bos_wanted:
