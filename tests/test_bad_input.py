@@ -537,7 +537,7 @@ TRAININGS = [
     ("layers that there are not", param(put("training.target_modules", ["q_proj", "query_key_value"])), "training.target_modules names query_key_value, and no linear layer of the model has that name; they are down_proj, .*v_proj"),
     ("rows longer than the context", param(put("training.max_length", 4096)), "training.max_length is 4096 tokens, and the model's context .* holds 2048"),
     ("prompts that leave no response", longer("train"), "training.max_length is 128 tokens, which leaves no response to learn"),
-    ("none to validate on", longer("validation"), "training.max_length is 128 tokens, which leaves no response to validate on"),
+    ("none to validate on", longer("validation"), "training.max_length is 128 tokens, which leaves no response to learn in any validation row"),
     ("no row", written(str(split_file("train")), ""), "there are no rows to train or to validate on"),
     ("rows that are cut", cut(str(split_file("train")), 900), "results/sample/train.jsonl is damaged .*: delete it, and `dvc repro` makes it again"),
     ("rows that are missing", removed(str(split_file("train"))), "results/sample/train.jsonl is missing; `dvc repro` makes it"),
@@ -547,7 +547,7 @@ TRAININGS = [
 
 TASKS = [
     ("a name that there is not", task("piqqa"), "evaluation.tasks names piqqa, which is no task of lm-evaluation-harness .*; near to it are .*piqa"),
-    ("a hub that cannot be reached", task("piqa"), "evaluation.tasks.piqa cannot be loaded: Couldn't reach"),
+    ("a hub that cannot be reached", task("piqa"), "evaluation.tasks.piqa cannot be loaded: the hub could not be reached, and the local cache does not hold it"),
     ("another hash", files(SUM_LINES, digest="0" * 64), "evaluation.tasks.gsm8k.files.test: my/sums.jsonl has sha256 .*, and params.yaml names 0000"),
     ("more items than there are", files(SUM_LINES, items=500), "evaluation.tasks.gsm8k cannot be loaded: items is 500, and there are 6"),
     ("more examples than there are", files(SUM_LINES, few_shot=20), "evaluation.tasks.gsm8k cannot be loaded: few_shot is 20, and there are not so many examples"),

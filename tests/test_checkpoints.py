@@ -15,7 +15,7 @@ from ruamel.yaml import YAML
 from safetensors.torch import load_file
 
 from workflow import checkpoints, instructions, training
-from workflow.files import read_json, write_jsonl
+from workflow.files import read_json, write_json, write_jsonl
 from workflow.lifetime import Terminated
 from workflow.paths import MODEL, checkpoints_folder, split_file, train_folder
 
@@ -39,8 +39,7 @@ def run(asked, tiny_model, splits, folder: Path, *, name="lora_16bit", checkpoin
         weights_folder=folder / "weights",
         history_file=folder / "history.csv",
         validation_file=folder / "validation.csv",
-        checkpoint_every=every,
-        checkpoint=checkpoint,
+        kept=checkpoints.Kept(every, "this", checkpoint) if every else None,
     )
 
 
@@ -130,6 +129,7 @@ def test_a_checkpoint_is_safetensors_and_json_alone(tiny, tiny_model, splits, tm
     assert sorted(file.name for file in checkpoint.iterdir()) == [
         "0.json",
         "0.safetensors",
+        "belongs_to.json",
         "trainer_state.json",
     ]
     assert {name.split(".")[0] for name in load_file(checkpoint / "0.safetensors")} == {
@@ -153,14 +153,16 @@ def test_what_belongs_to_another_training_is_removed(tmp_path):
     mine = checkpoints.identity([], rate=1)
     assert checkpoints.last(folder, belongs_to=mine, clean=True) is None
     for step in (2, 10):
-        (folder / f"step-{step}").mkdir()
+        write_json(folder / f"step-{step}" / "belongs_to.json", mine)
     assert checkpoints.last(folder, belongs_to=mine, clean=True) == folder / "step-10"
     other = checkpoints.identity([], rate=2)
     # Of several processes one removes, and none goes on.
     assert checkpoints.last(folder, belongs_to=other, clean=False) is None
     assert (folder / "step-10").exists()
     assert checkpoints.last(folder, belongs_to=other, clean=True) is None
-    assert not (folder / "step-10").exists()
+    assert not folder.exists()
+    # What a kill left of a removal has no mark any more.
+    (folder / "step-10").mkdir(parents=True)
     assert checkpoints.last(folder, belongs_to=mine, clean=False) is None
 
 

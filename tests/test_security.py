@@ -123,8 +123,8 @@ def test_of_a_repository_no_pickle_and_no_code_is_even_downloaded(hostile_model,
 @pytest.mark.parametrize(
     ("file", "change", "sentence"),
     [
-        ("config.json", {"model_type": "evil"}, "model is of the type evil, which transformers .* can only load with code"),
-        ("config.json", {"model_type": None}, "model is of the type None, which transformers"),
+        ("config.json", {"model_type": "evil"}, "the model is a evil, which transformers .* does not know"),
+        ("config.json", {"model_type": None}, "config.json names no model_type"),
         (
             "tokenizer_config.json",
             {"tokenizer_class": "Evil", "auto_map": {"AutoTokenizer": ["modeling_evil.Evil", None]}},

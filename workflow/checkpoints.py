@@ -18,9 +18,24 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from workflow.files import sha256, write_json
+from workflow.files import sha256
 
 BELONGS = "belongs_to.json"
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What a training keeps of itself while it runs.
+
+    Attributes:
+        every: optimizer steps after which a checkpoint replaces the last one.
+        belongs_to: the identity of the training.
+        last: the checkpoint that it goes on from, one of this very training; None to begin.
+    """
+
+    every: int
+    belongs_to: str
+    last: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -63,18 +78,19 @@ def last(folder: Path, *, belongs_to: str, clean: bool) -> Path | None:
         belongs_to: the identity of the training that is about to run.
         clean: remove the checkpoints of another training; for one of the processes that share a training.
     """
-    mark = folder / BELONGS
-    if mark.exists() and json.loads(mark.read_text(encoding="utf-8")) == belongs_to:
-        return max(folder.glob("step-*"), key=_step, default=None)
+    marks = folder.glob(f"step-*/{BELONGS}")
+    mark = max(marks, key=lambda path: _step(path.parent), default=None)
+    if mark is not None and json.loads(mark.read_text(encoding="utf-8")) == belongs_to:
+        return mark.parent
     if clean:
         remove(folder)
-        write_json(mark, belongs_to)
     return None
 
 
 def remove(folder: Path) -> None:
-    """Remove all checkpoints; the mark first, so that what is left by a kill is never gone on from."""
-    (folder / BELONGS).unlink(missing_ok=True)
+    """Remove all checkpoints; the marks first, so that what is left by a kill is never gone on from."""
+    for mark in folder.glob(f"step-*/{BELONGS}"):
+        mark.unlink()
     if folder.exists():
         shutil.rmtree(folder)
 

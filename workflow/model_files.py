@@ -269,6 +269,11 @@ def load_tokenizer(folder: Path):
     try:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # what its library raises is a plain Exception
+        if "custom code" in str(error):
+            raise UserError(
+                "the model's tokenizer needs code that comes with the model, and no such code is run; choose a model "
+                "whose tokenizer transformers knows."
+            ) from None
         raise UserError(f"the model's tokenizer cannot be loaded: {reason(error)}.") from None
 
 

@@ -13,7 +13,6 @@ import sys
 import tempfile
 import zipfile
 from contextlib import contextmanager
-from importlib.metadata import version
 from pathlib import Path, PurePosixPath
 
 from workflow import chat, faults, model_files, params
@@ -259,10 +258,10 @@ def fetch_model(model: params.Model, folder: Path) -> dict:
         case params.RandomModel():
             _random_llama(model, folder)
             record = {"seed": model.seed, "quantized_before": None}
-    _refuse_code(folder)
     model_files.check_files(folder)
     record["rounded_from"] = _round_to_16_bits(folder)
     model_files.check_model(folder)
+    _forget_code(folder)
     record |= _describe(folder)
     record["chat_template"] = chat.write_template(model.chat_template, folder)
     return {"source": model.source, **record}
@@ -306,28 +305,8 @@ def _copy_model(source: Path, folder: Path) -> None:
             shutil.copyfile(file, folder / file.name)
 
 
-def _refuse_code(folder: Path) -> None:
-    """Raise a UserError if the model cannot be loaded without code that comes with it; else forget that code.
-
-    Nothing that names the code stays in the folder: a library that loads it later could not be told to run it.
-    """
-    from transformers import CONFIG_MAPPING, AutoTokenizer
-
-    kind = read_json(folder / "config.json").get("model_type")
-    if kind not in CONFIG_MAPPING:
-        raise UserError(
-            f"model is of the type {kind}, which transformers {version('transformers')} can only load with code that "
-            "comes with the model, if at all, and no such code is run; choose a model of a type that it knows."
-        )
-    try:
-        AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except ValueError as error:
-        if "custom code" not in str(error):
-            raise
-        raise UserError(
-            "the model's tokenizer needs code that comes with the model, and no such code is run; choose a model "
-            "whose tokenizer transformers knows."
-        ) from None
+def _forget_code(folder: Path) -> None:
+    """Let nothing in a model's folder name code that came with it: a library that loads it later could run that."""
     for file in (folder / "config.json", folder / "tokenizer_config.json"):
         if file.exists() and "auto_map" in (content := read_json(file)):
             del content["auto_map"]

@@ -28,9 +28,10 @@ from transformers import (
 from trl import SFTConfig, SFTTrainer
 
 from workflow import chat, checkpoints, params, processes
+from workflow.checkpoints import Kept
 from workflow.console import progress, say
 from workflow.errors import CheckError, UserError
-from workflow.files import whole_folder
+from workflow.files import whole_folder, write_json
 from workflow.fused import IGNORED, LinearCrossEntropy, fuse_adapters, fuse_layers
 from workflow.graphs import GraphedSteps
 from workflow.instructions import Instruction
@@ -128,8 +129,7 @@ def train(
     weights_folder: Path,
     history_file: Path,
     validation_file: Path,
-    checkpoint_every: int | None = None,
-    checkpoint: Path | None = None,
+    kept: Kept | None = None,
 ) -> Trained:
     """Train one run and save its adapter (of a full fine-tuning, its model).
 
@@ -139,9 +139,7 @@ def train(
         weights_folder: where the adapter goes, in PEFT's own format.
         history_file: a CSV written while it trains, one line per `training.log_every_steps`.
         validation_file: a CSV with the validation loss before, during and after.
-        checkpoint_every: optimizer steps after which a checkpoint replaces the last one, in the folder
-            `checkpoints` beside the weights; None for none.
-        checkpoint: to go on from, one of this very training.
+        kept: what goes into checkpoints, in the folder `checkpoints` beside the weights; None for none.
 
     A SIGTERM ends the step, writes a checkpoint and ends the training.
 
@@ -185,15 +183,15 @@ def train(
         validation_file,
         steps=steps,
         validations=training.validations,
-        checkpoint_every=checkpoint_every,
+        kept=kept,
     )
     trainer.add_callback(history)
     with sigterm_noted() as history.asked_to_end:
-        trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
+        trainer.train(resume_from_checkpoint=str(kept.last) if kept and kept.last else None)
     if history.ended:
         raise Terminated(
             f"step {trainer.state.global_step} of {steps} is done and "
-            + ("kept" if checkpoint_every else "lost, since params ask for no checkpoints")
+            + ("kept" if kept else "lost, since params ask for no checkpoints")
         )
     if history.validated[-1][0] != trainer.state.global_step:
         history.validate(step=trainer.state.global_step)
@@ -634,6 +632,7 @@ class RunTrainer(SFTTrainer):
         checkpoints.Part(tensors, rest).write(beside, self.accelerator.process_index)
         if self.is_world_process_zero():
             self.state.save_to_json(str(beside / "trainer_state.json"))
+            write_json(beside / checkpoints.BELONGS, self.history.kept.belongs_to)
         self.accelerator.wait_for_everyone()
         if self.is_world_process_zero():
             checkpoints.replace(beside, checkpoint)
@@ -1081,8 +1080,8 @@ class History(TrainerCallback):
         "tokens_per_second",
     )
     VALIDATION_COLUMNS = ("step", "validation_loss", "validation_token_accuracy")
-    # What a checkpoint keeps of it.
-    KEPT = ("lines", "losses", "validated", "validation_tokens", "seconds", "logged_seconds", "tokens")
+    # What a checkpoint holds of it.
+    HELD = ("lines", "losses", "validated", "validation_tokens", "seconds", "logged_seconds", "tokens")
 
     def __init__(
         self,
@@ -1092,13 +1091,13 @@ class History(TrainerCallback):
         *,
         steps: int,
         validations: int,
-        checkpoint_every: int | None = None,
+        kept: Kept | None = None,
     ):
         self.trainer = trainer
         self.validation_file = validation_file
         self.history_file = history_file
         self.every = max(1, steps // validations)
-        self.checkpoint_every = checkpoint_every
+        self.kept = kept
         self.asked_to_end: Callable[[], bool] = lambda: False
         self.ended = False
         self.lines: list[tuple] = []
@@ -1118,12 +1117,12 @@ class History(TrainerCallback):
                 csv.writer(file).writerow(values)
 
     def state(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in self.KEPT}
+        return {name: getattr(self, name) for name in self.HELD}
 
-    def restore(self, kept: dict[str, Any], *, step: int) -> None:
-        """Take up what a checkpoint kept, and write the lines of the CSVs again."""
-        for name in self.KEPT:
-            setattr(self, name, kept[name])
+    def restore(self, held: dict[str, Any], *, step: int) -> None:
+        """Take up what a checkpoint holds, and write the lines of the CSVs again."""
+        for name in self.HELD:
+            setattr(self, name, held[name])
         for line in self.lines:
             self.write(self.history_file, line)
         for line in self.validated:
@@ -1151,8 +1150,8 @@ class History(TrainerCallback):
             return
         # Of several processes that share the training, each ends if one is asked to.
         self.ended = self.trainer.summed(int(self.asked_to_end())) > 0
-        if self.checkpoint_every is not None:
-            control.should_save = self.ended or state.global_step % self.checkpoint_every == 0
+        if self.kept is not None:
+            control.should_save = self.ended or state.global_step % self.kept.every == 0
         control.should_training_stop = control.should_training_stop or self.ended
 
     def on_log(self, args, state, control, logs=None, **kwargs):

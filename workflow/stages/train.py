@@ -1,12 +1,15 @@
 """Stage train: fine-tune one run, a variant with a seed."""
 
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from workflow import instructions, params, processes
 from workflow.console import run_stage
 from workflow.files import read_jsonl, write_json
 from workflow.paths import CODE, MODEL, checkpoints_folder, split_file, train_folder, weights_folder
 from workflow.versions import installed
+
+if TYPE_CHECKING:
+    from workflow.checkpoints import Kept
 
 
 def train(variant: str, seed: int) -> None:
@@ -17,7 +20,6 @@ def train(variant: str, seed: int) -> None:
 
     folder = train_folder(variant, seed)
     folder.mkdir(parents=True, exist_ok=True)
-    every = asked.checkpoints.every_steps
     trained = training.train(
         model_folder=MODEL,
         train_rows=instructions.from_rows(read_jsonl(split_file("train"))),
@@ -29,8 +31,7 @@ def train(variant: str, seed: int) -> None:
         weights_folder=weights_folder(variant, seed),
         history_file=folder / "history.csv",
         validation_file=folder / "validation.csv",
-        checkpoint_every=every,
-        checkpoint=last_checkpoint(asked, variant, seed) if every else None,
+        kept=what_is_kept(asked, variant, seed),
     )
     if processes.rank() > 0:
         return  # the first of the processes of a sharded training writes for all
@@ -41,10 +42,12 @@ def train(variant: str, seed: int) -> None:
     checkpoints.remove(checkpoints_folder(variant, seed))
 
 
-def last_checkpoint(asked: params.Params, variant: str, seed: int) -> Path | None:
-    """The checkpoint that this training goes on from: of the same params, rows, model, code and versions."""
+def what_is_kept(asked: params.Params, variant: str, seed: int) -> "Kept | None":
+    """What this training keeps of itself, and where it goes on: after one of the same params, rows, model and code."""
     from workflow import checkpoints
 
+    if asked.checkpoints.every_steps is None:
+        return None
     belongs_to = checkpoints.identity(
         [MODEL, split_file("train"), split_file("validation"), *sorted(CODE.glob("*.py"))],
         variant=asked.variants[variant].model_dump(mode="json"),
@@ -54,7 +57,8 @@ def last_checkpoint(asked: params.Params, variant: str, seed: int) -> Path | Non
         versions=installed(),
     )
     folder = checkpoints_folder(variant, seed)
-    return checkpoints.last(folder, belongs_to=belongs_to, clean=processes.rank() == 0)
+    last = checkpoints.last(folder, belongs_to=belongs_to, clean=processes.rank() == 0)
+    return checkpoints.Kept(asked.checkpoints.every_steps, belongs_to, last)
 
 
 def processes_of(variant: str, seed: int) -> int:
