@@ -454,7 +454,7 @@ DATASETS = [
     ("chatterbot: an object of Python", data("conversations: !!python/object/apply:os.system ['touch pwned']\n", "chatterbot"), "rows.chatterbot is not valid YAML .line 1.: could not determine a constructor"),
     ("chatterbot: aliases that grow", data(bomb("conversations: [*a9]\n"), "chatterbot"), "rows.chatterbot conversation 1 has an instruction that is not text but a list"),
     ("chatterbot: no conversations", data("- a\n", "chatterbot"), "rows.chatterbot has no list of conversations"),
-    ("chatterbot: a text for turns", data("conversations:\n- Hello\n", "chatterbot"), "rows.chatterbot conversation 1 is not a list of turns"),
+    ("chatterbot: a number for turns", data("conversations:\n- 7\n", "chatterbot"), "rows.chatterbot conversation 1 is not a list of turns"),
     ("chatterbot: one turn", data("conversations:\n- - a\n", "chatterbot"), "rows.chatterbot conversation 1 has no response"),
     ("chatterbot: Latin-1", data(b"conversations:\n- - Gr\xfc\n  - b\n", "chatterbot"), "rows.chatterbot is not UTF-8 .line 2."),
     ("a folder", path("my"), "dataset.path is my, which is a folder; name the file in it"),

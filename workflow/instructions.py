@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 
 from workflow import chat, model_files, params
+from workflow.console import say
 from workflow.errors import UserError
 from workflow.files import not_utf8, read_yaml
 
@@ -196,6 +197,9 @@ def _read_chatterbot(path: Path) -> list[tuple[str, dict]]:
             raise UserError(f"{file.name} has no list of conversations, as chatterbot-corpus' files have.")
         for number, turns in enumerate(conversations, start=1):
             where = f"{file.name} conversation {number}"
+            if isinstance(turns, str):  # the corpus has one, whose first letters would be question and answer
+                say(f"  {where} is a text and no list of turns: left out")
+                continue
             if not isinstance(turns, list) or not turns:
                 raise UserError(f"{where} is not a list of turns.")
             row = {
