@@ -120,6 +120,7 @@ def test_the_default_model_and_data(tmp_path):
         content["evaluation"]["forms"] = ["as_trained", "requantized"]
         few = {"items": 2, "few_shot": 0, "chat_template": True, "files": None}
         content["evaluation"]["tasks"] |= {"response_choice": few, "holdout_generation": dict(few)}
+        content["evaluation"]["tasks"]["holdout_loss"]["items"] = None
         content["benchmark"] |= {"micro_batch_rows": 2, "warmup_steps": 0, "steps": 3}
 
     folder = clone(tmp_path, ROOT / "params.yaml", smaller)
