@@ -529,8 +529,13 @@ def test_what_moves_no_number_may_differ(folder):
 
 @pytest.mark.parametrize("key", ["primary", "margins"])
 def test_a_metric_that_was_not_measured_is_named(folder, key):
-    wrong = "holdout_loss/perplexity"
-    asked = ask(folder, **{f"comparison__{key}": {"primary": wrong, "margins": {wrong: 1.0}}[key]})
+    wrong = "piqa/perplexity"  # params know the metrics of our own tasks alone
+    task = {"items": None, "few_shot": 0, "chat_template": True, "files": None}
+    asked = ask(
+        folder,
+        **{f"comparison__{key}": {"primary": wrong, "margins": {LOSS: 0.02, wrong: 1.0}}[key]},
+        evaluation__tasks={"holdout_loss": task, "response_choice": task, "piqa": task},
+    )
     with pytest.raises(
         UserError, match=f"comparison.{key} names {wrong}; the metrics .* are holdout_loss/nats"
     ):
