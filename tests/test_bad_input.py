@@ -626,7 +626,7 @@ def good(stages, tmp_path_factory) -> Path:
     )
     for stage in (("fetch_model",), ("fetch_dataset",), ("fetch_tasks",), ("sample",), TRAIN, EVALUATE):
         ended = stages.run(folder, *stage)
-        assert ended.code == 0, ended.err
+        assert ended.code == 0, (stage, ended)
     shutil.rmtree(folder / "logs")
     return folder
 

@@ -27,28 +27,36 @@ class WarmStages:
     """Runs stages of this repository's code in any folder, without the seconds that its imports take."""
 
     def __init__(self):
+        # A pipe for the answers alone: what libraries print as they are imported goes to stdout.
+        answers, end = os.pipe()
         self.process = subprocess.Popen(
-            [sys.executable, __file__],
+            [sys.executable, __file__, str(end)],
             stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            pass_fds=[end],
             text=True,
             env=os.environ | {"PYTHONPATH": str(ROOT)},
         )
+        os.close(end)
+        self.answers = os.fdopen(answers, encoding="utf-8")
 
-    def run(self, folder: Path, stage: str, *arguments: str, timeout: int = 60) -> Ended:
+    def run(self, folder: Path, stage: str, *arguments: str, timeout: int = 300) -> Ended:
         """Run `workflow/run STAGE ARGUMENTS` in `folder`."""
         asked = {"folder": str(folder), "stage": stage, "arguments": arguments, "timeout": timeout}
         self.process.stdin.write(json.dumps(asked) + "\n")
         self.process.stdin.flush()
-        return Ended(**json.loads(self.process.stdout.readline()))
+        answer = self.answers.readline()
+        assert answer, f"the process that stages fork from ended with {self.process.wait()}"
+        return Ended(**json.loads(answer))
 
     def close(self) -> None:
         self.process.stdin.close()
         self.process.wait()
+        self.answers.close()
 
 
-def serve() -> None:
-    """Fork for each line of stdin, and answer with how the child ended."""
+def serve(answers: int) -> None:
+    """Fork for each line of stdin, and write to the file descriptor `answers` how the child ended."""
     for name in IMPORTED:
         __import__(name)
     _read_the_harness_once()
@@ -63,8 +71,10 @@ def serve() -> None:
         for stream in captured:
             os.lseek(stream, 0, os.SEEK_SET)
             with os.fdopen(stream, "rb") as file:
-                texts.append(file.read().decode())
-        print(json.dumps({"code": code, "out": texts[0], "err": texts[1]}), flush=True)
+                texts.append(file.read().decode(errors="replace"))
+        answer = json.dumps({"code": code, "out": texts[0], "err": texts[1]}) + "\n"
+        with os.fdopen(os.dup(answers), "w", encoding="utf-8") as pipe:
+            pipe.write(answer)
 
 
 def _read_the_harness_once() -> None:
@@ -105,4 +115,4 @@ def _run(asked: dict, captured: list[int]) -> int:
 
 
 if __name__ == "__main__":
-    serve()
+    serve(int(sys.argv[1]))
