@@ -707,6 +707,7 @@ ODD = [
     ("CSV of Excel", data('\ufeffq,a\r\nx,"y, ""z""\r\nw"\r\n', "csv"), [("x", 'y, "z"\r\nw')]),
     ("CSV with a column without a name", data(",q,a\n0,x,y\n1,z,w\n", "csv"), [("x", "y"), ("z", "w")]),
     ("parquet with large and repeated texts", data(parquet(pyarrow.table({"q": pyarrow.array(["a", "a"]).dictionary_encode(), "a": pyarrow.array(["b", "c"], pyarrow.large_string())})), "parquet"), [("a", "b"), ("a", "c")]),
+    ("chatterbot without a dash", data("conversations:\n- a\n  - '22'\n- - b\n  - c\n", "chatterbot"), [("a", "22"), ("b", "c")]),
     ("params of Windows", text(lambda whole: ("\ufeff" + whole).replace("\n", "\r\n")), [(row["q"], row["a"].strip()) for row in ROWS]),
 ]  # fmt: skip
 

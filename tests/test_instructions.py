@@ -169,12 +169,13 @@ def test_earlier_turns_are_in_the_prompt_whose_tokens_are_not_scored(tmp_path, t
 
 def test_chatterbot_gives_first_turn_and_second(tmp_path, capsys):
     (tmp_path / "b.yml").write_text("categories: [x]\nconversations:\n- - Hi\n  - Hello\n  - Bye\n")
-    # In the real corpus a dash is missing once, and a conversation is one text: no question, no answer.
+    # In the real corpus a dash is missing once, and YAML makes one text of question and answer.
     (tmp_path / "a.yml").write_text("categories: [x]\nconversations:\n- - One\n  - Two\n- Three?\n  - Four\n")
     rows = instructions.read(tmp_path, source("chatterbot"))
-    assert "a.yml conversation 2 is a text and no list of turns: left out" in capsys.readouterr().out
+    assert "a.yml conversation 2 lacks the dash before its first turn" in capsys.readouterr().out
     assert [(r.instruction, r.response, r.category) for r in rows] == [
         ("One", "Two", "a"),
+        ("Three?", "Four", "a"),
         ("Hi", "Hello", "b"),
     ]
 

@@ -197,9 +197,11 @@ def _read_chatterbot(path: Path) -> list[tuple[str, dict]]:
             raise UserError(f"{file.name} has no list of conversations, as chatterbot-corpus' files have.")
         for number, turns in enumerate(conversations, start=1):
             where = f"{file.name} conversation {number}"
-            if isinstance(turns, str):  # the corpus has one, whose first letters would be question and answer
-                say(f"  {where} is a text and no list of turns: left out")
-                continue
+            if isinstance(turns, str) and turns.count(" - ") == 1:
+                # The corpus has one conversation without its first dash, which YAML reads as one text of both lines;
+                # taken for a list of turns, it would be that text's first two letters.
+                turns = [turn.strip().strip("'\"") for turn in turns.split(" - ")]
+                say(f"  {where} lacks the dash before its first turn, and is read as if it had it")
             if not isinstance(turns, list) or not turns:
                 raise UserError(f"{where} is not a list of turns.")
             row = {
