@@ -140,16 +140,24 @@ def test_load_in_4bit_alone_is_not_nf4(tiny_model, monkeypatch):
         load(tiny_model, "nf4")
 
 
-@pytest.mark.parametrize("of", ["16bit", "nf4"])
+def without(name: str):
+    return lambda weights: weights.pop(name)
+
+
+def shortened(weights: dict) -> None:
+    weights["model.norm.weight"] = weights["model.norm.weight"][:-1].clone()
+
+
 @pytest.mark.parametrize(
-    ("change", "sentence"),
+    ("of", "change", "sentence"),
     [
-        (lambda weights: weights.pop("model.layers.1.mlp.up_proj.weight"), "lacks model.layers.1.mlp.up_proj.weight, which config.json asks"),
-        (lambda weights: weights.pop("model.norm.weight"), "lacks model.norm.weight"),
-        (lambda weights: weights.update({"model.norm.weight": weights["model.norm.weight"][:-1].clone()}),
-         "model.norm.weight in the shape 63, and config.json asks for 64"),
+        *((of, without("model.layers.1.mlp.up_proj.weight"), "lacks model.layers.1.mlp.up_proj.weight, which config.json asks")
+          for of in ("16bit", "nf4")),
+        *((of, without("model.norm.weight"), "lacks model.norm.weight") for of in ("16bit", "nf4")),
+        # Of a quantised model older libraries do not tell it; stage fetch_model has looked at it in 16 bits.
+        ("16bit", shortened, "model.norm.weight in the shape 63, and config.json asks for 64"),
     ],
-    ids=["a layer", "the norm", "another shape"],
+    ids=["16bit, a layer", "nf4, a layer", "16bit, the norm", "nf4, the norm", "another shape"],
 )  # fmt: skip
 def test_a_checkpoint_that_lacks_a_weight_is_refused(tiny_model, tmp_path, of, change, sentence):
     shutil.copytree(tiny_model, tmp_path, dirs_exist_ok=True)
