@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, run_stage_in
-from ruamel.yaml import YAML
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
@@ -31,12 +30,10 @@ def folder(tmp_path, tiny_model, splits) -> Path:
     return tmp_path
 
 
-def diverging(folder: Path) -> None:
-    yaml = YAML()
-    content = yaml.load((folder / "params.yaml").read_text())
-    content["training"] |= {"learning_rate": 1e30, "max_gradient_norm": 1e30, "warmup_fraction": 0.0}
-    with (folder / "params.yaml").open("w") as file:
-        yaml.dump(content, file)
+def overflowing(folder: Path) -> None:
+    weights = load_file(folder / MODEL / "model.safetensors")
+    weights["model.norm.weight"] *= 1e38  # finite, and its products are not
+    save_file(weights, folder / MODEL / "model.safetensors", metadata={"format": "pt"})
 
 
 def without_a_weight(folder: Path) -> None:
@@ -63,8 +60,8 @@ TRAIN = ("train", "--variant", "lora_16bit", "--seed", "1")
 @pytest.mark.parametrize(
     ("fault", "stage", "said"),
     [
-        (diverging, TRAIN, "the training loss is not finite"),
-        (without_a_weight, TRAIN, "lacks 1 of the model's weights, which would be random numbers: model.layers.1.mlp.up_proj"),
+        (overflowing, TRAIN, "the training loss is not finite"),
+        (without_a_weight, TRAIN, "lacks model.layers.1.mlp.up_proj.weight, which config.json asks for"),
         (with_an_end_token_in_a_response, TRAIN, "teaches 2 end tokens, so the model would stop in its middle"),
         (counted_otherwise, ("evaluate_base", "--variant", "lora_16bit"), "of the test split are scored, and the sample stage counted"),
     ],

@@ -280,16 +280,16 @@ def _store(path: Path, folder: Path) -> str | None:
     # In a folder of its own: a config.json or tokenizer beside it would be read in place of what it holds.
     with tempfile.TemporaryDirectory() as alone:
         (Path(alone) / path.name).symlink_to(path.resolve())
-        how = {"gguf_file": path.name, "trust_remote_code": False}
         try:
             model, loading = AutoModelForCausalLM.from_pretrained(
                 alone,
                 dtype=torch.bfloat16,
                 quantization_config=GgufConfig(dequantize=True),
                 output_loading_info=True,
-                **how,
+                gguf_file=path.name,
+                trust_remote_code=False,
             )
-            tokenizer = AutoTokenizer.from_pretrained(alone, **how)
+            tokenizer = AutoTokenizer.from_pretrained(alone, gguf_file=path.name, trust_remote_code=False)
         except Exception as error:  # the reader trusts the file's offsets and sizes
             reason = model_files.reason(error).replace(f"{alone}/", "")
             raise UserError(f"{path.name} cannot be read as GGUF: {reason}.") from None

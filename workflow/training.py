@@ -1048,7 +1048,11 @@ def save(
     with whole_folder(folder) as beside:
         model.save_pretrained(beside, **({"state_dict": weights} if gathered else {}))
         if variant.method == "full":
-            read = dict(AutoModelForCausalLM.from_pretrained(beside, dtype=torch.bfloat16).named_parameters())
+            read = dict(
+                AutoModelForCausalLM.from_pretrained(
+                    beside, dtype=torch.bfloat16, trust_remote_code=False
+                ).named_parameters()
+            )
             wanted = {name: weight.bfloat16() for name, weight in weights.items()}
         else:
             read = load_file(beside / "adapter_model.safetensors")
