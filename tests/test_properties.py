@@ -348,7 +348,10 @@ def test_any_response_is_learned_whole_with_one_first_and_one_end_token(
         assert row.response in learned and learned.endswith("</s>")
         assert (
             tokenizer.decode(ids)
-            == prompt + opening + row.response + learned[learned.rindex(row.response) + len(row.response) :]
+            == prompt
+            + opening
+            + row.response
+            + learned[learned.index(opening + row.response) + len(opening + row.response) :]
         )
         assert ids.count(tokenizer.bos_token_id) == 1 == labels.count(tokenizer.eos_token_id)
         assert ids[0] == tokenizer.bos_token_id and labels[-1] == tokenizer.eos_token_id
