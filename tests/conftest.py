@@ -9,6 +9,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # the workers share the cor
 
 import pytest
 from engine_fixture import EVERYTHING, VARIANT, Repository, create_repository
+from stub_hub import start_hub, use_hub, without_waiting
 
 from workflow import instructions, params, sources
 from workflow.console import go_offline, quiet_libraries
@@ -109,3 +110,13 @@ def finished(tmp_path_factory) -> Repository:
 @pytest.fixture
 def repository(finished, tmp_path) -> Repository:
     return finished.copy(tmp_path / "copy")
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A hub on loopback, which the libraries ask in place of the real one, with an empty cache."""
+    server = start_hub()
+    use_hub(server, tmp_path / "hub", monkeypatch)
+    without_waiting(monkeypatch)
+    yield server
+    server.shutdown()

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, run_stage_in
 from engine_fixture import assert_clean, create_repository
-from stub_hub import REVISION, start_hub, start_index, use_hub, without_waiting
+from stub_hub import REVISION, start_index, use_hub
 
 from workflow import faults, harness, params, sources
 from workflow.errors import UserError
@@ -536,15 +536,6 @@ def test_one_of_several_processes_that_has_no_memory_tells_its_launcher(tmp_path
 
 CONTENT = b'{"instruction": "a", "response": "b"}\n' * 200
 WHEEL = "some_rows-1.0-py3-none-any.whl"
-
-
-@pytest.fixture
-def hub(tmp_path, monkeypatch):
-    server = start_hub()
-    use_hub(server, tmp_path / "hub", monkeypatch)
-    without_waiting(monkeypatch)
-    yield server
-    server.shutdown()
 
 
 def hub_dataset(content: bytes = CONTENT) -> params.HubDataset:

@@ -102,7 +102,8 @@ def test_a_card_is_in_the_hubs_format_with_the_runs_numbers_and_limits(made):
     variant = next(v for v in found.variants if v.name == QLORA)
     text = exports.model_card(found, variant, 2)
     card = ModelCard(text)  # parses the metadata, the model index among them
-    assert card.data.library_name == "peft" and card.data.tags == ["lora", "qlora"]
+    told = card.data.to_dict()
+    assert told["library_name"] == "peft" and told["tags"] == ["lora", "qlora"]
     assert card.data.get("base_model") is None  # the base is a file in a wheel and has no name on the hub
     score = next(
         s

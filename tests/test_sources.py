@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from stub_hub import REVISION, start_hub, use_hub, without_waiting
+from stub_hub import REVISION
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from workflow import params, sources
@@ -159,15 +159,6 @@ def test_float32_weights_are_rounded_to_16_bits(tiny_model, tmp_path):
     assert stored.dtype == torch.bfloat16
     for name, parameter in stored.named_parameters():
         assert torch.equal(parameter, wide.get_parameter(name).bfloat16())
-
-
-@pytest.fixture
-def hub(tmp_path, monkeypatch):
-    server = start_hub()
-    use_hub(server, tmp_path / "hub", monkeypatch)
-    without_waiting(monkeypatch)
-    yield server
-    server.shutdown()
 
 
 def hub_dataset(**changes) -> params.HubDataset:

@@ -10,12 +10,13 @@ from pathlib import Path
 import psutil
 import pynvml
 import torch
-from transformers import AutoConfig, AutoTokenizer, TrainerCallback
+from transformers import AutoConfig, TrainerCallback
 
 from workflow import params
 from workflow.console import progress, say
 from workflow.instructions import Instruction
 from workflow.memory import GIB, Shape, adapter_parameters
+from workflow.model_files import load_tokenizer
 from workflow.precision import Precision, load_base
 from workflow.training import build_trainer, check_possible
 
@@ -67,7 +68,7 @@ def benchmark(
         scratch: a folder for the trainer, which writes nothing there.
     """
     check_possible(training, hardware)
-    tokenizer = AutoTokenizer.from_pretrained(model_folder, trust_remote_code=False)
+    tokenizer = load_tokenizer(model_folder)
     before = resident_gib()
     started = time.perf_counter()
     model, precision = load_base(model_folder, variant, hardware=hardware)

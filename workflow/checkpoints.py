@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from workflow.files import sha256
+from workflow.files import read_json, sha256
 
 BELONGS = "belongs_to.json"
 
@@ -52,8 +52,7 @@ class Part:
 
     @classmethod
     def read(cls, folder: Path, rank: int) -> "Part":
-        rest = json.loads((folder / f"{rank}.json").read_text(encoding="utf-8"))
-        return cls(load_file(folder / f"{rank}.safetensors"), rest)
+        return cls(load_file(folder / f"{rank}.safetensors"), read_json(folder / f"{rank}.json"))
 
 
 def identity(files: Iterable[Path], **asked: Any) -> str:
@@ -80,7 +79,7 @@ def last(folder: Path, *, belongs_to: str, clean: bool) -> Path | None:
     """
     marks = folder.glob(f"step-*/{BELONGS}")
     mark = max(marks, key=lambda path: _step(path.parent), default=None)
-    if mark is not None and json.loads(mark.read_text(encoding="utf-8")) == belongs_to:
+    if mark is not None and read_json(mark) == belongs_to:
         return mark.parent
     if clean:
         remove(folder)

@@ -73,10 +73,9 @@ def run_stage(
                 say(f"{label}: started")
                 count, wanted = gpus_needed(**options) if gpus_needed else 0, processes_of(**options)
                 places = gpus.places(name, gpus=count)
-            with (
-                faults.as_user_errors(name),
-                gpus.taken(count, places=places, say=lambda text: say(f"  {text}")) as taken,
-            ):
+                taken = held.enter_context(
+                    gpus.taken(count, places=places, say=lambda text: say(f"  {text}"))
+                )
                 if taken:
                     say(f"  on {', '.join(gpu.name for gpu in taken)}")
                 if wanted == 1:

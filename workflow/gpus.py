@@ -14,11 +14,11 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 import pynvml
 
 from workflow.errors import UserError
+from workflow.lifetime import locked
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 PLACES = "STAGES_PER_GPU"
@@ -197,22 +197,13 @@ def _lock(path: Path, places: int, held: ExitStack) -> bool:
     with ExitStack() as mine:
         # Opened to append: another process' id in it is not to be lost.
         file = mine.enter_context(open(path, "a+"))
-        if not _locked(file, fcntl.LOCK_EX if places == 1 else fcntl.LOCK_SH):
+        if not locked(file, fcntl.LOCK_EX if places == 1 else fcntl.LOCK_SH):
             return False
         if places > 1 and not any(
-            _locked(mine.enter_context(open(f"{path}.{place}", "a")), fcntl.LOCK_EX)
-            for place in range(places)
+            locked(mine.enter_context(open(f"{path}.{place}", "a")), fcntl.LOCK_EX) for place in range(places)
         ):
             return False
         file.truncate(0)
         print(os.getpid(), end="", file=file, flush=True)
         held.push(mine.pop_all())
-    return True
-
-
-def _locked(file: IO[str], how: int) -> bool:
-    try:
-        fcntl.flock(file, how | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
     return True

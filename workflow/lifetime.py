@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import IO
 
 LOCKS = Path(".cache") / "running"
 # Seconds between two looks at a lock, and at the engine.
@@ -38,7 +39,7 @@ def alone(name: str, *, say: Callable[[str], None]) -> Iterator[None]:
     # Opened to append: another process' id in it is not to be lost.
     with (LOCKS / name).open("a+") as file:
         waited = False
-        while not _locked(file.fileno()):
+        while not locked(file):
             if not waited:
                 file.seek(0)
                 say(f"waits for process {file.read() or 'unknown'}, which is running this stage")
@@ -49,9 +50,10 @@ def alone(name: str, *, say: Callable[[str], None]) -> Iterator[None]:
         yield
 
 
-def _locked(file: int) -> bool:
+def locked(file: IO[str], how: int = fcntl.LOCK_EX) -> bool:
+    """Lock an open file, alone or (LOCK_SH) together with others, if that can be done at once; whether it could."""
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, how | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True

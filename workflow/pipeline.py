@@ -33,6 +33,7 @@ from dvc.stage.loader import StageLoader
 from workflow import faults
 from workflow.console import FAILED, log_file
 from workflow.errors import UserError
+from workflow.lifetime import locked
 from workflow.params import load
 from workflow.paths import RESULTS
 
@@ -227,11 +228,7 @@ def hold_workspace() -> IO[str]:
     """
     MARKS.mkdir(parents=True, exist_ok=True)
     file = (MARKS.parent / "running").open("a")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        pass
-    else:
+    if locked(file):
         shutil.rmtree(MARKS.parent / "locks", ignore_errors=True)
     fcntl.flock(file, fcntl.LOCK_SH)
     return file
@@ -240,9 +237,7 @@ def hold_workspace() -> IO[str]:
 def wait_for_jobs() -> None:
     """Wait until no job of an earlier Snakemake, which was killed, runs here: its stage ends a little later."""
     with _jobs_file() as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not locked(file):
             print("waits for the jobs of a Snakemake that was killed", flush=True)
             fcntl.flock(file, fcntl.LOCK_EX)
 

@@ -135,15 +135,10 @@ def attached(base: torch.nn.Module, weights_folder: Path) -> tuple[PeftModel, to
     """The adapter on a base, and what the base answered to a few tokens before.
 
     Raises:
-        CheckError: the adapter that is attached is not the one that was saved, or it changes nothing.
+        CheckError: the adapter changes nothing.
     """
     before = probe(base)
     model = with_adapter(base, weights_folder)
-    held = get_peft_model_state_dict(model, save_embedding_layers=False)
-    saved = load_file(weights_folder / "adapter_model.safetensors")
-    for name in sorted({*held, *saved}):
-        if name not in held or name not in saved or not held[name].cpu().equal(saved[name]):
-            raise CheckError(f"{name} of the adapter that is attached is not as it was saved")
     check_changed(before, probe(model), "attached")
     return model, before
 
@@ -237,21 +232,29 @@ def with_adapter(base: torch.nn.Module, folder: Path) -> PeftModel:
     Raises:
         UserError: it does not fit this base, or lacks a weight that its configuration names, which PEFT would
             begin anew.
+        CheckError: a weight is not as it was saved.
     """
     try:
         model = PeftModel.from_pretrained(base, folder)
     except (RuntimeError, ValueError, TypeError) as error:
         raise UserError(f"{folder} has an adapter that does not fit the base: {reason(error)}.") from None
-    with safe_open(folder / WEIGHTS, "pt") as weights:
-        saved = set(weights.keys())
-    placed = {name.replace(".default.", ".") for name in model.state_dict() if "lora_" in name}
-    for names, what in ((placed - saved, "lacks"), (saved - placed, "holds, in vain,")):
+    held, saved = (
+        get_peft_model_state_dict(model, save_embedding_layers=False),
+        load_file(folder / WEIGHTS),
+    )
+    for names, what in (
+        (held.keys() - saved.keys(), "lacks"),
+        (saved.keys() - held.keys(), "holds, in vain,"),
+    ):
         if names:
             first = min(names)
             raise UserError(
                 f"{folder / WEIGHTS} {what} {first}"
                 + (f" and {len(names) - 1} more." if len(names) > 1 else ".")
             )
+    for name, weight in saved.items():
+        if not held[name].cpu().equal(weight):
+            raise CheckError(f"{name} of the adapter that is attached is not as it was saved")
     return model
 
 
