@@ -678,7 +678,7 @@ def test_markdown_shows_hostile_texts_as_texts(hostile_results):
     "hostile", ["[x](javascript:alert(1))", "![x](http://tracker/x.png)", "`code`", "a\\|b", "<b>"]
 )
 def test_a_name_in_markdown_begins_no_link_picture_code_cell_or_tag(hostile):
-    shown = exports._escaped(hostile)
+    shown = exports.escaped(hostile)
     assert re.sub(r"\\([\\`\[\]|])", r"\1", shown).replace("&lt;", "<") == hostile
     assert not re.search(r"(?<!\\)(?:\\\\)*[`\[\]|<]", shown)
 

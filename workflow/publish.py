@@ -31,6 +31,7 @@ from workflow.errors import CheckError, UserError
 from workflow.files import md5, read_json, whole_folder, write_text
 from workflow.paths import COMPARE, MODEL_SOURCE, REPORT, RESULTS, SAMPLE, SUMMARY_TABLE, train_folder
 from workflow.report.drawing import INK, MUTED, PAPER, RULE, SETTINGS
+from workflow.report.exports import escaped
 from workflow.report.facts import AS_TRAINED, dataset_name, model_name
 from workflow.report.formatting import number, percent, signed
 from workflow.report.quality_figures import SHORT_FORMS
@@ -285,12 +286,12 @@ def section(name: str) -> str:
     driver = f", driver {environment['driver']}" if environment["driver"] else ""
     seeds = len(asked.experiment.seeds)
     parts = [
-        f"**{_text(asked.report.title)}**",
-        f"{_text(model_name(asked.model))} on {_text(dataset_name(asked.dataset))}: {rows['train_rows']:,} rows to train on, "
+        f"**{escaped(asked.report.title)}**",
+        f"{escaped(model_name(asked.model))} on {escaped(dataset_name(asked.dataset))}: {rows['train_rows']:,} rows to train on, "
         f"{rows['test_rows']:,} to test on, {seeds} {'seed' if seeds == 1 else 'seeds'}. {environment['finished']}, "
-        f"{_text(', '.join(dict.fromkeys(table['device'])))}{driver}; {versions}."
+        f"{escaped(', '.join(dict.fromkeys(table['device'])))}{driver}; {versions}."
         + (
-            f" The base had been quantised once before ({_text(quantized_before)})."
+            f" The base had been quantised once before ({escaped(quantized_before)})."
             if quantized_before
             else ""
         ),
@@ -308,7 +309,7 @@ def _headline_table(table: pd.DataFrame, asked: params.Params) -> str:
     unit = primary["unit"].iloc[0]
     head = [
         "variant",
-        _text(unit),
+        escaped(unit),
         f"difference ({percent(asked.comparison.confidence)} interval)",
         "verdict",
     ]
@@ -347,11 +348,6 @@ def _verdicts(files: Files) -> str:
     undecided = [f"`{row.variant}/{row.form}` less `{row.other}`" for row in open_.itertuples()]
     tail = f"{len(undecided)} undecided ({', '.join(undecided)})" if undecided else "none undecided"
     return f"Of {len(family)} differences tested together: {', '.join(filter(None, [said, tail]))}."
-
-
-def _text(text: str) -> str:
-    """Text that Markdown takes for text."""
-    return " ".join(str(text).split()).replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|")
 
 
 def forest(files: Files, asked: params.Params) -> str:

@@ -21,13 +21,13 @@ def summary_markdown(facts: Facts) -> str:
     said = [_plain(sentence) for sentence in headline.sentences]
     lines = [f"- {_plain(line)}" for line in headline.lines]
     notes = " ".join(_plain(note).replace(" (see Limits)", "") for note in headline.notes)
-    parts = [f"## {_escaped(facts.asked.report.title)}", *map(_escaped, said)]
+    parts = [f"## {escaped(facts.asked.report.title)}", *map(escaped, said)]
     if lines:
-        parts.append("\n".join(map(_escaped, lines)))
+        parts.append("\n".join(map(escaped, lines)))
     parts.append(_table(facts))
     if notes:
-        parts.append(_escaped(notes))
-    parts.append(_escaped("Setting: " + "; ".join(_plain(part) for part in words.setting(facts)) + "."))
+        parts.append(escaped(notes))
+    parts.append(escaped("Setting: " + "; ".join(_plain(part) for part in words.setting(facts)) + "."))
     parts.append(
         "The page with intervals, tests, curves, answers and limits is `report/index.html`; "
         "the numbers are in `results/summary.csv`."
@@ -61,7 +61,7 @@ def _table(facts: Facts) -> str:
                 row.append(_cost(cost, variant) if cost else "")
             rows.append(row)
     align = ["---", "---", "---:", "---:", "---", *["---:"] * len(measured)]
-    return "\n".join(f"| {' | '.join(map(_escaped, row))} |" for row in (head, align, *rows))
+    return "\n".join(f"| {' | '.join(map(escaped, row))} |" for row in (head, align, *rows))
 
 
 def _cost(cost: Cost, variant: Variant) -> str:
@@ -73,7 +73,7 @@ def _plain(marked: str) -> str:
     return marked.striptags().replace(NARROW, " ") if hasattr(marked, "striptags") else str(marked)
 
 
-def _escaped(text: str) -> str:
+def escaped(text: str) -> str:
     """Text that Markdown takes for text: no table ends, no HTML, link, picture or code begins, no line breaks."""
     text = " ".join(str(text).replace(NARROW, " ").split())
     text = re.sub(r"[\\`\[\]|]", r"\\\g<0>", text)
@@ -173,7 +173,7 @@ def model_card(facts: Facts, variant: Variant, seed: int) -> str:
         ],
     )
     rows = [
-        f"| {_escaped(words.quality_name((s.task, s.metric)))} | {s.per_seed[str(seed)]:.4f} | {s.value:.4f} | {s.items:,} |"
+        f"| {escaped(words.quality_name((s.task, s.metric)))} | {s.per_seed[str(seed)]:.4f} | {s.value:.4f} | {s.items:,} |"
         for s in scores
     ]
     run = next(run for run in variant.trained if run["seed"] == seed)
@@ -181,18 +181,18 @@ def model_card(facts: Facts, variant: Variant, seed: int) -> str:
     contrast = facts.to_baseline(variant.name, AS_TRAINED, facts.primary)
     parts = [
         f"---\n{data.to_yaml()}\n---",
-        f"# {_escaped(variant.label)} on {_escaped(model_name(facts.asked.model))}, seed {seed}",
+        f"# {escaped(variant.label)} on {escaped(model_name(facts.asked.model))}, seed {seed}",
         f"{'All weights' if full else 'A LoRA adapter'}, trained on {run['rows']['rows']:,} rows of "
-        f"{_escaped(dataset_name(dataset))} with the base held in {variant.precision['storage']}, computing in "
-        f"{variant.precision['compute']}, on {_escaped(variant.precision['device_name'])}. It is one run of a "
+        f"{escaped(dataset_name(dataset))} with the base held in {variant.precision['storage']}, computing in "
+        f"{variant.precision['compute']}, on {escaped(variant.precision['device_name'])}. It is one run of a "
         f"comparison of precisions, made to be compared and not to be used.",
-        f"Base: {_escaped(_source_words(facts))}"
+        f"Base: {escaped(_source_words(facts))}"
         + ("" if base else ". It has no name on the hub, so the metadata name none")
         + ".",
         "## How to load it",
         f"```python\n{_loading(facts, full)}\n```",
         "## Numbers",
-        f"On {_escaped(dataset_name(dataset))}’s test split, as trained.",
+        f"On {escaped(dataset_name(dataset))}’s test split, as trained.",
         "\n".join(
             ["| Metric | This run | Mean over the seeds | Items |", "| --- | ---: | ---: | ---: |", *rows]
         )
@@ -200,7 +200,7 @@ def model_card(facts: Facts, variant: Variant, seed: int) -> str:
         else "It was not scored.",
     ]
     if contrast:
-        parts.append(_escaped(f"Over the seeds {words.listed(facts.compared.seeds)}: {contrast.sentence}"))
+        parts.append(escaped(f"Over the seeds {words.listed(facts.compared.seeds)}: {contrast.sentence}"))
     elif variant.is_baseline:
         parts.append("It is the baseline that the other variants are compared with.")
     costs = [c for m in COSTS if (c := facts.cost_of(variant.name, m))]
@@ -208,7 +208,7 @@ def model_card(facts: Facts, variant: Variant, seed: int) -> str:
         parts += [
             "## What it cost",
             "\n".join(
-                f"- {words.cost_name(c.metric)}: {_escaped(_cost(c, variant))} ({_escaped(c.definition)})"
+                f"- {words.cost_name(c.metric)}: {escaped(_cost(c, variant))} ({escaped(c.definition)})"
                 for c in costs
             ),
         ]
@@ -222,7 +222,7 @@ def model_card(facts: Facts, variant: Variant, seed: int) -> str:
         f"({training.schedule}), loss on the {training.loss_on.replace('_', ' ')}, seed {seed}; "
         f"{words.duration(run['seconds'])}.".replace(NARROW, " "),
         "## Limits",
-        "\n".join(f"- **{_escaped(limit.head)}.** {_escaped(limit.body)}" for limit in words.limits(facts)),
+        "\n".join(f"- **{escaped(limit.head)}.** {escaped(limit.body)}" for limit in words.limits(facts)),
         "## Made by",
         f"`dvc repro train@{variant.name}-{seed}`"
         + (f"; the {what}’s md5 in dvc.lock is `{origin.md5}`" if origin and origin.md5 else "")
