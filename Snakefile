@@ -83,6 +83,8 @@ for stage in STAGES:
             ],
         log:
             stage.log,
+        priority:
+            stage.priority
         resources:
             **stage.resources,
         params:
