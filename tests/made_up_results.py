@@ -725,6 +725,7 @@ def _write_evaluation(
                         "name": "lm-evaluation-harness",
                         "version": "0.4.13",
                         "batch_rows": 16,
+                        "batch_tokens": None,
                         "add_bos_token": False,
                         "tasks": [
                             {"task": task, "leaves": [task], "items": items, **record}

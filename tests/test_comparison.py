@@ -104,6 +104,7 @@ def write_evaluation(folder: Path, variant: str, seed: int | None, forms: list[s
             "name": "lm-evaluation-harness",
             "version": "0.4.13",
             "batch_rows": 16,
+            "batch_tokens": None,
             "add_bos_token": False,
             "chat_template_sha256": "c" * 64,
             "tasks": [task | {"task": name} for name in ("holdout_loss", "response_choice")],

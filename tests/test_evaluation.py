@@ -65,10 +65,13 @@ def asked(workspace, monkeypatch) -> params.Params:
     return params.load()
 
 
-def score(asked, name=NAME, form="as_trained", *, tasks=None, batch_rows=4) -> evaluation.Scored:
+def score(
+    asked, name=NAME, form="as_trained", *, tasks=None, batch_rows=4, batch_tokens=None, hardware=CPU
+) -> evaluation.Scored:
     wanted = asked.evaluation.model_copy(
         update={
             "batch_rows": batch_rows,
+            "batch_tokens": batch_tokens,
             "tasks": {t: v for t, v in asked.evaluation.tasks.items() if tasks is None or t in tasks},
         }
     )
@@ -78,7 +81,7 @@ def score(asked, name=NAME, form="as_trained", *, tasks=None, batch_rows=4) -> e
         seed=None if form == "base" else SEED,
         variant=asked.variants[name],
         evaluation=wanted,
-        hardware=CPU,
+        hardware=hardware,
     )
     return scored
 
@@ -317,6 +320,40 @@ def test_the_batch_size_does_not_move_the_loss(asked):
         for n in (1, 8)
     )
     assert one == pytest.approx(many, abs=1e-4)
+
+
+def test_a_bound_on_tokens_moves_no_score_and_holds(asked, monkeypatch):
+    passes = []
+    call = evaluation.LanguageModel._model_call
+    monkeypatch.setattr(
+        evaluation.LanguageModel,
+        "_model_call",
+        lambda self, inps, *rest, **more: passes.append(inps.shape) or call(self, inps, *rest, **more),
+    )
+    free = values(score(asked, batch_rows=64))
+    passes.clear()
+    bounded = score(asked, batch_rows=64, batch_tokens=400)
+    assert values(bounded) == pytest.approx(free, abs=1e-4)
+    assert bounded.harness["batch_tokens"] == 400
+    assert all(rows * tokens <= 400 or rows == 1 for rows, tokens in passes)
+    assert any(rows > 1 for rows, _ in passes)
+
+
+@pytest.mark.parametrize(("rows", "tokens", "wanted"), [
+    (9, 100, [[1], [3], [0, 4, 2]]),  # 120 alone, though it is longer; 60; three of 30
+    (2, 100, [[1], [3], [0, 4], [2]]),
+    (1, 1, [[1], [3], [0], [4], [2]]),
+])  # fmt: skip
+def test_a_batch_is_of_like_lengths_and_within_both_bounds(rows, tokens, wanted):
+    assert list(evaluation.batches([30, 120, 5, 60, 30], rows=rows, tokens=tokens)) == wanted
+
+
+def test_a_log_probability_is_not_rounded_to_the_type_that_the_model_computes_in(asked):
+    items = score(
+        asked, tasks=["holdout_loss"], hardware=CPU.model_copy(update={"compute_dtype": "bfloat16"})
+    ).items
+    nats = torch.tensor(items.loc[items["metric"] == "nats_per_token", "numerator"].to_numpy())
+    assert (nats.bfloat16().double() != nats).all() and len(nats) > 5
 
 
 def test_items_add_up_to_the_totals_and_say_what_they_are(asked, splits):

@@ -21,7 +21,7 @@ DECIDE_ROWS = (
 # What a training recorded of them. The tokens in the loss are among `rows`.
 OF_TRAINING = ("steps", "rows", "validation_rows", "tokens_seen", "order_sha256")
 # What an evaluation recorded of how it scored, but for the commands that give the same numbers.
-OF_HARNESS = ("name", "version", "batch_rows", "add_bos_token", "chat_template_sha256")
+OF_HARNESS = ("name", "version", "batch_rows", "batch_tokens", "add_bos_token", "chat_template_sha256")
 
 
 def check_same_training(trained: dict[str, list[dict]], asked: params.Params) -> dict[str, list[str]]:

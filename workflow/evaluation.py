@@ -14,6 +14,7 @@ import lm_eval
 import pandas as pd
 import torch
 from lm_eval.models.huggingface import HFLM
+from tqdm import tqdm
 
 from workflow import chat, harness, params
 from workflow.console import say
@@ -35,6 +36,7 @@ UNITS = {
     "ended": "share of answers",
     "length": "tokens",
 }
+SOFTMAX = "float32"  # the type of log-probabilities, whatever the model computes in
 MOST_DIFFERENCE = 1e-9  # between the harness' total and that of the items, as a share of the total
 
 
@@ -109,7 +111,9 @@ def evaluate(
             f"  form {place} of {len(forms)}, {form}: {served.precision.base} base, {served.precision.quantized_modules} modules quantised, "
             f"{served.adapters} adapters, computing in {served.precision.compute}"
         )
-        language_model = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=evaluation.batch_rows)
+        language_model = LanguageModel(
+            model, tokenizer, rows=evaluation.batch_rows, tokens=evaluation.batch_tokens
+        )
         metrics, items, answers, tasks = [], [], [], []
         for task in evaluation.tasks:
             call = harness.call_of(task, evaluation)
@@ -136,6 +140,7 @@ def evaluate(
                 "name": "lm-evaluation-harness",
                 "version": lm_eval.__version__,
                 "batch_rows": evaluation.batch_rows,
+                "batch_tokens": evaluation.batch_tokens,
                 "add_bos_token": bool(language_model.add_bos_token),
                 "chat_template_sha256": hashlib.sha256((tokenizer.chat_template or "").encode()).hexdigest(),
                 "tasks": tasks,
@@ -147,6 +152,49 @@ def evaluate(
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+
+class LanguageModel(HFLM):
+    """The harness' own, with log-probabilities in float32, and no forward pass of more than so many tokens.
+
+    In a 16-bit type the harness rounds each log-probability, and their sum over a response, to its 8 or 11 bits: in
+    bfloat16 a response of 200 nats to a whole nat, so that options of a question tie.
+
+    Args:
+        rows: in a forward pass, at most; so many in one that generates.
+        tokens: in a forward pass that scores, padding included, at most (a row that is longer has one of its own);
+            None for `rows` alone.
+    """
+
+    def __init__(self, model, tokenizer, *, rows: int, tokens: int | None):
+        super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=rows, softmax_dtype=SOFTMAX)
+        self.rows, self.tokens = rows, tokens
+
+    def _loglikelihood_tokens(self, requests, disable_tqdm=False, override_bs=None):
+        if self.tokens is None:
+            return super()._loglikelihood_tokens(requests, disable_tqdm, override_bs)
+        lengths = [len(context) + len(continuation) for _, context, continuation in requests]
+        answers = [None] * len(requests)
+        with tqdm(
+            total=len(requests), disable=disable_tqdm, desc="Running loglikelihood requests"
+        ) as progress:
+            for batch in batches(lengths, rows=self.rows, tokens=self.tokens):
+                self.batch_size_per_gpu = len(batch)
+                scored = super()._loglikelihood_tokens([requests[place] for place in batch], True)
+                for place, answer in zip(batch, scored, strict=True):
+                    answers[place] = answer
+                progress.update(len(batch))
+        self.batch_size_per_gpu = self.rows
+        return answers
+
+
+def batches(lengths: list[int], *, rows: int, tokens: int) -> Iterator[list[int]]:
+    """Places of `lengths`, the longest first: at most `rows`, and `tokens` when all are padded to the longest."""
+    order = sorted(range(len(lengths)), key=lambda place: -lengths[place])
+    while order:
+        count = max(1, min(rows, tokens // lengths[order[0]]))
+        yield order[:count]
+        order = order[count:]
 
 
 def check_scored(results: dict, language_model: HFLM) -> int:
@@ -232,7 +280,7 @@ def commands(
             run = [] if kept[1] is None else ["--seed", kept[1]]
             prepare = ["python", "-m", "workflow.save_served", "--variant", name, *run,
                        "--form", kept[2], "--to", model]  # fmt: skip
-    arguments = f"pretrained={model},dtype={served.precision.compute}" + (
+    arguments = f"pretrained={model},dtype={served.precision.compute},softmax_dtype={SOFTMAX}" + (
         f",peft={adapter}" if adapter else ""
     )
     calls = [

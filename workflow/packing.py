@@ -183,6 +183,8 @@ def _varlen_attention(
     """transformers' attention interface over PyTorch's varlen_attn: query [1, heads, tokens, size]."""
     _check_plain(others, dropout)
     grouped = query.shape[1] != key.shape[1]
+    # Rotations by float32 angles leave float32 where the weights are: autocast casts it for other attentions, not here.
+    query, key = query.to(value.dtype), key.to(value.dtype)
     out = varlen_attn(
         query.transpose(1, 2)[0],
         key.transpose(1, 2)[0],

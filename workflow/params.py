@@ -369,6 +369,7 @@ class Evaluation(Strict):
     tasks: Annotated[dict[TaskName, Task], Field(min_length=1)]
     forms: Annotated[list[Form], Field(min_length=1)]
     batch_rows: Count
+    batch_tokens: Count | None
     answer_tokens: Count
 
     @model_validator(mode="after")
