@@ -83,8 +83,6 @@ for stage in STAGES:
             ],
         log:
             stage.log,
-        priority:
-            stage.priority
         resources:
             **stage.resources,
         params:

@@ -61,7 +61,6 @@ class Stage:
         name: as `dvc stage list` shows it.
         upstream: names of the stages whose outputs it reads.
         resources: what a job needs, from `meta.resources`.
-        priority: Snakemake starts the higher first, from `meta.priority`; 0 without it.
         command: what a job runs.
         shown: what Snakemake's own report shows of its outputs.
     """
@@ -69,7 +68,6 @@ class Stage:
     name: str
     upstream: tuple[str, ...]
     resources: dict[str, int]
-    priority: int
     command: str
     shown: tuple["Shown", ...]
 
@@ -131,7 +129,6 @@ def load_stages(
             name=stage.name,
             upstream=tuple(sorted(needed.name for needed in graph.successors(stage))),
             resources=_resources(stage.meta or {}, gpus=gpus, processes=processes),
-            priority=(stage.meta or {}).get("priority", 0),
             command=job_command(stage.name, pull=pull),
             shown=_shown(stage),
         )
