@@ -304,7 +304,7 @@ def play_stage(name: str, *options: str) -> None:
     control = Path(os.environ[CONTROL])
     with (control / "ran").open("a") as log:
         log.write(f"{label}\n")
-    (control / "threads").write_text(os.environ.get("OMP_NUM_THREADS", "as many as there are"))
+    (control / f"threads {label}").write_text(os.environ.get("OMP_NUM_THREADS", "as many as there are"))
     if (control / f"fail {label}").exists():
         sys.exit(f"{label}: failed: told to")
     while (control / f"hang {label}").exists():

@@ -497,7 +497,8 @@ def test_memory_that_the_machine_does_not_have_is_told_from_other_errors():
     error = _error_of(lambda: torch.empty(2**50, dtype=torch.uint8))
     said = faults.sentence(error, stage="evaluate")
     assert said == (
-        "the machine is out of memory (1048576.0 GiB more were asked for): lower evaluation.batch_rows."
+        "the machine is out of memory (1048576.0 GiB more were asked for): lower evaluation.batch_rows "
+        "and evaluation.batch_tokens."
     )
     said = faults.sentence(_error_of(lambda: bytearray(2**60)), stage="fetch_model")
     assert said == "the machine is out of memory: end what else uses it, or take a machine with more of it."

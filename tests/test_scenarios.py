@@ -181,7 +181,7 @@ def test_a_stage_has_the_threads_that_the_user_gave_under_either_engine(reposito
     repository.edit_params(lambda params: params["comparison"].update(power=0.81))
     command = [*DVC, "repro"] if engine == "dvc" else [str(snakemake_command()), "--cores", "1", "report"]
     repository.run("env", *([f"OMP_NUM_THREADS={given}"] if given else []), *command)
-    assert (repository.control / "threads").read_text() == (given or "as many as there are")
+    assert (repository.control / "threads compare").read_text() == (given or "as many as there are")
 
 
 @pytest.mark.parametrize("engine", ENGINES)

@@ -361,9 +361,14 @@ def test_a_study_is_run_by_either_engine_beside_the_repository(repository, monke
     (repository.control / "fail compare").touch()
     with pytest.raises(UserError, match="the study is not finished: its logs are in .*logs; run it again"):
         study.bring_up_to_date(folder, engine="snakemake", target="report", cores=4, per_gpu=2)
+    in_order = (repository.control / "ran").read_text().split()
     ran = repository.ran()
     (repository.control / "fail compare").unlink()
-    assert (repository.control / "threads").read_text() == "2"  # the cores are shared as the GPU is
+    # Those that share the GPU come first, and share the cores as they do the GPU.
+    evaluated = [stage for stage in EVERYTHING if stage.startswith("evaluate")]
+    assert {(repository.control / f"threads {stage}").read_text() for stage in evaluated} == {"2"}
+    measured = [stage for stage in EVERYTHING if stage.startswith("benchmark")]
+    assert max(map(in_order.index, evaluated)) < min(map(in_order.index, measured))
     study.bring_up_to_date(folder, engine="dvc", target="report", cores=4, per_gpu=1)
     assert sorted({*ran, *repository.ran()}) == EVERYTHING and "report" not in ran
     study.bring_up_to_date(folder, engine="snakemake", target="report", cores=4, per_gpu=2)

@@ -161,9 +161,9 @@ class LanguageModel(HFLM):
     bfloat16 a response of 200 nats to a whole nat, so that options of a question tie.
 
     Args:
-        rows: in a forward pass, at most; so many in one that generates.
-        tokens: in a forward pass that scores, padding included, at most (a row that is longer has one of its own);
-            None for `rows` alone.
+        rows: in a forward pass.
+        tokens: in a forward pass that scores, padding included, at most, in place of `rows` (a row that is longer
+            has a pass of its own); None for `rows`.
     """
 
     def __init__(self, model, tokenizer, *, rows: int, tokens: int | None):
@@ -178,7 +178,7 @@ class LanguageModel(HFLM):
         with tqdm(
             total=len(requests), disable=disable_tqdm, desc="Running loglikelihood requests"
         ) as progress:
-            for batch in batches(lengths, rows=self.rows, tokens=self.tokens):
+            for batch in batches(lengths, tokens=self.tokens):
                 self.batch_size_per_gpu = len(batch)
                 scored = super()._loglikelihood_tokens([requests[place] for place in batch], True)
                 for place, answer in zip(batch, scored, strict=True):
@@ -188,11 +188,11 @@ class LanguageModel(HFLM):
         return answers
 
 
-def batches(lengths: list[int], *, rows: int, tokens: int) -> Iterator[list[int]]:
-    """Places of `lengths`, the longest first: at most `rows`, and `tokens` when all are padded to the longest."""
+def batches(lengths: list[int], *, tokens: int) -> Iterator[list[int]]:
+    """Places of `lengths`, the longest first: no more than `tokens` when all of a batch are padded to its longest."""
     order = sorted(range(len(lengths)), key=lambda place: -lengths[place])
     while order:
-        count = max(1, min(rows, tokens // lengths[order[0]]))
+        count = max(1, tokens // lengths[order[0]])
         yield order[:count]
         order = order[count:]
 

@@ -25,11 +25,10 @@ from pathlib import Path
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from workflow import params
+from workflow import gpus, params
 from workflow.console import LOGS, say
 from workflow.errors import UserError
 from workflow.files import whole_file, write_json, write_text
-from workflow.gpus import PLACES
 from workflow.paths import COMPARE, HARDWARE, REPORT, RESULTS
 
 STUDIES = Path("studies")
@@ -114,30 +113,48 @@ def _copy(source: Path, target: Path) -> None:
 def bring_up_to_date(folder: Path, *, engine: str, target: str, cores: int, per_gpu: int) -> None:
     """Run what is stale of a study, by its own stages.
 
+    With stages that share GPUs, those that may share come first: one that measures would wait for all of them on its
+    GPU, or they for it.
+
     Args:
-        engine: dvc, one stage after the other; or snakemake, `per_gpu` stages that compute with the model at a time.
+        engine: dvc, one stage after the other; or snakemake, `per_gpu` stages that compute with the model at a time on
+            each GPU.
         target: the stage to end with.
-        per_gpu: stages that share the GPU.
+        per_gpu: stages that share a GPU.
 
     Raises:
         UserError: a stage failed; it has said why.
     """
-    python = [sys.executable, "-m"]
-    if engine == "dvc":
-        command = [*python, "workflow.pipeline", "dvc", "repro", target]
-    else:
-        command = [*python, "snakemake", target, "--cores", str(cores), "--keep-going", "--quiet", "rules",
-                   "--resources", f"gpu={per_gpu}"]  # fmt: skip
+    parts, count = [([target], per_gpu)], max(1, len(gpus.visible()))
+    if engine == "snakemake" and per_gpu > 1 and target == "report":
+        parts = [(_sharing(folder), per_gpu), ([target], 1)]
+    _in(folder, "workflow.pipeline", "prune")
+    for targets, places in parts:
+        if engine == "dvc":
+            _in(folder, "workflow.pipeline", "dvc", "repro", *targets)
+            continue
+        threads = str(max(1, cores // (places * count)))
+        shared = {
+            gpus.PLACES: str(places),
+            "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", threads),
+        }
+        _in(folder, "snakemake", *targets, "--cores", str(cores), "--keep-going", "--quiet", "rules",
+            "--resources", f"gpu={places * count}", **(shared if places > 1 else {}))  # fmt: skip
+
+
+def _sharing(folder: Path) -> list[str]:
+    """The last stages of all that may share a GPU."""
+    asked = params.load(folder / PARAMS).experiment
+    runs = [f"evaluate@{variant}-{seed}" for variant in asked.variants for seed in asked.seeds]
+    return [*(f"evaluate_base@{variant}" for variant in asked.variants), *runs]
+
+
+def _in(folder: Path, module: str, *words: str, **environment: str) -> None:
+    """Run a module's command line in a study's folder."""
     # Stages find their interpreter on PATH where there is no .venv.
-    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    if per_gpu > 1:
-        threads = str(max(1, cores // per_gpu))
-        environment |= {PLACES: str(per_gpu), "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", threads)}
-    for step in ([*python, "workflow.pipeline", "prune"], command):
-        if subprocess.run(step, cwd=folder, env=environment).returncode:
-            raise UserError(
-                f"the study is not finished: its logs are in {folder / LOGS}; run it again to go on."
-            )
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"} | environment
+    if subprocess.run([sys.executable, "-m", module, *words], cwd=folder, env=environment).returncode:
+        raise UserError(f"the study is not finished: its logs are in {folder / LOGS}; run it again to go on.")
 
 
 def record_environment(folder: Path, **how: str | int) -> None:
@@ -272,7 +289,7 @@ def main() -> None:
     run.add_argument("--engine", choices=["snakemake", "dvc"], default="snakemake")
     run.add_argument("--target", default="report", help="the stage to end with (default report)")
     run.add_argument("--cores", type=int, default=os.cpu_count())
-    run.add_argument("--per-gpu", type=int, default=1, help="stages that share the GPU (docs/cluster.md)")
+    run.add_argument("--per-gpu", type=int, default=1, help="stages that share a GPU (docs/cluster.md)")
     options = parser.parse_args()
     try:
         folder = options.folder or STUDIES / name_of(options.study)
