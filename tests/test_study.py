@@ -360,7 +360,7 @@ def test_a_study_is_run_by_either_engine_beside_the_repository(repository, monke
     (repository.root / "params.yaml").write_bytes(own["params.yaml"])
     (repository.control / "fail compare").touch()
     with pytest.raises(UserError, match="the study is not finished: its logs are in .*logs; run it again"):
-        study.bring_up_to_date(folder, engine="snakemake", target="report", cores=4, per_gpu=2)
+        study.bring_up_to_date(folder, engine="snakemake", targets=["report"], cores=4, per_gpu=2)
     in_order = (repository.control / "ran").read_text().split()
     ran = repository.ran()
     (repository.control / "fail compare").unlink()
@@ -369,9 +369,11 @@ def test_a_study_is_run_by_either_engine_beside_the_repository(repository, monke
     assert {(repository.control / f"threads {stage}").read_text() for stage in evaluated} == {"2"}
     measured = [stage for stage in EVERYTHING if stage.startswith("benchmark")]
     assert max(map(in_order.index, evaluated)) < min(map(in_order.index, measured))
-    study.bring_up_to_date(folder, engine="dvc", target="report", cores=4, per_gpu=1)
+    study.bring_up_to_date(folder, engine="dvc", targets=["report"], cores=4, per_gpu=1)
     assert sorted({*ran, *repository.ran()}) == EVERYTHING and "report" not in ran
-    study.bring_up_to_date(folder, engine="snakemake", target="report", cores=4, per_gpu=2)
+    study.bring_up_to_date(folder, engine="snakemake", targets=["report"], cores=4, per_gpu=2)
+    names = ["train", "evaluate_base", "evaluate", "benchmark", "benchmark_grid", "sample"]
+    study.bring_up_to_date(folder, engine="snakemake", targets=names, cores=4, per_gpu=1)
     assert repository.ran() == []
     for path, content in own.items():
         assert (repository.root / path).read_bytes() == content

@@ -52,6 +52,8 @@ LOCKED_VERSIONS = Path("requirements.lock")
 ITEMS = COMPARE / "items.parquet"
 # Models, data and adapters stay: their digests are in dvc.lock. So do the rows of the data.
 SMALL = {".csv", ".json", ".md"}
+# What computes with the model and measures no time: several can share a GPU.
+SHARING = ("evaluate_base", "evaluate")
 DONE = re.compile(r"^(\w+)(?:, .*)?: done in (\d+) s$", re.MULTILINE)
 
 
@@ -110,43 +112,53 @@ def _copy(source: Path, target: Path) -> None:
         shutil.copy(source, target)
 
 
-def bring_up_to_date(folder: Path, *, engine: str, target: str, cores: int, per_gpu: int) -> None:
+def bring_up_to_date(folder: Path, *, engine: str, targets: list[str], cores: int, per_gpu: int) -> None:
     """Run what is stale of a study, by its own stages.
 
-    With stages that share GPUs, those that may share come first: one that measures would wait for all of them on its
-    GPU, or they for it.
+    Where stages share a GPU, those that may come first: one that measures would wait for all of them, or they for it.
 
     Args:
         engine: dvc, one stage after the other; or snakemake, `per_gpu` stages that compute with the model at a time on
             each GPU.
-        target: the stage to end with.
+        targets: the stages to end with; one that is run for each variant, by its name alone, for all of them.
         per_gpu: stages that share a GPU.
 
     Raises:
         UserError: a stage failed; it has said why.
     """
-    parts, count = [([target], per_gpu)], max(1, len(gpus.visible()))
-    if engine == "snakemake" and per_gpu > 1 and target == "report":
-        parts = [(_sharing(folder), per_gpu), ([target], 1)]
     _in(folder, "workflow.pipeline", "prune")
-    for targets, places in parts:
-        if engine == "dvc":
-            _in(folder, "workflow.pipeline", "dvc", "repro", *targets)
-            continue
-        threads = str(max(1, cores // (places * count)))
-        shared = {
-            gpus.PLACES: str(places),
-            "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", threads),
-        }
-        _in(folder, "snakemake", *targets, "--cores", str(cores), "--keep-going", "--quiet", "rules",
-            "--resources", f"gpu={places * count}", **(shared if places > 1 else {}))  # fmt: skip
+    if engine == "dvc":
+        _in(folder, "workflow.pipeline", "dvc", "repro", *targets)
+        return
+    count = max(1, len(gpus.visible()))
+    shared = per_gpu > 1 and targets == ["report"]
+    for names, places in [(SHARING, per_gpu), (targets, 1)] if shared else [(targets, per_gpu)]:
+        _in(folder, "snakemake", *_stages(folder, names), "--cores", str(cores), "--keep-going",
+            "--quiet", "rules", "--resources", f"gpu={places * count}",
+            **(_shared(places, count=count, cores=cores) if places > 1 else {}))  # fmt: skip
 
 
-def _sharing(folder: Path) -> list[str]:
-    """The last stages of all that may share a GPU."""
-    asked = params.load(folder / PARAMS).experiment
-    runs = [f"evaluate@{variant}-{seed}" for variant in asked.variants for seed in asked.seeds]
-    return [*(f"evaluate_base@{variant}" for variant in asked.variants), *runs]
+def _stages(folder: Path, names: Iterable[str]) -> list[str]:
+    """The stages of these names, each variant's where there are several."""
+    asked = params.load(folder / PARAMS)
+    matrices = {
+        "train": [f"{v}-{seed}" for v in asked.experiment.variants for seed in asked.experiment.seeds],
+        "evaluate_base": asked.experiment.variants,
+        "benchmark": asked.experiment.variants,
+        "benchmark_grid": [
+            f"{v}-{shape}" for v in asked.experiment.variants for shape in asked.benchmark.grid.shapes
+        ],
+    }
+    matrices["evaluate"] = matrices["train"]
+    return [
+        stage for name in names for stage in [f"{name}@{item}" for item in matrices.get(name, [])] or [name]
+    ]
+
+
+def _shared(places: int, *, count: int, cores: int) -> dict[str, str]:
+    """The environment of stages that share `count` GPUs, and the cores as well."""
+    threads = os.environ.get("OMP_NUM_THREADS", str(max(1, cores // (places * count))))
+    return {gpus.PLACES: str(places), "OMP_NUM_THREADS": threads}
 
 
 def _in(folder: Path, module: str, *words: str, **environment: str) -> None:
@@ -287,7 +299,9 @@ def main() -> None:
         action.add_argument("study", help="a preset's name, or the path of a params file")
         action.add_argument("--folder", type=Path, help=f"where it is run (default {STUDIES}/NAME)")
     run.add_argument("--engine", choices=["snakemake", "dvc"], default="snakemake")
-    run.add_argument("--target", default="report", help="the stage to end with (default report)")
+    run.add_argument(
+        "--target", nargs="+", default=["report"], help="the stages to end with (default report)"
+    )
     run.add_argument("--cores", type=int, default=os.cpu_count())
     run.add_argument("--per-gpu", type=int, default=1, help="stages that share a GPU (docs/cluster.md)")
     options = parser.parse_args()
@@ -308,13 +322,13 @@ def _run(options: argparse.Namespace, folder: Path) -> bool:
     """Run a study up to the stage that was asked for; whether it is finished."""
     lay_out(options.study, folder=folder, repository=Path.cwd())
     how = {"engine": options.engine, "per_gpu": options.per_gpu}
-    bring_up_to_date(folder, target=options.target, cores=options.cores, **how)
+    bring_up_to_date(folder, targets=options.target, cores=options.cores, **how)
     for stage, seconds in stage_seconds(folder).items():
         say(
             f"{stage}: {len(seconds)} x {statistics.median(seconds):.0f} s (median), "
             f"longest {max(seconds)} s, {sum(seconds)} s in all"
         )
-    if options.target != "report":
+    if options.target != ["report"]:
         return False
     record_environment(folder, study=name_of(options.study), **how)
     say(f"The study is finished; its page is {folder / REPORT}")
