@@ -139,26 +139,37 @@ def weights(shape: Shape, variant: params.Variant) -> tuple[int, int]:
     return shape.layers * held + 2 * others, shape.layers * constants
 
 
-def adapted(shape: Shape, training: params.Training) -> list[tuple[int, int]]:
-    """(in, out) of the layers of a decoder layer that get an adapter."""
+def adapted(shape: Shape, training: params.Training) -> dict[str, tuple[int, int]]:
+    """(in, out) of the layers of a decoder layer that get an adapter, by name."""
     asked = training.target_modules
-    return [size for name, size in shape.linears.items() if asked == "all-linear" or name in asked]
+    return {name: size for name, size in shape.linears.items() if asked == "all-linear" or name in asked}
 
 
 def adapter_parameters(shape: Shape, training: params.Training) -> int:
     """rank x (in + out) for each adapted layer (Hu et al. 2021, section 4)."""
-    return shape.layers * training.rank * sum(a + b for a, b in adapted(shape, training))
+    return shape.layers * training.rank * sum(a + b for a, b in adapted(shape, training).values())
 
 
 def kept_of_a_layer(shape: Shape, training: params.Training, tokens: int) -> int:
     """Bytes that a decoder layer keeps for its backward pass, for a pack of `tokens` in 16 bits.
 
-    Two residual streams, two norms' outputs, query, key, value, the attention's output and its log-sum-exp,
-    gate, up and their product, and the [tokens, rank] product of each adapter.
+    Two residual streams, query, key, value, the attention's output and its log-sum-exp, gate and up; and of the layers
+    with an adapter their inputs (two norms' outputs, which layers share, and the product of gate and up; the attention's
+    output is kept already) and the [tokens, rank] products. With dropout an adapter's input is a copy of its own, beside
+    a mask of a byte for each number.
     """
-    low = training.rank * len(adapted(shape, training))
-    wide = 4 * shape.hidden + 2 * shape.query + 2 * shape.key_value + 3 * shape.intermediate + low
-    return 2 * tokens * wide + 4 * tokens * (shape.heads + 2)
+    names = adapted(shape, training)
+    wide = 2 * shape.hidden + 2 * shape.query + 2 * shape.key_value + 2 * shape.intermediate
+    wide += training.rank * len(names)
+    masks = 0
+    if training.dropout:
+        masks = sum(inputs for inputs, _ in names.values())
+        wide += masks
+    else:
+        wide += shape.hidden * (not names.keys().isdisjoint(("q_proj", "k_proj", "v_proj")))
+        wide += shape.hidden * (not names.keys().isdisjoint(("gate_proj", "up_proj")))
+        wide += shape.intermediate * ("down_proj" in names)
+    return 2 * tokens * wide + tokens * masks + 4 * tokens * (shape.heads + 2)
 
 
 def predict(
@@ -182,6 +193,7 @@ def predict(
     if variant.method == "full":
         trained = shape.linear_parameters + shape.embedding_parameters + shape.norm_parameters
         adapters = 0
+        training = training.model_copy(update={"target_modules": "all-linear", "dropout": 0.0})
     else:
         trained = adapter_parameters(shape, training)
         adapters = 4 * trained
