@@ -380,6 +380,25 @@ def test_a_study_is_run_by_either_engine_beside_the_repository(repository, monke
     assert_nothing_to_do(repository, "dvc")
 
 
+def test_a_study_run_on_another_machine_is_finished_from_its_small_results(repository, monkeypatch):
+    for name, value in repository.environment().items():
+        monkeypatch.setenv(name, value)
+    there, here = repository.root / "studies/there", repository.root / "studies/here"
+    for folder in (there, here):
+        study.lay_out(str(repository.root / "params.yaml"), folder=folder, repository=repository.root)
+    targets = ["evaluate_base", "evaluate", "benchmark", "benchmark_grid"]
+    study.bring_up_to_date(there, engine="snakemake", targets=targets, cores=4, per_gpu=1)
+    small = shutil.ignore_patterns("weights", "model")
+    shutil.copytree(there / "results", here / "results", ignore=small, dirs_exist_ok=True)
+    shutil.copy(there / "dvc.lock", here)
+    repository.ran()
+    study.finish(here)
+    assert repository.ran() == ["compare", "report"] and (here / REPORT).is_file()
+    (here / "dvc.lock").unlink()
+    with pytest.raises(UserError, match="dvc.lock is missing: the study was not run"):
+        study.finish(here)
+
+
 def test_a_study_has_the_code_the_params_and_links_to_the_data(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data/piqa").mkdir(parents=True)
@@ -405,6 +424,7 @@ def test_a_study_has_the_code_the_params_and_links_to_the_data(tmp_path, monkeyp
         (["run", "no_such_preset"], "no_such_preset.yaml is missing: copy one from workflow/presets/."),
         (["run", "My-Study.yaml"], "a study cannot be called My-Study: small letters, digits and _ make its name."),
         (["pack", "tiny"], "dvc.lock is missing: the study was not run."),
+        (["finish", "no_such_preset"], "no_such_preset.yaml is missing: copy one from workflow/presets/."),
     ],
 )  # fmt: skip
 def test_a_mistake_is_one_sentence(tmp_path, arguments, sentence):

@@ -2,8 +2,9 @@
 
     python -m workflow.study run reference_study     # a preset, or the path of a params file; again to go on
 
-runs it to its page and packs it into studies/reference_study.tar.gz. A study has its own params, results, cache and dvc.lock, so that it leaves those of the repository alone. Its folder
-needs no git. It shares the repository's downloads, and the local files that its params name.
+runs it to its page and packs it into studies/reference_study.tar.gz. A study has its own params, results, cache and
+dvc.lock, so that it leaves those of the repository alone. Its folder needs no git. It shares the repository's downloads,
+and the local files that its params name.
 """
 
 import argparse
@@ -169,8 +170,19 @@ def _in(folder: Path, module: str, *words: str, **environment: str) -> None:
         raise UserError(f"the study is not finished: its logs are in {folder / LOGS}; run it again to go on.")
 
 
+def finish(folder: Path) -> None:
+    """Compare and render, from the small results alone: those of a study whose runs were made on another machine.
+
+    Raises:
+        UserError: a run is missing, or a stage failed; it has said why.
+    """
+    read_lock(folder / DVC_LOCK)
+    for stage in ("compare", "report"):
+        _in(folder, "workflow.pipeline", "dvc", "repro", "--single-item", stage)
+
+
 def record_environment(folder: Path, **how: str | int) -> None:
-    """Write what the study was run on, and when it ended, beside its results."""
+    """Write what the study was run on, and when it last began or ended, beside its results."""
     write_json(
         folder / ENVIRONMENT,
         {
@@ -294,8 +306,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m workflow.study", description=__doc__)
     actions = parser.add_subparsers(dest="action", required=True)
     run = actions.add_parser("run", help="run what is stale of a study, by its own stages")
+    last = actions.add_parser("finish", help="compare, render and pack what was run on another machine")
     again = actions.add_parser("pack", help="pack a finished study again, into FOLDER.tar.gz")
-    for action in (run, again):
+    for action in (run, last, again):
         action.add_argument("study", help="a preset's name, or the path of a params file")
         action.add_argument("--folder", type=Path, help=f"where it is run (default {STUDIES}/NAME)")
     run.add_argument("--engine", choices=["snakemake", "dvc"], default="snakemake")
@@ -309,6 +322,9 @@ def main() -> None:
         folder = options.folder or STUDIES / name_of(options.study)
         if options.action == "run" and not _run(options, folder):
             return
+        if options.action == "finish":
+            lay_out(options.study, folder=folder, repository=Path.cwd())
+            finish(folder)
         packed = folder.with_name(f"{folder.name}.tar.gz")
         files = pack(folder, packed)
         say(f"{packed}: {len(files)} files, {packed.stat().st_size / 2**20:.1f} MiB")
@@ -322,7 +338,11 @@ def _run(options: argparse.Namespace, folder: Path) -> bool:
     """Run a study up to the stage that was asked for; whether it is finished."""
     lay_out(options.study, folder=folder, repository=Path.cwd())
     how = {"engine": options.engine, "per_gpu": options.per_gpu}
-    bring_up_to_date(folder, targets=options.target, cores=options.cores, **how)
+    record_environment(folder, study=name_of(options.study), **how)  # a machine can be gone before the end
+    try:
+        bring_up_to_date(folder, targets=options.target, cores=options.cores, **how)
+    finally:
+        record_environment(folder, study=name_of(options.study), **how)
     for stage, seconds in stage_seconds(folder).items():
         say(
             f"{stage}: {len(seconds)} x {statistics.median(seconds):.0f} s (median), "
@@ -330,7 +350,6 @@ def _run(options: argparse.Namespace, folder: Path) -> bool:
         )
     if options.target != ["report"]:
         return False
-    record_environment(folder, study=name_of(options.study), **how)
     say(f"The study is finished; its page is {folder / REPORT}")
     return True
 
