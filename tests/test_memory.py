@@ -12,6 +12,7 @@ from transformers import AutoConfig, LlamaConfig
 from workflow import fused, memory, params, plan, precision, training
 from workflow.paths import HARDWARE
 
+STUDY = ROOT / "results/studies/reference_study"
 CPU = params.Hardware(device="cpu", compute_dtype="float32", data_workers=0)
 CONFIG = LlamaConfig(
     hidden_size=256,
@@ -127,6 +128,21 @@ def test_predictions_lie_within_five_percent_of_what_was_measured(asked):
         assert need.gib()["total"] == pytest.approx(point["predicted_gib"]["total"])
         near += abs(need.gib()["total"] / point["memory_gib"]["peak_allocated"] - 1) < 0.05
     assert near / len(points) >= 0.9
+
+
+@pytest.mark.parametrize("variant", ["lora_16bit", "qlora_nf4", "qlora_nf4_dq", "qlora_fp4", "seed_recipe"])
+def test_the_published_study_is_predicted_within_a_percent_at_7b(variant):
+    """Rows of one length, so that packs would hold no fewer tokens; rank 64 on two layers, with dropout, in one of them."""
+    published = params.load(STUDY / "params.yaml")
+    (point,) = json.loads((STUDY / f"benchmark_grid/{variant}/llama2_7b.json").read_text())["points"]
+    need = memory.predict(
+        memory.Shape.of(AutoConfig.from_pretrained(params.SHAPES / "llama2_7b.json")),
+        published.variants[variant],
+        published.training_of(variant),
+        tokens=point["micro_batch_rows"] * point["length"],
+        graphs=point["speed_ups"]["cuda_graphs"],
+    )
+    assert need.gib()["total"] == pytest.approx(point["memory_gib"]["peak_allocated"], rel=0.01)
 
 
 def test_components_add_up_and_grow_as_they_should(asked):

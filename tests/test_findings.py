@@ -1,0 +1,113 @@
+"""docs/findings.md says what the published study found: its numbers are those of the results."""
+
+import re
+
+import pandas as pd
+import pytest
+from conftest import ROOT
+
+from workflow.files import read_json
+
+PUBLISHED = ROOT / "results/studies/reference_study"
+NF4, DQ, RECIPE = "qlora_nf4", "qlora_nf4_dq", "seed_recipe"
+
+
+@pytest.fixture(scope="module")
+def said() -> str:
+    return " ".join((ROOT / "docs/findings.md").read_text(encoding="utf-8").split())
+
+
+@pytest.fixture(scope="module")
+def contrasts() -> pd.DataFrame:
+    return pd.read_csv(PUBLISHED / "compare/contrasts.csv")
+
+
+def one(contrasts: pd.DataFrame, **wanted: str) -> pd.Series:
+    """The one difference that has these values; in held-out loss where nothing else is said."""
+    for key, value in ({"task": "holdout_loss", "metric": "nats_per_token"} | wanted).items():
+        contrasts = contrasts[contrasts[key] == value]
+    (found,) = contrasts.to_dict("records")
+    return found
+
+
+def quoted(found: dict, digits: int) -> str:
+    value, low, high = (f"{found[key]:+.{digits}f}" for key in ("value", "low", "high"))
+    return f"{value} ({low} to {high})"
+
+
+@pytest.mark.parametrize(
+    ("kind", "variant", "form"),
+    [
+        ("to_baseline", NF4, "as_trained"),
+        ("to_baseline", "qlora_fp4", "as_trained"),
+        ("to_baseline", "lora_int8", "as_trained"),
+        ("to_baseline", "full_16bit", "as_trained"),
+        ("to_baseline", DQ, "merged_16bit"),
+        ("to_baseline", DQ, "merged_dequantized"),
+        ("to_baseline", DQ, "requantized"),
+        ("to_baseline", RECIPE, "as_trained"),
+        ("to_baseline", RECIPE, "requantized"),
+        ("repair", RECIPE, "requantized"),
+    ],
+)
+def test_a_difference_is_that_of_the_results(said, contrasts, kind, variant, form):
+    assert quoted(one(contrasts, kind=kind, variant=variant, form=form), 3) in said
+
+
+def test_what_a_merge_into_4_bits_leaves_of_the_training(said, contrasts):
+    for variant in (DQ, RECIPE):
+        found = one(contrasts, kind="to_base", variant=variant, form="requantized")
+        assert f"({found['value']:+.4f}, {found['low']:+.4f} to {found['high']:+.4f})" in said
+        assert found["verdict"] == "equivalent"
+
+
+def test_what_4_bits_break_and_training_mends(said, contrasts):
+    assert quoted(one(contrasts, kind="repair", name="no_double_quantization"), 4) in said
+    recovered = one(contrasts, kind="recovery", variant=DQ)
+    assert quoted(recovered, 3) in said
+    for variant, called in ((DQ, "NF4 + double quantisation"), (NF4, "NF4 alone")):
+        broken = one(contrasts, kind="base_to_base", variant=variant)
+        assert f"loses {broken['value']:+.3f} by {called}" in said
+    assert 0.4 < -recovered["value"] / one(contrasts, kind="base_to_base", variant=DQ)["value"] < 0.6  # half
+
+
+@pytest.mark.parametrize("variant", [NF4, DQ])
+def test_piqa_in_points(said, contrasts, variant):
+    found = one(contrasts, kind="to_baseline", variant=variant, form="as_trained", task="piqa", metric="acc")
+    value, low, high = (f"{100 * found[key]:+.1f}" for key in ("value", "low", "high"))
+    assert f"({low} to {high})" in said and value in said and found["verdict"] == "worse"
+
+
+def test_the_7b_shape(said):
+    at_7b = {}
+    for variant in ("lora_16bit", NF4, DQ, "qlora_fp4", "lora_int8", RECIPE):
+        (point,) = read_json(PUBLISHED / f"benchmark_grid/{variant}/llama2_7b.json")["points"]
+        peak, speed = point["memory_gib"]["peak_allocated"], point["useful_tokens_per_second"]["median"]
+        assert f"{peak:.1f} GiB and {speed:,.0f}" in said
+        at_7b[variant] = peak, point["step_seconds"]["median"], speed
+    double, single = (
+        [f"{mine / theirs:.2f}" for mine, theirs in zip(at_7b[variant], at_7b["lora_16bit"], strict=True)]
+        for variant in (DQ, NF4)
+    )
+    assert f"| {double[0]} (with double quantisation), {single[0]} |" in said
+    assert f"| {double[1]} (with double quantisation;" in said and f"quartiles), {single[1]} |" in said
+    more = f"{at_7b[DQ][0] - at_7b[RECIPE][0]:.1f} GiB and {1 - at_7b[DQ][2] / at_7b[RECIPE][2]:.0%}"
+    assert f"the repaired recipe costs {more.replace('%', ' %')} of the speed" in said
+    (full,) = read_json(PUBLISHED / "benchmark_grid/full_16bit/llama2_7b.json")["points"]
+    assert full["outcome"] == "does not fit"
+
+
+def test_everything_undecided_is_counted_and_named(said, contrasts):
+    undecided = contrasts[contrasts["verdict"] == "undecided"]
+    assert f"Of all {len(contrasts)} differences, {len(undecided)}:" in said
+    family = contrasts[contrasts["in_family"]]
+    assert f"None of the {len(family)} differences that decide" in said
+    assert "undecided" not in set(family["verdict"])
+    as_trained = undecided[(undecided["kind"] == "to_baseline") & (undecided["form"] == "as_trained")]
+    everyone = set(contrasts[contrasts["kind"] == "to_baseline"]["variant"]) - {"lora_16bit"}
+    rows = dict(re.findall(r"\| `(\w+/\w+)` \| ([^|]+) \|", said[said.index("## What came out undecided") :]))
+    for (task, metric), found in as_trained.groupby(["task", "metric"]):
+        cell = rows.pop(f"{task}/{metric}")
+        named = set(re.findall(r"`(\w+)`", cell))
+        assert set(found["variant"]) == (everyone - named if cell.startswith("all") else named)
+    assert not rows
