@@ -718,10 +718,24 @@ def _cost_claims(variant: str, benchmarks: dict[str, dict], asked: params.Params
                     unit=unit,
                     higher_is_better=False,
                     corrected=False,
-                ),
+                )
+                if np.ptp(ours - theirs) > 1e-9
+                else _alike(variant, baseline, one, unit=unit),
             )
         )
     return claims
+
+
+def _alike(variant: str, baseline: str, one: Difference, *, unit: str) -> str:
+    """The sentence of a cost that every step has alike: no p value or interval says how sure one measurement is."""
+    much = (
+        f"{abs(one.value):.2g} {unit} {'less' if one.value < 0 else 'more'} than"
+        if one.value
+        else "as much as"
+    )
+    return (
+        f"{variant} held {much} {baseline} in each of {one.items} steps, measured once: there is no interval."
+    )
 
 
 def _cost(benchmarks: dict[str, dict], baseline: str) -> list[Cost]:
