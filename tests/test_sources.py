@@ -1,6 +1,9 @@
 """Models and data come from pinned sources, and a source that fails says why in one sentence."""
 
 import hashlib
+import os
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -8,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from stub_hub import REVISION
+from test_your_own import write_gguf
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from workflow import params, sources
@@ -211,3 +215,24 @@ def test_a_hub_that_cannot_be_reached_is_one_sentence(hub, tmp_path):
         UserError, match="could not be reached .*refused.*, and the local cache does not hold it"
     ):
         sources.fetch_dataset(hub_dataset(), tmp_path)
+
+
+def test_a_model_has_the_same_bytes_with_a_hub_and_without(tiny_model, tmp_path):
+    """HF_HUB_OFFLINE is read once, when the library is imported: a process each."""
+    file = tmp_path / "model.F32.gguf"
+    write_gguf(tiny_model, file)
+    fetch = (
+        "import sys; from pathlib import Path; from workflow import params, sources; "
+        "model = params.FileModel(source='file', path=sys.argv[1], sha256=sys.argv[2], chat_template='model'); "
+        "folder = Path(sys.argv[3]); folder.mkdir(); sources.fetch_model(model, folder)"
+    )
+    made = []
+    for offline in ("0", "1"):
+        folder = tmp_path / offline
+        subprocess.run(
+            [sys.executable, "-c", fetch, str(file), digest(file), str(folder)],
+            check=True,
+            env=os.environ | {"HF_HUB_OFFLINE": offline},
+        )
+        made.append({path.name: path.read_bytes() for path in folder.iterdir()})
+    assert made[0] == made[1] and "tokenizer_config.json" in made[0]

@@ -264,6 +264,7 @@ def fetch_model(model: params.Model, folder: Path) -> dict:
     _forget_code(folder)
     record |= _describe(folder)
     record["chat_template"] = chat.write_template(model.chat_template, folder)
+    _forget_machine(folder)
     return {"source": model.source, **record}
 
 
@@ -311,6 +312,16 @@ def _forget_code(folder: Path) -> None:
         if file.exists() and "auto_map" in (content := read_json(file)):
             del content["auto_map"]
             write_json(file, content)
+
+
+def _forget_machine(folder: Path) -> None:
+    """Take from a tokenizer how it was read here (HF_HUB_OFFLINE among it): the same model has the same bytes."""
+    file = folder / "tokenizer_config.json"
+    if file.exists():
+        content = read_json(file)
+        write_json(
+            file, {key: content[key] for key in content if key not in ("is_local", "local_files_only")}
+        )
 
 
 def _round_to_16_bits(folder: Path) -> str | None:
