@@ -134,32 +134,23 @@ def bring_up_to_date(folder: Path, *, engine: str, targets: list[str], cores: in
     count = max(1, len(gpus.visible()))
     shared = per_gpu > 1 and targets == ["report"]
     for names, places in [(SHARING, per_gpu), (targets, 1)] if shared else [(targets, per_gpu)]:
+        environment = {}
+        if places > 1:
+            threads = os.environ.get("OMP_NUM_THREADS", str(max(1, cores // (places * count))))
+            environment = {gpus.PLACES: str(places), "OMP_NUM_THREADS": threads}
         _in(folder, "snakemake", *_stages(folder, names), "--cores", str(cores), "--keep-going",
-            "--quiet", "rules", "--resources", f"gpu={places * count}",
-            **(_shared(places, count=count, cores=cores) if places > 1 else {}))  # fmt: skip
+            "--quiet", "rules", "--resources", f"gpu={places * count}", **environment)  # fmt: skip
 
 
 def _stages(folder: Path, names: Iterable[str]) -> list[str]:
-    """The stages of these names, each variant's where there are several."""
-    asked = params.load(folder / PARAMS)
-    matrices = {
-        "train": [f"{v}-{seed}" for v in asked.experiment.variants for seed in asked.experiment.seeds],
-        "evaluate_base": asked.experiment.variants,
-        "benchmark": asked.experiment.variants,
-        "benchmark_grid": [
-            f"{v}-{shape}" for v in asked.experiment.variants for shape in asked.benchmark.grid.shapes
-        ],
-    }
-    matrices["evaluate"] = matrices["train"]
+    """The stages of these names in dvc.yaml, each item of a matrix; a name that is none's stays as it is."""
+    from workflow import pipeline  # DVC takes a second to import
+
+    with pipeline.open_repo(folder) as repo:
+        known = [stage.name for stage in pipeline.load_stages(repo)]
     return [
-        stage for name in names for stage in [f"{name}@{item}" for item in matrices.get(name, [])] or [name]
+        stage for name in names for stage in [item for item in known if item.startswith(f"{name}@")] or [name]
     ]
-
-
-def _shared(places: int, *, count: int, cores: int) -> dict[str, str]:
-    """The environment of stages that share `count` GPUs, and the cores as well."""
-    threads = os.environ.get("OMP_NUM_THREADS", str(max(1, cores // (places * count))))
-    return {gpus.PLACES: str(places), "OMP_NUM_THREADS": threads}
 
 
 def _in(folder: Path, module: str, *words: str, **environment: str) -> None:
