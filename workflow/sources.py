@@ -308,20 +308,20 @@ def _copy_model(source: Path, folder: Path) -> None:
 
 def _forget_code(folder: Path) -> None:
     """Let nothing in a model's folder name code that came with it: a library that loads it later could run that."""
-    for file in (folder / "config.json", folder / "tokenizer_config.json"):
-        if file.exists() and "auto_map" in (content := read_json(file)):
-            del content["auto_map"]
-            write_json(file, content)
+    for name in ("config.json", "tokenizer_config.json"):
+        _drop(folder / name, "auto_map")
 
 
 def _forget_machine(folder: Path) -> None:
     """Take from a tokenizer how it was read here (HF_HUB_OFFLINE among it): the same model has the same bytes."""
-    file = folder / "tokenizer_config.json"
-    if file.exists():
-        content = read_json(file)
-        write_json(
-            file, {key: content[key] for key in content if key not in ("is_local", "local_files_only")}
-        )
+    _drop(folder / "tokenizer_config.json", "is_local", "local_files_only")
+
+
+def _drop(file: Path, *keys: str) -> None:
+    """Take these keys out of a JSON file; one that has none of them stays as it is."""
+    content = read_json(file) if file.exists() else {}
+    if not content.keys().isdisjoint(keys):
+        write_json(file, {key: value for key, value in content.items() if key not in keys})
 
 
 def _round_to_16_bits(folder: Path) -> str | None:
