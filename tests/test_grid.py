@@ -41,7 +41,7 @@ def test_every_point_has_a_result(points):
     assert points["too large"]["requested_gib"] > 0
     assert "/nowhere" in points["dies"]["detail"]
     for point in points.values():
-        assert {*grid.POINT, "rank", "outcome"} <= point.keys()
+        assert {*grid.POINT, "rank", "outcome"} <= point.keys() and point["rows"] is None
         assert grid.describe(point)
 
 
@@ -115,7 +115,7 @@ def test_operations_are_counted_as_autograd_does_them(tiny):
 def test_what_is_measured_already_is_not_measured_again(tiny, tmp_path, monkeypatch, rows):
     monkeypatch.setattr(hardware, "HARDWARE", tmp_path)
     monkeypatch.setattr(hardware, "_device_name", lambda: "A Card 80GB")
-    monkeypatch.setattr(hardware, "tokenise", lambda *_: [{"input_ids": [1, 2], "labels": [1, 2]}])
+    monkeypatch.setattr(hardware, "tokenise", lambda *_: ([{"input_ids": [1, 2], "labels": [1, 2]}], 9000))
     measured = []
 
     def pretend(waiting, **_):
@@ -131,6 +131,8 @@ def test_what_is_measured_already_is_not_measured_again(tiny, tmp_path, monkeypa
     path = hardware.hardware(tiny, **arguments)
     settings = len(hardware.PATHS) + 4
     assert path.name == "a_card_80gb.json" and len(measured) == settings * 2
+    # The run's rows hold tokens that a shape's own vocabulary can be too small for.
+    assert {(job.vocabulary, job.rows_file is None) for job in measured} == {(9000, False), (None, True)}
     assert len(json.loads(path.read_text())["points"]) == len(measured)
     hardware.hardware(tiny, **arguments)
     assert len(measured) == settings * 2

@@ -65,14 +65,15 @@ def hardware(asked: params.Params, *, rows: Path, tokenizer: Path, parts: list[s
     with tempfile.TemporaryDirectory() as scratch:
         tokenised = Path(scratch) / "rows.jsonl"
         if "paths" in parts:
-            write_jsonl(tokenised, tokenise(rows, tokenizer, asked.training))
+            encoded, vocabulary = tokenise(rows, tokenizer, asked.training)
+            write_jsonl(tokenised, encoded)
         wanted = []
         for shape in asked.benchmark.grid.shapes:
             for variant in asked.experiment.variants:
                 points = list(grid.jobs(asked, variant, shape, model_folder=None))
                 if "paths" in parts and shape == asked.benchmark.grid.shapes[0]:
                     wanted += [
-                        (name, path_job(points[0], tokenised, loop, changes, asked))
+                        (name, path_job(points[0], tokenised, vocabulary, loop, changes, asked))
                         for name, (loop, changes) in PATHS.items()
                     ]
                 if "grid" in parts:
@@ -80,13 +81,20 @@ def hardware(asked: params.Params, *, rows: Path, tokenizer: Path, parts: list[s
         return _measure(wanted, asked, again=again)
 
 
-def path_job(point: grid.Job, rows: Path, loop: str, changes: dict, asked: params.Params) -> grid.Job:
-    """A job on the run's own rows, with the batch that `training` asks for."""
+def path_job(
+    point: grid.Job, rows: Path, vocabulary: int, loop: str, changes: dict, asked: params.Params
+) -> grid.Job:
+    """A job on the run's own rows, with the batch that `training` asks for.
+
+    Args:
+        vocabulary: tokens that the rows are made of: a shape's own embedding can be smaller.
+    """
     training = params.Training.model_validate(point.training | changes)
     return replace(
         point,
         loop=loop,
         rows_file=str(rows),
+        vocabulary=point.vocabulary or vocabulary,
         batch_rows=training.batch_rows,
         micro_batch_rows=training.micro_batch_rows,
         length=training.max_length,
@@ -131,15 +139,19 @@ def _device_name() -> str:
     return device_name(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
 
 
-def tokenise(rows: Path, tokenizer: Path, training: params.Training) -> list[dict]:
-    """The rows as tokens and labels, cut at max_length; those with no response token left are left out."""
+def tokenise(rows: Path, tokenizer: Path, training: params.Training) -> tuple[list[dict], int]:
+    """The rows as tokens and labels, and how many tokens there are.
+
+    Rows are cut at max_length; those with no response token left are left out.
+    """
     from transformers import AutoTokenizer
 
     if not rows.is_file() or not tokenizer.is_dir():
         raise UserError(
             f"{rows} and {tokenizer} are needed, and one is missing: run `dvc repro sample` first."
         )
-    encode = AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=False).apply_chat_template
+    words = AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=False)
+    encode = words.apply_chat_template
     made = []
     for row in instructions.from_rows(read_jsonl(rows)):
         told = row.conversation(use_context=training.use_context)
@@ -147,7 +159,7 @@ def tokenise(rows: Path, tokenizer: Path, training: params.Training) -> list[dic
         whole = encode(told["prompt"] + told["completion"], return_dict=False)[: training.max_length]
         if len(whole) > len(prompt):
             made.append({"input_ids": whole, "labels": [-100] * len(prompt) + whole[len(prompt) :]})
-    return made
+    return made, len(words)
 
 
 def main() -> None:
