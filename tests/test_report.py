@@ -581,6 +581,31 @@ def test_a_measured_device_shows_its_numbers():
     assert read().row("more rows")[1] == "8,000 7,200 to 8,800 8.00× (at 4)"
 
 
+def test_settings_on_other_rows_stand_apart_and_are_compared_among_themselves():
+    write()
+    point, plain = made_up_results.point, {"loop": "plain", "predicted_gib": None}
+    made_up_results.write_hardware(
+        [
+            point("every speed-up", BASELINE, tokens_per_second=6000.0, rows=991),
+            point("plain loop", BASELINE, tokens_per_second=1000.0, rows=991, **plain),
+            point("every speed-up", BASELINE, tokens_per_second=9000.0, rows=693),
+            point("plain loop", BASELINE, tokens_per_second=2000.0, rows=693, **plain),
+        ]
+    )
+    rows = read().tables["the settings, tinyllama_1b on Made-up GPU 80GB"][1:]
+    assert [row[0] for row in rows[::3]] == ["16-bit LoRA, on 991 rows", "16-bit LoRA, on 693 rows"]
+    assert [row[1].rsplit(" ", 1)[-1] for row in (rows[1], rows[4])] == ["6.00×", "4.50×"]
+
+
+def test_a_variant_without_predictions_leaves_the_others_their_memory_by_component():
+    write()
+    made_up_results.write_hardware(
+        [*made_up_results.hardware_points(), made_up_results.point("grid", "lora_int8", predicted_gib=None)]
+    )
+    (block,) = facts().hardware
+    assert [point.variant for point in block.shared] == [BASELINE, QLORA]
+
+
 def ids_used_twice(page: Reader) -> list[str]:
     ids = [a["id"] for _, a in page.tags if "id" in a]
     return [name for name in set(ids) if ids.count(name) > 1]

@@ -110,9 +110,14 @@ class Worker:
 
         Args:
             time_limit: seconds from now, after which the process is killed.
+
+        Returns:
+            What the job asked for, how many rows it was given (null where they are random), and what
+            `measure` returns.
         """
         what = {key: value for key, value in job.as_dict().items() if key in POINT}
         what["rank"] = job.training["rank"]
+        what["rows"] = None if job.rows_file is None else len(read_jsonl(Path(job.rows_file)))
         started = time.monotonic()
         try:
             out, err = self.process.communicate(json.dumps(job.as_dict()), timeout=time_limit)

@@ -104,6 +104,7 @@ class Point:
     length: int
     checkpointing: bool
     rank: int
+    rows: int | None  # of the sample that it trained on; None where they are random, or not known
     warmup_steps: int
     steps: int  # counted
     outcome: str
@@ -158,20 +159,21 @@ class Device:
     def settings(self) -> list[Point]:
         return [point for point in self.points if point.setting != GRID]
 
-    def plain(self, variant: str) -> Point | None:
-        """The plain loop on the run's rows."""
-        found = (p for p in self.settings if (p.variant, p.loop) == (variant, "plain") and p.measured)
+    def plain(self, beside: Point) -> Point | None:
+        """The plain loop of the same variant on the same rows."""
+        wanted = (beside.variant, beside.rows, "plain")
+        found = (p for p in self.settings if (p.variant, p.rows, p.loop) == wanted and p.measured)
         return next(found, None)
 
     @property
     def shared(self) -> list[Point]:
-        """One grid point of each variant: the largest that all of them measured and that has a prediction."""
+        """One grid point of each variant that has predictions: the largest that all of these measured."""
         found: dict[tuple, dict[str, Point]] = {}
         for point in self.grid:
             if point.measured and point.predicted:
                 key = (point.tokens, not point.checkpointing, point.micro_batch_rows, point.rank)
                 found.setdefault(key, {})[point.variant] = point
-        everyone = {point.variant for point in self.grid}
+        everyone = {point.variant for point in self.grid if point.measured and point.predicted}
         largest = max((key for key, points in found.items() if points.keys() == everyone), default=None)
         return (
             [] if largest is None else [found[largest][v.name] for v in self.variants if v.name in everyone]
@@ -582,6 +584,7 @@ def _point(point: dict, key: str) -> Point:
         length=point["length"],
         checkpointing=point["gradient_checkpointing"],
         rank=point["rank"],
+        rows=point.get("rows"),
         warmup_steps=point["warmup_steps"],
         steps=point["steps"] * point["repeats"],
         outcome=clean(point["outcome"]),

@@ -1,6 +1,7 @@
 """The page's tables: the facts as rows of text."""
 
 from dataclasses import dataclass
+from itertools import product
 
 from markupsafe import Markup
 
@@ -633,7 +634,7 @@ def _hardware_block(block: Device, key: str) -> HardwareBlock:
 def _point_rows(
     block: Device, points: list[Point], *, fastest_first: bool = False
 ) -> list[tuple[str, list[PointRow]]]:
-    """Rows by variant: in the order of their tokens, or the fastest first; what was not measured is last."""
+    """Rows by sample and variant, by tokens or the fastest first; what was not measured is last."""
 
     def order(point: Point) -> tuple:
         if fastest_first:
@@ -641,15 +642,16 @@ def _point_rows(
         return (point.tokens, point.micro_batch_rows, point.checkpointing)
 
     found = []
-    for variant in block.variants:
-        rows = [_point_row(block, p) for p in sorted(points, key=order) if p.variant == variant.name]
+    for sample, variant in product(dict.fromkeys(p.rows for p in points), block.variants):
+        wanted = (variant.name, sample)
+        rows = [_point_row(block, p) for p in sorted(points, key=order) if (p.variant, p.rows) == wanted]
         if rows:
-            found.append((variant.label, rows))
+            found.append((words.of_sample(variant.label, sample), rows))
     return found
 
 
 def _point_row(block: Device, point: Point) -> PointRow:
-    plain, speed = block.plain(point.variant), point.speed
+    plain, speed = block.plain(point), point.speed
     compared = point.measured and plain is not None and point is not plain
     other = f" (at {plain.batch_rows:,})" if compared and plain.batch_rows != point.batch_rows else ""
     held = "peak_resident" if block.on_cpu else "peak_allocated"

@@ -946,6 +946,11 @@ def rows_by_length(point: Point) -> str:
     return f"{point.micro_batch_rows:,}{NARROW}{formatting.TIMES}{NARROW}{point.length:,}"
 
 
+def of_sample(label: str, rows: int | None) -> str:
+    """A variant, and how many rows it was measured on, where that is known."""
+    return label if rows is None else f"{label}, on {count(rows, 'row')}"
+
+
 def batch(point: Point) -> str:
     """A point's batch, of the run's rows."""
     parts = [f"{count(point.batch_rows, 'row')} a step"]
