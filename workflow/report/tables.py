@@ -609,6 +609,7 @@ def hardware_blocks(facts: Facts) -> list[HardwareBlock]:
 
 def _hardware_block(block: Device, key: str) -> HardwareBlock:
     panels = hardware_figures.hardware_panels(block, key)
+    drawn = [v for v in block.variants if any(point.variant == v.name for point in block.grid)]
     steps = dict.fromkeys(
         f"{words.count(p.steps, 'step')} after {p.warmup_steps:,} of warm-up" for p in block.settings
     )
@@ -619,7 +620,7 @@ def _hardware_block(block: Device, key: str) -> HardwareBlock:
         setting_steps=words.listed(list(steps)) if steps else "",
         grid=_point_rows(block, block.grid),
         panels=panels,
-        legend=drawing.legend(block.variants, f"{key}-legend") if panels else [],
+        legend=drawing.legend(drawn, f"{key}-legend") if panels else [],
         shared=bool(block.shared),
         peak_name="Peak, resident" if block.on_cpu else "Peak, allocated",
         device=block.device,
