@@ -922,8 +922,8 @@ def hardware_heading(facts: Facts) -> str:
 
 
 def block_name(block: Device) -> str:
-    """A measured device and shape, as a heading."""
-    return f"{block.shape} on {block.device}"
+    """A measured device and shape, as a heading; a run can have measured what results/hardware/ holds too."""
+    return f"{block.shape} on {block.device}{', in this run' if block.own_run and not block.own else ''}"
 
 
 def block_words(block: Device) -> str:
