@@ -154,7 +154,8 @@ def log_file(stage: str) -> Path:
 
 def say(text: str) -> None:
     """Print a plain line at once, so that a log can be followed."""
-    print(text, flush=True)
+    # In one write, under PYTHONUNBUFFERED too: the other stream's line could come before the end of this one.
+    print(f"{text}\n", end="", flush=True)
 
 
 def go_offline() -> None:

@@ -120,7 +120,7 @@ def witnessed(label: str, *, stage: str, last: str) -> Iterator[None]:
 def last_words(text: str) -> None:
     """Print the line that a process ends with; where its log is on a full disk, no error follows from that."""
     try:
-        print(text, file=sys.stderr, flush=True)
+        print(f"{text}\n", end="", file=sys.stderr, flush=True)  # in one write, as console.say does
     except OSError:
         nowhere = os.open(os.devnull, os.O_WRONLY)
         for stream in (1, 2):
