@@ -31,7 +31,7 @@ from dvc.stage import PipelineStage
 from dvc.stage.loader import StageLoader
 
 from workflow import faults
-from workflow.console import FAILED, log_file
+from workflow.console import FAILED, log_file, say
 from workflow.errors import UserError
 from workflow.lifetime import locked
 from workflow.params import load
@@ -238,7 +238,7 @@ def wait_for_jobs() -> None:
     """Wait until no job of an earlier Snakemake, which was killed, runs here: its stage ends a little later."""
     with _jobs_file() as file:
         if not locked(file):
-            print("waits for the jobs of a Snakemake that was killed", flush=True)
+            say("waits for the jobs of a Snakemake that was killed")
             fcntl.flock(file, fcntl.LOCK_EX)
 
 
@@ -289,9 +289,9 @@ def prune_and_tell() -> None:
     with open_repo() as repo:
         pruned = prune(repo)
     for stage in pruned:
-        print(f"{stage.name} is no longer in dvc.yaml: taken out of dvc.lock and the results", flush=True)
+        say(f"{stage.name} is no longer in dvc.yaml: taken out of dvc.lock and the results")
         for path in stage.left:
-            print(f"{path} was left in place: the stage is not here as dvc.lock records it", flush=True)
+            say(f"{path} was left in place: the stage is not here as dvc.lock records it")
 
 
 def _remove_checkpoints(current: set[str]) -> None:
