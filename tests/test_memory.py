@@ -125,6 +125,7 @@ def test_predictions_lie_within_what_the_readme_says_of_what_was_measured():
         assert need.gib()["total"] == pytest.approx(point["predicted_gib"]["total"])
         deviations.append(100 * (need.gib()["total"] / point["memory_gib"]["peak_allocated"] - 1))
     largest = max(map(abs, deviations))
+    assert largest < 5
     said = {name: " ".join((ROOT / name).read_text(encoding="utf-8").split()) for name in SAID_IN}
     assert f"lie within {largest:.1f} % of what an H100 was measured to need" in said["README.md"]
     assert f"{len(points)} points of {len(points)} within {largest:.1f} %" in said["docs/speed.md"]
@@ -200,8 +201,8 @@ def test_the_plan_names_the_models_it_knows(capsys, monkeypatch):
         plan.main()
 
 
-@pytest.mark.parametrize("name", ["llama2_7b", "llama3_8b", "llama2_13b"])
-def test_estimated_times_are_as_near_as_is_said_to_those_measured(name):
+@pytest.mark.parametrize(("name", "most"), [("llama2_7b", 10), ("llama3_8b", 10), ("llama2_13b", 15)])
+def test_estimated_times_are_as_near_as_is_said_to_those_measured(name, most):
     """The three rates were fitted to some points at 7B, and to none at the other shapes."""
     shape = memory.Shape.of(AutoConfig.from_pretrained(params.SHAPES / f"{name}.json"))
     preset = params.load(hardware.PRESET)
@@ -216,5 +217,5 @@ def test_estimated_times_are_as_near_as_is_said_to_those_measured(name):
             shape, preset.variants[point["variant"]], wanted, tokens=point["tokens_per_step"]
         )
         errors.append(100 * abs(seconds / point["step_seconds"]["median"] - 1))
-    assert len(errors) >= 24
-    assert f"{max(errors):.1f} %" in (ROOT / "docs/speed.md").read_text(encoding="utf-8")
+    assert len(errors) >= 24 and max(errors) < most
+    assert f" {max(errors):.1f} %" in (ROOT / "docs/speed.md").read_text(encoding="utf-8")
