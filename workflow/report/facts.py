@@ -173,7 +173,7 @@ class Device:
             if point.measured and point.predicted:
                 key = (point.tokens, not point.checkpointing, point.micro_batch_rows, point.rank)
                 found.setdefault(key, {})[point.variant] = point
-        everyone = {point.variant for point in self.grid if point.measured and point.predicted}
+        everyone = {variant for points in found.values() for variant in points}
         largest = max((key for key, points in found.items() if points.keys() == everyone), default=None)
         return (
             [] if largest is None else [found[largest][v.name] for v in self.variants if v.name in everyone]
