@@ -779,7 +779,7 @@ def test_the_benchmark_counts_the_same_tokens_however_batches_are_prepared(asked
         )
         assert trainer.get_train_dataloader().num_workers == workers
         gauge = benchmarking.Gauge("cpu")
-        watch = benchmarking.Stopwatch(trainer, warmup_steps=1, steps=4, device="cpu", gauge=gauge)
+        watch = benchmarking.Stopwatch(trainer, warmup_steps=1, steps=5, device="cpu", gauge=gauge)
         trainer.add_callback(watch)
         trainer.train()
         watches.append(watch)

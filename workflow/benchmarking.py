@@ -42,6 +42,8 @@ class Measured:
     steps: int
     seed: int
     measurements: list[Measurement]
+    peak_pass_tokens: int  # of the largest forward pass that was run; with padding, where rows are padded
+    epoch_longest_pass_tokens: int  # of the largest forward pass of an epoch, counted alike
     # Of each counted step, in the order of the batches, which every variant has in common.
     seconds_per_step: list[float]
     peak_gib_per_step: list[float]
@@ -77,7 +79,7 @@ def benchmark(
     load_seconds = time.perf_counter() - started
     loaded = gauge.now()
     gauge.reset()
-    steps = benchmark.warmup_steps + benchmark.steps
+    steps = uncounted(benchmark.warmup_steps) + benchmark.steps
     trainer = build_trainer(
         model,
         tokenizer,
@@ -103,14 +105,16 @@ def benchmark(
     )
     trainer.add_callback(stopwatch)
     trainer.train()
+    where = (
+        f"highest during training, an epoch's longest pass of {stopwatch.longest.tokens:,} tokens included"
+    )
     measured = [
         *speed(stopwatch),
         Measurement("load_time", load_seconds, "s", False, "reading the weights, quantising included"),
         Measurement("weights", precision.weights_gib, "GiB", False,
                     "the base's weights and quantisation constants as they are held"),
         Measurement("memory_after_load", loaded, "GiB", False, _definition(precision, "after the base was loaded")),
-        Measurement("peak_memory", max(stopwatch.peaks), "GiB", False,
-                    _definition(precision, "highest during training")),
+        Measurement("peak_memory", stopwatch.peak, "GiB", False, _definition(precision, where)),
     ]  # fmt: skip
     if precision.device == "cuda":
         measured.append(
@@ -136,6 +140,8 @@ def benchmark(
         steps=benchmark.steps,
         seed=benchmark.seed,
         measurements=measured,
+        peak_pass_tokens=max(stopwatch.pass_tokens),
+        epoch_longest_pass_tokens=stopwatch.longest.tokens,
         seconds_per_step=stopwatch.seconds,
         peak_gib_per_step=stopwatch.peaks,
     )
@@ -179,7 +185,7 @@ def utilisation(
     rate = matmul_flops(stopwatch.device, compute)
     operations = sum(
         model_operations(shape, variant, training, lengths=lengths)
-        for lengths in stopwatch.lengths[stopwatch.warmup_steps :]
+        for lengths in stopwatch.lengths[stopwatch.uncounted :]
     )
     share = operations / sum(stopwatch.seconds) / rate
     return [
@@ -269,11 +275,50 @@ class Gauge:
             self.step_peak = max(self.step_peak, resident_gib())
 
 
+def uncounted(warmup_steps: int) -> int:
+    """Steps before the counted ones: the first, which makes the optimizer's state, and the epoch's longest are among them."""
+    return max(1, warmup_steps) + 1
+
+
+@dataclass(frozen=True)
+class LongestStep:
+    """The optimizer step of a trainer's first epoch that holds the largest forward pass."""
+
+    rows: list[list[int]]  # of each of its passes
+    tokens: int  # of the largest; with padding, where rows are padded
+
+    @classmethod
+    def of(cls, trainer) -> "LongestStep":
+        sampler, pass_rows = trainer._get_train_sampler(), trainer.args.per_device_train_batch_size
+        sampler.set_epoch(0)
+        order = list(sampler)
+        steps = [order[i : i + sampler.batch_rows] for i in range(0, len(order), sampler.batch_rows)]
+
+        def tokens(rows: list[int]) -> int:
+            lengths = [sampler.lengths[row] for row in rows]
+            return sum(lengths) if trainer.speed_ups.packing else len(lengths) * max(lengths)
+
+        def passes(step: list[int]) -> list[list[int]]:
+            return [step[i : i + pass_rows] for i in range(0, len(step), pass_rows)]
+
+        longest = max(steps, key=lambda step: max(map(tokens, passes(step))))
+        return cls(passes(longest), max(map(tokens, passes(longest))))
+
+
 class Stopwatch(TrainerCallback):
-    """Times each counted optimizer step and counts its tokens."""
+    """Times each counted optimizer step and counts its tokens.
+
+    The last step that is not counted is the epoch's longest, put before those that the epoch begins with: a peak over
+    its first steps alone would be too low for the rest of it, and by how much would depend on the order of the rows.
+    """
 
     def __init__(self, trainer, *, warmup_steps: int, steps: int, device: str, gauge: Gauge):
-        self.warmup_steps, self.steps, self.device, self.gauge = warmup_steps, steps, device, gauge
+        """steps: all of them, `uncounted(warmup_steps)` among them."""
+        self.uncounted, self.steps, self.device, self.gauge = uncounted(warmup_steps), steps, device, gauge
+        self.trainer, self.longest = trainer, LongestStep.of(trainer)
+        trainer.expect_pass(self.longest.tokens)
+        self.peak = 0.0  # GiB, of the epoch's longest step and the counted ones
+        self.pass_tokens: list[int] = []  # of each step's largest forward pass, as those of `longest`
         self.seconds: list[float] = []
         self.peaks: list[float] = []
         self.useful: list[int] = []
@@ -288,10 +333,17 @@ class Stopwatch(TrainerCallback):
         self.lengths: list[list[int]] = []  # tokens of each step's rows
 
     def _counting(self, get_batches):
-        def counted(*arguments):
-            batches, tokens_in_loss = get_batches(*arguments)
+        def counted(iterator, *arguments):
+            if len(self.batches) == self.uncounted - 1:
+                iterator = iter([self.trainer.collated(rows) for rows in self.longest.rows])
+                arguments = (len(self.longest.rows), *arguments[1:])
+            batches, tokens_in_loss = get_batches(iterator, *arguments)
             self.batches.append(
                 (sum(useful_tokens(batch) for batch in batches), sum(b["input_ids"].numel() for b in batches))
+            )
+            packed = self.trainer.speed_ups.packing
+            self.pass_tokens.append(
+                max(useful_tokens(batch) if packed else batch["input_ids"].numel() for batch in batches)
             )
             self.widest_pass.append(max(batch["input_ids"].numel() for batch in batches))
             self.lengths.append([length for batch in batches for length in row_lengths(batch)])
@@ -301,9 +353,9 @@ class Stopwatch(TrainerCallback):
 
     def on_step_begin(self, args, state, control, **kwargs):
         self.gauge.wait()
-        if state.global_step == self.warmup_steps:
+        if state.global_step == self.uncounted:
             self.joules_before = self.energy.joules()
-        if state.global_step >= self.warmup_steps:
+        if state.global_step >= self.uncounted - 1:
             self.gauge.start_step()
         self.started = time.perf_counter()
 
@@ -313,19 +365,23 @@ class Stopwatch(TrainerCallback):
         if state.global_step == 1:
             self.after_first_step = self.gauge.now()
         useful, padded = self.batches[state.global_step - 1]
-        if state.global_step > self.warmup_steps:
+        if state.global_step >= self.uncounted:
+            peak = self.gauge.stop_step()
+            self.peak = max(self.peak, peak)
+        if state.global_step > self.uncounted:
             self.seconds.append(seconds)
-            self.peaks.append(self.gauge.stop_step())
+            self.peaks.append(peak)
             self.useful.append(useful)
             self.padded.append(padded)
-            counted = state.global_step - self.warmup_steps
+            counted = state.global_step - self.uncounted
             progress(
-                counted, self.steps - self.warmup_steps, sum(self.seconds), f"{useful / seconds:.0f} tokens/s"
+                counted, self.steps - self.uncounted, sum(self.seconds), f"{useful / seconds:.0f} tokens/s"
             )
             if state.global_step == self.steps and self.joules_before is not None:
                 self.joules = self.energy.joules() - self.joules_before
         else:
-            say(f"  warm-up step {state.global_step}")
+            longest = f", an epoch's longest: {self.longest.tokens:,} tokens a pass"
+            say(f"  warm-up step {state.global_step}{longest if state.global_step == self.uncounted else ''}")
 
 
 class Energy:

@@ -13,14 +13,18 @@ all differences are paired over both. Its kind says what it is between:
 
 and its subset, of which items it is: `all`, `category/NAME`, `held_out` (the categories that no run was
 trained on) or `seen` (the others).
+
+Every p value is corrected: those of the family that params name together, and any other over the differences of
+its own kind, form, metric and kind of subset, which are those of the other variants (and categories).
 """
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 
 from workflow import agreement, params
 from workflow.errors import CheckError, UserError
@@ -41,6 +45,7 @@ from workflow.statistics import (
     paired_accuracy_test,
     sentence,
     verdict,
+    weighting_sentence,
 )
 
 ALL, HELD_OUT, SEEN = "all", "held_out", "seen"
@@ -48,6 +53,11 @@ SPANS = {"rouge_l": 1.0, "chrf": 100.0}  # from the worst to the best score of a
 FEWEST_GROUPS = 2  # an interval needs two
 # The recipe published the second of these, and looked at the first.
 CLAIMED_FORMS = ("as_trained", "requantized")
+# What a gain in the primary metric must not be paid with, where it is measured.
+ANSWERS = (("holdout_generation", "ended"), ("holdout_generation", "rouge_l"))
+MEASURED_ONCE = "measured once"
+LESS_MEMORY = 0.99  # times the baseline's peak; nearer to it is as much
+SMALLEST_RISE = 0.005  # of the best validation loss; less is no rise that one would stop a training for
 
 
 @dataclass(frozen=True)
@@ -95,12 +105,34 @@ class Contrast:
     subset: str
     difference: Difference
     p_accuracy: float | None  # of the paired test of accuracies; then p_value is the larger of the two
-    p_adjusted: float  # by Holm's correction over the family; outside of it, as it is
+    p_adjusted: float  # by Holm's correction, over `corrected_over` differences
     in_family: bool
     equivalence: Equivalence | None  # None without a margin
     p_equivalence_adjusted: float | None
     verdict: Verdict
     sentence: str
+    corrected_over: int = 1
+    by_rows: Difference | None = (
+        None  # with every item weighing the same; of the primary metric over all items
+    )
+    verdict_by_rows: Verdict | None = None
+    caveat: str | None = None  # what the verdict rests on; it ends the sentence too
+
+
+@dataclass(frozen=True)
+class Rise:
+    """A variant whose validation loss rose again before its training ended, on the same rows all along."""
+
+    variant: str
+    best_step: int
+    last_step: int
+    best: float  # nats per token, mean over the seeds
+    last: float
+    low: float | None  # interval of last less best over the seeds; None with one seed
+    high: float | None
+    ahead_until: (
+        int | None
+    )  # the last step at which its loss was below the baseline's; None if at none, or at the end
 
 
 @dataclass(frozen=True)
@@ -129,7 +161,7 @@ class Cost:
     higher_is_better: bool
     definition: str
     value: float
-    low: float | None  # quartiles over the steps, where there are steps
+    low: float | None  # quartiles over the steps of one process: how even they were, and no interval
     high: float | None
     ratio_to_baseline: float
 
@@ -138,7 +170,8 @@ class Cost:
 class Claim:
     """One claim of the recipe that this project grew out of, checked for one variant.
 
-    `holds` is yes, no, undecided or not tested; the verdict is that of the difference it rests on.
+    `holds` is yes, no, mixed (the primary metric says yes, and the answers got worse), undecided, measured once (a
+    cost without a second process to compare it with) or not tested; the verdict is that of the difference it rests on.
     """
 
     claim: str
@@ -171,6 +204,7 @@ class Comparison:
     decomposition: list[Part]
     claims: list[Claim]
     cost: list[Cost]
+    rises: list[Rise] = field(default_factory=list)
 
     def as_dict(self) -> dict:
         return asdict(self)
@@ -194,6 +228,13 @@ class Results:
         runs = [(name, seed) for name in experiment.variants for seed in experiment.seeds]
         self.trained = {
             name: [_result(train_folder(name, seed)) for seed in experiment.seeds]
+            for name in experiment.variants
+        }
+        self.validation = {
+            name: [
+                pd.read_csv(_existing(train_folder(name, seed) / "validation.csv"))
+                for seed in experiment.seeds
+            ]
             for name in experiment.variants
         }
         self.benchmarks = {name: _result(benchmark_file(name).parent) for name in experiment.variants}
@@ -263,7 +304,9 @@ def compare(asked: params.Params) -> tuple[Comparison, pd.DataFrame]:
     experiment, wanted = asked.experiment, asked.comparison
     otherwise = check_alike(results, asked)
     _check_metrics(results, asked)
-    contrasts = _contrasts(results, asked)
+    rises = _rises(results, asked)
+    contrasts = _contrasts(results, asked, rises)
+    cost = _cost(results.benchmarks, experiment.baseline)
     return Comparison(
         baseline=experiment.baseline,
         seeds=list(experiment.seeds),
@@ -280,8 +323,9 @@ def compare(asked: params.Params) -> tuple[Comparison, pd.DataFrame]:
         scores=_scores(results),
         contrasts=contrasts,
         decomposition=_decomposition(contrasts, asked),
-        claims=_claims(contrasts, results.benchmarks, asked),
-        cost=_cost(results.benchmarks, experiment.baseline),
+        claims=_claims(contrasts, cost, results.benchmarks, asked),
+        cost=cost,
+        rises=rises,
     ), results.items
 
 
@@ -438,8 +482,39 @@ def _asked_contrasts(asked: params.Params) -> list[_Asked]:
     return found
 
 
-def _contrasts(results: Results, asked: params.Params) -> list[Contrast]:
-    """Every difference in every metric that has a direction, with Holm's correction over the family."""
+@dataclass(frozen=True)
+class _Taken:
+    """A difference before it is corrected for the others that are taken beside it."""
+
+    contrast: _Asked
+    about: dict  # the metric
+    subset: str
+    difference: Difference
+    p_accuracy: float | None
+    by_rows: Difference | None
+    margin: float | None
+
+    @property
+    def metric(self) -> str:
+        return f"{self.about['task']}/{self.about['metric']}"
+
+    @property
+    def arm(self) -> Arm:
+        return self.contrast.arms[0][1]
+
+    def in_family(self, family: params.Family) -> bool:
+        return self.subset == ALL and self.contrast.kind in family.kinds and self.metric in family.metrics
+
+    def together(self, family: params.Family) -> tuple:
+        """What the differences that are corrected together have in common."""
+        if self.in_family(family):
+            return ()
+        form = None if self.contrast.name else self.arm.form  # repairs are between any forms
+        return self.contrast.kind, form, self.metric, self.subset.partition("/")[0]
+
+
+def _contrasts(results: Results, asked: params.Params, rises: list[Rise]) -> list[Contrast]:
+    """Every contrast in every metric that has a direction and a value per item."""
     wanted = asked.comparison
     metrics = {
         (about["task"], about["metric"]): about
@@ -447,84 +522,178 @@ def _contrasts(results: Results, asked: params.Params) -> list[Contrast]:
         for about in forms[0]["metrics"]
         if about["per_item"] and about["higher_is_better"] is not None
     }
-    taken = []
-    for contrast in _asked_contrasts(asked):
-        for key, about in metrics.items():
-            margin = wanted.margins.get("/".join(key))
-            for subset, one, p_accuracy in _differences(results, contrast, key, asked):
-                p_value = max(one.p_value, p_accuracy or 0)
-                taken.append(
-                    (
-                        contrast,
-                        about,
-                        subset,
-                        one,
-                        p_accuracy,
-                        p_value,
-                        equivalence(one, margin=margin) if margin else None,
-                    )
-                )
-    family = [
-        index
-        for index, (contrast, about, subset, *_) in enumerate(taken)
-        if subset == ALL
-        and contrast.kind in wanted.family.kinds
-        and f"{about['task']}/{about['metric']}" in wanted.family.metrics
+    taken = [
+        _Taken(contrast, about, *found, wanted.margins.get("/".join(key)))
+        for contrast in _asked_contrasts(asked)
+        for key, about in metrics.items()
+        for found in _differences(results, contrast, key, asked)
     ]
-    adjusted = dict(zip(family, holm([taken[index][5] for index in family]), strict=True))
-    tested = [index for index in family if taken[index][6]]
-    adjusted_equivalence = dict(zip(tested, holm([taken[index][6].p_value for index in tested]), strict=True))
-    found = []
-    for index, (contrast, about, subset, one, p_accuracy, p_value, tost) in enumerate(taken):
-        p_adjusted = adjusted.get(index, p_value)
-        p_equivalence = adjusted_equivalence.get(index, tost.p_value) if tost else None
-        word = verdict(
+    families: dict[tuple, list[_Taken]] = {}
+    for one in taken:
+        families.setdefault(one.together(wanted.family), []).append(one)
+    words = {id(one): found for family in families.values() for one, found in _judged(family)}
+    return [
+        _contrast(
             one,
+            words[id(one)],
+            in_family=one.in_family(wanted.family),
+            over=len(families[one.together(wanted.family)]),
+            rises=rises,
+        )
+        for one in taken
+    ]
+
+
+@dataclass(frozen=True)
+class _Judged:
+    """A difference's p values after the correction, and what follows from them."""
+
+    p_adjusted: float
+    equivalence: Equivalence | None
+    p_equivalence: float | None
+    verdict: Verdict
+    by_rows: Verdict | None
+
+
+def _judged(family: list[_Taken]) -> Iterator[tuple[_Taken, _Judged]]:
+    """The verdicts of differences that are corrected together, by tokens and by rows each."""
+    by_tokens = _verdicts(family, [one.difference for one in family])
+    twins = [one for one in family if one.by_rows]
+    by_rows = dict(zip(map(id, twins), _verdicts(twins, [one.by_rows for one in twins]), strict=True))
+    for one, (p_adjusted, tost, p_equivalence, word) in zip(family, by_tokens, strict=True):
+        twin = by_rows.get(id(one))
+        yield one, _Judged(p_adjusted, tost, p_equivalence, word, twin and twin[-1])
+
+
+def _verdicts(
+    family: list[_Taken], differences: list[Difference]
+) -> list[tuple[float, Equivalence | None, float | None, Verdict]]:
+    """Of each, the corrected p value, the test of equivalence, its corrected p value and the verdict."""
+    p_values = holm([max(d.p_value, one.p_accuracy or 0) for one, d in zip(family, differences, strict=True)])
+    tests = [
+        equivalence(d, margin=one.margin) if one.margin else None
+        for one, d in zip(family, differences, strict=True)
+    ]
+    corrected = iter(holm([test.p_value for test in tests if test]))
+    found = []
+    for one, d, p_adjusted, test in zip(family, differences, p_values, tests, strict=True):
+        p_equivalence = next(corrected) if test else None
+        word = verdict(
+            d,
             p_adjusted=p_adjusted,
             p_equivalence=p_equivalence,
-            higher_is_better=about["higher_is_better"],
+            higher_is_better=one.about["higher_is_better"],
         )
-        arm = contrast.arms[0][1]
-        text = sentence(
-            contrast.subject or str(arm),
-            contrast.other,
-            one,
-            equivalence=tost,
-            verdict=word,
-            p_adjusted=p_adjusted,
-            unit=about["unit"],
-            higher_is_better=about["higher_is_better"],
-            corrected=index in adjusted,
-        )
-        found.append(
-            Contrast(
-                kind=contrast.kind,
-                name=contrast.name,
-                variant=arm.variant,
-                form=arm.form,
-                other=contrast.other,
-                task=about["task"],
-                metric=about["metric"],
-                unit=about["unit"],
-                higher_is_better=about["higher_is_better"],
-                subset=subset,
-                difference=one,
-                p_accuracy=p_accuracy,
-                p_adjusted=p_adjusted,
-                in_family=index in adjusted,
-                equivalence=tost,
-                p_equivalence_adjusted=p_equivalence,
-                verdict=word,
-                sentence=text[0].upper() + text[1:] if contrast.subject else text,
-            )
-        )
+        found.append((p_adjusted, test, p_equivalence, word))
+    return found
+
+
+def _contrast(one: _Taken, judged: _Judged, *, in_family: bool, over: int, rises: list[Rise]) -> Contrast:
+    contrast, about, arm = one.contrast, one.about, one.arm
+    text = sentence(
+        contrast.subject or str(arm),
+        contrast.other,
+        one.difference,
+        equivalence=judged.equivalence,
+        verdict=judged.verdict,
+        p_adjusted=judged.p_adjusted,
+        unit=about["unit"],
+        higher_is_better=about["higher_is_better"],
+        corrected=over > 1,
+    )
+    text = text[0].upper() + text[1:] if contrast.subject else text
+    caveat = _caveat(one, judged, rises)
+    return Contrast(
+        kind=contrast.kind,
+        name=contrast.name,
+        variant=arm.variant,
+        form=arm.form,
+        other=contrast.other,
+        task=about["task"],
+        metric=about["metric"],
+        unit=about["unit"],
+        higher_is_better=about["higher_is_better"],
+        subset=one.subset,
+        difference=one.difference,
+        p_accuracy=one.p_accuracy,
+        p_adjusted=judged.p_adjusted,
+        in_family=in_family,
+        equivalence=judged.equivalence,
+        p_equivalence_adjusted=judged.p_equivalence,
+        verdict=judged.verdict,
+        sentence=f"{text} {caveat}" if caveat else text,
+        corrected_over=over,
+        by_rows=one.by_rows,
+        verdict_by_rows=judged.by_rows,
+        caveat=caveat,
+    )
+
+
+def _caveat(one: _Taken, judged: _Judged, rises: list[Rise]) -> str | None:
+    """That a verdict over all items rests on the last checkpoint, or on how the items are weighted."""
+    if one.subset != ALL:
+        return None
+    trained = [arm.variant for _, arm in one.contrast.arms if arm.form != "base"]
+    parts = [
+        rise_sentence(rise)
+        for rise in rises
+        if rise.variant in trained and one.contrast.kind != "form"  # its two arms are the same checkpoint
+    ]
+    if one.by_rows and judged.by_rows != judged.verdict:
+        parts.append(weighting_sentence(one.by_rows, verdict=judged.by_rows, unit=one.about["unit"]))
+    return " ".join(parts) or None
+
+
+def rise_sentence(rise: Rise) -> str:
+    """That a verdict rests on the last checkpoint of a variant, with step and size."""
+    text = (
+        f"This rests on the last checkpoint, step {rise.last_step}: on the validation rows {rise.variant} was best at "
+        f"step {rise.best_step} and has lost {rise.last - rise.best:.3f} nats per token since"
+    )
+    if rise.low is not None:
+        text += f" ({rise.low:.3f} to {rise.high:.3f} over the seeds)"
+    if rise.ahead_until is not None:
+        text += f"; it was ahead of the baseline until step {rise.ahead_until}"
+    return f"{text}."
+
+
+def _rises(results: Results, asked: params.Params) -> list[Rise]:
+    """The variants whose validation loss is higher at their end than before, by more than noise.
+
+    Noise is what the interval over the seeds leaves of it, and a rise of less than SMALLEST_RISE of the loss.
+    """
+    losses = {
+        name: pd.concat({i: run.set_index("step")["validation_loss"] for i, run in enumerate(runs)}, axis=1)
+        for name, runs in results.validation.items()
+    }
+    baseline = losses[asked.experiment.baseline].mean(axis=1)
+    found = []
+    for name, by_seed in losses.items():
+        mean = by_seed.mean(axis=1)
+        best, last = mean.idxmin(), mean.index[-1]
+        change = (by_seed.loc[last] - by_seed.loc[best]).to_numpy()
+        low = high = None
+        if len(change) > 1:
+            quantile = stats.t.ppf((1 + asked.comparison.confidence) / 2, len(change) - 1)
+            half = float(quantile * change.std(ddof=1) / len(change) ** 0.5)
+            low, high = float(change.mean()) - half, float(change.mean()) + half
+        if change.mean() < SMALLEST_RISE * mean[best] or (low is not None and low <= 0):
+            continue
+        shared = mean.index.intersection(baseline.index)
+        ahead = [step for step in shared if step and mean[step] < baseline[step]]
+        until = int(ahead[-1]) if ahead and ahead[-1] != last and name != asked.experiment.baseline else None
+        found.append(Rise(name, int(best), int(last), float(mean[best]), float(mean[last]), low, high, until))
     return found
 
 
 def _differences(
     results: Results, contrast: _Asked, key: tuple[str, str], asked: params.Params
-) -> Iterator[tuple[str, Difference, float | None]]:
-    """A contrast in one metric, over all items and, where it is asked for, in each category."""
+) -> Iterator[tuple[str, Difference, float | None, Difference | None]]:
+    """A contrast in one metric, over all items and, where it is asked for, in each category.
+
+    Of each the subset, the difference, the p value of the paired test of accuracies and the difference with every
+    item weighing the same.
+    """
     wanted = asked.comparison
     tables = [(sign, results.table(arm, *key)) for sign, arm in contrast.arms]
     first = tables[0][1]
@@ -559,7 +728,16 @@ def _differences(
             p_accuracy = paired_accuracy_test(
                 numerators[:, chosen], groups[chosen], resamples=wanted.resamples, seed=wanted.seed
             )
-        yield subset, one, p_accuracy
+        by_rows = None
+        if subset == ALL and "/".join(key) == wanted.primary and np.ptp(first.denominators):
+            by_rows = difference(
+                numerators / first.denominators,
+                np.ones(len(first.denominators)),
+                groups,
+                trained=any(table.seeds for _, table in tables),
+                **bootstrap(wanted),
+            )
+        yield subset, one, p_accuracy, by_rows
 
 
 def bootstrap(asked: params.Comparison) -> dict[str, float]:
@@ -611,20 +789,18 @@ def _decomposition(contrasts: list[Contrast], asked: params.Params) -> list[Part
     ]
 
 
-def _claims(contrasts: list[Contrast], benchmarks: dict[str, dict], asked: params.Params) -> list[Claim]:
+def _claims(
+    contrasts: list[Contrast], cost: list[Cost], benchmarks: dict[str, dict], asked: params.Params
+) -> list[Claim]:
     """The claims of the recipe that this project grew out of, for every quantised variant."""
-    task, metric = asked.comparison.primary.split("/")
+    primary = tuple(asked.comparison.primary.split("/"))
+    by_key = {(c.kind, c.variant, c.form, (c.task, c.metric), c.subset): c for c in contrasts}
 
-    def of(kind: str, arm: Arm, subset: str) -> Contrast | None:
-        return next(
-            (
-                c
-                for c in contrasts
-                if (c.kind, c.variant, c.form, c.task, c.metric, c.subset)
-                == (kind, arm.variant, arm.form, task, metric, subset)
-            ),
-            None,
-        )
+    def of(kind: str, arm: Arm, subset: str, metric: tuple[str, str] = primary) -> Contrast | None:
+        return by_key.get((kind, arm.variant, arm.form, metric, subset))
+
+    def answers(kind: str, arm: Arm) -> list[Contrast]:
+        return [c for metric in ANSWERS if metric != primary and (c := of(kind, arm, ALL, metric))]
 
     claims = []
     baseline = asked.experiment.baseline
@@ -635,17 +811,26 @@ def _claims(contrasts: list[Contrast], benchmarks: dict[str, dict], asked: param
         better, no_loss = ("better",), ("equivalent", "better")
         claims += [
             *(
-                _quality_claim("a", "better than before tuning", a, of("to_base", a, ALL), better)
+                _quality_claim(
+                    "a", "better than before tuning", a, of("to_base", a, ALL), better, answers("to_base", a)
+                )
                 for a in arms
             ),
-            *_cost_claims(variant, benchmarks, asked),
+            *_cost_claims(variant, baseline, cost, benchmarks),
             *(
-                _quality_claim("c", "no quality lost to 4 bits", a, of("to_baseline", a, ALL), no_loss)
+                _quality_claim(
+                    "c",
+                    "no quality lost to 4 bits",
+                    a,
+                    of("to_baseline", a, ALL),
+                    no_loss,
+                    answers("to_baseline", a),
+                )
                 for a in arms
             ),
             *(
                 _quality_claim(
-                    "d", "gains on categories not trained on", a, of("to_base", a, HELD_OUT), better
+                    "d", "gains on categories not trained on", a, of("to_base", a, HELD_OUT), better, []
                 )
                 for a in arms
             ),
@@ -654,13 +839,23 @@ def _claims(contrasts: list[Contrast], benchmarks: dict[str, dict], asked: param
 
 
 def _quality_claim(
-    claim: str, text: str, arm: Arm, contrast: Contrast | None, holds_if: tuple[Verdict, ...]
+    claim: str,
+    text: str,
+    arm: Arm,
+    contrast: Contrast | None,
+    holds_if: tuple[Verdict, ...],
+    answers: list[Contrast],
 ) -> Claim:
+    """A claim about quality: that the primary metric says so, and that the written answers did not get worse for it."""
     if contrast is None:
         why = "no category was held out of training, or too few of their items are in the test split"
         return Claim(
             claim, text, arm.variant, arm.form, None, None, None, "not tested", f"Not tested: {why}."
         )
+    holds, because = _holds(contrast.verdict, holds_if), contrast.sentence
+    if holds == "yes":
+        holds, against = _with_answers(answers, undecided_counts=claim == "a")
+        because = " ".join([because, *(f"But in {c.task}/{c.metric}: {c.sentence}" for c in against)])
     return Claim(
         claim=claim,
         text=text,
@@ -669,9 +864,26 @@ def _quality_claim(
         metric=f"{contrast.task}/{contrast.metric}",
         difference=contrast.difference,
         verdict=contrast.verdict,
-        holds=_holds(contrast.verdict, holds_if),
-        sentence=contrast.sentence,
+        holds=holds,
+        sentence=because,
     )
+
+
+def _with_answers(answers: list[Contrast], *, undecided_counts: bool) -> tuple[str, list[Contrast]]:
+    """Whether a claim that the primary metric bears out holds for the written answers too, and which speak against it.
+
+    Args:
+        undecided_counts: whether answers that look worse, without that being decided, leave the claim undecided.
+    """
+    worse = [c for c in answers if c.verdict == "worse"]
+    if worse:
+        return "mixed", worse
+    leaning = [
+        c
+        for c in answers
+        if c.verdict == "undecided" and c.difference.value * (1 if c.higher_is_better else -1) < 0
+    ]
+    return ("undecided", leaning) if leaning and undecided_counts else ("yes", [])
 
 
 def _holds(word: Verdict, holds_if: tuple[Verdict, ...]) -> str:
@@ -681,61 +893,41 @@ def _holds(word: Verdict, holds_if: tuple[Verdict, ...]) -> str:
     return "undecided" if word == "undecided" else "no"
 
 
-def _cost_claims(variant: str, benchmarks: dict[str, dict], asked: params.Params) -> list[Claim]:
-    """Memory and time of each benchmark step, paired with the baseline's step on the same batch."""
-    wanted, baseline = asked.comparison, asked.experiment.baseline
-    claims = []
-    for key, text, unit in (
-        ("peak_gib_per_step", "less memory than 16-bit", "GiB"),
-        ("seconds_per_step", "less compute than 16-bit", "s per step"),
+def _cost_claims(
+    variant: str, baseline: str, cost: list[Cost], benchmarks: dict[str, dict]
+) -> Iterator[Claim]:
+    """Peak memory and time of a step as ratios of what one process each measured.
+
+    Steps of one process are no independent units, so nothing is tested. A GPU's allocator gives the same peak for
+    the same steps, so its ratio decides; a resident set and a time vary from one process to the next, and decide nothing.
+    """
+    measured = {(c.variant, c.metric): c for c in cost}
+    counted = benchmarks[variant]["precision"]["device"] == "cuda"
+    for metric, text, what in (
+        ("peak_memory", "less memory than 16-bit", "the peak memory"),
+        ("step_time", "less compute than 16-bit", "the time per optimizer step"),
     ):
-        ours, theirs = (np.array(benchmarks[name][key]) for name in (variant, baseline))
-        one = difference(
-            (ours - theirs)[None],
-            np.ones(len(ours)),
-            np.arange(len(ours)),
-            trained=False,
-            **bootstrap(wanted),
+        ours, theirs = measured.get((variant, metric)), measured.get((baseline, metric))
+        if ours is None or theirs is None:
+            continue
+        ratio, holds = ours.ratio_to_baseline, MEASURED_ONCE
+        if metric == "peak_memory" and counted:
+            holds = "yes" if ratio < LESS_MEMORY else "no"
+            why = "PyTorch's allocator gives the same peak for the same steps"
+        else:
+            why = "steps of one process say nothing of another, so this is no verdict"
+        yield Claim(
+            claim="b",
+            text=text,
+            variant=variant,
+            form="as_trained",
+            metric=f"benchmark/{metric}",
+            difference=None,
+            verdict=None,
+            holds=holds,
+            sentence=f"{variant} took {ratio:.2f} times {what} of {baseline} ({ours.value:.3g} against "
+            f"{theirs.value:.3g} {ours.unit}), measured in one process each: {why}.",
         )
-        word = verdict(one, p_adjusted=one.p_value, p_equivalence=None, higher_is_better=False)
-        claims.append(
-            Claim(
-                claim="b",
-                text=text,
-                variant=variant,
-                form="as_trained",
-                metric=f"benchmark/{key}",
-                difference=one,
-                verdict=word,
-                holds=_holds(word, ("better",)),
-                sentence=sentence(
-                    variant,
-                    baseline,
-                    one,
-                    equivalence=None,
-                    verdict=word,
-                    p_adjusted=one.p_value,
-                    unit=unit,
-                    higher_is_better=False,
-                    corrected=False,
-                )
-                if np.ptp(ours - theirs) > 1e-9
-                else _alike(variant, baseline, one, unit=unit),
-            )
-        )
-    return claims
-
-
-def _alike(variant: str, baseline: str, one: Difference, *, unit: str) -> str:
-    """The sentence of a cost that every step has alike: no p value or interval says how sure one measurement is."""
-    much = (
-        f"{abs(one.value):.2g} {unit} {'less' if one.value < 0 else 'more'} than"
-        if one.value
-        else "as much as"
-    )
-    return (
-        f"{variant} held {much} {baseline} in each of {one.items} steps, measured once: there is no interval."
-    )
 
 
 def _cost(benchmarks: dict[str, dict], baseline: str) -> list[Cost]:
@@ -819,7 +1011,12 @@ def _contrasts_table(contrasts: list[Contrast]) -> pd.DataFrame:
     for contrast in contrasts:
         row = {key: value for key, value in asdict(contrast).items() if not isinstance(value, dict)}
         row |= asdict(contrast.difference)
+        if contrast.by_rows:
+            row |= {
+                f"by_rows_{key}": getattr(contrast.by_rows, key)
+                for key in ("value", "low", "high", "p_value")
+            }
         if contrast.equivalence:
             row |= {f"equivalence_{key}": value for key, value in asdict(contrast.equivalence).items()}
         rows.append(row)
-    return pd.DataFrame(rows).drop(columns="equivalence", errors="ignore")
+    return pd.DataFrame(rows).drop(columns=["equivalence", "by_rows"], errors="ignore")

@@ -173,7 +173,8 @@ def measure(job: Job) -> dict:
         with quartiles over all counted steps, the medians of the repeats, seconds to load (and quantise)
         and to capture graphs, the predicted memory (null where a speed-up is off that the prediction counts
         on), the matrix rate of this device and the share of it that the model's
-        operations reach, and joules per 1,000 useful tokens (null without NVML).
+        operations reach, joules per 1,000 useful tokens (null without NVML), and the tokens of the largest
+        forward pass that was run and of the largest of an epoch, of which the peak is.
     """
     import torch
 
@@ -228,7 +229,7 @@ def _measure(job: Job) -> dict:
 
     variant = params.Variant.model_validate(job.variant_params)
     hardware = params.Hardware.model_validate(job.hardware)
-    steps = job.warmup_steps + job.steps * job.repeats
+    steps = benchmarking.uncounted(job.warmup_steps) + job.steps * job.repeats
     training = params.Training.model_validate(
         job.training
         | {
@@ -294,7 +295,8 @@ def _measure(job: Job) -> dict:
     longest = max(trainer.lengths if trainer.speed_ups.cuda_graphs else watch.widest_pass)
     rate = benchmarking.matmul_flops(found.device, getattr(torch, found.compute))
     operations = statistics.mean(
-        benchmarking.model_operations(shape, variant, training, lengths=lengths) for lengths in watch.lengths
+        benchmarking.model_operations(shape, variant, training, lengths=lengths)
+        for lengths in watch.lengths[watch.uncounted :]
     )
     return {
         "outcome": "measured",
@@ -325,6 +327,8 @@ def _measure(job: Job) -> dict:
         "optimizer_steps": trainer.state.global_step,
         "tokens_per_step": statistics.mean(watch.useful),
         "longest_pass_tokens": longest,
+        "peak_pass_tokens": max(watch.pass_tokens),
+        "epoch_longest_pass_tokens": watch.longest.tokens,
     }
 
 

@@ -3,6 +3,7 @@
 It takes what `training.build_trainer` takes and behaves enough like a trainer to be timed like one.
 """
 
+from itertools import islice
 from types import SimpleNamespace
 
 import torch
@@ -39,21 +40,32 @@ class PlainLoop:
             self.model.enable_input_require_grads()
         self.rows, self.training, self.precision, self.seed = train_rows, training, precision, seed
         self.collate = DataCollatorForLanguageModeling(pad_token_id=tokenizer.pad_token_id)
+        self.args = SimpleNamespace(per_device_train_batch_size=training.micro_batch_rows)
         self.state = SimpleNamespace(global_step=0)
         self.callbacks = []
 
     def add_callback(self, callback) -> None:
         self.callbacks.append(callback)
 
-    def batches(self):
-        """Micro-batches of an optimizer step, on the device, epoch after epoch."""
-        asked = self.training
-        sampler = LikeLengthSampler(
+    def _get_train_sampler(self) -> LikeLengthSampler:
+        return LikeLengthSampler(
             [len(row["input_ids"]) for row in self.rows],
-            batch_rows=asked.batch_rows,
-            window=asked.length_window,
+            batch_rows=self.training.batch_rows,
+            window=self.training.length_window,
             seed=self.seed,
         )
+
+    def expect_pass(self, tokens: int) -> None:
+        """Nothing is held ready for a pass here."""
+
+    def collated(self, rows: list[int]) -> dict[str, torch.Tensor]:
+        """The rows of a forward pass, by their numbers, on the device."""
+        batch = self.collate([self.rows[row] for row in rows])
+        return {key: tensor.to(self.model.device) for key, tensor in batch.items()}
+
+    def batches(self):
+        """Micro-batches of an optimizer step, on the device, epoch after epoch."""
+        asked, sampler = self.training, self._get_train_sampler()
         epoch = 0
         while True:
             sampler.set_epoch(epoch)
@@ -61,18 +73,14 @@ class PlainLoop:
             for start in range(0, len(order), asked.batch_rows):
                 step = order[start : start + asked.batch_rows]
                 yield [
-                    {
-                        key: tensor.to(self.model.device)
-                        for key, tensor in self.collate(
-                            [self.rows[row] for row in step[i : i + asked.micro_batch_rows]]
-                        ).items()
-                    }
+                    self.collated(step[i : i + asked.micro_batch_rows])
                     for i in range(0, len(step), asked.micro_batch_rows)
                 ]
             epoch += 1
 
-    def get_batch_samples(self, iterator):
-        return next(iterator), None
+    def get_batch_samples(self, iterator, passes: int | None = None):
+        """The next step's micro-batches: of an iterator over steps, or so many of one over passes."""
+        return (next(iterator) if passes is None else list(islice(iterator, passes))), None
 
     def train(self) -> None:
         compute = getattr(torch, self.precision.compute)

@@ -62,6 +62,7 @@ def plan(
         f"{config_name}: {(shape.linear_parameters + shape.embedding_parameters + shape.norm_parameters) / 1e9:.2f} "
         f"billion parameters; a GPU of {gpu_gb:g} GB, of which a training can use {usable:.1f} GiB.",
         f"Rows are cut at {length} tokens and have {mean_length} on average; {ROWS} rows x {EPOCHS} epochs.",
+        "A peak is that of the longest pass that an epoch can hold: every row of it at full length.",
         "",
         f"{'variant':<14} {'checkpointing':<13} {'rows a pass':>11} {'peak GiB':>9} {'most tokens':>11} "
         f"{'time / 16-bit':>13} {'minutes on an H100':>18}",

@@ -488,6 +488,16 @@ def sentence(
     return f"{text}."
 
 
+def weighting_sentence(by_rows: Difference, *, verdict: Verdict, unit: str) -> str:
+    """That a verdict depends on the weighting, with the difference in which every item weighs the same."""
+    ends = by_rows.value, by_rows.low, by_rows.high
+    value, low, high = (_number(end, _digits(*ends), signed=True) for end in ends)
+    return (
+        f"It depends on the weighting: with every row weighing the same the difference is {value} {unit} "
+        f"({_percent(by_rows.confidence)} interval {low} to {high}), which makes it {verdict}."
+    )
+
+
 def _digits(*numbers: float, within: float | None = None) -> int:
     """Decimals that show half the numbers' span with two figures, and more where rounding would mislead.
 

@@ -4,6 +4,7 @@ import csv
 import hashlib
 import math
 import time
+from collections import ChainMap
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
@@ -12,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils import broadcast_object_list, gather_object
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import load_file
@@ -25,13 +27,14 @@ from transformers import (
     TrainerCallback,
     set_seed,
 )
+from transformers.trainer import TRAINER_STATE_NAME
 from trl import SFTConfig, SFTTrainer
 
 from workflow import chat, checkpoints, params, processes
 from workflow.checkpoints import Kept
 from workflow.console import progress, say
 from workflow.errors import CheckError, UserError
-from workflow.files import whole_folder, write_json
+from workflow.files import sha256, whole_folder, write_json
 from workflow.fused import IGNORED, LinearCrossEntropy, fuse_adapters, fuse_layers
 from workflow.graphs import GraphedSteps
 from workflow.instructions import Instruction
@@ -506,6 +509,17 @@ class RunTrainer(SFTTrainer):
             self.data_collator = PackingCollator(lengths=self.lengths, slots=self.slots)
         if self.attention is not None:
             self.causal_model.set_attn_implementation(self.attention)
+
+    def expect_pass(self, tokens: int) -> None:
+        """Have a graph ready for a pack of this many tokens too, which the planned steps need not hold."""
+        if self.speed_ups.cuda_graphs:
+            self.lengths = lengths_needed([*pack_totals(self), tokens])
+            self.data_collator = PackingCollator(lengths=self.lengths, slots=self.slots)
+
+    def collated(self, rows: list[int]) -> dict[str, Tensor]:
+        """The rows of a forward pass, by their numbers, as the data loader gives them."""
+        dataset = self._remove_unused_columns(self.train_dataset, description="training")
+        return self.data_collator([dataset[row] for row in rows])
 
     def floating_point_ops(self, inputs) -> int:
         """Transformers' estimate counts every parameter again at every step, and nobody reads it."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from workflow import environment, memory, params
-from workflow.comparison import ALL, Claim, Comparison, Contrast, Cost, Part, Score
+from workflow.comparison import ALL, Claim, Comparison, Contrast, Cost, Part, Rise, Score
 from workflow.errors import UserError
 from workflow.files import read_json, sha256
 from workflow.paths import (
@@ -117,6 +117,9 @@ class Point:
     predicted: dict[str, float] | None  # None too where what was measured is no allocator's peak
     share: float | None  # of the matrix rate
     joules: float | None  # per 1,000 useful tokens
+    longest: (
+        int | None
+    )  # tokens of an epoch's largest forward pass, which the peak is of; None where that was not run
     key: str  # where it stands
 
     @property
@@ -465,6 +468,7 @@ def _compared(found: dict) -> Comparison:
                 | {
                     "difference": Difference(**row["difference"]),
                     "equivalence": row["equivalence"] and Equivalence(**row["equivalence"]),
+                    "by_rows": row["by_rows"] and Difference(**row["by_rows"]),
                 }
             )
             for row in found["contrasts"]
@@ -475,6 +479,7 @@ def _compared(found: dict) -> Comparison:
             for row in found["claims"]
         ],
         "cost": [Cost(**row) for row in found["cost"]],
+        "rises": [Rise(**row) for row in found["rises"]],
     }
     return Comparison(**found | made)
 
@@ -597,6 +602,7 @@ def _point(point: dict, key: str) -> Point:
         predicted=None if allocated is None else point.get("predicted_gib"),
         share=point.get("model_flop_utilisation"),
         joules=point.get("joules_per_1000_tokens"),
+        longest=point.get("epoch_longest_pass_tokens"),
         key=key,
     )
 

@@ -127,6 +127,7 @@ def _content(facts: Facts) -> dict[str, Any]:
         "training": tables.training_words(facts),
         "sources": sources(facts),
         "work_rows": tables.work_rows(facts),
+        "peak_words": words.peak_words(facts),
         "work_words": words.work_words(facts),
         "devices": words.listed(facts.devices),
         "environment_lock": ENVIRONMENT.as_posix(),

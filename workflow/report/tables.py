@@ -157,6 +157,7 @@ class PointRow:
     overall: str
     overall_ratio: str
     peak: str
+    peak_of: str
     reserved: str
     predicted: str
     deviation: str
@@ -303,15 +304,10 @@ def _decided_best(facts: Facts, arms: list[tuple[Variant, str]]) -> tuple[str, s
 
 
 def _cost_cell(facts: Facts, variant: Variant, metric: str) -> EvidenceCell | None:
-    """A cost; the best one's quartiles lie apart from those of all others, and without quartiles none is."""
+    """A cost; none is the best, as each was measured in one process."""
     cost = facts.cost_of(variant.name, metric)
     if cost is None:
         return None
-    others = [c for v in facts.variants if v != variant and (c := facts.cost_of(v.name, metric))]
-    apart = cost.low is not None and bool(others) and all(
-        other.low is not None and (cost.low > other.high if cost.higher_is_better else cost.high < other.low)
-        for other in others
-    )  # fmt: skip
     return EvidenceCell(
         number=facts.shown(formatting.significant(cost.value), cost, "value"),
         note=""
@@ -320,7 +316,7 @@ def _cost_cell(facts: Facts, variant: Variant, metric: str) -> EvidenceCell | No
         ratio=None
         if variant.is_baseline
         else facts.shown(ratio(cost.ratio_to_baseline), cost, "ratio_to_baseline"),
-        best=apart,
+        best=False,
     )
 
 
@@ -680,6 +676,7 @@ def _point_row(block: Device, point: Point) -> PointRow:
         if compared and point.overall and plain.overall
         else "",
         peak=shown(gib(point.peak), point.peak, "memory_gib", held),
+        peak_of=words.peak_of(point),
         reserved=shown(gib(point.reserved), point.reserved, "memory_gib", "peak_reserved"),
         predicted=shown(gib(point.predicted["total"]), point.predicted["total"], "predicted_gib", "total")
         if point.predicted
