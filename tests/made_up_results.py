@@ -564,6 +564,7 @@ class MadeUp:
                 higher_is_better=higher_is_better,
                 corrected=in_family,
             ),
+            corrected_over=2 if in_family else 1,
         )
 
     def decomposition(self, contrasts: list[Contrast]) -> list[Part]:

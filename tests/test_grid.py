@@ -61,6 +61,23 @@ def test_a_measured_point_says_what_it_measured(points, job):
     assert point["speed_ups"]["packing"] and not points["plain"]["speed_ups"]["packing"]
 
 
+@pytest.mark.parametrize("loop", ["ours", "plain"])
+def test_the_peak_is_that_of_the_epochs_longest_pass_whatever_the_order_of_the_rows(job, tmp_path, loop):
+    """One row is long, and the few steps that are measured would not come to it."""
+    lengths = [20] * 39 + [200]
+    write_jsonl(tmp_path / "rows.jsonl", [{"input_ids": [5] * n, "labels": [5] * n} for n in lengths])
+    ragged = replace(
+        job, rows_file=str(tmp_path / "rows.jsonl"), loop=loop, batch_rows=2, micro_batch_rows=2, length=256,
+        warmup_steps=0, steps=2, repeats=1, seed=3, training=job.training | {"length_window": 1},
+    )  # fmt: skip
+    point = grid.measure(ragged)
+    longest = 220 if loop == "ours" else 400  # a pack has no padding
+    assert point["peak_pass_tokens"] == point["epoch_longest_pass_tokens"] == longest
+    assert point["longest_pass_tokens"] == longest  # what the prediction is for
+    assert point["tokens_per_step"] == 40 and point["optimizer_steps"] == 4  # the long step is not counted
+    assert point["memory_gib"]["peak_resident"] > 0
+
+
 def test_a_process_that_hangs_is_ended_and_one_that_is_killed_is_named(job):
     worker = grid.Worker()
     assert worker.run(job, time_limit=0.2)["outcome"] == "timed out"

@@ -216,7 +216,8 @@ def test_the_answer_is_made_from_the_numbers(page, comparison):
     assert f"in held-out loss on 134 test items (95 % interval +{one.low:.3f} to +{one.high:.3f}; " in text
     assert f"the margin of equivalence is {MARGIN} nats per token)" in text
     assert "On one CPU, it held 0.84× the memory at its peak" in text
-    assert "trained at 0.77× the speed (101 tokens/s against 131 tokens/s)" in text
+    assert "trained at 0.77× the speed (101 tokens/s against 131 tokens/s), measured once in one process each." in text
+    assert "overlap" not in text and "A peak is that over 6 steps: an epoch’s longest forward pass may be longer" in text
     assert f"from {BEFORE[BASELINE]:.3f} to {AFTER[BASELINE]:.3f} nats per token" in text
     assert (
         "In other serving forms, against the same baseline, it is worse by 0.069 nats per token (merged, 16-bit), "
@@ -282,7 +283,7 @@ def test_limits_on_a_cpu():
         "2 seeds",
         "A small test set",
         "What this design can find",
-        "Most differences are not corrected for their number",
+        "Differences are not corrected for all of their number",
         "Not every item was scored",
         "A short training",
         "The base had been quantised before",
@@ -296,7 +297,7 @@ def test_limits_on_a_cpu():
     assert "with a probability of 80 % from 0.026 nats per token" in found
     assert "margin of equivalence is 0.02 nats per token. That is less, so this design cannot be" in found
     assert "spans 4 differences: of variants to the baseline, in Held-out loss, nats per token" in spaced(
-        limits["Most differences are not corrected for their number"]
+        limits["Differences are not corrected for all of their number"]
     )
     assert "holdout_generation (90)" in limits["Not every item was scored"]
     assert "192 of the 822 training rows" in limits["A short training"]
@@ -562,7 +563,7 @@ def test_a_measured_device_shows_its_numbers():
     fast = next(row for row in rows if row[0].startswith("every speed-up"))
     assert fast[0] == "every speed-up 4 rows a step, at most 512 tokens each"
     assert fast[1:] == [
-        "6,543 5,889 to 7,197 6.54×", "6,674 6.54×", "20.0 GiB predicted 20.0 GiB 0.0 %", "21.0 GiB", "43.2 %",
+        "6,543 5,889 to 7,197 6.54×", "6,674 6.54×", "20.0 GiB peak over 32 steps predicted 20.0 GiB 0.0 %", "21.0 GiB", "43.2 %",
         "77.0 J",
     ]  # fmt: skip
     assert [row[0] for row in rows][1:4] == [
@@ -572,7 +573,7 @@ def test_a_measured_device_shows_its_numbers():
     ]
     plain = rows[3]
     assert plain[1] == "1,000 900 to 1,100"
-    assert plain[3] == "8.00 GiB"  # it has no prediction
+    assert plain[3] == "8.00 GiB peak over 32 steps"  # it has no prediction
     assert rows[5][1] == "5,000 4,500 to 5,500"  # its plain loop was not measured
     assert rows[5][-1] == "not measured"
     assert not ids_used_twice(page)

@@ -775,7 +775,14 @@ def test_the_benchmark_counts_the_same_tokens_however_batches_are_prepared(asked
     watches = []
     for workers in (0, 2):
         trainer = build(
-            asked, tiny_model, rows, scratch=tmp_path, data_workers=workers, batch_rows=2, micro_batch_rows=2
+            asked,
+            tiny_model,
+            rows,
+            scratch=tmp_path,
+            data_workers=workers,
+            batch_rows=2,
+            micro_batch_rows=2,
+            steps=5,
         )
         assert trainer.get_train_dataloader().num_workers == workers
         gauge = benchmarking.Gauge("cpu")
@@ -783,6 +790,14 @@ def test_the_benchmark_counts_the_same_tokens_however_batches_are_prepared(asked
         trainer.add_callback(watch)
         trainer.train()
         watches.append(watch)
+    longest = max(
+        sum(trainer._get_train_sampler().lengths[row] for row in rows) for rows in watch.longest.rows
+    )
+    assert max(watch.pass_tokens) == watch.longest.tokens == longest >= max(training.pack_totals(trainer))
+    trainer.speed_ups = replace(trainer.speed_ups, cuda_graphs=True)
+    trainer.slots = 3
+    trainer.expect_pass(10**4)
+    assert trainer.data_collator.lengths[-1] >= 10**4  # a graph is captured for it
     assert watches[0].useful == watches[1].useful and watches[0].padded == watches[1].padded
     shape = memory.Shape.of(trainer.causal_model.config)
     rate, share = benchmarking.utilisation(
