@@ -26,6 +26,7 @@ from matplotlib.figure import Figure
 from ruamel.yaml import YAML
 
 from workflow import params, study
+from workflow.comparison import ALL
 from workflow.console import say
 from workflow.errors import CheckError, UserError
 from workflow.files import md5, read_json, whole_folder, write_text
@@ -291,12 +292,15 @@ def section(name: str) -> str:
         f"{rows['test_rows']:,} to test on, {seeds} {'seed' if seeds == 1 else 'seeds'}. {environment['finished']}, "
         f"{escaped(', '.join(dict.fromkeys(table['device'])))}{driver}; {versions}."
         + (
-            f" The base had been quantised once before ({escaped(quantized_before)})."
+            f" The base had been quantised once before ({escaped(quantized_before)}): what 4 bits cost one that had not may be "
+            "more ([findings](docs/findings.md))."
             if quantized_before
             else ""
         ),
         f"![Each variant’s difference to {asked.experiment.baseline}, with its interval]({PAGES / f'{name}.svg'})",
         _headline_table(table, asked),
+        *_caveats(files, asked),
+        "Memory and time were measured once, in one process for each variant.",
         f"{_verdicts(files)} [Page]({PAGES / f'{name}.html'}), [numbers]({PUBLISHED / name}), [method](docs/method.md).",
     ]
     return "\n\n".join(parts)
@@ -336,6 +340,20 @@ def _headline_table(table: pd.DataFrame, asked: params.Params) -> str:
             ]
         )  # fmt: skip
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _caveats(files: Files, asked: params.Params) -> list[str]:
+    """What the verdicts of the headline rest on, by variant."""
+    found = pd.read_csv(files[COMPARE / "contrasts.csv"])
+    if "caveat" not in found:  # compared before it was looked for
+        return []
+    headline = (found["kind"] == "to_baseline") & (found["form"] == AS_TRAINED) & (found["subset"] == ALL)
+    primary = found["task"] + "/" + found["metric"] == asked.comparison.primary
+    chosen = found[headline & primary & found["caveat"].notna()]
+    return [
+        f"`{row.variant}` is {row.verdict} by this table. {escaped(row.caveat)}"
+        for row in chosen.itertuples()
+    ]
 
 
 def _verdicts(files: Files) -> str:

@@ -4,7 +4,6 @@ import csv
 import hashlib
 import math
 import time
-from collections import ChainMap
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
@@ -13,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate.utils import broadcast_object_list, gather_object
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import load_file
@@ -27,14 +25,13 @@ from transformers import (
     TrainerCallback,
     set_seed,
 )
-from transformers.trainer import TRAINER_STATE_NAME
 from trl import SFTConfig, SFTTrainer
 
 from workflow import chat, checkpoints, params, processes
 from workflow.checkpoints import Kept
 from workflow.console import progress, say
 from workflow.errors import CheckError, UserError
-from workflow.files import sha256, whole_folder, write_json
+from workflow.files import whole_folder, write_json
 from workflow.fused import IGNORED, LinearCrossEntropy, fuse_adapters, fuse_layers
 from workflow.graphs import GraphedSteps
 from workflow.instructions import Instruction
