@@ -1,9 +1,11 @@
 """A chat template is tried before anything is trained with it, and what it does wrong is one sentence."""
 
+import json
 import shutil
+from datetime import date
 
 import pytest
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, GenerationConfig
 
 from workflow import chat
 from workflow.errors import UserError
@@ -86,6 +88,10 @@ def test_a_template_without_a_system_role_says_so(tiny_model):
         render(tiny_model, template, prompt=[SYSTEM, USER])
 
 
+def written(choice: str, folder, day: str = "2024-07-26", end_token: str | None = None) -> dict[str, str]:
+    return chat.write_template(choice, folder, date=day, end_token=end_token)
+
+
 def test_a_template_is_written_only_if_it_works(tiny_model, tmp_path, monkeypatch):
     templates = tmp_path / "workflow" / "chat_templates"
     templates.mkdir(parents=True)
@@ -97,10 +103,141 @@ def test_a_template_is_written_only_if_it_works(tiny_model, tmp_path, monkeypatc
         UserError,
         match=r"model.chat_template is mine \(.*mine.jinja\), and the chat template does not close .*your_own",
     ):
-        chat.write_template("mine", tmp_path / "model")
+        written("mine", tmp_path / "model")
     assert AutoTokenizer.from_pretrained(tmp_path / "model").chat_template == before
     good = ASK + "A: {{ m['content'] + eos_token }}" + END + ANSWER
     (templates / "mine.jinja").write_text(good + "\n")
-    assert chat.write_template("mine", tmp_path / "model") == "workflow/chat_templates/mine.jinja"
+    record = {"chat_template": "workflow/chat_templates/mine.jinja", "end_token": "</s>"}
+    assert written("mine", tmp_path / "model") == record
     assert AutoTokenizer.from_pretrained(tmp_path / "model").chat_template == good
-    assert chat.write_template("model", tmp_path / "model") == "the model's own"
+    files = {file.name: file.read_bytes() for file in (tmp_path / "model").iterdir()}
+    assert written("model", tmp_path / "model") == {**record, "chat_template": "the model's own"}
+    assert {file.name: file.read_bytes() for file in (tmp_path / "model").iterdir()} == files
+
+
+# Templates of the forms that models on the hub have; `<E>` is the token that closes a turn.
+TURNS = "{% for m in messages %}<R>{{ m['role'] }}\n{{ m['content'] | trim }}<E>\n{% endfor %}{% if add_generation_prompt %}<R>assistant\n{% endif %}"
+LLAMA_3_2 = """{{- bos_token }}
+{%- if not date_string is defined %}
+    {%- if strftime_now is defined %}
+        {%- set date_string = strftime_now("%d %b %Y") %}
+    {%- else %}
+        {%- set date_string = "26 Jul 2024" %}
+    {%- endif %}
+{%- endif %}
+{{- "Today Date: " + date_string + "\\n" }}
+"""
+LLAMA_3_1 = """{%- if not date_string is defined %}
+    {%- set date_string = "26 Jul 2024" %}
+{%- endif %}
+{{- "Today Date: " + date_string + "\\n" }}
+"""
+MISTRAL = """{%- set today = strftime_now("%Y-%m-%d") %}
+{%- set default_system_message = "The current date is " + today + "." %}
+{{- bos_token + default_system_message + "\\n" }}
+"""
+GRANITE = """{%- macro system() %}
+{{- "Today's Date: " + strftime_now('%B %d, %Y') + ".\\n" }}
+{%- endmacro %}
+{%- if messages[0]['role'] != 'system' %}{{ system() }}{% endif %}
+"""
+LOOKS = "\n  {% set dated = strftime_now is defined %}  It is {{ strftime_now('%-d/%m/%y') }}.\n"
+DATED = {
+    "Llama 3.2": (LLAMA_3_2, "Today Date: 01 Jan 2031\n"),
+    "Llama 3.1": (LLAMA_3_1, "Today Date: 01 Jan 2031\n"),
+    "Mistral": (MISTRAL, "The current date is 2031-01-01.\n"),
+    "Granite": (GRANITE, "Today's Date: January 01, 2031.\n"),
+    "with space around": (LOOKS, "\n  It is 1/01/31.\n"),
+}
+
+
+@pytest.mark.parametrize("name", DATED)
+def test_the_date_is_that_of_params_on_every_day_and_for_every_library(
+    tiny_model, tmp_path, monkeypatch, name
+):
+    template, line = DATED[name]
+    template += TURNS.replace("<E>", "</s>")
+    shutil.copytree(tiny_model, tmp_path / "model")
+    (tmp_path / "model/chat_template.jinja").write_text(template)
+    written("model", tmp_path / "model", day="2031-01-01")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
+    assert line in chat.render([USER], "Hello", tokenizer)[0]
+    monkeypatch.setattr("transformers.utils.chat_template_utils.datetime", None)  # no clock to be read
+    told_another = tokenizer.apply_chat_template([USER], tokenize=False, date_string="6 May 1999")
+    assert told_another == tokenizer.apply_chat_template([USER], tokenize=False) and line in told_another
+    monkeypatch.undo()
+    # But for the date, the text is that of the model's own template, to the space.
+    tokenizer.chat_template = template
+    today = tokenizer.apply_chat_template([USER], tokenize=False)
+    tokenizer.chat_template = chat.with_fixed_date(template, date.today().isoformat())
+    if name != "Llama 3.1":  # its own date is a constant
+        assert tokenizer.apply_chat_template([USER], tokenize=False) == today
+
+
+def test_a_template_without_a_date_is_as_it_was(tiny_model):
+    for template in (TURNS, AutoTokenizer.from_pretrained(tiny_model).chat_template, "{% for"):
+        assert chat.with_fixed_date(template, "2031-01-01") == template
+
+
+@pytest.mark.parametrize("draw", ["{{ ['a', 'b'] | random }}", "{{ lipsum() }}"])
+def test_a_template_that_draws_at_random_is_refused(tiny_model, tmp_path, draw):
+    shutil.copytree(tiny_model, tmp_path / "model")
+    (tmp_path / "model/chat_template.jinja").write_text(draw + TURNS.replace("<E>", "</s>"))
+    with pytest.raises(UserError, match="and the chat template draws at random"):
+        written("model", tmp_path / "model")
+
+
+def test_a_date_whose_format_is_put_together_is_refused(tiny_model, tmp_path):
+    shutil.copytree(tiny_model, tmp_path / "model")
+    (tmp_path / "model/chat_template.jinja").write_text("{{ strftime_now('%d' ~ ' %b') }}" + TURNS)
+    with pytest.raises(UserError, match="stops with: it puts the format of its date together from parts"):
+        written("model", tmp_path / "model")
+
+
+def with_turn_tokens(tiny_model, folder, *, stops, end: str = "<end_of_turn>"):
+    """A model whose template closes a turn with a token of its own, in place of two that are not used."""
+    shutil.copytree(tiny_model, folder)
+    for file in folder.glob("*.json"):
+        text = file.read_text().replace("<unused_0>", end).replace("<unused_1>", "<start_of_turn>")
+        file.write_text(text)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_special_tokens({"additional_special_tokens": [end, "<start_of_turn>"]})
+    tokenizer.chat_template = TURNS.replace("<E>", end).replace("<R>", "<start_of_turn>")
+    tokenizer.save_pretrained(folder)
+    ids = [tokenizer.convert_tokens_to_ids(token) for token in stops]
+    generation = json.loads((folder / "generation_config.json").read_text())
+    (folder / "generation_config.json").write_text(json.dumps(generation | {"eos_token_id": ids}))
+    return tokenizer.convert_tokens_to_ids(end)
+
+
+@pytest.mark.parametrize(
+    ("stops", "end_token"), [(("</s>", "<end_of_turn>"), None), (("</s>",), "<end_of_turn>")]
+)
+def test_a_turn_may_end_with_another_token_than_a_text(tiny_model, tmp_path, stops, end_token):
+    number = with_turn_tokens(tiny_model, tmp_path / "model", stops=stops)
+    assert written("model", tmp_path / "model", end_token=end_token)["end_token"] == "<end_of_turn>"
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
+    assert (tokenizer.eos_token, tokenizer.eos_token_id) == ("<end_of_turn>", number)
+    generation = GenerationConfig.from_pretrained(tmp_path / "model")
+    assert set(generation.eos_token_id) == {1, number}
+    assert (
+        chat.render([USER], "Hello", tokenizer)[0]
+        == "<start_of_turn>user\nHi<end_of_turn>\n<start_of_turn>assistant\n"
+    )
+
+
+def test_an_end_token_that_is_none_is_refused(tiny_model, tmp_path):
+    with_turn_tokens(tiny_model, tmp_path / "model", stops=["</s>"])
+    with pytest.raises(
+        UserError, match="end token </s>, .* it closes it with <end_of_turn>, which model.end_token may name"
+    ):
+        written("model", tmp_path / "model")
+    with pytest.raises(
+        UserError, match="with the end token <start_of_turn>, so a run would not learn to stop"
+    ):
+        written("model", tmp_path / "model", end_token="<start_of_turn>")
+    for word in ("Apples", "a", "<end_of_turn>\n", ""):
+        with pytest.raises(
+            UserError, match="model.end_token is .*, which is no special token of the model's"
+        ):
+            written("model", tmp_path / "model", end_token=word)

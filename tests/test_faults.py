@@ -551,7 +551,14 @@ def _dataset() -> None:
 
 
 def _model() -> None:
-    model = params.HubModel(source="hub", repository="a/b", revision=REVISION, chat_template="model")
+    model = params.HubModel(
+        source="hub",
+        repository="a/b",
+        revision=REVISION,
+        chat_template="model",
+        chat_date="2024-07-26",
+        end_token=None,
+    )
     folder = sources.hub_snapshot(model)
     assert (folder / "model.safetensors").read_bytes() == CONTENT and (folder / "config.json").is_file()
 

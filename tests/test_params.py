@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from datetime import date
 
 import pytest
 from conftest import PRESETS, ROOT
@@ -82,12 +83,18 @@ def drop(path: str):
         (put("hardware.device", "gpu"), ["hardware.device", "gpu", "'cuda'"]),
         (put("model.source", "pypi"), ["model.source is pypi", "hub", "wheel", "file", "random"]),
         (put("model.sha256", "abc"), ["model.sha256", "abc", "[0-9a-f]{64}"]),
-        (put("model", {"source": "hub", "repository": "a/b", "revision": "main", "chat_template": "model"}),
+        (put("model", {"source": "hub", "repository": "a/b", "revision": "main", "chat_template": "model",
+                       "chat_date": "2024-07-26", "end_token": None}),
          ["model.revision", "main", "[0-9a-f]{40}"]),
         (put("dataset.format", "xml"), ["dataset.format", "xml", "'jsonl'"]),
         (put("dataset.format", "jsonl"), ["columns must be given", "jsonl"]),
         (put("model.chat_template", "my/alpaca.jinja"),
          ["model.chat_template is my/alpaca.jinja", "model, instruction, llama2_inst", "workflow/chat_templates"]),
+        (put("model.chat_date", date(2025, 1, 31)),
+         ["model.chat_date is \"2025-01-31\": must stand in quotes, as \"2025-01-31\"."]),
+        (put("model.chat_date", "2025-02-30"), ["model.chat_date is \"2025-02-30\": must be a day of the calendar"]),
+        (put("model.chat_date", "26 Jul 2024"), ["model.chat_date is \"26 Jul 2024\"", "[0-9]{4}-[0-9]{2}"]),
+        (put("model.end_token", 7), ["model.end_token is 7", "string"]),
         (put("dataset", {**CHATS, "columns": {"messages": "m", "instruction": "q", "category": None}}),
          ["dataset.columns.instruction", "not a known key", "known here are messages, category."]),
         (put("dataset", {**CHATS, "columns": {**TABLE, "topic": None}}),

@@ -128,6 +128,8 @@ def test_a_card_of_a_hub_model_names_its_base(made):
         "repository": "meta-llama/Llama-2-7b-hf",
         "revision": "0" * 40,
         "chat_template": "model",
+        "chat_date": "2024-07-26",
+        "end_token": None,
     }
     asked = found.asked.model_validate(found.asked.model_dump() | {"model": hub})
     card = ModelCard(exports.model_card(replace(found, asked=asked), found.variants[0], 1))

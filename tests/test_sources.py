@@ -133,7 +133,12 @@ def test_a_random_model_is_16_bit_loads_anywhere_and_is_always_the_same(tiny, ti
 def test_a_folder_of_safetensors_is_a_source(tiny_model, tmp_path):
     listing = f"{digest(tiny_model / 'model.safetensors')}  model.safetensors\n"
     model = params.FileModel(
-        source="file", path=str(tiny_model), sha256=digest(listing.encode()), chat_template="model"
+        source="file",
+        path=str(tiny_model),
+        sha256=digest(listing.encode()),
+        chat_template="model",
+        chat_date="2024-07-26",
+        end_token=None,
     )
     record = sources.fetch_model(model, tmp_path)
     assert digest(tmp_path / "model.safetensors") == digest(tiny_model / "model.safetensors")
@@ -154,7 +159,12 @@ def test_float32_weights_are_rounded_to_16_bits(tiny_model, tmp_path):
     AutoTokenizer.from_pretrained(tiny_model).save_pretrained(tmp_path / "wide")
     listing = f"{digest(tmp_path / 'wide' / 'model.safetensors')}  model.safetensors\n"
     source = params.FileModel(
-        source="file", path=str(tmp_path / "wide"), sha256=digest(listing.encode()), chat_template="model"
+        source="file",
+        path=str(tmp_path / "wide"),
+        sha256=digest(listing.encode()),
+        chat_template="model",
+        chat_date="2024-07-26",
+        end_token=None,
     )
     (tmp_path / "stored").mkdir()
     record = sources.fetch_model(source, tmp_path / "stored")
@@ -184,7 +194,14 @@ def test_a_dataset_on_the_hub_is_fetched_at_its_commit_and_then_from_the_cache(h
 def test_a_model_on_the_hub_brings_safetensors_and_no_code(hub, tiny_model, tmp_path):
     hub.files = {file.name: file.read_bytes() for file in tiny_model.iterdir()}
     hub.files |= {"pytorch_model.bin": b"pickle", "modeling.py": b"raise SystemExit"}
-    model = params.HubModel(source="hub", repository="a/b", revision=REVISION, chat_template="model")
+    model = params.HubModel(
+        source="hub",
+        repository="a/b",
+        revision=REVISION,
+        chat_template="model",
+        chat_date="2024-07-26",
+        end_token=None,
+    )
     record = sources.fetch_model(model, tmp_path)
     names = {file.name for file in tmp_path.iterdir() if file.is_file()}
     assert "model.safetensors" in names and not names & {"pytorch_model.bin", "modeling.py"}
@@ -223,7 +240,7 @@ def test_a_model_has_the_same_bytes_with_a_hub_and_without(tiny_model, tmp_path)
     write_gguf(tiny_model, file)
     fetch = (
         "import sys; from pathlib import Path; from workflow import params, sources; "
-        "model = params.FileModel(source='file', path=sys.argv[1], sha256=sys.argv[2], chat_template='model'); "
+        "model = params.FileModel(source='file', path=sys.argv[1], sha256=sys.argv[2], chat_template='model', chat_date='2024-07-26', end_token=None); "
         "folder = Path(sys.argv[3]); folder.mkdir(); sources.fetch_model(model, folder)"
     )
     made = []

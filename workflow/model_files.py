@@ -27,7 +27,7 @@ def weights_files(folder: Path) -> list[Path]:
         if not (folder / SINGLE).exists():
             raise UserError(f"the model has neither {SINGLE} nor {INDEX}, which names its parts.")
         return [folder / SINGLE]
-    index = _object(folder / INDEX)
+    index = json_object(folder / INDEX)
     placed = index.get("weight_map")
     if (
         not isinstance(placed, dict)
@@ -49,7 +49,7 @@ def check_files(folder: Path) -> None:
         UserError: config.json or the index is missing or no JSON, the weights are quantised, or a file of
             theirs is no whole safetensors file or holds a type that is not read here.
     """
-    config = _object(folder / "config.json")
+    config = json_object(folder / "config.json")
     if config.get("quantization_config"):
         quantized = config["quantization_config"]
         method = quantized.get("quant_method") if isinstance(quantized, dict) else quantized
@@ -74,19 +74,17 @@ def check_files(folder: Path) -> None:
                 )
 
 
-def check_model(folder: Path) -> None:
-    """Check that a stored model is a whole causal language model, with a tokenizer that belongs to it.
+def check_model(folder: Path) -> int:
+    """Check that a stored model is a whole causal language model; return the rows of its embedding.
 
     No weight is held but one at a time.
 
     Raises:
         UserError: the architecture is unknown, no decoder, or has no layer for an adapter; a weight is missing,
-            too many, of another shape or not finite; the tokenizer is missing, has no end token or more tokens
-            than the model.
+            too many, of another shape or not finite.
     """
     _check_finite(folder)
-    model = _empty_model(folder)
-    check_tokenizer(folder, rows=model.get_input_embeddings().weight.shape[0])
+    return _empty_model(folder).get_input_embeddings().weight.shape[0]
 
 
 def _empty_model(folder: Path):
@@ -152,7 +150,7 @@ def read_config(file: Path):
     from transformers import AutoConfig
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
-    content = _object(file)
+    content = json_object(file)
     kind = content.get("model_type")
     if not isinstance(kind, str):
         raise UserError(f"the model's {file.name} names no model_type.")
@@ -204,17 +202,12 @@ def _check_finite(folder: Path) -> None:
 
 
 def check_tokenizer(folder: Path, *, rows: int) -> None:
-    """Check that a model's tokenizer can be loaded, ends texts, and knows no token that the model does not.
+    """Check that a model's tokenizer can be loaded, and knows no token that the model does not.
 
     Args:
         rows: of the model's embedding.
     """
     tokenizer = load_tokenizer(folder)
-    if tokenizer.eos_token_id is None:
-        raise UserError(
-            "the model's tokenizer has no end token (eos_token in tokenizer_config.json), so no run could learn to "
-            "stop."
-        )
     # A special token that a text cannot hold (stage sample refuses it) and nothing puts there does no harm.
     put = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}
     harmless = special_ids(tokenizer) - put
@@ -227,7 +220,7 @@ def check_tokenizer(folder: Path, *, rows: int) -> None:
     for name in ("config.json", "generation_config.json"):
         if not (folder / name).exists():
             continue
-        content = _object(folder / name)
+        content = json_object(folder / name)
         for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
             ids = content.get(key)
             for number in ids if isinstance(ids, list) else [ids]:
@@ -277,7 +270,7 @@ def load_tokenizer(folder: Path):
         raise UserError(f"the model's tokenizer cannot be loaded: {reason(error)}.") from None
 
 
-def _object(path: Path) -> dict:
+def json_object(path: Path) -> dict:
     """The content of a JSON file that holds an object.
 
     Raises:

@@ -9,6 +9,7 @@ allowed. There are no defaults: a params file is complete, so it is the whole re
 import json
 import math
 import unicodedata
+from datetime import date
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -16,6 +17,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Discriminator,
     Field,
@@ -42,6 +44,20 @@ def _one_line(text: str) -> str:
     return text
 
 
+def _quoted_day(day: Any) -> Any:
+    if isinstance(day, date):
+        raise PydanticCustomError("quoted", f'must stand in quotes, as "{day:%Y-%m-%d}"')
+    return day
+
+
+def _day(text: str) -> str:
+    try:
+        date.fromisoformat(text)
+    except ValueError:
+        raise PydanticCustomError("day", 'must be a day of the calendar, as "2024-07-26"') from None
+    return text
+
+
 # Bounds that no one comes near: beyond them a typing error would run out of memory or overflow hours later.
 Count = Annotated[int, Field(gt=0, le=10**9)]
 Size = Annotated[int, Field(gt=0, le=2**20)]  # of a weight, in one direction
@@ -50,6 +66,12 @@ Line = Annotated[str, StringConstraints(min_length=1), AfterValidator(_one_line)
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 # Names become part of DVC stage names and folder names, where `-`, `/` and `@` have a meaning.
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9_]+$", max_length=64)]
+Day = Annotated[  # YYYY-MM-DD
+    str,
+    StringConstraints(pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2}$"),
+    AfterValidator(_day),
+    BeforeValidator(_quoted_day),
+]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 ColumnName = Annotated[str, StringConstraints(min_length=1)]
 TaskName = Annotated[str, StringConstraints(pattern=r"^[\w.-]+$")]
@@ -116,7 +138,11 @@ class File(Strict):
 
 
 class _ChatTemplate(Strict):
+    """The prompt format: its template, the date that this may print, and the token that closes an answer."""
+
     chat_template: str
+    chat_date: Day
+    end_token: Line | None
 
     @model_validator(mode="after")
     def _template_is_known(self):

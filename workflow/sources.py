@@ -233,8 +233,8 @@ def fetch_model(model: params.Model, folder: Path) -> dict:
     Returns:
         source, identity, sha256 or revision, the storage type of the weights, the number of
         parameters, `quantized_before` (the format in which the weights had been rounded already,
-        or null), `rounded_from` (the wider type in which they came, or null) and which chat template
-        was written.
+        or null), `rounded_from` (the wider type in which they came, or null), which chat template
+        was written, and the end token.
     """
     match model:
         case params.HubModel():
@@ -260,10 +260,13 @@ def fetch_model(model: params.Model, folder: Path) -> dict:
             record = {"seed": model.seed, "quantized_before": None}
     model_files.check_files(folder)
     record["rounded_from"] = _round_to_16_bits(folder)
-    model_files.check_model(folder)
+    rows = model_files.check_model(folder)
     _forget_code(folder)
     record |= _describe(folder)
-    record["chat_template"] = chat.write_template(model.chat_template, folder)
+    record |= chat.write_template(
+        model.chat_template, folder, date=model.chat_date, end_token=model.end_token
+    )
+    model_files.check_tokenizer(folder, rows=rows)
     _forget_machine(folder)
     return {"source": model.source, **record}
 
