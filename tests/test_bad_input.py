@@ -178,7 +178,17 @@ def model(spoil: Spoil, where: str = "my/model") -> Spoil:
             digest = sha256(place.read_bytes())
         edit(
             folder,
-            put("model", {"source": "file", "path": where, "sha256": digest, "chat_template": "model"}),
+            put(
+                "model",
+                {
+                    "source": "file",
+                    "path": where,
+                    "sha256": digest,
+                    "chat_template": "model",
+                    "chat_date": "2024-07-26",
+                    "end_token": None,
+                },
+            ),
         )
 
     return whole
@@ -216,6 +226,12 @@ def json_file(file: str, *gone: str, **new: Any) -> Spoil:
         (folder / file).write_text(json.dumps(kept | new))
 
     return spoil
+
+
+def without_an_end(folder: Path) -> None:
+    json_file("tokenizer_config.json", "eos_token")(folder)
+    json_file("generation_config.json", "eos_token_id")(folder)
+    json_file("config.json", "eos_token_id", eos_token_id=None)(folder)
 
 
 def written(file: str, content: str | bytes) -> Spoil:
@@ -512,7 +528,7 @@ MODELS = [
     ("no tokenizer", model(removed("tokenizer.json", "tokenizer_config.json")), "the model has no tokenizer: neither tokenizer.json nor tokenizer.model"),
     ("a tokenizer that is no JSON", model(written("tokenizer.json", "{")), "the model's tokenizer cannot be loaded: Expecting property name"),
     ("a tokenizer of nothing", model(written("tokenizer.json", '{"version": "1.0"}')), "the model's tokenizer cannot be loaded: it has no 'added_tokens'"),
-    ("no end token", model(json_file("tokenizer_config.json", "eos_token")), "the model's tokenizer has no end token"),
+    ("no end token", model(without_an_end), "the model's tokenizer has no end token .*; name one as model.end_token"),
     ("more tokens than the model has", model(smaller_vocabulary(280)), "the tokenizer|the model's tokenizer has the token .<unused_60>. with the number 319, and the model's embedding only 280 rows"),
     ("an end token beyond the vocabulary", model(json_file("config.json", eos_token_id=99_999)), "the model's config.json has the eos_token_id 99999, and its embedding only 320 rows"),
     ("the same where answers are made", model(json_file("generation_config.json", eos_token_id=[1, 99_999])), "the model's generation_config.json has the eos_token_id 99999"),

@@ -407,6 +407,14 @@ def test_what_is_scored_must_be_what_is_trained(harness_results, monkeypatch):
             CheckError, match=f"of row {doc['id']} of the test split are scored, and the sample stage"
         ):
             evaluation.check_scored(results["holdout_loss"], model)
+    with monkeypatch.context() as patch:
+        # As of a template that prints the date, on another day: as many tokens, and other ones.
+        patch.setitem(doc, "chat_prompt", doc["chat_prompt"].replace("Instruction", "Instructiom"))
+        with pytest.raises(
+            CheckError,
+            match=f"prompt of row {doc['id']} .* another text than stage sample .*tion:.* and '.*tiom:",
+        ):
+            evaluation.check_scored(results["holdout_loss"], model)
     template = model.tokenizer.chat_template
     model.tokenizer.chat_template = template.replace("{{ bos_token }}", "").replace("{{- bos_token }}", "")
     assert model.tokenizer.chat_template != template

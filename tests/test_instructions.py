@@ -119,9 +119,10 @@ def test_of_a_conversation_the_last_answer_is_the_response_in_every_format(tmp_p
         ([*TURNS, TURNS[-1]], "rows.jsonl line 1 has no message of the user right before"),
         ([*TURNS[1:3], TURNS[0], *TURNS[1:3]], "message 3 of rows.jsonl line 1 is of the system"),
         ([{"role": "tool", "content": "x"}], "message 1 of rows.jsonl line 1 has the role tool; allowed is one of"),
-        ([{"text": "x"}], "message 1 of rows.jsonl line 1 has the role None"),
+        ([{"text": "x"}], "message 1 of rows.jsonl line 1 has text, which is not read and would be lost"),
+        ([{"content": "x"}], "message 1 of rows.jsonl line 1 has the role None"),
         ([TURNS[1], {"role": "assistant", "content": " "}], "message 2 of rows.jsonl line 1 has no text"),
-        ([TURNS[1], {"role": "assistant", "content": [{"text": "a"}]}], "message 2 of rows.jsonl line 1 has no text"),
+        ([TURNS[1], {"role": "assistant", "content": [{"text": " "}]}], "message 2 of rows.jsonl line 1 has no text"),
     ],
 )  # fmt: skip
 def test_a_bad_conversation_is_named(tmp_path, turns, sentence):

@@ -258,3 +258,14 @@ def test_columns_of_a_table_and_of_a_chat_are_told_apart(tmp_path):
 def test_params_do_not_import_torch():
     code = "import sys; from workflow import params; params.load(); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+def test_a_published_study_may_be_older_than_a_key(tmp_path):
+    older = content()
+    for key in params.SINCE["model"]:
+        del older["model"][key]
+    with (tmp_path / "params.yaml").open("w") as file:
+        YAML().dump(older, file)
+    assert params.load(tmp_path / "params.yaml", published=True) == params.load(ROOT / "params.yaml")
+    with pytest.raises(UserError, match=r"model.chat_date is missing"):
+        params.load(tmp_path / "params.yaml")

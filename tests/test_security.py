@@ -72,7 +72,12 @@ def model_source(folder: Path) -> params.FileModel:
     files = sorted(folder.glob("*.safetensors"))
     listing = "".join(f"{sha256(file)}  {file.name}\n" for file in files)
     return params.FileModel(
-        source="file", path=str(folder), sha256=digest(listing.encode()), chat_template="model"
+        source="file",
+        path=str(folder),
+        sha256=digest(listing.encode()),
+        chat_template="model",
+        chat_date="2024-07-26",
+        end_token=None,
     )
 
 
@@ -107,7 +112,14 @@ def test_of_a_repository_no_pickle_and_no_code_is_even_downloaded(hostile_model,
     hub = start_hub()
     use_hub(hub, tmp_path / "hub", monkeypatch)
     hub.files = {file.name: file.read_bytes() for file in hostile_model.iterdir()}
-    model = params.HubModel(source="hub", repository="a/b", revision=REVISION, chat_template="model")
+    model = params.HubModel(
+        source="hub",
+        repository="a/b",
+        revision=REVISION,
+        chat_template="model",
+        chat_date="2024-07-26",
+        end_token=None,
+    )
     folder = sources.hub_snapshot(model)
     asked = {path.rpartition("/")[2] for path, _ in hub.requests}
     assert "model.safetensors" in asked and not any(re.search(r"\.(bin|pt|pkl|py)$", name) for name in asked)
@@ -146,7 +158,14 @@ def test_a_folder_of_pickles_is_no_model(tmp_path, mark):
     folder = tmp_path / "pickles"
     folder.mkdir()
     (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Trap(mark)))
-    source = params.FileModel(source="file", path=str(folder), sha256="0" * 64, chat_template="model")
+    source = params.FileModel(
+        source="file",
+        path=str(folder),
+        sha256="0" * 64,
+        chat_template="model",
+        chat_date="2024-07-26",
+        end_token=None,
+    )
     with pytest.raises(UserError, match="a folder without a .safetensors file"):
         sources.fetch_model(source, tmp_path / "stored")
     assert not mark.exists()
@@ -528,7 +547,14 @@ def test_the_hubs_own_warnings_do_not_name_a_password(tmp_path, monkeypatch):
     monkeypatch.setattr(handler, "filters", [])
     with pytest.raises(UserError, match="the hub answered 503"):
         sources.hub_snapshot(
-            params.HubModel(source="hub", repository="a/b", revision=REVISION, chat_template="model")
+            params.HubModel(
+                source="hub",
+                repository="a/b",
+                revision=REVISION,
+                chat_template="model",
+                chat_date="2024-07-26",
+                end_token=None,
+            )
         )
     hub.shutdown()
     assert f"http://127.0.0.1:{hub.server_port}/api/" in said.getvalue()

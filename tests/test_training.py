@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch.utils.data import RandomSampler
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from workflow import benchmarking, memory, packing, params, precision, training
+from workflow import benchmarking, chat, memory, packing, params, precision, training
 from workflow.errors import CheckError, UserError
 
 CPU = params.Hardware(device="cpu", compute_dtype="float32", data_workers=0)
@@ -742,6 +742,28 @@ def test_rows_have_the_bos_token_that_the_template_gives_them(asked, tiny_model,
             continue
         with pytest.raises(CheckError, match=f"begins with {begins} BOS tokens, and must begin with {bos}"):
             training.check_rows(dataset, tokenizer, asked=1, training=asked.training)
+
+
+def test_rows_must_be_trained_on_as_the_template_writes_them(asked, tiny_model, rows):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    plan = asked.training.model_copy(update={"max_length": 90})
+    prompts = [(row.conversation()["prompt"], row.response) for row in rows]
+    ids = [tokenizer(chat.whole(*pair, tokenizer))["input_ids"][:90] for pair in prompts]
+    training.check_rendered(Dataset.from_dict({"input_ids": ids}), rows, tokenizer, plan)
+    ids[3][5] += 1  # a date, say, of another day: as many tokens
+    with pytest.raises(
+        CheckError, match="row 3 of the dataset is trained on as another text than .* from character"
+    ):
+        training.check_rendered(Dataset.from_dict({"input_ids": ids}), rows, tokenizer, plan)
+
+
+def test_an_answer_of_weight_0_is_never_learned(asked, tiny_model, splits, tmp_path):
+    weighted = [replace(row, earlier=[{"role": "user", "content": "A"}, {"role": "assistant", "content": "B"}],
+                        not_learned=[1]) for row in splits["train"]]  # fmt: skip
+    with pytest.raises(
+        UserError, match=r"prompt_and_response, .* message 2 of row \d+ of the dataset, .* weight 0"
+    ):
+        run(asked, tiny_model, {**splits, "train": weighted}, tmp_path, loss_on="prompt_and_response")
 
 
 def test_validation_rows_without_a_response_are_dropped_and_counted(

@@ -12,6 +12,7 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
+from itertools import pairwise
 from pathlib import Path
 
 from jinja2 import Environment, TemplateSyntaxError
@@ -99,7 +100,7 @@ def with_fixed_date(template: str, date: str) -> str:
         return template  # rendering it says what is wrong
     names = {text for kind, text in tokens if kind == "name"}
     words = [text for _, text in tokens]
-    if "lipsum" in names or ("|", "random") in zip(words, words[1:], strict=False):
+    if "lipsum" in names or ("|", "random") in pairwise(words):
         raise UserError(
             "the chat template draws at random (jinja's random or lipsum), so no two runs would learn one prompt."
         )
@@ -163,7 +164,7 @@ def _end_token(tokenizer, folder: Path, choice: str | None) -> str:
 
 def _after_response(tokenizer) -> str:
     """What the template writes behind a response."""
-    return _applied([*PROBE, {"role": "assistant", "content": RESPONSE}], tokenizer).rpartition(RESPONSE)[2]
+    return whole(PROBE, RESPONSE, tokenizer).rpartition(RESPONSE)[2]
 
 
 def _stops(file: Path) -> list[int]:
@@ -221,9 +222,8 @@ def render(prompt: list[dict], response: str, tokenizer) -> tuple[str, str]:
         UserError: the template refuses the messages, writes the prompt in another way once a response follows,
             leaves the response or a part of it out, or does not close it with the tokenizer's end token.
     """
-    whole = [*prompt, {"role": "assistant", "content": response}]
     before = _applied(prompt, tokenizer, add_generation_prompt=True)
-    after = _applied(whole, tokenizer)
+    after = whole(prompt, response, tokenizer)
     if not after.startswith(before):
         raise UserError(
             "the chat template writes the prompt in another way once the response follows it, "
@@ -245,6 +245,15 @@ def render(prompt: list[dict], response: str, tokenizer) -> tuple[str, str]:
             + "."
         )
     return before, body[: body.rfind(response)]
+
+
+def whole(prompt: list[dict], response: str, tokenizer) -> str:
+    """The text of a prompt and its response, which a run is trained on.
+
+    Raises:
+        UserError: the template refuses the messages.
+    """
+    return _applied([*prompt, {"role": "assistant", "content": response}], tokenizer)
 
 
 def _applied(messages: list[dict], tokenizer, *, add_generation_prompt: bool = False) -> str:
@@ -274,3 +283,12 @@ def begins_with_bos(tokenizer) -> bool:
 def leading(ids: list[int], token: int | None) -> int:
     """How many times a row of tokens begins with this one."""
     return next((place for place, found in enumerate(ids) if found != token), len(ids))
+
+
+def parting(text: str, other: str) -> str:
+    """Where two texts part, as the end of a sentence: what each has there."""
+    place = next(
+        (n for n, (a, b) in enumerate(zip(text, other, strict=False)) if a != b), min(len(text), len(other))
+    )
+    start = max(0, place - 20)
+    return f"{text[start : place + 20]!r} and {other[start : place + 20]!r} (from character {start + 1})"

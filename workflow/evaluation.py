@@ -201,8 +201,9 @@ def check_scored(results: dict, language_model: HFLM) -> int:
     """Check that our own tasks score rows as they are trained on, and count prompts that the context cuts.
 
     Raises:
-        CheckError: a prompt does not begin with as many BOS tokens as the chat template gives it, a response has
-            no token that is scored, or other ones than the sample stage counted.
+        CheckError: a prompt is not the text that stage sample rendered, does not begin with as many BOS tokens as the
+            chat template gives it, or is scored as other tokens than these texts have; a response has no token that
+            is scored, or another number of them than the sample stage counted.
     """
     tokenizer, longest = language_model.tokenizer, language_model.max_length
     wanted, cut = int(chat.begins_with_bos(tokenizer)), 0
@@ -210,8 +211,10 @@ def check_scored(results: dict, language_model: HFLM) -> int:
         row = f"row {sample['doc']['id']} of the test split"
         for prompt, asked in sample["arguments"]:
             if not isinstance(asked, str):  # settings of an answer that is generated
-                prompt_ids, room = language_model.tok_encode(prompt), longest - asked["max_gen_toks"]
+                text, prompt_ids = prompt, language_model.tok_encode(prompt)
+                room = longest - asked["max_gen_toks"]
             else:
+                text = prompt + asked
                 prompt_ids, scored_ids = language_model._encode_pair(prompt, asked)
                 room = longest + 1 - len(scored_ids)  # the last token is predicted, and no input
                 if not scored_ids or room < 1:
@@ -223,6 +226,11 @@ def check_scored(results: dict, language_model: HFLM) -> int:
                 raise CheckError(
                     f"the prompt of {row} is scored with {bos} BOS tokens, and rows are trained with {wanted}, as the "
                     "chat template has them"
+                )
+            check_text(prompt, sample["doc"]["chat_prompt"], row)
+            if language_model.tok_encode(text) != tokenizer(text, add_special_tokens=False)["input_ids"]:
+                raise CheckError(
+                    f"{row} is scored as other tokens than its text has, which rows are trained on"
                 )
             cut += len(prompt_ids) > room
         if "nats_per_token" in sample:
@@ -237,6 +245,15 @@ def check_scored(results: dict, language_model: HFLM) -> int:
                     f"{sample['doc']['response_tokens']}"
                 )
     return cut
+
+
+def check_text(prompt: str, rendered: str, row: str) -> None:
+    """Raise a CheckError unless a prompt is scored as the text that stage sample made of it, on whatever day."""
+    if prompt != rendered:
+        raise CheckError(
+            f"the prompt of {row} is scored as another text than stage sample rendered: "
+            + chat.parting(prompt, rendered)
+        )
 
 
 def items_sha256(results: dict) -> str:

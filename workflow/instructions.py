@@ -8,19 +8,11 @@ from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from workflow import chat, model_files, params
+from workflow import chat, conversations, model_files, params
 from workflow.console import say
 from workflow.errors import UserError
 from workflow.files import not_utf8, read_yaml
-
-NOT_SEEN = ("Cc", "Cf", "Zs", "Zl", "Zp")  # Unicode's categories: control, format, and separators
-ROLES = {
-    "system": "system",
-    "user": "user",
-    "assistant": "assistant",
-    "human": "user",  # ShareGPT's names
-    "gpt": "assistant",
-}
+from workflow.texts import check_text, says_something
 
 
 @dataclass(frozen=True)
@@ -29,7 +21,7 @@ class Instruction:
 
     Of a conversation with several turns the last question is the instruction and its answer the response, which
     alone is learned and scored; `earlier` are the messages before them (`role`, `content`), a system message
-    among them.
+    among them, and `not_learned` the places in it of answers that no run may learn (weight 0).
     """
 
     id: int
@@ -38,6 +30,7 @@ class Instruction:
     response: str
     category: str | None
     earlier: list[dict[str, str]] = field(default_factory=list)
+    not_learned: list[int] = field(default_factory=list)
 
     @cached_property
     def group(self) -> str:
@@ -98,12 +91,24 @@ def read(path: Path, dataset: params.Dataset) -> list[Instruction]:
         table = readers[dataset.format](path)
     except UnicodeDecodeError:
         raise UserError(f"{path.name} is not UTF-8 ({not_utf8(path)}).") from None
-    rows = [(f"{path.name} {where}", _pick(row, dataset.columns, path, where)) for where, row in table]
+    picked = [(f"{path.name} {where}", row, _pick(row, dataset.columns, path, where)) for where, row in table]
     if isinstance(dataset.columns, params.ChatColumns):
-        rows = [
-            (where, _last_turn(row["messages"], where) | {"category": row["category"]}) for where, row in rows
-        ]
-    return _number(rows, path)
+        return _number([(where, _conversation(*row, dataset.columns, where)) for where, *row in picked], path)
+    return _number([(where, row) for where, _, row in picked], path)
+
+
+def _conversation(row: dict, picked: dict, columns: params.ChatColumns, where: str) -> dict:
+    """A row of conversations as one with an instruction and a response.
+
+    Args:
+        row: all its columns.
+        picked: its messages, which in a CSV are JSON text, and its category.
+    """
+    conversations.check_row(row, set(columns.model_dump().values()), where)
+    messages = picked["messages"]
+    if isinstance(messages, str):
+        messages = _parsed(messages, f"{where} has messages that are text and not JSON")
+    return conversations.last_turn(messages, where) | {"category": picked["category"]}
 
 
 def _read_jsonl(path: Path) -> list[tuple[str, dict]]:
@@ -214,71 +219,6 @@ def _read_chatterbot(path: Path) -> list[tuple[str, dict]]:
     return rows
 
 
-def _last_turn(messages: object, where: str) -> dict:
-    """A conversation as a row: its last question and answer, and the messages before them.
-
-    Args:
-        messages: a list of {role, content} or, as ShareGPT has them, {from, value}; or such a list as JSON text,
-            which is all that a CSV can hold.
-    """
-    if isinstance(messages, str):
-        messages = _parsed(messages, f"{where} has messages that are text and not JSON")
-    if not isinstance(messages, list) or not messages:
-        raise UserError(f"{where} has no list of messages.")
-    turns = [
-        _turn(message, f"message {number} of {where}") for number, message in enumerate(messages, start=1)
-    ]
-    roles = [turn["role"] for turn in turns]
-    if roles[-1] != "assistant":
-        raise UserError(
-            f"{where} ends with a message of the {roles[-1]}, and must end with one of the assistant."
-        )
-    if roles[-2:-1] != ["user"]:
-        raise UserError(f"{where} has no message of the user right before the assistant's last.")
-    if "system" in roles[1:]:
-        raise UserError(
-            f"message {roles.index('system', 1) + 1} of {where} is of the system, which only the first may be."
-        )
-    *earlier, question, answer = turns
-    return {
-        "instruction": question["content"],
-        "context": None,
-        "response": answer["content"],
-        "earlier": earlier,
-    }
-
-
-def _turn(message: object, where: str) -> dict[str, str]:
-    if not isinstance(message, dict):
-        raise UserError(f"{where} is not an object with a role and a content.")
-    role, content = (
-        message.get(ours, message.get(sharegpt))
-        for ours, sharegpt in (("role", "from"), ("content", "value"))
-    )
-    if not isinstance(role, str) or role not in ROLES:
-        raise UserError(f"{where} has the role {role}; allowed is one of {', '.join(ROLES)}.")
-    if not isinstance(content, str) or not _says_something(content):
-        raise UserError(f"{where} has no text; every message needs some.")
-    _check_text(content, f"{where} has a text")
-    return {"role": ROLES[role], "content": content.strip()}
-
-
-def _says_something(text: str) -> bool:
-    """Whether a text has a character that one sees: no space, and no control or format character."""
-    return any(unicodedata.category(character) not in NOT_SEEN for character in text)
-
-
-def _check_text(text: str, what: str) -> None:
-    """Raise a UserError if a text holds half of a surrogate pair, which no UTF-8 file can."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise UserError(
-            f"{what} with half of a surrogate pair (\\u{ord(text[error.start]):04x}, character {error.start + 1}), "
-            "which is no text."
-        ) from None
-
-
 def _pick(row: dict, columns: params.AnyColumns, path: Path, where: str) -> dict:
     """Rename a row's columns to ours."""
     picked = {}
@@ -303,9 +243,9 @@ def _number(rows: list[tuple[str, dict]], path: Path) -> list[Instruction]:
             needed = key in ("instruction", "response")
             if text is not None and not isinstance(text, str):
                 raise UserError(f"{where} has {_a(key)} that is not text but {_named(text)}.")
-            if needed and (text is None or not _says_something(text)):
+            if needed and (text is None or not says_something(text)):
                 raise UserError(f"{where} has no {key}; every row needs one.")
-            _check_text(text or "", f"{where} has {_a(key)}")
+            check_text(text or "", f"{where} has {_a(key)}")
         instructions.append(
             Instruction(
                 id=index,
@@ -314,6 +254,7 @@ def _number(rows: list[tuple[str, dict]], path: Path) -> list[Instruction]:
                 response=row["response"].strip(),
                 category=row["category"],
                 earlier=row.get("earlier", []),
+                not_learned=row.get("not_learned", []),
             )
         )
     if not instructions:
@@ -431,7 +372,8 @@ def scored_rows(
     """The test rows as the evaluation tasks read them: with the prompt's text, the response's length
     and the responses to choose from.
 
-    `prompt` is what the user says last. `opening`, where there is one, is what the chat template puts between
+    `prompt` is what the user says last, and `chat_prompt` all that stands before the response, as the chat template
+    writes it. `opening`, where there is one, is what the chat template puts between
     prompt and response, which is learned and so scored with the response. `response_tokens` counts what
     lm-evaluation-harness scores: the tokens of chat prompt, opening and response together, less those of the
     chat prompt alone. `response_bytes` is the response's length in UTF-8. `choices`, `choice` and
@@ -451,6 +393,7 @@ def scored_rows(
             {
                 **as_row(row),
                 "prompt": row.user_message(),
+                "chat_prompt": prompt,
                 **({"opening": opening} if opening else {}),
                 "response_tokens": tokens[1] - tokens[0],
                 "response_bytes": len(row.response.encode()),
@@ -575,8 +518,9 @@ def one_per_instruction(rows: list[Instruction]) -> list[Instruction]:
 
 
 def as_row(row: Instruction) -> dict:
-    """A row's fields; `earlier` only where something was said before."""
-    return {key: value for key, value in asdict(row).items() if key != "earlier" or value}
+    """A row's fields; `earlier` and `not_learned` only where there are such messages."""
+    optional = ("earlier", "not_learned")
+    return {key: value for key, value in asdict(row).items() if key not in optional or value}
 
 
 def as_rows(rows: list[Instruction]) -> list[dict]:

@@ -91,6 +91,10 @@ OWN_METRICS = {
 OWN_TASKS = tuple(OWN_METRICS)
 
 
+# Keys that params have not always had, with the value that says what was done before.
+SINCE = {"model": {"chat_date": "2024-07-26", "end_token": None}}
+
+
 class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
@@ -603,8 +607,11 @@ class Params(Strict):
         return Training.model_validate(self.training.model_dump() | own)
 
 
-def load(path: Path = PARAMS_FILE) -> Params:
+def load(path: Path = PARAMS_FILE, *, published: bool = False) -> Params:
     """Read and check a params file.
+
+    Args:
+        published: whether it is that of a study, which may be older than a key; it then has the value of `SINCE`.
 
     Raises:
         UserError: the file is missing, is not YAML, or does not fit the model.
@@ -614,6 +621,9 @@ def load(path: Path = PARAMS_FILE) -> Params:
     content = read_yaml(path)
     if not isinstance(content, dict):
         raise UserError(f"{path} must hold a mapping of sections, and holds {_kind(content)}.")
+    for section, values in SINCE.items() if published else ():
+        if isinstance(content.get(section), dict):
+            content[section] = values | content[section]
     try:
         return Params.model_validate(content)
     except ValidationError as error:

@@ -61,7 +61,7 @@ def check(files: Files) -> params.Params:
     for path in (PARAMS, DVC_LOCK, ENVIRONMENT, REPORT):
         _existing(files, path)
     try:
-        asked = params.load(files[PARAMS])
+        asked = params.load(files[PARAMS], published=True)
     except UserError as error:
         raise UserError(str(error).replace(str(files[PARAMS]), PARAMS.name)) from None
     lock = study.read_lock(files[DVC_LOCK])
@@ -277,7 +277,7 @@ def _between_marks(readme: str) -> tuple[str, str]:
 def section(name: str) -> str:
     """A published study's headline in Markdown, from its files alone."""
     files = published(name)
-    asked = params.load(files[PARAMS])
+    asked = params.load(files[PARAMS], published=True)
     environment = read_json(files[ENVIRONMENT])
     rows = read_json(files[SAMPLE / "counts.json"])
     table = pd.read_csv(files[SUMMARY_TABLE])

@@ -318,6 +318,7 @@ def build_trainer(
 
     Raises:
         UserError: `training.second_bos` finds no BOS token to repeat.
+        CheckError: TRL made other tokens of a row than the chat template's text has.
     """
     speed_ups = (
         choose_speed_ups(model, training, variant, precision) if ranks == 1 else sharded_speed_ups(training)
@@ -335,6 +336,8 @@ def build_trainer(
         eval_dataset=_dataset(validation_rows, training),
         processing_class=tokenizer,
     )
+    check_rendered(trainer.train_dataset, train_rows, tokenizer, training)
+    check_rendered(trainer.eval_dataset, validation_rows, tokenizer, training)
     trainer.train_dataset = with_faults(trainer.train_dataset, tokenizer, training)
     trainer.eval_dataset = trainer.eval_dataset.filter(_teaches)
     trainer.length_window = training.length_window
@@ -832,7 +835,34 @@ def _dataset(rows: list[Instruction] | list[dict], training: params.Training) ->
         )
     if isinstance(rows[0], dict):
         return Dataset.from_list(rows)
+    if training.loss_on == "prompt_and_response" and (row := next((r for r in rows if r.not_learned), None)):
+        raise UserError(
+            f"training.loss_on is prompt_and_response, which learns every message, and message {row.not_learned[0] + 1} "
+            f"of row {row.id} of the dataset, counted from 0, has the weight 0; use response."
+        )
     return Dataset.from_list([row.conversation(use_context=training.use_context) for row in rows])
+
+
+def check_rendered(
+    dataset: Dataset,
+    rows: list[Instruction] | list[dict],
+    tokenizer: PreTrainedTokenizerBase,
+    training: params.Training,
+) -> None:
+    """Raise a CheckError unless TRL's tokens are those of the text that the chat template makes of each row.
+
+    Rows that came as tokens already have no text.
+    """
+    if isinstance(rows[0], dict):
+        return
+    for row, ids in zip(rows, dataset["input_ids"], strict=True):
+        prompt = row.conversation(use_context=training.use_context)["prompt"]
+        text = chat.whole(prompt, row.response, tokenizer)
+        if ids != tokenizer(text, add_special_tokens=False)["input_ids"][: training.max_length]:
+            raise CheckError(
+                f"row {row.id} of the dataset is trained on as another text than the chat template makes of it: "
+                + chat.parting(tokenizer.decode(ids), text)
+            )
 
 
 def with_faults(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, training: params.Training) -> Dataset:
