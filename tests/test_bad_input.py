@@ -22,6 +22,7 @@ import torch
 from conftest import ROOT, run_stage_in
 from ruamel.yaml import YAML
 from safetensors.torch import load_file, save_file
+from test_chat import TURN_ENDS, end_turns_as
 from test_params import drop, put
 from test_your_own import write_gguf
 from transformers import (
@@ -41,7 +42,7 @@ from warm_stages import Ended, WarmStages
 from workflow import plan
 from workflow.files import read_json, read_jsonl, write_jsonl
 from workflow.model_files import INDEX
-from workflow.paths import INSTRUCTIONS, MODEL, split_file, train_folder, weights_folder
+from workflow.paths import INSTRUCTIONS, MODEL, MODEL_SOURCE, split_file, train_folder, weights_folder
 from workflow.paths import TASKS as TASKS_FOLDER
 
 TRAIN = ("train", "--variant", "lora_16bit", "--seed", "1")
@@ -755,6 +756,22 @@ def test_odd_models_are_trained_and_scored(stages, folder, spoil, bos, scored):
         assert ended.code == 0, ended.err
     rows = read_json(folder / train_folder("lora_16bit", 1) / "result.json")["rows"]
     assert (rows["bos_per_row"], rows["end_token_in_loss"], rows["rows_dropped"]) == (bos, True, 0)
+
+
+@pytest.mark.parametrize("name", TURN_ENDS)
+def test_models_whose_turns_have_an_end_of_their_own_are_trained_and_scored(stages, folder, name):
+    model(lambda source: end_turns_as(name, source))(folder)
+    whole = {"items": 3, "few_shot": 0, "chat_template": True, "files": None}
+    edit(folder, put("evaluation.tasks", {"holdout_loss": whole, "holdout_generation": whole}))
+    for stage in (("fetch_model",), ("fetch_tasks",), ("sample",), TRAIN, EVALUATE):
+        ended = stages.run(folder, *stage)
+        assert ended.code == 0, ended.err
+    assert read_json(folder / MODEL_SOURCE)["end_token"] == TURN_ENDS[name][2]
+    assert read_json(folder / train_folder("lora_16bit", 1) / "result.json")["rows"]["end_token_in_loss"]
+    row = read_jsonl(folder / split_file("test"))[0]
+    assert TURN_ENDS[name][1] in row["chat_prompt"] and ("26 Jul 2024" in row["chat_prompt"]) == (
+        name == "Llama 3"
+    )
 
 
 def test_a_gguf_file_is_read_alone(stages, folder):

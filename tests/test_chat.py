@@ -1,11 +1,13 @@
 """A chat template is tried before anything is trained with it, and what it does wrong is one sentence."""
 
 import json
+import re
 import shutil
 from datetime import date
 
 import pytest
-from transformers import AutoTokenizer, GenerationConfig
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from workflow import chat
 from workflow.errors import UserError
@@ -194,44 +196,72 @@ def test_a_date_whose_format_is_put_together_is_refused(tiny_model, tmp_path):
         written("model", tmp_path / "model")
 
 
-def with_turn_tokens(tiny_model, folder, *, stops, end: str = "<end_of_turn>"):
-    """A model whose template closes a turn with a token of its own, in place of two that are not used."""
-    shutil.copytree(tiny_model, folder)
-    for file in folder.glob("*.json"):
-        text = file.read_text().replace("<unused_0>", end).replace("<unused_1>", "<start_of_turn>")
+GEMMA = """{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ raise_exception('No system role') }}{% endif %}
+{%- for m in messages %}{% set role = 'model' if m['role'] == 'assistant' else m['role'] %}
+{{- '<start_of_turn>' + role + '\\n' + m['content'] | trim + '<end_of_turn>\\n' }}
+{%- endfor %}{% if add_generation_prompt %}{{ '<start_of_turn>model\\n' }}{% endif %}"""
+QWEN = """{%- if messages[0]['role'] != 'system' %}{{- '<|im_start|>system\\nYou help.<|im_end|>\\n' }}{% endif %}
+{%- for m in messages %}{{- '<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>' + '\\n' }}{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{% endif %}"""
+LLAMA_3 = (
+    LLAMA_3_2
+    + """{%- for m in messages %}
+{{- '<|header|>' + m['role'] + '\\n\\n' + m['content'] | trim + '<|eot_id|>' }}
+{%- endfor %}{% if add_generation_prompt %}{{ '<|header|>assistant\\n\\n' }}{% endif %}"""
+)
+TURN_ENDS = {
+    "Gemma": (GEMMA, "<start_of_turn>", "<end_of_turn>"),
+    "Qwen": (QWEN, "<|im_start|>", "<|im_end|>"),
+    "Llama 3": (LLAMA_3, "<|header|>", "<|eot_id|>"),
+}
+
+
+def end_turns_as(name: str, folder, stops=("</s>", "end")) -> int:
+    """Give a tiny model the template of this form, two tokens for it, and the stops of its generation config."""
+    template, begin, end = TURN_ENDS[name]
+    for file in folder.glob("tokenizer*.json"):
+        text = file.read_text().replace('"<unused_0>"', f'"{end}"').replace('"<unused_1>"', f'"{begin}"')
         file.write_text(text)
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    tokenizer.add_special_tokens({"additional_special_tokens": [end, "<start_of_turn>"]})
-    tokenizer.chat_template = TURNS.replace("<E>", end).replace("<R>", "<start_of_turn>")
+    tokenizer.add_special_tokens({"additional_special_tokens": [end, begin]})
+    tokenizer.chat_template = template
     tokenizer.save_pretrained(folder)
-    ids = [tokenizer.convert_tokens_to_ids(token) for token in stops]
+    number = tokenizer.convert_tokens_to_ids(end)
     generation = json.loads((folder / "generation_config.json").read_text())
-    (folder / "generation_config.json").write_text(json.dumps(generation | {"eos_token_id": ids}))
-    return tokenizer.convert_tokens_to_ids(end)
+    generation["eos_token_id"] = [{"</s>": tokenizer.eos_token_id, "end": number}[stop] for stop in stops]
+    (folder / "generation_config.json").write_text(json.dumps(generation))
+    return number
 
 
-@pytest.mark.parametrize(
-    ("stops", "end_token"), [(("</s>", "<end_of_turn>"), None), (("</s>",), "<end_of_turn>")]
-)
-def test_a_turn_may_end_with_another_token_than_a_text(tiny_model, tmp_path, stops, end_token):
-    number = with_turn_tokens(tiny_model, tmp_path / "model", stops=stops)
-    assert written("model", tmp_path / "model", end_token=end_token)["end_token"] == "<end_of_turn>"
-    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
-    assert (tokenizer.eos_token, tokenizer.eos_token_id) == ("<end_of_turn>", number)
-    generation = GenerationConfig.from_pretrained(tmp_path / "model")
-    assert set(generation.eos_token_id) == {1, number}
-    assert (
-        chat.render([USER], "Hello", tokenizer)[0]
-        == "<start_of_turn>user\nHi<end_of_turn>\n<start_of_turn>assistant\n"
+@pytest.mark.parametrize("name", TURN_ENDS)
+@pytest.mark.parametrize("stops", [("</s>", "end"), ("</s>",), ()])
+def test_a_turn_may_end_with_another_token_than_a_text(tiny_model, tmp_path, name, stops):
+    folder, end = tmp_path / "model", TURN_ENDS[name][2]
+    shutil.copytree(tiny_model, folder)
+    number = end_turns_as(name, folder, stops)
+    if "end" not in stops:  # nothing but the template names it
+        with pytest.raises(
+            UserError, match=f"</s>, .* closes it with {re.escape(end)}, which model.end_token may name"
+        ):
+            written("model", folder)
+    record = written("model", folder, end_token=None if "end" in stops else end)
+    assert record == {"chat_template": "the model's own", "end_token": end}
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert (tokenizer.eos_token, tokenizer.eos_token_id) == (end, number)
+    assert set(GenerationConfig.from_pretrained(folder).eos_token_id) == {1, number}
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    with torch.no_grad():  # a model that always says that it is done
+        model.get_input_embeddings().weight[:, 0] = model.lm_head.weight[number, 0] = 1000
+    asked = tokenizer.apply_chat_template(
+        [USER], add_generation_prompt=True, return_tensors="pt", return_dict=True
     )
+    answer = model.generate(**asked, max_new_tokens=9, do_sample=False)[0, asked["input_ids"].shape[1] :]
+    assert answer.tolist() == [number]
 
 
 def test_an_end_token_that_is_none_is_refused(tiny_model, tmp_path):
-    with_turn_tokens(tiny_model, tmp_path / "model", stops=["</s>"])
-    with pytest.raises(
-        UserError, match="end token </s>, .* it closes it with <end_of_turn>, which model.end_token may name"
-    ):
-        written("model", tmp_path / "model")
+    shutil.copytree(tiny_model, tmp_path / "model")
+    end_turns_as("Gemma", tmp_path / "model")
     with pytest.raises(
         UserError, match="with the end token <start_of_turn>, so a run would not learn to stop"
     ):

@@ -751,9 +751,7 @@ def test_rows_must_be_trained_on_as_the_template_writes_them(asked, tiny_model, 
     ids = [tokenizer(chat.whole(*pair, tokenizer))["input_ids"][:90] for pair in prompts]
     training.check_rendered(Dataset.from_dict({"input_ids": ids}), rows, tokenizer, plan)
     ids[3][5] += 1  # a date, say, of another day: as many tokens
-    with pytest.raises(
-        CheckError, match="row 3 of the dataset is trained on as another text than .* from character"
-    ):
+    with pytest.raises(CheckError, match="row 3 of the dataset is trained on as another text than"):
         training.check_rendered(Dataset.from_dict({"input_ids": ids}), rows, tokenizer, plan)
 
 

@@ -851,18 +851,26 @@ def check_rendered(
 ) -> None:
     """Raise a CheckError unless TRL's tokens are those of the text that the chat template makes of each row.
 
-    Rows that came as tokens already have no text.
+    TRL leaves out rows whose prompt alone is as long as a row may be. Rows that came as tokens already have no text.
     """
     if isinstance(rows[0], dict):
         return
-    for row, ids in zip(rows, dataset["input_ids"], strict=True):
+    made = iter(dataset["input_ids"])
+    ids = next(made, None)
+    for row in rows:
         prompt = row.conversation(use_context=training.use_context)["prompt"]
         text = chat.whole(prompt, row.response, tokenizer)
-        if ids != tokenizer(text, add_special_tokens=False)["input_ids"][: training.max_length]:
+        if ids == tokenizer(text, add_special_tokens=False)["input_ids"][: training.max_length]:
+            ids = next(made, None)
+            continue
+        before, _ = chat.render(prompt, row.response, tokenizer)
+        if len(tokenizer(before, add_special_tokens=False)["input_ids"]) < training.max_length:
             raise CheckError(
                 f"row {row.id} of the dataset is trained on as another text than the chat template makes of it: "
-                + chat.parting(tokenizer.decode(ids), text)
+                + chat.parting(tokenizer.decode(ids or []), text)
             )
+    if ids is not None:
+        raise CheckError("more rows are trained on than stage sample drew")
 
 
 def with_faults(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, training: params.Training) -> Dataset:
