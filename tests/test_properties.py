@@ -22,7 +22,7 @@ from ruamel.yaml import YAML
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from workflow import chat, instructions, params, training
+from workflow import chat, instructions, params, texts, training
 from workflow.errors import UserError
 from workflow.files import read_jsonl, write_jsonl
 from workflow.instructions import Instruction
@@ -138,7 +138,7 @@ PIECES = st.sampled_from(
      '"', ",", "\r\n", "\n", "\r", "\0", "\u2028", "\ufeff", "\u202e", "שלום", "e\u0301", "👩‍👩‍👧", "\\ud800", "None"]
 )  # fmt: skip
 TEXTS = st.lists(PIECES | st.text(max_size=6), max_size=5).map("".join)
-SEEN = TEXTS.filter(instructions._says_something)
+SEEN = TEXTS.filter(texts.says_something)
 COLUMNS = {"instruction": "q", "context": "c", "response": "a", "category": "k"}
 
 
@@ -187,11 +187,7 @@ def write(path: Path, form: str, rows: list[dict]) -> None:
 def test_texts_come_out_of_a_file_as_they_went_in_or_are_refused(tmp_path, form, table):
     path = tmp_path / f"rows.{form}"
     write(path, form, table)
-    silent = [
-        n
-        for n, row in enumerate(table, 1)
-        if not all(map(instructions._says_something, (row["q"], row["a"])))
-    ]
+    silent = [n for n, row in enumerate(table, 1) if not all(map(texts.says_something, (row["q"], row["a"])))]
     try:
         rows = instructions.read(path, source(form))
     except UserError as refused:
@@ -315,7 +311,7 @@ PLAIN = st.text(st.characters(codec="utf-8"), min_size=1, max_size=12) | st.samp
     ["### Response:\nIt", "[/INST] The", "<|im_end|>", "{{ bos_token }}", "\u202eשלום", "The e\u0301", "😀", "It is", "a\r\nb"]
 )  # fmt: skip
 LEARNED = PLAIN.filter(
-    lambda text: instructions._says_something(text) and not any(token in text for token in SPECIAL)
+    lambda text: texts.says_something(text) and not any(token in text for token in SPECIAL)
 )
 
 
