@@ -2,6 +2,8 @@
 
 import csv
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +17,7 @@ from ruamel.yaml import YAML
 from safetensors.torch import load_file
 
 from workflow import checkpoints, instructions, training
+from workflow.errors import UserError
 from workflow.files import read_json, write_json, write_jsonl
 from workflow.lifetime import Terminated
 from workflow.paths import MODEL, checkpoints_folder, split_file, train_folder
@@ -27,7 +30,7 @@ class Lost(Exception):
     """The process is gone: nothing is written any more."""
 
 
-def run(asked, tiny_model, splits, folder: Path, *, name="lora_16bit", checkpoint=None, every=2, **changes):
+def run(asked, tiny_model, splits, folder: Path, *, name="lora_16bit", every=2, **changes):
     return training.train(
         model_folder=tiny_model,
         train_rows=splits["train"],
@@ -39,7 +42,7 @@ def run(asked, tiny_model, splits, folder: Path, *, name="lora_16bit", checkpoin
         weights_folder=folder / "weights",
         history_file=folder / "history.csv",
         validation_file=folder / "validation.csv",
-        kept=checkpoints.Kept(every, "this", checkpoint) if every else None,
+        kept=checkpoints.Kept(every, "this") if every else None,
     )
 
 
@@ -82,6 +85,10 @@ def bits(folder: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in files}
 
 
+def kept_steps(folder: Path) -> list[int]:
+    return sorted(int(path.name.removeprefix("step-")) for path in (folder / "checkpoints").iterdir())
+
+
 CASES = {
     "16-bit LoRA": {},
     "NF4": {"name": "qlora_nf4_dq"},
@@ -109,15 +116,14 @@ def test_a_training_goes_on_with_the_same_bits(case, tiny, tiny_model, splits, t
     monkeypatch.setattr(training, "History", at_step(step, lose))
     with pytest.raises(Lost):
         run(tiny, tiny_model, splits, ended, **changes)
-    kept = sorted((ended / "checkpoints").glob("*"))
-    assert [path.name for path in kept] == [f"step-{(step - 1) // 2 * 2}"]
+    before = (step - 1) // 2 * 2
+    assert kept_steps(ended) == [before - 2, before] if before > 2 else [before]
     monkeypatch.setattr(training, "History", at_step(step, terminate))
     with pytest.raises(Terminated, match=f"step {step} of {undisturbed.steps} is done and kept"):
-        run(tiny, tiny_model, splits, ended, checkpoint=kept[0], **changes)
-    kept = sorted((ended / "checkpoints").glob("*"))
-    assert [path.name for path in kept] == [f"step-{step}"]
+        run(tiny, tiny_model, splits, ended, **changes)
+    assert kept_steps(ended) == [before, step]
     monkeypatch.undo()
-    resumed = run(tiny, tiny_model, splits, ended, checkpoint=kept[0], **changes)
+    resumed = run(tiny, tiny_model, splits, ended, **changes)
     assert told(resumed) == told(undisturbed)
     assert curves(ended) == curves(whole)
     assert bits(ended) == bits(whole)
@@ -125,11 +131,11 @@ def test_a_training_goes_on_with_the_same_bits(case, tiny, tiny_model, splits, t
 
 def test_a_checkpoint_is_safetensors_and_json_alone(tiny, tiny_model, splits, tmp_path):
     run(tiny, tiny_model, splits, tmp_path)
-    (checkpoint,) = (tmp_path / "checkpoints").iterdir()
+    checkpoint = tmp_path / "checkpoints" / "step-4"
     assert sorted(file.name for file in checkpoint.iterdir()) == [
         "0.json",
         "0.safetensors",
-        "belongs_to.json",
+        "manifest.json",
         "trainer_state.json",
     ]
     assert {name.split(".")[0] for name in load_file(checkpoint / "0.safetensors")} == {
@@ -148,22 +154,135 @@ def test_without_checkpoints_a_sigterm_says_that_the_steps_are_lost(
     assert not list((tmp_path / "checkpoints").iterdir())
 
 
+def put_checkpoint(folder: Path, step: int, *, belongs_to: str) -> None:
+    partial = folder / f".step-{step}.partial"
+    partial.mkdir(parents=True)
+    file = partial / "0.json"
+    file.write_text("{}")
+    files = {file.name: checkpoints.sha256(file)}
+    checkpoints.complete(partial, folder / f"step-{step}", belongs_to=belongs_to, files=files)
+
+
 def test_what_belongs_to_another_training_is_removed(tmp_path):
-    folder = tmp_path / "checkpoints"
+    folder, said = tmp_path / "checkpoints", []
     mine = checkpoints.identity([], rate=1)
-    assert checkpoints.last(folder, belongs_to=mine, clean=True) is None
-    for step in (2, 10):
-        write_json(folder / f"step-{step}" / "belongs_to.json", mine)
-    assert checkpoints.last(folder, belongs_to=mine, clean=True) == folder / "step-10"
+    assert checkpoints.last(folder, belongs_to=mine, say=said.append) is None
+    for step in (2, 6, 10):
+        put_checkpoint(folder, step, belongs_to=mine)
+    (folder / ".step-14.partial").mkdir()  # of a kill
+    assert checkpoints.last(folder, belongs_to=mine, say=said.append) == folder / "step-10"
+    assert sorted(path.name for path in folder.iterdir()) == ["step-10", "step-6"]
     other = checkpoints.identity([], rate=2)
-    # Of several processes one removes, and none goes on.
-    assert checkpoints.last(folder, belongs_to=other, clean=False) is None
-    assert (folder / "step-10").exists()
-    assert checkpoints.last(folder, belongs_to=other, clean=True) is None
-    assert not folder.exists()
-    # What a kill left of a removal has no mark any more.
-    (folder / "step-10").mkdir(parents=True)
-    assert checkpoints.last(folder, belongs_to=mine, clean=False) is None
+    assert checkpoints.last(folder, belongs_to=other, say=said.append) is None
+    assert not folder.exists() and not said
+    folder.write_text("")
+    with pytest.raises(UserError, match="is a file, and must be a folder"):
+        checkpoints.last(folder, belongs_to=mine, say=said.append)
+
+
+def flip(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[-5] ^= 1
+    file.write_bytes(content)
+
+
+def cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+DAMAGES = {  # what is done to the checkpoint of step 4, and what is said of it
+    "a bit of the tensors": (lambda path: flip(path / "0.safetensors"), "0.safetensors is not as it was written"),
+    "a bit of the counts": (lambda path: flip(path / "0.json"), "0.json is not as it was written"),
+    "cut": (lambda path: cut(path / "0.safetensors"), "0.safetensors is not as it was written"),
+    "empty": (lambda path: (path / "trainer_state.json").write_bytes(b""), "trainer_state.json is not as it was"),
+    "missing": (lambda path: (path / "0.safetensors").unlink(), "0.safetensors is missing"),
+    "a folder": (
+        lambda path: ((path / "0.json").unlink(), (path / "0.json").mkdir()),
+        r"0.json cannot be read \(Is a directory\)",
+    ),
+    "no manifest": (lambda path: (path / "manifest.json").unlink(), "manifest.json is missing"),
+    "an empty manifest": (lambda path: (path / "manifest.json").write_bytes(b""), "manifest.json is no JSON"),
+    "a nested manifest": (lambda path: (path / "manifest.json").write_text("[" * 10**5), "manifest.json is no JSON"),
+    "a manifest of bytes": (lambda path: (path / "manifest.json").write_bytes(b'"\xff"'), "manifest.json is no JSON"),
+    "a list": (lambda path: (path / "manifest.json").write_text("[]"), "manifest.json is not as it was written"),
+    "no digests": (
+        lambda path: write_json(path / "manifest.json", {"belongs_to": "this", "files": {}}),
+        "manifest.json is not as it was written",
+    ),
+    "a bit of the manifest": (lambda path: flip(path / "manifest.json"), "manifest.json is n"),
+    "a file in its place": (
+        lambda path: (path.rename(path.with_name("gone")), path.write_text("")),
+        r"manifest.json cannot be read \(Not a directory\)",
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def interrupted(tiny, tiny_model, splits, tmp_path_factory) -> tuple[Path, Path]:
+    """An undisturbed training, and one that was lost after the checkpoint of step 4."""
+    whole, ended = (tmp_path_factory.mktemp(name) for name in ("whole", "ended"))
+    run(tiny, tiny_model, splits, whole, every=None)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Lost):
+        patch.setattr(training, "History", at_step(STEPS, lose))
+        run(tiny, tiny_model, splits, ended)
+    assert kept_steps(ended) == [2, 4]
+    return whole, ended
+
+
+@pytest.mark.parametrize("case", DAMAGES)
+def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_it_is_used(case, interrupted, tmp_path):
+    folder, said = tmp_path / "checkpoints", []
+    shutil.copytree(interrupted[1] / "checkpoints", folder)
+    spoil, words = DAMAGES[case]
+    spoil(folder / "step-4")
+    assert checkpoints.last(folder, belongs_to="this", say=said.append) == folder / "step-2"
+    (line,) = said
+    assert re.search(rf"the checkpoint .*step-4 is damaged: {words}", line) and "damaged-step-4" in line
+    assert (folder / "damaged-step-4").exists() and not (folder / "step-4").exists()
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read every file")
+@pytest.mark.parametrize("name", ["0.safetensors", "manifest.json", "."])
+def test_a_checkpoint_that_may_not_be_read_is_set_aside(name, interrupted, tmp_path):
+    folder, said = tmp_path / "checkpoints", []
+    shutil.copytree(interrupted[1] / "checkpoints", folder)
+    (folder / "step-4" / name).chmod(0)
+    assert checkpoints.last(folder, belongs_to="this", say=said.append) == folder / "step-2"
+    assert "cannot be read (Permission denied)" in said[0]
+
+
+@pytest.mark.parametrize("damaged", [["step-4"], ["step-4", "step-2"]])
+def test_a_training_beside_damaged_checkpoints_ends_with_the_same_bits(
+    damaged, interrupted, tiny, tiny_model, splits, tmp_path, capfd
+):
+    whole, ended = interrupted
+    again = tmp_path / "again"
+    shutil.copytree(ended, again)
+    for name in damaged:
+        flip(again / "checkpoints" / name / "0.safetensors")
+    run(tiny, tiny_model, splits, again)
+    out = capfd.readouterr().out
+    assert ("goes on after step 2 of 5" in out) == (len(damaged) == 1)
+    assert ("no whole checkpoint is left, and the training begins anew" in out) == (len(damaged) == 2)
+    # The lines that the lost process wrote after step 2 are not there twice.
+    assert curves(again) == curves(whole)
+    assert bits(again) == bits(whole)
+
+
+def test_a_checkpoint_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    order: list[str] = []
+    fsync, replace = os.fsync, os.rename
+
+    def noted_fsync(descriptor: int) -> None:
+        order.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")).name)
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", noted_fsync)
+    monkeypatch.setattr(os, "replace", lambda a, b: (order.append(f"replace {Path(b).name}"), replace(a, b)))
+    put_checkpoint(tmp_path / "checkpoints", 2, belongs_to="this")
+    named = order.index("replace step-2")
+    assert {"0.json", "manifest.json", ".step-2.partial"} <= set(order[:named])
+    assert order[named + 1 :] == ["checkpoints"]
 
 
 def test_the_identity_is_of_content(tmp_path):
@@ -232,8 +351,7 @@ def test_a_stage_keeps_its_step_on_sigterm_and_goes_on(folder):
         and "of 60 is done and kept" in line
     )
     kept = folder / checkpoints_folder("lora_16bit", 1)
-    (checkpoint,) = kept.glob("step-*")
-    step = checkpoint.name.removeprefix("step-")
+    step = kept_steps(kept.parent)[-1]
     done = run_stage_in(folder, "train", "--variant", "lora_16bit", "--seed", "1")
     assert done.returncode == 0, done.stderr
     assert f"goes on after step {step} of 60, from its checkpoint" in done.stdout

@@ -2,13 +2,14 @@
 
 A checkpoint is a folder of safetensors and JSON: nothing in it is code. Each process of a training keeps its own
 part: the weights that are trained, the optimizer's state, the state of the random generators, and the trainer's
-and the history's counts.
+and the history's counts. A manifest has the digest of each file and its own: what a disk damaged is never gone on from.
 """
 
 import hashlib
 import json
+import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from workflow.files import read_json, sha256
+from workflow.errors import UserError
+from workflow.files import finish_folder, read_json, sha256, sync, write_json
 
-BELONGS = "belongs_to.json"
+MANIFEST = "manifest.json"
+STEP = re.compile(r"step-(\d+)")
 
 
 @dataclass(frozen=True)
@@ -28,14 +31,16 @@ class Kept:
     """What a training keeps of itself while it runs.
 
     Attributes:
-        every: optimizer steps after which a checkpoint replaces the last one.
+        every: optimizer steps after which a checkpoint is written; the one before it is kept, and older ones go.
         belongs_to: the identity of the training.
-        last: the checkpoint that it goes on from, one of this very training; None to begin.
     """
 
     every: int
     belongs_to: str
-    last: Path | None = None
+
+
+class Damaged(Exception):
+    """What is wrong with a checkpoint, as a clause."""
 
 
 @dataclass(frozen=True)
@@ -45,10 +50,13 @@ class Part:
     tensors: dict[str, Tensor]
     rest: dict[str, Any]
 
-    def write(self, folder: Path, rank: int) -> None:
-        save_file({name: t.contiguous() for name, t in self.tensors.items()}, folder / f"{rank}.safetensors")
+    def write(self, folder: Path, rank: int) -> dict[str, str]:
+        """Write both files; return the sha256 of each by its name."""
+        tensors, rest = folder / f"{rank}.safetensors", folder / f"{rank}.json"
+        save_file({name: t.contiguous() for name, t in self.tensors.items()}, tensors)
         # Not write_json: a loss that is not finite is for the check after the training.
-        (folder / f"{rank}.json").write_text(json.dumps(self.rest), encoding="utf-8")
+        rest.write_text(json.dumps(self.rest), encoding="utf-8")
+        return {path.name: sha256(path) for path in (tensors, rest)}
 
     @classmethod
     def read(cls, folder: Path, rank: int) -> "Part":
@@ -70,42 +78,121 @@ def identity(files: Iterable[Path], **asked: Any) -> str:
     return digest.hexdigest()
 
 
-def last(folder: Path, *, belongs_to: str, clean: bool) -> Path | None:
-    """The last checkpoint in `folder` to go on from, or None.
+def last(folder: Path, *, belongs_to: str, say: Callable[[str], None]) -> Path | None:
+    """The last whole checkpoint in `folder` to go on from, or None; for one of the processes that share a training.
+
+    A damaged one is set aside, and the checkpoints of another training are removed.
 
     Args:
         belongs_to: the identity of the training that is about to run.
-        clean: remove the checkpoints of another training; for one of the processes that share a training.
+        say: called with a line for each that is damaged.
+
+    Raises:
+        UserError: `folder` is a file.
     """
-    marks = folder.glob(f"step-*/{BELONGS}")
-    mark = max(marks, key=lambda path: _step(path.parent), default=None)
-    if mark is not None and read_json(mark) == belongs_to:
-        return mark.parent
-    if clean:
+    if not folder.exists():
+        return None
+    if not folder.is_dir():
+        raise UserError(f"{folder} is a file, and must be a folder: delete it.")
+    for partial in folder.glob(".*.partial"):  # what a kill left
+        shutil.rmtree(partial, ignore_errors=True)
+    none_is_whole = False
+    for checkpoint in reversed(_checkpoints(folder)):
+        try:
+            owner = read_manifest(checkpoint)["belongs_to"]
+        except Damaged as damage:
+            place = _set_aside(checkpoint)
+            say(f"  the checkpoint {checkpoint} is damaged: {damage}. It is set aside as {place.name}")
+            none_is_whole = True
+            continue
+        if owner == belongs_to:
+            return checkpoint
         remove(folder)
+        return None
+    if none_is_whole:
+        say("  no whole checkpoint is left, and the training begins anew")
     return None
 
 
-def remove(folder: Path) -> None:
-    """Remove all checkpoints; the marks first, so that what is left by a kill is never gone on from."""
-    for mark in folder.glob(f"step-*/{BELONGS}"):
-        mark.unlink()
-    if folder.exists():
-        shutil.rmtree(folder)
+def read_manifest(checkpoint: Path) -> dict[str, Any]:
+    """The manifest of a checkpoint, after each of its files was found to be as it was written.
+
+    Raises:
+        Damaged: one is not.
+    """
+    try:
+        manifest = json.loads((checkpoint / MANIFEST).read_bytes())
+    except OSError as error:
+        raise _unreadable(MANIFEST, error) from None
+    except (ValueError, RecursionError):
+        raise Damaged(f"{MANIFEST} is no JSON") from None
+    if not isinstance(manifest, dict) or manifest.pop("sha256", None) != _digest(manifest):
+        raise Damaged(f"{MANIFEST} is not as it was written")
+    for name, expected in manifest["files"].items():
+        try:
+            sound = sha256(checkpoint / name) == expected
+        except OSError as error:
+            raise _unreadable(name, error) from None
+        if not sound:
+            raise Damaged(f"{name} is not as it was written (its sha256 is another)")
+    return manifest
 
 
-def replace(beside: Path, checkpoint: Path) -> None:
-    """Let a checkpoint that is whole take its name, then remove the older ones."""
+def _unreadable(name: str, error: OSError) -> Damaged:
+    missing = isinstance(error, FileNotFoundError)
+    return Damaged(f"{name} is missing" if missing else f"{name} cannot be read ({error.strerror})")
+
+
+def _digest(manifest: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+
+
+def complete(partial: Path, checkpoint: Path, *, belongs_to: str, files: dict[str, str]) -> None:
+    """Let a folder whose files are all written become a checkpoint that the disk holds; keep the one before it too.
+
+    Args:
+        files: the sha256 of each by its name.
+    """
+    manifest = {"belongs_to": belongs_to, "files": files}
+    write_json(partial / MANIFEST, manifest | {"sha256": _digest(manifest)})
+    finish_folder(partial)
     if checkpoint.exists():
-        shutil.rmtree(checkpoint)
-    beside.replace(checkpoint)
-    for older in checkpoint.parent.glob("step-*"):
-        if older != checkpoint:
-            shutil.rmtree(older)
+        _discard(checkpoint)
+    partial.replace(checkpoint)
+    sync(checkpoint.parent)
+    others = [path for path in _checkpoints(checkpoint.parent) if path != checkpoint]
+    for older in others[:-1]:
+        _discard(older)
 
 
-def _step(checkpoint: Path) -> int:
-    return int(checkpoint.name.removeprefix("step-"))
+def remove(folder: Path) -> None:
+    """Remove all checkpoints, whole ones first: what is left by a kill is never gone on from."""
+    for checkpoint in _checkpoints(folder):
+        _discard(checkpoint)
+    # What the system does not let go of is in nobody's way: the training is done, or begins anew.
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    """What has the name of a checkpoint, in the order of its steps."""
+    named = [path for path in folder.iterdir() if STEP.fullmatch(path.name)] if folder.is_dir() else []
+    return sorted(named, key=lambda path: int(path.name.removeprefix("step-")))
+
+
+def _set_aside(checkpoint: Path) -> Path:
+    place = checkpoint.with_name(f"damaged-{checkpoint.name}")
+    if place.exists():
+        _discard(place)
+    return checkpoint.replace(place)
+
+
+def _discard(path: Path) -> None:
+    """Remove a folder that nobody sees half removed."""
+    partial = path.replace(path.with_name(f".{path.name}.partial"))
+    if partial.is_dir():
+        shutil.rmtree(partial, ignore_errors=True)
+    else:
+        partial.unlink()
 
 
 def pack_model(model: nn.Module) -> dict[str, Tensor]:

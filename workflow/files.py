@@ -1,7 +1,9 @@
 """Files that appear whole or not at all, and the hashes that say what they hold."""
 
+import errno
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -17,13 +19,20 @@ WRITING = "while writing "  # how a note on an error begins that says what was b
 def whole_file(path: Path) -> Iterator[Path]:
     """Yield a path beside `path` to write to; it takes the name `path` when the block ends well.
 
-    Beside a path there is one place alone, so that the next attempt takes away what a killed one left.
+    The disk holds it then, and its mode is what the umask asks for: some libraries write files that nobody else may
+    read. Beside a path there is one place alone, so that the next attempt takes away what a killed one left.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = _beside(path)
     try:
+        beside.unlink(missing_ok=True)
+        beside.touch()
+        mode = beside.stat().st_mode
         yield beside
+        sync(beside)
+        beside.chmod(mode)
         beside.replace(path)
+        sync(path.parent)
     except Exception as error:
         _note(error, path)
         raise
@@ -33,7 +42,7 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
-    """Yield a new folder beside `path`; it replaces `path` when the block ends well."""
+    """Yield a new folder beside `path`; it replaces `path` when the block ends well, as `whole_file` does a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = _beside(path)
     if beside.exists():
@@ -41,14 +50,38 @@ def whole_folder(path: Path) -> Iterator[Path]:
     beside.mkdir()
     try:
         yield beside
+        finish_folder(beside)
         if path.exists():
             shutil.rmtree(path)
         beside.replace(path)
+        sync(path.parent)
     except Exception as error:
         _note(error, path)
         raise
     finally:
         shutil.rmtree(beside, ignore_errors=True)
+
+
+def finish_folder(folder: Path) -> None:
+    """Have the disk hold all that a folder holds, with the modes that the umask asks for, as the folder itself has it."""
+    mode = folder.stat().st_mode
+    for path in folder.rglob("*"):
+        if not path.is_symlink():
+            sync(path)
+            path.chmod(mode & (0o7777 if path.is_dir() else 0o666))
+    sync(folder)
+
+
+def sync(path: Path) -> None:
+    """Wait until the disk holds the content of a file, or the names in a folder: a power cut takes what it does not."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # of a file system that cannot sync a folder
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def _beside(path: Path) -> Path:

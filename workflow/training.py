@@ -4,6 +4,7 @@ import csv
 import hashlib
 import math
 import time
+from collections import ChainMap
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
@@ -12,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils import broadcast_object_list, gather_object
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import load_file
@@ -25,13 +27,14 @@ from transformers import (
     TrainerCallback,
     set_seed,
 )
+from transformers.trainer import TRAINER_STATE_NAME
 from trl import SFTConfig, SFTTrainer
 
 from workflow import chat, checkpoints, params, processes
 from workflow.checkpoints import Kept
 from workflow.console import progress, say
 from workflow.errors import CheckError, UserError
-from workflow.files import whole_folder, write_json
+from workflow.files import sha256, whole_folder
 from workflow.fused import IGNORED, LinearCrossEntropy, fuse_adapters, fuse_layers
 from workflow.graphs import GraphedSteps
 from workflow.instructions import Instruction
@@ -187,7 +190,7 @@ def train(
     )
     trainer.add_callback(history)
     with sigterm_noted() as history.asked_to_end:
-        trainer.train(resume_from_checkpoint=str(kept.last) if kept and kept.last else None)
+        trainer.train(resume_from_checkpoint=trainer.last_checkpoint())
     if history.ended:
         raise Terminated(
             f"step {trainer.state.global_step} of {steps} is done and "
@@ -643,14 +646,24 @@ class RunTrainer(SFTTrainer):
             },
             "history": self.history.state(),
         }
-        checkpoints.Part(tensors, rest).write(beside, self.accelerator.process_index)
+        files = checkpoints.Part(tensors, rest).write(beside, self.accelerator.process_index)
         if self.is_world_process_zero():
-            self.state.save_to_json(str(beside / "trainer_state.json"))
-            write_json(beside / checkpoints.BELONGS, self.history.kept.belongs_to)
-        self.accelerator.wait_for_everyone()
+            self.state.save_to_json(str(beside / TRAINER_STATE_NAME))
+            files[TRAINER_STATE_NAME] = sha256(beside / TRAINER_STATE_NAME)
+        files = dict(ChainMap(*gather_object([files])))  # and all have written theirs
         if self.is_world_process_zero():
-            checkpoints.replace(beside, checkpoint)
+            checkpoints.complete(beside, checkpoint, belongs_to=self.history.kept.belongs_to, files=files)
         self.accelerator.wait_for_everyone()
+
+    def last_checkpoint(self) -> str | None:
+        """The checkpoint that this training goes on from; the first of its processes looks, and tells the others."""
+        last = None
+        if self.history.kept is not None and self.is_world_process_zero():
+            last = checkpoints.last(
+                Path(self.args.output_dir), belongs_to=self.history.kept.belongs_to, say=say
+            )
+        (last,) = broadcast_object_list([str(last) if last else None])
+        return last
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None) -> None:
         """Nothing yet: weights are put back with the optimizer's state, when all is where it computes."""

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from workflow import instructions, params, processes
 from workflow.console import run_stage
-from workflow.files import read_jsonl, write_json
+from workflow.files import read_jsonl, sync, write_json
 from workflow.paths import CODE, MODEL, checkpoints_folder, split_file, train_folder, weights_folder
 from workflow.versions import installed
 
@@ -35,6 +35,8 @@ def train(variant: str, seed: int) -> None:
     )
     if processes.rank() > 0:
         return  # the first of the processes of a sharded training writes for all
+    for name in ("history.csv", "validation.csv"):
+        sync(folder / name)  # the checkpoints that they could be written from again go below
     write_json(
         folder / "result.json",
         {"variant": variant, "seed": seed, **trained.as_dict(), "versions": installed()},
@@ -43,7 +45,7 @@ def train(variant: str, seed: int) -> None:
 
 
 def what_is_kept(asked: params.Params, variant: str, seed: int) -> "Kept | None":
-    """What this training keeps of itself, and where it goes on: after one of the same params, rows, model and code."""
+    """What this training keeps of itself, to go on from by one of the same params, rows, model and code."""
     from workflow import checkpoints
 
     if asked.checkpoints.every_steps is None:
@@ -56,9 +58,7 @@ def what_is_kept(asked: params.Params, variant: str, seed: int) -> "Kept | None"
         seed=seed,
         versions=installed(),
     )
-    folder = checkpoints_folder(variant, seed)
-    last = checkpoints.last(folder, belongs_to=belongs_to, clean=processes.rank() == 0)
-    return checkpoints.Kept(asked.checkpoints.every_steps, belongs_to, last)
+    return checkpoints.Kept(asked.checkpoints.every_steps, belongs_to)
 
 
 def processes_of(variant: str, seed: int) -> int:
