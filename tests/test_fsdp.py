@@ -233,10 +233,14 @@ def test_a_shared_training_goes_on_with_the_same_bits(folder, tmp_path):
     _, errors = stage.communicate(timeout=60)
     assert stage.returncode == 128 + signal.SIGTERM and errors.count("\n") == 1, errors
     run = ended / train_folder(variant, 1)
-    (checkpoint,) = (run / "checkpoints").glob("step-*")
+    before, checkpoint = sorted((run / "checkpoints").glob("step-*"), key=lambda path: int(path.name[5:]))
     assert {file.suffix for file in checkpoint.iterdir()} == {".json", ".safetensors"}
+    # The part of the second process alone is damaged: both go on from the checkpoint before.
+    part = checkpoint / "1.safetensors"
+    part.write_bytes(part.read_bytes()[:-1] + b"\x7f")
     done = train(ended, variant)
-    assert done.returncode == 0 and "goes on after step" in done.stdout, done.stderr
+    assert done.returncode == 0 and f"goes on after step {before.name[5:]} of" in done.stdout, done.stderr
+    assert done.stdout.count(f"{checkpoint.name} is damaged: 1.safetensors is not as it was written") == 1
     for name in ("loss", "gradient_norm", "token_accuracy"):
         assert column(run, "history.csv", name) == column(
             whole / train_folder(variant, 1), "history.csv", name
