@@ -6,6 +6,7 @@
 # starts, so `snakemake -n` and `dvc status` cannot disagree.
 
 import sys
+from contextlib import ExitStack
 
 from snakemake.exceptions import WorkflowError
 from snakemake.utils import min_version, validate
@@ -25,6 +26,8 @@ workdir: workflow.basedir
 container: "docker://python:3.11"
 
 
+held_to_the_end = ExitStack()  # of this process
+
 try:
     if workflow.config_settings.overwrite_config:
         raise UserError("DVC reads params.yaml alone: edit it, --config has no effect.")
@@ -40,7 +43,7 @@ try:
             },
         )
         if workflow.is_main_process:  # a job on a cluster reads this file again
-            held = pipeline.hold_workspace()  # for as long as this process lives
+            held_to_the_end.enter_context(pipeline.hold_workspace())
             pipeline.mark_fresh_stages(repo)
 except UserError as error:
     raise WorkflowError(str(error)) from None
@@ -55,6 +58,7 @@ validate(config, "workflow/schemas/params.schema.json")
 
 
 onstart:
+    held_to_the_end.enter_context(pipeline.only_engine())
     pipeline.wait_for_jobs()
     pipeline.prune_and_tell()
 

@@ -31,10 +31,13 @@ REAL_FILES = (
     "workflow/captions/page.rst",
     "workflow/captions/tables.rst",
     "workflow/console.py",
+    "workflow/dvc_patches.py",
     "workflow/errors.py",
     "workflow/faults.py",
     "workflow/files.py",
     "workflow/lifetime.py",
+    "workflow/lock_text.py",
+    "workflow/mending.py",
     "workflow/params.py",
     "workflow/paths.py",
     "workflow/pipeline.py",
@@ -296,9 +299,10 @@ def resolve(text: str, item: dict[str, str]) -> str:
 
 def play_stage(name: str, *options: str) -> None:
     """Write every output of a stage from its dependencies and params."""
-    from workflow import lifetime
+    from workflow import lifetime, mending
 
     lifetime.end_with_engines()  # as every real stage does
+    mending.keep_copy_of_lock()
     item = {flag.removeprefix("--"): value for flag, value in zip(options[::2], options[1::2], strict=True)}
     label = name + ("@" + "-".join(item.values()) if item else "")
     control = Path(os.environ[CONTROL])

@@ -14,7 +14,18 @@ STAGES = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())["stages"]
 # What every stage uses and no number depends on: how files are written, what the terminal shows and says, how long a
 # process lives, where things lie, which versions are recorded, and the check of params.yaml, whose values DVC tracks
 # key by key.
-PLUMBING = {"console", "errors", "faults", "files", "lifetime", "paths", "params", "versions"}
+PLUMBING = {
+    "console",
+    "errors",
+    "faults",
+    "files",
+    "lifetime",
+    "lock_text",
+    "mending",
+    "paths",
+    "params",
+    "versions",
+}
 
 
 def names(stage: str, kind: str) -> list[str]:

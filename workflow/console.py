@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from workflow import faults, lifetime, processes
+from workflow import faults, lifetime, mending, processes
 from workflow.errors import UserError
 from workflow.lifetime import Terminated
 
@@ -70,6 +70,7 @@ def run_stage(
                 # Not before: a process that still runs this stage writes to the log.
                 held.enter_context(copied_to(log))
                 held.enter_context(faults.witnessed(f"{label}: {FAILED}", stage=name, last=last))
+                mending.keep_copy_of_lock()
                 say(f"{label}: started")
                 count, wanted = gpus_needed(**options) if gpus_needed else 0, processes_of(**options)
                 places = gpus.places(name, gpus=count)

@@ -26,14 +26,16 @@ class Terminated(BaseException):
 
 
 @contextmanager
-def alone(name: str, *, say: Callable[[str], None]) -> Iterator[None]:
+def alone(name: str, *, say: Callable[[str], None], work: str = "this stage") -> Iterator[None]:
     """Hold the lock of a stage while the block runs; wait until no other process of this repository has it.
 
     An engine that was killed leaves its stage behind, which ends a little later: the next run of that stage must
     not write beside it. The kernel frees the lock of a process that dies, however it dies.
 
     Args:
+        name: the stage's, or that of other work which one process does at a time.
         say: called with a line when it has to wait.
+        work: what the other process runs, for that line.
     """
     LOCKS.mkdir(parents=True, exist_ok=True)
     # Opened to append: another process' id in it is not to be lost.
@@ -42,7 +44,7 @@ def alone(name: str, *, say: Callable[[str], None]) -> Iterator[None]:
         while not locked(file):
             if not waited:
                 file.seek(0)
-                say(f"waits for process {file.read() or 'unknown'}, which is running this stage")
+                say(f"waits for process {file.read() or 'unknown'}, which is running {work}")
             waited = True
             time.sleep(PATIENCE)
         file.truncate(0)
@@ -94,7 +96,7 @@ def end_with_engines() -> None:
     """
     import psutil  # not needed to import the graph
 
-    engines = [process for process in psutil.Process().parents() if _is_engine(process)]
+    engines = [process for process in psutil.Process().parents() if is_engine(process)]
 
     def watch() -> None:
         while all(map(_lives, engines)):
@@ -105,7 +107,8 @@ def end_with_engines() -> None:
         threading.Thread(target=watch, daemon=True).start()
 
 
-def _is_engine(process) -> bool:
+def is_engine(process) -> bool:
+    """Whether a process of psutil's is DVC's or Snakemake's, as far as this user may see."""
     import psutil
 
     try:

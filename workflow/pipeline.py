@@ -1,39 +1,37 @@
 """The stages of dvc.yaml as the Snakefile needs them, and DVC's word on which of them are up to date.
 
-DVC's index is not public API, so this is the only module that touches it.
+DVC's index is not public API, so this and mending are the only modules that touch it.
 `python -m workflow.pipeline prune` removes what is left of stages that dvc.yaml no longer has;
-`python -m workflow.pipeline dvc ...` is `dvc ...` for jobs that may be killed beside each other.
+`python -m workflow.pipeline dvc ...` is `dvc ...` that may be killed at any moment, and waits for what runs beside it.
 """
 
 import argparse
 import fcntl
-import json
 import os
 import shlex
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import IO, Any
 
 import networkx as nx
-from dvc import rwlock
-from dvc.dvcfile import PROJECT_FILE, ProjectFile, load_file
+from dvc.dvcfile import PROJECT_FILE, load_file
 from dvc.exceptions import DvcException
-from dvc.lock import LockError, make_lock
+from dvc.lock import LockError
 from dvc.output import Output
 from dvc.repo import Repo
 from dvc.stage import PipelineStage
-from dvc.stage.loader import StageLoader
 
-from workflow import faults
+from workflow import dvc_patches, faults, mending
 from workflow.console import FAILED, log_file, say
 from workflow.errors import UserError
-from workflow.lifetime import locked
+from workflow.lifetime import alone, locked
+from workflow.mending import recorded_stage
 from workflow.params import load
 from workflow.paths import RESULTS
 
@@ -104,10 +102,10 @@ def open_repo(root: Path | str = ".") -> Iterator[Repo]:
     try:
         with (
             faults.as_user_errors(),
-            _whole_lists_of_running_stages(),
+            dvc_patches.whole_files(),
             Repo(root, _wait_for_lock=True) as repo,
         ):
-            _mend_list_of_running_stages(repo)
+            mending.mend(repo)
             yield repo
     except DvcException as error:
         raise UserError(f"DVC: {error}") from error
@@ -242,6 +240,13 @@ def wait_for_jobs() -> None:
             fcntl.flock(file, fcntl.LOCK_EX)
 
 
+@contextmanager
+def only_engine() -> Iterator[None]:
+    """Be the only engine that runs the pipeline here while the block runs; wait for another, and say so."""
+    with alone("pipeline", say=say, work="the pipeline here"):
+        yield
+
+
 def _jobs_file() -> IO[str]:
     """What every job has locked together with the others, and `wait_for_jobs` alone."""
     MARKS.mkdir(parents=True, exist_ok=True)
@@ -263,7 +268,7 @@ def prune(repo: Repo) -> list[Pruned]:
         current = {stage.name for stage in _stage_graph(repo)}
         recorded = project.lockfile_contents.get("stages", {})
         gone = [
-            _recorded_stage(project, name, entry) for name, entry in recorded.items() if name not in current
+            recorded_stage(project, name, entry) for name, entry in recorded.items() if name not in current
         ]
         # All are saved before any is removed, as one may read another's outputs.
         saved = [stage for stage in gone if _save(repo, stage)]
@@ -305,61 +310,6 @@ def _remove_checkpoints(current: set[str]) -> None:
                 folder.parent.parent.rmdir()
 
 
-class _WholeFiles:
-    """What DVC asks of a file system for its list of running stages; a file that it writes appears whole."""
-
-    join = staticmethod(os.path.join)
-
-    @staticmethod
-    @contextmanager
-    def open(path: str, mode: str = "r", *, encoding: str) -> Iterator[IO[str]]:
-        beside = f"{path}.new" if "w" in mode else path
-        with open(beside, mode, encoding=encoding) as file:
-            yield file
-        if beside != path:
-            os.replace(beside, path)
-
-
-@contextmanager
-def _whole_lists_of_running_stages() -> Iterator[None]:
-    """Let DVC write its list of who reads and writes what at one stroke.
-
-    Left as it is, it is empty for a moment: a job that is killed then makes DVC refuse every command, and the
-    jobs beside it lose what they computed.
-    """
-    edit = rwlock._edit_rwlock
-    rwlock._edit_rwlock = lambda folder, _, hardlink: edit(folder, _WholeFiles, hardlink)
-    try:
-        yield
-    finally:
-        rwlock._edit_rwlock = edit
-
-
-def _mend_list_of_running_stages(repo: Repo) -> None:
-    """Remove DVC's list of who reads and writes what, if `dvc repro` was killed while it wrote that file."""
-    file = Path(repo.tmp_dir, rwlock.RWLOCK_FILE)
-    if _is_json(file):
-        return
-    guard = make_lock(
-        str(file.with_name(rwlock.RWLOCK_LOCK)),
-        tmp_dir=repo.tmp_dir,
-        hardlink_lock=repo.config["core"].get("hardlink_lock", False),
-    )
-    with suppress(LockError), guard:  # somebody who is about to write it holds the guard
-        if not _is_json(file):
-            file.unlink()
-
-
-def _is_json(file: Path) -> bool:
-    """Whether a file is JSON, or is not there."""
-    with suppress(FileNotFoundError):
-        try:
-            json.loads(file.read_text())
-        except ValueError:
-            return False
-    return True
-
-
 def _stage_graph(repo: Repo) -> nx.DiGraph:
     """DVC's graph of stages, in which an edge points from a stage to one it needs."""
     graph = repo.index.graph
@@ -386,17 +336,6 @@ def _is_changed(stage: PipelineStage) -> bool:
         return True
 
 
-def _recorded_stage(project: ProjectFile, name: str, entry: dict[str, Any]) -> PipelineStage:
-    """The stage that an entry of dvc.lock describes."""
-    definition = {
-        "cmd": entry["cmd"],
-        "deps": [dep["path"] for dep in entry.get("deps", [])],
-        "params": [{file: list(keys)} for file, keys in entry.get("params", {}).items()],
-        "outs": [out["path"] for out in entry.get("outs", [])],
-    }
-    return StageLoader.load_stage(project, name, definition, entry)
-
-
 def _save(repo: Repo, stage: PipelineStage) -> bool:
     """Put a removed stage's run and outputs into DVC's cache, and return whether that could be done."""
     if not all(item.exists for item in (*stage.deps, *stage.outs)):
@@ -414,6 +353,16 @@ def _is_taken(repo: Repo, out: Output) -> bool:
     return any(out.fs.overlaps(out.fs_path, other.fs_path) for other in repo.index.outs)
 
 
+def _run_dvc(arguments: list[str]) -> int:
+    """Run DVC as `make report` and Snakemake's jobs do, and return its exit code."""
+    with ExitStack() as stack:
+        if "repro" in arguments and "--single-item" not in arguments:
+            stack.enter_context(only_engine())
+        else:  # a job of Snakemake's
+            fcntl.flock(stack.enter_context(_jobs_file()), fcntl.LOCK_SH)
+        return dvc_patches.run(arguments, say=say)
+
+
 def main() -> None:
     """Parse the command line and do as it says; exit 1 with one sentence on a UserError."""
     parser = argparse.ArgumentParser(prog="python -m workflow.pipeline", description=__doc__)
@@ -422,17 +371,16 @@ def main() -> None:
     actions.add_parser("dvc", add_help=False)
     options, arguments = parser.parse_known_args()
     try:
-        if options.action == "dvc":
-            from dvc.cli import main as dvc
-
-            with _whole_lists_of_running_stages(), _jobs_file() as file:
-                fcntl.flock(file, fcntl.LOCK_SH)
-                sys.exit(dvc(arguments))
         with faults.as_user_errors():
+            if options.action == "dvc":
+                sys.exit(_run_dvc(arguments))
             load()
-        prune_and_tell()
+            with only_engine():
+                prune_and_tell()
     except UserError as error:
         sys.exit(str(error))
+    except KeyboardInterrupt:
+        sys.exit("interrupted")
 
 
 if __name__ == "__main__":
