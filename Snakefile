@@ -7,12 +7,13 @@
 
 import sys
 from contextlib import ExitStack
+from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 from snakemake.utils import min_version, validate
 
 sys.path.insert(0, str(workflow.basedir))
-from workflow import pipeline
+from workflow import pipeline, snakemake_options
 from workflow.errors import UserError
 from workflow.params import load
 
@@ -29,8 +30,8 @@ container: "docker://python:3.11"
 held_to_the_end = ExitStack()  # of this process
 
 try:
-    if workflow.config_settings.overwrite_config:
-        raise UserError("DVC reads params.yaml alone: edit it, --config has no effect.")
+    if workflow.is_main_process:
+        snakemake_options.check(Path(workflow.basedir), workflow.overwrite_workdir)
     PARAMS = load()
     # Without `--jobs` there is no cluster, and `gpu` says which jobs may not run at once.
     local = workflow.resource_settings.nodes is None

@@ -43,6 +43,7 @@ REAL_FILES = (
     "workflow/pipeline.py",
     "workflow/processes.py",
     "workflow/schemas/params.schema.json",
+    "workflow/snakemake_options.py",
 )
 CONTROL = "STUB_CONTROL"
 ENGINES = ("dvc", "snakemake")

@@ -99,6 +99,7 @@ def open_repo(root: Path | str = ".") -> Iterator[Repo]:
     Raises:
         UserError: DVC refused something inside the block, such as an unsound dvc.yaml, or the system did.
     """
+    _check_path(Path(root))
     try:
         with (
             faults.as_user_errors(),
@@ -109,6 +110,18 @@ def open_repo(root: Path | str = ".") -> Iterator[Repo]:
             yield repo
     except DvcException as error:
         raise UserError(f"DVC: {error}") from error
+
+
+def _check_path(root: Path) -> None:
+    """Refuse a folder in which DVC cannot work.
+
+    Raises:
+        UserError: its path holds braces, for which DVC's progress bars look up values.
+    """
+    if {"{", "}"} & set(str(root.resolve())):
+        raise UserError(
+            f"DVC cannot work in a folder whose path has braces: move {root.resolve()} to another path."
+        )
 
 
 def load_stages(
@@ -355,6 +368,7 @@ def _is_taken(repo: Repo, out: Output) -> bool:
 
 def _run_dvc(arguments: list[str]) -> int:
     """Run DVC as `make report` and Snakemake's jobs do, and return its exit code."""
+    _check_path(Path())
     with ExitStack() as stack:
         if "repro" in arguments and "--single-item" not in arguments:
             stack.enter_context(only_engine())
