@@ -143,17 +143,6 @@ def test_prune_removes_the_checkpoints_of_trainings_that_are_gone(repository):
     assert_nothing_to_do(repository, "dvc")
 
 
-def test_a_second_snakemake_says_that_there_is_a_first(repository):
-    repository.edit_params(change_evaluation)
-    snakemake = [str(snakemake_command()), "--cores", "1"]
-    stage = f"evaluate@{VARIANT}-1"
-    with hanging(repository, stage, snakemake) as first:
-        said = repository.snakemake("--cores", "1", "report", fails=True)
-        assert "cannot be locked" in said and "no other Snakemake process" in said
-    assert first.wait(timeout=60) == 0
-    assert repository.ran() == [stage]
-
-
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize(
     ("path", "stage", "reruns"),
