@@ -1,5 +1,7 @@
 """The stage compare on made-up scores whose differences are known."""
 
+import dataclasses
+import io
 import json
 import re
 from dataclasses import asdict
@@ -512,22 +514,25 @@ def test_the_stage_writes_tables_that_say_what_each_number_is(folder):
     written = json.loads((folder / "results/compare/comparison.json").read_text())
     again = json.loads(json.dumps(asdict(comparison.compare(params.load())[0])))
     assert written == again
-    summary = pd.read_csv(folder / "results/compare/summary.csv", keep_default_na=False)
-    for key in (
-        "variant",
-        "form",
-        "metric",
-        "unit",
-        "split",
-        "subset",
-        "seed",
-        "device_name",
-        "storage",
-        "compute",
-    ):
+    summary = pd.read_csv(folder / "results/compare/summary.csv", dtype=str, keep_default_na=False)
+    for key in ("variant", "form", "metric", "unit", "split", "subset", "device_name", "storage", "compute"):
         assert (summary[key] != "").all(), key
-    contrasts = pd.read_csv(folder / "results/compare/contrasts.csv")
-    assert len(contrasts) == len(written["contrasts"]) and contrasts["verdict"].notna().all()
+    contrasts = pd.read_csv(folder / "results/compare/contrasts.csv", dtype=str, keep_default_na=False)
+    assert len(contrasts) == len(written["contrasts"]) and (contrasts["verdict"] != "").all()
+    for table, counts in (
+        (summary, ("items", "groups", "seed", "seeds")),
+        (contrasts, ("items", "groups", "seeds")),
+    ):
+        for key in counts:
+            assert table[key].str.fullmatch(r"\d*").all() and table[key].any(), key  # whole, or empty
+        assert set(table["higher_is_better"]) <= {"True", "False", ""}
+    loss = (summary["metric"] == "nats_per_token") & (summary["subset"] == "all")
+    base, trained = (summary[loss & (summary["form"] == form)] for form in ("base", "as_trained"))
+    assert set(zip(base["seed"], base["seeds"], strict=True)) == {("", "0")}
+    assert set(zip(trained["seed"], trained["seeds"], strict=True)) == {
+        ("", "3"),
+        *((seed, "1") for seed in "123"),
+    }
     assert len(pd.read_csv(folder / "results/compare/decomposition.csv")) == len(written["decomposition"])
     items = pd.read_parquet(folder / "results/compare/items.parquet")
     keys = ["variant", "seed", "form", "task", "metric", "leaf", "item"]
@@ -727,3 +732,12 @@ def test_a_missing_run_is_named(folder):
     (evaluate_folder("qlora_nf4_dq", 2) / "items.parquet").unlink()
     with pytest.raises(UserError, match="results/evaluate/qlora_nf4_dq/2/items.parquet is missing"):
         comparison.compare(params.load())
+
+
+def test_a_table_without_rows_still_has_its_columns(folder):
+    compared = comparison.compare(params.load())[0]
+    empty = comparison.tables(dataclasses.replace(compared, contrasts=[], decomposition=[]))
+    full = comparison.tables(compared)
+    for name in ("contrasts", "decomposition"):
+        read = pd.read_csv(io.StringIO(empty[name].to_csv(index=False)))
+        assert list(read) == list(full[name]) and read.empty

@@ -17,7 +17,7 @@ from conftest import CPU, ROOT, random_adapter
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from workflow import evaluation, harness, instructions, params
+from workflow import evaluation, harness, instructions, params, task_data
 from workflow.errors import CheckError
 from workflow.files import read_jsonl, sha256, write_jsonl
 from workflow.paths import MODEL, split_file, weights_folder
@@ -54,7 +54,7 @@ def workspace(tiny, tiny_model, splits, tmp_path_factory) -> Path:
     (folder / "params.yaml").write_text(text.replace(own, piqa + own))
     before = Path.cwd()
     os.chdir(folder)
-    harness.fetch(params.load().evaluation)
+    task_data.fetch(params.load().evaluation)
     os.chdir(before)
     return folder
 
@@ -525,7 +525,7 @@ def test_piqa_itself_from_its_file(asked, monkeypatch, tmp_path, tiny_model):
     file = params.LocalFile(path=str(PIQA), sha256=sha256(PIQA))
     task = params.Task(items=50, few_shot=0, chat_template=False, files={"validation": file})
     wanted = asked.evaluation.model_copy(update={"tasks": {"piqa": task}})
-    (found,) = harness.fetch(wanted)
+    (found,) = task_data.fetch(wanted)
     assert found["items"] == 1838
     (scored,) = evaluation.evaluate(
         ["base"],

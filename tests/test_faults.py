@@ -566,7 +566,7 @@ def _model() -> None:
 def _task() -> None:
     import datasets
 
-    with harness._named("piqa", ""), contextlib.chdir("/"):
+    with harness.named("piqa", ""), contextlib.chdir("/"):
         assert len(datasets.load_dataset("a/b", cache_dir=os.environ["TASK_CACHE"])["train"]) == 200
 
 

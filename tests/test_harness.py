@@ -6,9 +6,12 @@ import json
 import pandas as pd
 import pytest
 from conftest import ROOT, run_stage_in
+from lm_eval.api.task import ConfigurableTask
+from lm_eval.tasks._yaml_loader import load_yaml
+from ruamel.yaml import YAML
 from stub_hub import REVISION, start_hub
 
-from workflow import harness, params
+from workflow import harness, params, task_checks, task_data
 from workflow.errors import UserError
 from workflow.files import sha256, write_jsonl
 from workflow.paths import FETCHED_TASKS
@@ -71,17 +74,114 @@ def evaluation(tiny, tmp_path, monkeypatch):
     ],
 )
 def test_a_task_of_the_harness_is_read_from_local_files(evaluation, name, files, kind):
-    (found,) = harness.fetch(evaluation(name, **files))
+    (found,) = task_data.fetch(evaluation(name, **files))
     (rows,) = [rows for split, rows in files.items() if split != "train"]
     assert (found["leaf"], found["output_type"], found["items"]) == (name, kind, len(rows))
     assert (FETCHED_TASKS / f"{name}.yaml").is_file()
-    assert [path.suffix for path in (FETCHED_TASKS / name).iterdir()] == [".jsonl"] * len(files)
+    assert [path.suffix for path in (FETCHED_TASKS / name).iterdir()] == [".parquet"] * len(files)
+
+
+PIQA = [{"goal": f"What grows {n}?", "sol1": "Grass", "sol2": "Stone", "label": n % 2} for n in range(8)]
+
+
+@pytest.fixture(scope="module")
+def index():
+    """The harness' index of its tasks, read once: it takes seconds."""
+    return harness.manager.__wrapped__(None, "{}")
+
+
+@pytest.fixture
+def piqa(index, tmp_path, monkeypatch):
+    """Put a file in the place of PIQA's validation split as the stage does, and try every item."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(harness, "manager", lambda *_: index)
+
+    def make(file: str, *, items: int | None = None, few_shot: int = 0, name: str = "piqa") -> tuple:
+        mapped = params.LocalFile(path=file, sha256=sha256(tmp_path / file))
+        splits = task_data._map_files(name, {"validation": mapped}, FETCHED_TASKS)
+        written = YAML(typ="safe").load((FETCHED_TASKS / f"{name}.yaml").read_text())["task"][0]
+        config = load_yaml(index.task_index[name].yaml_path)
+        leaf = ConfigurableTask(config=config | written | {"num_fewshot": few_shot})
+        where = task_data._where(leaf, splits)
+        notes = task_checks.check_items(leaf, items=items, mapped=set(splits), where=where)
+        return leaf, notes
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("row", "change", "sentence"),
+    [
+        (6, {"label": -1}, "line 7 has the label -1, and its choices are numbered 0 to 1"),
+        (6, {"label": 2}, "line 7 has the label 2, and its choices are numbered 0 to 1"),
+        (6, {"label": None}, "line 7 has the label null, and must have the number of a choice, 0 to 1"),
+        (6, {"goal": None}, "line 7 cannot be put into the task's form .*holds nothing"),
+        (6, {"sol1": None}, "line 7 has the choice null, which is not text"),
+        (6, {"sol2": " "}, "line 7 has a choice without text"),
+    ],
+)
+def test_every_row_of_a_file_is_tried_and_a_label_that_cannot_be_is_refused(
+    piqa, tmp_path, row, change, sentence
+):
+    rows = [{**item, **change} if place == row else item for place, item in enumerate(PIQA)]
+    write_jsonl(tmp_path / "piqa.jsonl", rows)
+    with pytest.raises(ValueError, match=f"piqa.jsonl {sentence}"):
+        piqa("piqa.jsonl")
+    if "label" in change:
+        assert piqa("piqa.jsonl", items=row)  # the first so many alone are scored
+        with pytest.raises(ValueError, match=sentence):
+            piqa("piqa.jsonl", items=row, few_shot=1)  # but any may be an example
+
+
+@pytest.mark.parametrize("label", [1.0, "1", "Grass tree"])
+def test_a_label_of_another_type_is_refused_with_its_value(piqa, tmp_path, label):
+    write_jsonl(tmp_path / "piqa.jsonl", [{**row, "label": label} for row in PIQA])
+    with pytest.raises(ValueError, match=f"line 1 has the label {json.dumps(label)}, .* .and 7 more rows."):
+        piqa("piqa.jsonl")
+
+
+def test_a_csv_keeps_its_text_and_only_its_labels_become_numbers(piqa, tmp_path):
+    cells = ["0.10", "001", "2", "None", "NA", "null", "nan", "1e3", "True", "2024-01-01"]
+    lines = ["goal,sol1,sol2,label", *(f"{cell},{cell},x{cell},{n % 2}" for n, cell in enumerate(cells))]
+    (tmp_path / "piqa.csv").write_text("\n".join(lines) + "\n")
+    leaf, notes = piqa("piqa.csv")
+    docs = list(leaf.eval_docs)
+    assert [leaf.doc_to_text(doc) for doc in docs] == [f"Question: {cell}\nAnswer:" for cell in cells]
+    assert [leaf.doc_to_choice(doc) for doc in docs] == [[cell, f"x{cell}"] for cell in cells]
+    assert [leaf.doc_to_target(doc) for doc in docs] == [0, 1] * 5 and not notes
+
+
+def test_json_keeps_dates_and_late_columns_and_what_fits_no_column_is_left_out(piqa, tmp_path, capsys):
+    odd = [{"when": "2024-01-01", "id": 1, "size": 1}, {"id": "x", "size": 2**70}]
+    rows = [row | odd[n % 2] | ({"late": "x"} if n > 5 else {}) for n, row in enumerate(PIQA)]
+    (tmp_path / "piqa.json").write_text(json.dumps(rows))
+    leaf, _ = piqa("piqa.json")
+    assert leaf.eval_docs[0]["when"] == "2024-01-01" and leaf.eval_docs[7]["late"] == "x"
+    assert set(leaf.features) == {"goal", "sol1", "sol2", "label", "when", "late"}
+    said = capsys.readouterr().out
+    assert "left out is column id (item 2 has text where those before it have a whole number)" in said
+    assert "left out is column size (item 2 has a whole number that does not fit" in said
+
+
+def test_labels_that_are_all_the_same_are_said(piqa, tmp_path):
+    write_jsonl(tmp_path / "piqa.jsonl", [{**row, "label": 0, "sol2": "Grass"} for row in PIQA])
+    assert piqa("piqa.jsonl")[1] == [
+        "the right answer of all 8 items is 0",
+        "8 of 8 items have the right choice twice",
+    ]
+
+
+def test_columns_that_a_template_reckons_with_are_numbers_of_a_csv():
+    used = task_checks.columns_used_as_numbers
+    assert used("{{['no', 'yes'][label]}} {{goal}}") == {"label"}
+    assert used("{{ 'yes' if label == 1 else other }}{{ place + 1 }}") == {"label", "place"}
+    assert used("{{goal.strip()}} {{choices[0]}} {{'a' if name == 'b'}}") == set()
 
 
 def test_examples_in_the_prompt_come_from_the_mapped_split(evaluation):
-    assert harness.fetch(evaluation("gsm8k", few_shot=2, test=SUMS, train=SUMS))
+    assert task_data.fetch(evaluation("gsm8k", few_shot=2, test=SUMS, train=SUMS))
     with pytest.raises(UserError, match="evaluation.tasks.arc_easy cannot be loaded"):
-        harness.fetch(evaluation("arc_easy", few_shot=9, validation=SCIENCE))  # five rows are too few
+        task_data.fetch(evaluation("arc_easy", few_shot=9, validation=SCIENCE))  # five rows are too few
 
 
 @pytest.mark.parametrize(
@@ -102,7 +202,7 @@ def test_examples_in_the_prompt_come_from_the_mapped_split(evaluation):
 )
 def test_a_task_that_cannot_be_loaded_is_one_sentence(evaluation, name, options, sentence):
     with pytest.raises(UserError, match=sentence) as raised:
-        harness.fetch(evaluation(name, **options))
+        task_data.fetch(evaluation(name, **options))
     assert "\n" not in str(raised.value) and str(raised.value).endswith(".")
     assert not FETCHED_TASKS.exists()
 
@@ -113,12 +213,12 @@ def test_a_file_that_is_missing_is_named(evaluation, tmp_path):
     with pytest.raises(
         UserError, match="tasks.hellaswag.files.validation.path is validation.jsonl, which is not"
     ):
-        harness.fetch(wanted)
+        task_data.fetch(wanted)
 
 
 def test_our_own_tasks_need_nothing(tiny, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert harness.fetch(tiny.evaluation) == []
+    assert task_data.fetch(tiny.evaluation) == []
 
 
 def test_a_task_of_the_hub_is_fetched_once_and_then_read_from_the_cache(tmp_path):

@@ -409,3 +409,42 @@ def test_the_stage_says_and_counts_what_is_held_out(
 
 def test_one_row_per_instruction_keeps_the_order(rows):
     assert instructions.one_per_instruction(rows) == rows[::2]
+
+
+@pytest.mark.parametrize(
+    ("labels", "categories"),
+    [
+        ([3, 10, -1], ["3", "10", "-1"]),
+        ([3.0, 2.5, None], ["3", "2.5", None]),
+        ([True, False, None], ["true", "false", None]),
+    ],
+)
+def test_class_labels_that_are_numbers_are_categories_by_their_text(tmp_path, labels, categories):
+    rows = [{"q": f"q{place}", "a": "b", "topic": label} for place, label in enumerate(labels)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    pd.DataFrame(rows).to_parquet(tmp_path / "rows.parquet")
+    for form in ("jsonl", "parquet"):
+        dataset = table_of(tmp_path / f"rows.{form}", form)
+        assert [row.category for row in instructions.read(tmp_path / f"rows.{form}", dataset)] == categories
+    (tmp_path / "rows.csv").write_text("q,a,topic\nq0,b,3\nq1,b,007\n")
+    read = instructions.read(tmp_path / "rows.csv", table_of(tmp_path / "rows.csv", "csv"))
+    assert [row.category for row in read] == ["3", "007"]
+
+
+def test_class_labels_of_the_datasets_library_are_categories_by_their_names(tmp_path):
+    features = datasets.Features(
+        {
+            "q": datasets.Value("string"),
+            "a": datasets.Value("string"),
+            "topic": datasets.ClassLabel(names=["x", "y"]),
+        }
+    )
+    table = {"q": ["1", "2", "3"], "a": ["b"] * 3, "topic": [1, 0, -1]}
+    datasets.Dataset.from_dict(table, features=features).to_parquet(tmp_path / "rows.parquet")
+    rows = instructions.read(tmp_path / "rows.parquet", table_of(tmp_path / "rows.parquet", "parquet"))
+    assert [row.category for row in rows] == ["y", "x", None]
+
+
+def table_of(path, form) -> params.FileDataset:
+    columns = params.Columns(instruction="q", context=None, response="a", category="topic")
+    return params.FileDataset(source="file", path=str(path), sha256="0" * 64, format=form, columns=columns)

@@ -216,8 +216,14 @@ def test_the_answer_is_made_from_the_numbers(page, comparison):
     assert f"in held-out loss on 134 test items (95 % interval +{one.low:.3f} to +{one.high:.3f}; " in text
     assert f"the margin of equivalence is {MARGIN} nats per token)" in text
     assert "On one CPU, it held 0.84× the memory at its peak" in text
-    assert "trained at 0.77× the speed (101 tokens/s against 131 tokens/s), measured once in one process each." in text
-    assert "overlap" not in text and "A peak is that over 6 steps: an epoch’s longest forward pass may be longer" in text
+    assert (
+        "trained at 0.77× the speed (101 tokens/s against 131 tokens/s), measured once in one process each."
+        in text
+    )
+    assert (
+        "overlap" not in text
+        and "A peak is that over 6 steps: an epoch’s longest forward pass may be longer" in text
+    )
     assert f"from {BEFORE[BASELINE]:.3f} to {AFTER[BASELINE]:.3f} nats per token" in text
     assert (
         "In other serving forms, against the same baseline, it is worse by 0.069 nats per token (merged, 16-bit), "

@@ -193,7 +193,7 @@ def test_a_dataset_that_brings_a_script_does_not_get_it_run(tmp_path, mark, monk
     without_waiting(monkeypatch)
     hub.files = {"b.py": code(mark).encode(), "rows.jsonl": ROWS.encode()}
     for trusted in ({}, {"trust_remote_code": True}):
-        with contextlib.suppress(UserError), harness._named("piqa", ""):
+        with contextlib.suppress(UserError), harness.named("piqa", ""):
             datasets.load_dataset("a/b", cache_dir=str(tmp_path / "cache"), **trusted)
     hub.shutdown()
     assert any("/a/b/" in path for path, _ in hub.requests) and not mark.exists()

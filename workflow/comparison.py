@@ -19,7 +19,7 @@ its own kind, form, metric and kind of subset, which are those of the other vari
 """
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 import numpy as np
@@ -967,23 +967,31 @@ def headline(comparison: Comparison) -> dict:
     return shown
 
 
+COUNTS = ("items", "groups", "seed", "seeds")  # whole numbers, of which some are missing
+
+
 def tables(comparison: Comparison) -> dict[str, pd.DataFrame]:
     """The comparison as tidy tables, by the name of their file."""
     return {
         "summary": _summary(comparison),
         "contrasts": _contrasts_table(comparison.contrasts),
-        "decomposition": pd.DataFrame(comparison.decomposition),
+        "decomposition": pd.DataFrame(comparison.decomposition, columns=[f.name for f in fields(Part)]),
     }
 
 
 def _summary(comparison: Comparison) -> pd.DataFrame:
-    """Every score and cost as a tidy table: one row per variant, form, metric, subset and seed (`all`: their mean)."""
+    """Every score and cost as a tidy table: one row per variant, form, metric, subset and seed.
+
+    Where `seed` is empty, the value is the mean over `seeds` seeds; 0 of an untouched base, empty of a cost.
+    """
     rows = []
     for score in comparison.scores:
         common = asdict(score)
         per_seed = common.pop("per_seed")
-        rows.append({**common, "seed": "all" if per_seed else "none"})
-        rows += [{**common, "seed": seed, "value": value} for seed, value in per_seed.items()]
+        rows.append({**common, "seed": None, "seeds": len(per_seed)})
+        rows += [
+            {**common, "seed": int(seed), "seeds": 1, "value": value} for seed, value in per_seed.items()
+        ]
     for cost in comparison.cost:
         rows.append(
             {
@@ -995,11 +1003,13 @@ def _summary(comparison: Comparison) -> pd.DataFrame:
                 "higher_is_better": cost.higher_is_better,
                 "split": "train",
                 "subset": ALL,
-                "seed": "none",
                 "value": cost.value,
             }
         )
-    table = pd.DataFrame(rows)
+    columns = ("variant", "form", "task", "metric", "unit", "higher_is_better", "split", "subset", "items", "groups",
+               "value", "seed", "seeds")  # fmt: skip
+    table = pd.DataFrame(rows, columns=list(columns))
+    table = table.astype({**dict.fromkeys(COUNTS, "Int64"), "higher_is_better": "boolean"})
     for key in ("device_name", "storage", "compute"):
         table[key] = [comparison.precisions[variant][key] for variant in table["variant"]]
     return table
@@ -1007,16 +1017,22 @@ def _summary(comparison: Comparison) -> pd.DataFrame:
 
 def _contrasts_table(contrasts: list[Contrast]) -> pd.DataFrame:
     """Every difference: one row per contrast, metric and subset."""
+    nested = ("difference", "equivalence", "by_rows")
+    own = [column.name for column in fields(Contrast) if column.name not in nested]
+    parts = {
+        "": [column.name for column in fields(Difference)],
+        "by_rows_": ["value", "low", "high", "p_value"],
+    }
+    parts["equivalence_"] = [column.name for column in fields(Equivalence)]
     rows = []
     for contrast in contrasts:
-        row = {key: value for key, value in asdict(contrast).items() if not isinstance(value, dict)}
-        row |= asdict(contrast.difference)
+        row = {name: getattr(contrast, name) for name in own} | asdict(contrast.difference)
         if contrast.by_rows:
-            row |= {
-                f"by_rows_{key}": getattr(contrast.by_rows, key)
-                for key in ("value", "low", "high", "p_value")
-            }
+            row |= {f"by_rows_{name}": getattr(contrast.by_rows, name) for name in parts["by_rows_"]}
         if contrast.equivalence:
             row |= {f"equivalence_{key}": value for key, value in asdict(contrast.equivalence).items()}
         rows.append(row)
-    return pd.DataFrame(rows).drop(columns=["equivalence", "by_rows"], errors="ignore")
+    columns = own + [f"{prefix}{name}" for prefix, names in parts.items() for name in names]
+    return pd.DataFrame(rows, columns=columns).astype(
+        dict.fromkeys(("seeds", "items", "groups"), "Int64") | {"in_family": "bool"}
+    )

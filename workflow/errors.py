@@ -1,5 +1,14 @@
 """The errors that end a stage with a sentence for the terminal instead of a traceback."""
 
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """What a misspelt name was to be, to end a sentence with; nothing where no name is near."""
+    near = get_close_matches(name, list(known), n=1)
+    return f" (did you mean {near[0]}?)" if near else ""
+
 
 class UserError(Exception):
     """Something that the user can mend; its text is one clear sentence on one line.

@@ -1,17 +1,17 @@
 """Instructions: read from the data, sampled as the seed recipe does, split without leakage."""
 
-import csv
 import hashlib
-import json
+import math
 import unicodedata
 from dataclasses import asdict, dataclass, field
+from decimal import Decimal
 from functools import cached_property
 from pathlib import Path
 
-from workflow import chat, conversations, model_files, params
+from workflow import chat, conversations, model_files, params, tables
 from workflow.console import say
-from workflow.errors import UserError
-from workflow.files import not_utf8, read_yaml
+from workflow.errors import UserError, suggestion
+from workflow.files import read_yaml
 from workflow.texts import check_text, says_something
 
 
@@ -86,109 +86,27 @@ def read(path: Path, dataset: params.Dataset) -> list[Instruction]:
     """
     if dataset.format == "chatterbot":
         return _number(_read_chatterbot(path), path)
-    readers = {"jsonl": _read_jsonl, "csv": _read_csv, "parquet": _read_parquet}
-    try:
-        table = readers[dataset.format](path)
-    except UnicodeDecodeError:
-        raise UserError(f"{path.name} is not UTF-8 ({not_utf8(path)}).") from None
-    picked = [(f"{path.name} {where}", row, _pick(row, dataset.columns, path, where)) for where, row in table]
-    if isinstance(dataset.columns, params.ChatColumns):
-        return _number([(where, _conversation(*row, dataset.columns, where)) for where, *row in picked], path)
-    return _number([(where, row) for where, _, row in picked], path)
+    named = dataset.columns.model_dump()
+    is_chat = isinstance(dataset.columns, params.ChatColumns)
+    table = tables.read(path, dataset.format, named, optional=conversations.OF_THE_PROMPT if is_chat else ())
+    rows = [(f"{path.name} {where}", row) for where, row in table]
+    if is_chat:
+        rows = [(where, _conversation(row, named, where)) for where, row in rows]
+    return _number(rows, path)
 
 
-def _conversation(row: dict, picked: dict, columns: params.ChatColumns, where: str) -> dict:
+def _conversation(row: dict, named: dict[str, str | None], where: str) -> dict:
     """A row of conversations as one with an instruction and a response.
 
     Args:
-        row: all its columns.
-        picked: its messages, which in a CSV are JSON text, and its category.
+        row: its messages, which in a CSV are JSON text, its category, and what else of it could be in a prompt.
+        named: the columns that `dataset.columns` names.
     """
-    conversations.check_row(row, set(columns.model_dump().values()), where)
-    messages = picked["messages"]
+    conversations.check_row(row, set(named.values()), where)
+    messages = row["messages"]
     if isinstance(messages, str):
-        messages = _parsed(messages, f"{where} has messages that are text and not JSON")
-    return conversations.last_turn(messages, where) | {"category": picked["category"]}
-
-
-def _read_jsonl(path: Path) -> list[tuple[str, dict]]:
-    rows = []
-    with path.open(encoding="utf-8-sig") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            if not rows and line.lstrip().startswith("["):
-                raise UserError(
-                    f"{path.name} line {number} begins a JSON array, and format jsonl is one object a line; "
-                    "`jq -c '.[]'` writes it so."
-                )
-            row = _parsed(line, f"{path.name} line {number} is not JSON")
-            if not isinstance(row, dict):
-                raise UserError(f"{path.name} line {number} is not a JSON object.")
-            rows.append((f"line {number}", row))
-    return rows
-
-
-def _parsed(text: str, refused: str) -> object:
-    """The content of a JSON text.
-
-    Raises:
-        UserError: it is none, or names a key twice; the sentence begins with `refused`.
-    """
-    try:
-        return json.loads(text, object_pairs_hook=_each_key_once)
-    except json.JSONDecodeError as error:
-        reason = error.msg.removesuffix(" at")
-        raise UserError(f"{refused}: {reason} (character {error.pos + 1}).") from None
-    except RecursionError:
-        raise UserError(f"{refused}: it is nested too deeply.") from None
-    except ValueError as error:  # a number of thousands of digits, or a key twice
-        raise UserError(f"{refused}: {str(error).split(';')[0]}.") from None
-
-
-def _each_key_once(pairs: list[tuple[str, object]]) -> dict:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"it has the key {next(name for name in names if names.count(name) > 1)} twice")
-    return found
-
-
-def _read_csv(path: Path) -> list[tuple[str, dict]]:
-    csv.field_size_limit(
-        2**31 - 1
-    )  # a long conversation is more than the 128 KiB that a cell may be by default
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        lines = csv.reader(file, strict=True)
-        try:
-            names = next(lines, [])
-            table = [cells for cells in lines if cells]
-        except csv.Error as error:
-            raise UserError(f"{path.name} is not a CSV from line {lines.line_num} on: {error}.") from None
-    twice = [name for name in names if name and names.count(name) > 1]
-    if twice:
-        raise UserError(f"{path.name} has two columns {twice[0]}.")
-    for number, cells in enumerate(table, start=1):
-        if len(cells) != len(names):
-            raise UserError(
-                f"{path.name} row {number} has {len(cells)} cells, and the line of names {len(names)}; "
-                "a text with a comma or a line break must stand in double quotes."
-            )
-    return [
-        (f"row {number}", dict(zip(names, cells, strict=True))) for number, cells in enumerate(table, start=1)
-    ]
-
-
-def _read_parquet(path: Path) -> list[tuple[str, dict]]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        table = pyarrow.parquet.read_table(path)
-    except (pyarrow.ArrowException, OSError) as error:
-        reason = str(error).splitlines()[0].rstrip(".")
-        raise UserError(f"{path.name} cannot be read as parquet: {reason}.") from None
-    return [(f"row {number}", row) for number, row in enumerate(table.to_pylist(), start=1)]
+        messages = tables.parsed(messages, f"{where} has messages that are text and not JSON")
+    return conversations.last_turn(messages, where) | {"category": row["category"]}
 
 
 def _read_chatterbot(path: Path) -> list[tuple[str, dict]]:
@@ -219,30 +137,15 @@ def _read_chatterbot(path: Path) -> list[tuple[str, dict]]:
     return rows
 
 
-def _pick(row: dict, columns: params.AnyColumns, path: Path, where: str) -> dict:
-    """Rename a row's columns to ours."""
-    picked = {}
-    for ours, theirs in columns.model_dump().items():
-        if theirs is None:
-            picked[ours] = None
-        elif theirs in row:
-            picked[ours] = row[theirs]
-        else:
-            raise UserError(
-                f"{path.name} {where} has no column {theirs}, which dataset.columns.{ours} names; "
-                f"it has {', '.join(map(str, row))}."
-            )
-    return picked
-
-
 def _number(rows: list[tuple[str, dict]], path: Path) -> list[Instruction]:
     instructions = []
     for index, (where, row) in enumerate(rows):
+        row = row | {"category": _category(row["category"])}
         for key in ("instruction", "context", "response", "category"):
             text = row[key]
             needed = key in ("instruction", "response")
             if text is not None and not isinstance(text, str):
-                raise UserError(f"{where} has {_a(key)} that is not text but {_named(text)}.")
+                raise UserError(f"{where} has {_a(key)} that is not text but {tables.type_name(text)}.")
             if needed and (text is None or not says_something(text)):
                 raise UserError(f"{where} has no {key}; every row needs one.")
             check_text(text or "", f"{where} has {_a(key)}")
@@ -262,23 +165,22 @@ def _number(rows: list[tuple[str, dict]], path: Path) -> list[Instruction]:
     return instructions
 
 
+def _category(label: object) -> object:
+    """A class label that is a number as text, a whole one without its .0; NaN, pandas' missing number, is none."""
+    match label:
+        case bool():
+            return str(label).lower()
+        case int():
+            return str(label)
+        case float() | Decimal():
+            if math.isnan(label):
+                return None
+            return str(int(label)) if label == label // 1 else str(label)
+    return label
+
+
 def _a(key: str) -> str:
     return f"an {key}" if key == "instruction" else f"a {key}"
-
-
-def _named(value: object) -> str:
-    match value:
-        case bool():
-            return "true or false"
-        case int() | float():
-            return "a number"
-        case list():
-            return "a list"
-        case dict():
-            return "an object"
-        case bytes():
-            return "bytes"
-    return f"of type {type(value).__name__}"
 
 
 def sample(rows: list[Instruction], *, size: int, seed: int) -> list[Instruction]:
@@ -362,7 +264,7 @@ def _check_categories(rows: list[Instruction], held_out: list[str]) -> None:
         if category not in found:
             raise UserError(
                 f"sample.held_out_categories names {category}, and no drawn row is of it; "
-                f"there are {', '.join(found)}."
+                f"there are {', '.join(found)}{suggestion(category, found)}."
             )
 
 

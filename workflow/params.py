@@ -10,6 +10,7 @@ import json
 import math
 import unicodedata
 from datetime import date
+from difflib import get_close_matches
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -30,7 +31,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from workflow.errors import UserError
+from workflow.errors import UserError, suggestion
 from workflow.files import read_yaml
 
 PARAMS_FILE = Path("params.yaml")
@@ -155,6 +156,7 @@ class _ChatTemplate(Strict):
             raise ValueError(
                 f"chat_template is {self.chat_template}; allowed is one of {', '.join(known)}, "
                 "which but for model are the files of workflow/chat_templates without their .jinja"
+                f"{suggestion(self.chat_template, known)}"
             )
         return self
 
@@ -439,7 +441,9 @@ class Grid(Strict):
         known = ["own", *sorted(path.stem for path in SHAPES.glob("*.json"))]
         for name in self.shapes:
             if name not in known:
-                raise ValueError(f"shapes names {name}; allowed is one of {', '.join(known)}")
+                raise ValueError(
+                    f"shapes names {name}; allowed is one of {', '.join(known)}{suggestion(name, known)}"
+                )
         return self
 
 
@@ -520,11 +524,13 @@ class Params(Strict):
             if name not in self.variants:
                 raise ValueError(
                     f"experiment.variants names {name}, which variants does not define; it defines {defined}"
+                    f"{suggestion(name, self.variants)}"
                 )
         if self.experiment.baseline not in self.experiment.variants:
             raise ValueError(
                 f"experiment.baseline is {self.experiment.baseline}, "
                 f"which must be one of experiment.variants: {', '.join(self.experiment.variants)}"
+                f"{suggestion(self.experiment.baseline, self.experiment.variants)}"
             )
         self._check_own_tasks()
         self._check_comparison()
@@ -578,13 +584,11 @@ class Params(Strict):
         for key, metric in [*named, *(("family.metrics", metric) for metric in asked.family.metrics)]:
             task, _, name = metric.partition("/")
             if task not in self.evaluation.tasks:
-                raise ValueError(
-                    f"comparison.{key} names {metric}, and evaluation.tasks has only "
-                    f"{', '.join(self.evaluation.tasks)}"
-                )
+                raise ValueError(self._task_is_not_there(key, metric, task))
             if name not in OWN_METRICS.get(task, [name]):
                 raise ValueError(
                     f"comparison.{key} names {metric}, and {task} has only {', '.join(OWN_METRICS[task])}"
+                    f"{suggestion(name, OWN_METRICS[task])}"
                 )
         for name, repair in asked.repairs.items():
             for key in ("faulty", "repaired"):
@@ -595,7 +599,27 @@ class Params(Strict):
                     raise ValueError(
                         f"comparison.repairs.{name}.{key} is {served}, which is not evaluated: "
                         "experiment.variants and evaluation.forms decide what is"
+                        f"{suggestion(served, self._served())}"
                     )
+
+    def _task_is_not_there(self, key: str, metric: str, task: str) -> str:
+        """The sentence of a metric whose task is not evaluated: the misspelt one of the two names comes first."""
+        tasks, used = self.evaluation.tasks, {self.comparison.primary, *self.comparison.margins}
+        used = {name.partition("/")[0] for name in [*used, *self.comparison.family.metrics]}
+        strange = [name for name in tasks if name not in OWN_TASKS and name not in used]
+        # Of two like names, the one that nothing else has is the slip: of our own tasks this is known for sure.
+        if close := get_close_matches(task, strange, n=1, cutoff=0.8):
+            ours = f"there is {task}" if task in OWN_TASKS else f"comparison.{key} names {metric}"
+            return f"evaluation.tasks names {close[0]}, and {ours}; one of the two is misspelt"
+        known = ", ".join(tasks)
+        return (
+            f"comparison.{key} names {metric}, and evaluation.tasks has only {known}{suggestion(task, tasks)}"
+        )
+
+    def _served(self) -> list[str]:
+        """Every variant, and every variant/form, that is evaluated."""
+        names = [name for name in self.experiment.variants if name in self.variants]
+        return [*names, *(f"{name}/{form}" for name in names for form in self.forms_of(name))]
 
     def forms_of(self, variant: str) -> list[str]:
         """The serving forms in which a variant's runs are scored, in the order of evaluation.forms."""
@@ -657,7 +681,9 @@ def describe(error: ValidationError, prefix: str = "") -> str:
     match first["type"]:
         case "extra_forbidden":
             known = columns.model_fields if columns else _known_keys(path[:-1], prefix)
-            sentence = f"{key} is not a known key; known here are {', '.join(known)}"
+            sentence = (
+                f"{key} is not a known key; known here are {', '.join(known)}{suggestion(path[-1], known)}"
+            )
         case "missing":
             sentence = f"{key} is missing"
         case "value_error":

@@ -116,7 +116,9 @@ def summary_table(facts: Facts) -> pd.DataFrame:
     for row in rows:
         row["label"] = labels[row["variant"]].label
         row["device"] = labels[row["variant"]].precision["device_name"]
-    return pd.DataFrame(rows, columns=list(columns)).astype({"seeds": "Int64", "items": "Int64"})
+    return pd.DataFrame(rows, columns=list(columns)).astype(
+        {"seeds": "Int64", "items": "Int64", "higher_is_better": "boolean"}
+    )
 
 
 def _score_row(score: Score) -> dict:

@@ -9,9 +9,9 @@ from workflow.paths import LOADED_TASKS, TASKS_READY
 def fetch_tasks() -> None:
     """Load every task that params.yaml names, so that one that cannot be loaded stops the run here."""
     evaluation = params.load().evaluation
-    from workflow import harness  # after the params are checked: it takes seconds to import
+    from workflow import harness, task_data  # after the params are checked: it takes seconds to import
 
-    found = harness.fetch(evaluation)
+    found = task_data.fetch(evaluation)
     for task in found:
         say(f"  {task['leaf']}: {task['items']} items from {task['dataset']}")
     write_json(LOADED_TASKS, {"harness": harness.NAME, "tasks": found})
