@@ -9,7 +9,7 @@ TORCH := $(shell sed -n 's/^ *"\(torch==[0-9.]*\)".*/\1/p' pyproject.toml)
 PIP := .venv/bin/python -m pip --disable-pip-version-check install --quiet
 TESTS ?= tests
 # Of the numbers, which depend on the versions of the libraries.
-NUMBERS ?= $(foreach name,reference training precision serving evaluation,tests/test_$(name).py)
+NUMBERS ?= $(foreach name,reference training precision serving evaluation older_versions,tests/test_$(name).py)
 
 .DEFAULT_GOAL := help
 .PHONY: help report benchmark test test-locked test-lowest reference kills long-run lint audit format schema lock environment \
@@ -37,13 +37,13 @@ publish: .venv/.installed ## check STUDY=reference_study in PACKED=studies/refer
 benchmark-engines: .venv/.installed-dev ## time both engines when nothing has changed
 	@.venv/bin/python tests/benchmark_engines.py
 
-test: .venv/.installed-dev ## run the tests (TESTS=tests/test_params.py for a part of them)
+test: .venv/.installed-dev .venv-older/.installed ## run the tests (TESTS=tests/test_params.py for a part of them)
 	.venv/bin/python -m pytest $(TESTS)
 
-test-locked: .venv/.installed-dev ## run the tests of the numbers (NUMBERS=tests/test_reference.py for a part of them)
+test-locked: .venv/.installed-dev .venv-older/.installed ## run the tests of the numbers (NUMBERS=tests/test_reference.py for a part of them)
 	.venv/bin/python -m pytest $(NUMBERS)
 
-test-lowest: .venv-lowest/.installed ## run them with the lowest versions that pyproject.toml allows
+test-lowest: .venv-lowest/.installed .venv-older/.installed ## run them with the lowest versions that pyproject.toml allows
 	.venv-lowest/bin/python -m pytest $(NUMBERS)
 
 reference: .venv/.installed-dev ## write tests/reference/tiny.json anew: the numbers that tests/test_reference.py expects
@@ -82,6 +82,7 @@ lock: .venv/.installed-dev ## renew the lock files from pyproject.toml
 	.venv/bin/uv pip compile --quiet --upgrade pyproject.toml --output-file requirements.lock
 	.venv/bin/uv pip compile --quiet --upgrade --group dev --constraints requirements.lock --output-file requirements-dev.lock
 	.venv/bin/uv pip compile --quiet --upgrade --group slurm --constraints requirements.lock --output-file requirements-slurm.lock
+	.venv/bin/uv pip compile --quiet --upgrade --group older --no-deps --output-file requirements-older.lock
 	@mkdir -p .cache && sed -n 's/ *\\$$//; s/^\([a-z0-9][^=]*\)==/\1<=/p' requirements.lock > .cache/locked.txt
 	.venv/bin/uv pip compile --quiet --upgrade --resolution lowest-direct --constraints .cache/locked.txt --no-annotate \
 		--custom-compile-command "make lock" pyproject.toml --output-file requirements-lowest.lock
@@ -115,4 +116,10 @@ slurm: .venv/.installed-slurm ## install what a SLURM cluster needs (see docs/cl
 	.venv/bin/uv pip install --quiet --python .venv-lowest/bin/python --require-hashes --no-deps \
 		--requirement requirements-dev.lock
 	.venv-lowest/bin/python -m pip --disable-pip-version-check install --quiet $(TORCH)
+	@touch $@
+
+# Of older libraries that which reads models; torch and all else they take from .venv.
+.venv-older/.installed: .venv/.installed-dev requirements-older.lock
+	.venv/bin/uv pip install --quiet --python .venv/bin/python --target .venv-older --require-hashes --no-deps \
+		--requirement requirements-older.lock
 	@touch $@

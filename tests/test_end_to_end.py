@@ -1,5 +1,6 @@
 """The real pipeline, nothing stubbed, from a clean clone: by DVC, by Snakemake, on a real model."""
 
+import json
 import re
 import shutil
 from pathlib import Path
@@ -83,6 +84,116 @@ def test_a_finished_run_is_packed_checked_and_published(by_dvc, tmp_path, monkey
     )
     value = table.loc[("qlora_nf4_dq", "as_trained", "nats_per_token"), "value"]
     assert f"| `qlora_nf4_dq` | {value:.3f} |" in (tmp_path / "README.md").read_text()
+
+
+# Executes the code of cards, and prints the held-out loss of what each loaded, by nothing of ours.
+HELD_OUT_LOSS = """
+import json
+import sys
+
+import torch
+
+
+def loss(model, tokenizer):
+    nats = tokens = 0
+    for row in map(json.loads, open("results/sample/test.jsonl")):
+        prompt = tokenizer.apply_chat_template(
+            [{"role": "user", "content": row["prompt"]}], add_generation_prompt=True, tokenize=False
+        )
+        # The harness counts the newline that ends the prompt to the nats of the response, not to its tokens.
+        start = len(tokenizer(prompt.rstrip(), add_special_tokens=False)["input_ids"])
+        ids = tokenizer(prompt + row["response"], add_special_tokens=False, return_tensors="pt")["input_ids"]
+        with torch.no_grad():
+            logits = model(input_ids=ids).logits[0, start - 1 : -1].double()
+        nats += torch.nn.functional.cross_entropy(logits, ids[0, start:], reduction="sum").item()
+        tokens += len(tokenizer(row["response"], add_special_tokens=False)["input_ids"])
+    return nats / tokens
+
+
+found = []
+for code in json.load(open("codes.json")):
+    names = {}
+    exec(code, names)
+    found.append(loss(names["model"], names["tokenizer"]))
+print("losses", json.dumps(found))
+"""
+CARD, BESIDE, SAVED = (
+    "results/cards/{}/1/README.md",
+    "results/train/{}/1/weights/README.md",
+    "saved/{}/README.md",
+)
+CARDS = {
+    ("lora_16bit", "as_trained", CARD): CARD.format("lora_16bit"),
+    ("qlora_nf4_dq", "as_trained", CARD): CARD.format("qlora_nf4_dq"),
+    ("qlora_nf4_dq", "as_trained", BESIDE): BESIDE.format("qlora_nf4_dq"),
+    ("qlora_nf4_dq", "merged_16bit", SAVED): SAVED.format("merged_16bit"),
+    ("qlora_nf4_dq", "requantized", SAVED): SAVED.format("requantized"),
+}
+
+
+@pytest.fixture(scope="module")
+def losses(by_dvc) -> dict[tuple, float]:
+    """What the code of each card gives, by variant, form and kind of card; the commands are those of the card."""
+    card = (by_dvc / CARD.format("qlora_nf4_dq")).read_text()
+    for form in ("merged_16bit", "requantized"):
+        command = re.search(rf"`python (.*--form {form} .*)` \|", card)[1]
+        said = run(by_dvc, "python", *command.replace("FOLDER", f"saved/{form}").split())
+        size = sum(file.stat().st_size for file in (by_dvc / "saved" / form).iterdir()) / 1e9
+        assert f"saved/{form}: {size:.3g} GB, qlora_nf4_dq, seed 1, as {form}. To load it:" in said
+    codes = []
+    for path in CARDS.values():
+        (code,) = re.findall(r"```python\n(.*?)```", (by_dvc / path).read_text(), re.DOTALL)
+        codes.append(re.sub(r'^folder = "(\w+)"', r'folder = "saved/\1"', code, flags=re.MULTILINE))
+    (by_dvc / "codes.json").write_text(json.dumps(codes))
+    (by_dvc / "losses.py").write_text(HELD_OUT_LOSS)
+    said = run(by_dvc, "python", "losses.py")
+    found = json.loads(re.search(r"^losses (.*)$", said, re.MULTILINE)[1])
+    return dict(zip(CARDS, found, strict=True))
+
+
+@pytest.mark.parametrize("card", CARDS, ids=lambda card: " ".join(map(str, card[:2])))
+def test_the_code_of_a_card_gives_the_number_beside_it(by_dvc, losses, card):
+    variant, form, kind = card
+    expected = {
+        s["form"]: s["value"]
+        for s in comparison(by_dvc)["scores"]
+        if (s["variant"], s["metric"], s["subset"]) == (variant, "nats_per_token", "all")
+    }
+    assert losses[card] == pytest.approx(expected[form], abs=5e-6)
+    others = [value for other, value in expected.items() if other != form]
+    assert all(abs(losses[card] - value) > 1e-5 for value in others)
+    text, shown = (by_dvc / CARDS[card]).read_text(), f"{losses[card]:.4f}"
+    assert kind == BESIDE or f"| {shown} |" in text
+    if kind == SAVED:
+        assert re.search(rf"\| {shown} \| .*--form {form} ", (by_dvc / CARD.format(variant)).read_text())
+
+
+def test_an_adapter_is_published_with_the_card_that_has_its_numbers(by_dvc):
+    run(by_dvc, "python", "-m", "workflow.save_served", "--variant", "qlora_nf4_dq", "--seed", "1",
+        "--form", "as_trained", "--to", "saved/adapter")  # fmt: skip
+    weights, saved = by_dvc / "results/train/qlora_nf4_dq/1/weights", by_dvc / "saved/adapter"
+    names = {file.name for file in weights.iterdir()}
+    assert names == {file.name for file in saved.iterdir()} > {"tokenizer.json", "chat_template.jinja"}
+    assert (saved / "README.md").read_text() == (
+        by_dvc / "results/cards/qlora_nf4_dq/1/README.md"
+    ).read_text()
+    for name in names - {"README.md"}:
+        assert (saved / name).read_bytes() == (weights / name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("place", "sentence"),
+    [
+        ("results/fetch_model/model", "results belongs to the pipeline's stages; name another folder"),
+        ("workflow", "holds something else than a model; name a new folder"),
+        ("params.yaml", "which is a file; name a folder"),
+    ],
+)
+def test_a_saved_model_replaces_nothing_but_a_saved_model(by_dvc, place, sentence):
+    said = run(by_dvc, "python", "-m", "workflow.save_served", "--variant", "qlora_nf4_dq", "--seed", "1",
+               "--form", "merged_16bit", "--to", place, fails=True)  # fmt: skip
+    assert said.startswith(f"save_served: --to is {place}, ") and sentence in said
+    assert (by_dvc / place).exists() and "Traceback" not in said
 
 
 def test_the_curves_are_plots_of_dvc(by_dvc):

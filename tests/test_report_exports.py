@@ -8,11 +8,14 @@ from dataclasses import replace
 import made_up_results
 import pandas as pd
 import pytest
+from conftest import ROOT
 from huggingface_hub import ModelCard
 from made_up_results import BASELINE, write, write_lock
 from report_reader import facts
 
+from workflow import cards, params
 from workflow.comparison import ALL, Comparison
+from workflow.lineage import Lineage
 from workflow.paths import weights_folder
 from workflow.report import exports, words
 from workflow.report.facts import Facts
@@ -134,4 +137,25 @@ def test_a_card_of_a_hub_model_names_its_base(made):
     asked = found.asked.model_validate(found.asked.model_dump() | {"model": hub})
     card = ModelCard(exports.model_card(replace(found, asked=asked), found.variants[0], 1))
     assert card.data.base_model == "meta-llama/Llama-2-7b-hf"
-    assert "AutoPeftModelForCausalLM" in card.text
+    assert f'"meta-llama/Llama-2-7b-hf", revision="{"0" * 40}", dtype=torch.' in card.text
+
+
+def test_a_card_has_what_the_source_says_of_license_languages_and_base(made):
+    _, found = made
+    stored = {
+        "license": "apache-2.0",
+        "language": ["en"],
+        "base_model": "HuggingFaceTB/SmolLM2-135M-Instruct",
+    }
+    card = ModelCard(
+        exports.model_card(replace(found, model=found.model | {"lineage": stored}), found.variants[0], 1)
+    )
+    assert {key: card.data.to_dict()[key] for key in stored} == stored
+    assert card.data.datasets == ["made-up-corpus"]
+    assert "descends from HuggingFaceTB/SmolLM2-135M-Instruct, whose own weights are others" in card.text
+
+
+def test_the_readme_loads_an_adapter_as_the_cards_do():
+    variant = params.load(ROOT / "params.yaml").variants[QLORA]
+    code = cards.loading(variant, Lineage(), compute="float32", device="cpu", folder=weights_folder(QLORA, 1))
+    assert f"```python\n{code}\n```" in (ROOT / "README.md").read_text()

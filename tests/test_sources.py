@@ -7,6 +7,7 @@ import sys
 import zipfile
 from pathlib import Path
 
+import gguf
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -14,7 +15,7 @@ from stub_hub import REVISION
 from test_your_own import write_gguf
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from workflow import params, sources
+from workflow import lineage, params, sources
 from workflow.errors import UserError
 
 ROWS = '{"instruction": "a", "response": "b"}\n'
@@ -193,6 +194,8 @@ def test_a_dataset_on_the_hub_is_fetched_at_its_commit_and_then_from_the_cache(h
 
 def test_a_model_on_the_hub_brings_safetensors_and_no_code(hub, tiny_model, tmp_path):
     hub.files = {file.name: file.read_bytes() for file in tiny_model.iterdir()}
+    card = "---\nlicense: mit\nlanguage: [en, fr, '<b>']\nbase_model: the/parent\n---\ninjected"
+    hub.files["README.md"] = card.encode()
     hub.files |= {"pytorch_model.bin": b"pickle", "modeling.py": b"raise SystemExit"}
     model = params.HubModel(
         source="hub",
@@ -204,6 +207,14 @@ def test_a_model_on_the_hub_brings_safetensors_and_no_code(hub, tiny_model, tmp_
     )
     record = sources.fetch_model(model, tmp_path)
     names = {file.name for file in tmp_path.iterdir() if file.is_file()}
+    assert record["lineage"] == {
+        "base_model": "a/b",
+        "revision": REVISION,
+        "license": "mit",
+        "language": ["en", "fr"],
+    }
+    assert "injected" not in (tmp_path / "README.md").read_text()
+    assert lineage.read(tmp_path).known() == record["lineage"]
     assert "model.safetensors" in names and not names & {"pytorch_model.bin", "modeling.py"}
     assert record["revision"] == REVISION and record["parameters"] > 0
 
@@ -252,4 +263,26 @@ def test_a_model_has_the_same_bytes_with_a_hub_and_without(tiny_model, tmp_path)
             env=os.environ | {"HF_HUB_OFFLINE": offline},
         )
         made.append({path.name: path.read_bytes() for path in folder.iterdir()})
-    assert made[0] == made[1] and "tokenizer_config.json" in made[0]
+    assert made[0] == made[1] and {"tokenizer_config.json", "README.md"} < made[0].keys()
+    assert str(tmp_path).encode() not in b"".join(made[0].values())
+
+
+def test_what_a_gguf_file_says_of_its_origin_is_known(tmp_path):
+    writer = gguf.GGUFWriter(tmp_path / "model.gguf", "llama")
+    writer.add_license("apache-2.0")
+    writer.add_languages(["en"])
+    writer.add_source_repo_url("https://huggingface.co/someone/something")
+    writer.add_tensor("some", torch.zeros(1).numpy())
+    for write in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_tensors_to_file):
+        write()
+    writer.close()
+    known = lineage.of_gguf(tmp_path / "model.gguf").known()
+    assert known == {"license": "apache-2.0", "language": ["en"], "base_model": "someone/something"}
+
+
+@pytest.mark.parametrize(
+    "card", ["no metadata", "---\n[a\n---\n", "---\n- a\n---\n", "---\nlicense: [1]\n---\n", b"\xff"]
+)
+def test_a_card_that_says_nothing_readable_is_nothing_known(tmp_path, card):
+    (tmp_path / "README.md").write_bytes(card if isinstance(card, bytes) else card.encode())
+    assert lineage.of_card(tmp_path / "README.md").known() == {}

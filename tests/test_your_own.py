@@ -167,6 +167,7 @@ def write_gguf(model_folder: Path, file: Path) -> None:
     writer.add_head_count_kv(config.num_key_value_heads)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_vocab_size(config.vocab_size)
+    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("smollm")
     tokens = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
@@ -183,6 +184,8 @@ def write_gguf(model_folder: Path, file: Path) -> None:
         "mlp.down_proj": "ffn_down", "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm",
     }  # fmt: skip
     for name, tensor in model.state_dict().items():
+        if name == "lm_head.weight" and config.tie_word_embeddings:
+            continue
         layer = re.fullmatch(r"model\.layers\.(\d+)\.(.+)\.weight", name)
         stored = f"blk.{layer[1]}.{parts[layer[2]]}" if layer else parts[name.removesuffix(".weight")]
         writer.add_tensor(f"{stored}.weight", tensor.numpy())

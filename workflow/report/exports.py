@@ -3,10 +3,11 @@
 import re
 
 import pandas as pd
-from huggingface_hub import EvalResult, ModelCardData
+from huggingface_hub import EvalResult
 
-from workflow import params
+from workflow import cards, lineage
 from workflow.comparison import ALL, Contrast, Cost, Score
+from workflow.lineage import Lineage
 from workflow.paths import weights_folder
 from workflow.report import words
 from workflow.report.facts import AS_TRAINED, BASE, Facts, Variant, dataset_name, model_name
@@ -143,29 +144,25 @@ def _contrast_row(contrast: Contrast | None) -> dict:
 
 def model_card(facts: Facts, variant: Variant, seed: int) -> str:
     """The card of one run's adapter (or of its full model) in the hub's format: metadata, numbers, limits."""
-    full = facts.asked.variants[variant.name].method == "full"
-    training = facts.asked.training_of(variant.name)
-    what = "model" if full else "adapter"
-    base = _base_model(facts.asked.model)
+    settings = facts.asked.variants[variant.name]
+    origin = lineage.of_record(facts.asked.model, facts.model)
+    dataset = dataset_name(facts.asked.dataset)
     scores = [
         score
         for score in facts.compared.scores
         if (score.variant, score.form, score.subset) == (variant.name, AS_TRAINED, ALL)
         and str(seed) in score.per_seed
     ]
-    dataset = facts.asked.dataset
-    data = ModelCardData(
-        base_model=base,
-        datasets=dataset.repository if isinstance(dataset, params.HubDataset) else None,
-        library_name="transformers" if full else "peft",
-        pipeline_tag="text-generation",
-        tags=["full-fine-tuning"] if full else ["lora", *(["qlora"] if _is_4bit(variant) else [])],
-        model_name=f"{model_name(facts.asked.model)} {variant.name}, seed {seed}",
-        eval_results=[
+    data = cards.metadata(
+        origin,
+        settings,
+        dataset=dataset,
+        name=f"{model_name(facts.asked.model)} {variant.name}, seed {seed}",
+        results=[
             EvalResult(
                 task_type="text-generation",
-                dataset_type=dataset_name(dataset),
-                dataset_name=f"{dataset_name(dataset)}, test split",
+                dataset_type=dataset,
+                dataset_name=f"{dataset}, test split",
                 dataset_split=score.split,
                 metric_type=score.metric,
                 metric_name=words.quality_name((score.task, score.metric)),
@@ -174,73 +171,125 @@ def model_card(facts: Facts, variant: Variant, seed: int) -> str:
             for score in scores
         ],
     )
+    run = next(run for run in variant.trained if run["seed"] == seed)
+    parts = [
+        f"---\n{data.to_yaml()}\n---",
+        f"# {escaped(variant.label)} on {escaped(model_name(facts.asked.model))}, seed {seed}",
+        f"{'All weights' if settings.method == 'full' else 'A LoRA adapter'}, trained on {run['rows']['rows']:,} rows of "
+        f"{escaped(dataset)} with the base held in {variant.precision['storage']}, computing in "
+        f"{variant.precision['compute']}, on {escaped(variant.precision['device_name'])}. It is one run of a "
+        f"comparison of precisions, made to be compared and not to be used.",
+        f"Base: {escaped(_source_words(facts))}" + _base_words(origin),
+        *_loading(facts, variant, seed, origin),
+        *_numbers(facts, variant, seed, scores),
+        *_other_forms(facts, variant, seed),
+        *_costs(facts, variant),
+        "## Training",
+        _training(facts, variant, run),
+        "## Limits",
+        "\n".join(f"- **{escaped(limit.head)}.** {escaped(limit.body)}" for limit in words.limits(facts)),
+        "## Made by",
+        _made_by(facts, variant, run),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _base_words(origin: Lineage) -> str:
+    """What the metadata's base model is to the base that was trained on."""
+    if origin.base_model and origin.revision:
+        return "."
+    if origin.base_model:
+        return (
+            f". It descends from {origin.base_model}, whose own weights are others: the numbers are of the base that "
+            "`dvc repro fetch_model` stores."
+        )
+    return ". It has no name on the hub, so the metadata name none."
+
+
+def _loading(facts: Facts, variant: Variant, seed: int, origin: Lineage) -> list[str]:
+    code = cards.loading(
+        facts.asked.variants[variant.name],
+        origin,
+        compute=variant.precision["compute"],
+        device=variant.precision["device"],
+        folder=weights_folder(variant.name, seed),
+    )
+    return ["## How to load it", f"```python\n{code}\n```"]
+
+
+def _numbers(facts: Facts, variant: Variant, seed: int, scores: list[Score]) -> list[str]:
+    """What the run scored as trained, and how that stands to the baseline."""
     rows = [
         f"| {escaped(words.quality_name((s.task, s.metric)))} | {s.per_seed[str(seed)]:.4f} | {s.value:.4f} | {s.items:,} |"
         for s in scores
     ]
-    run = next(run for run in variant.trained if run["seed"] == seed)
-    origin = facts.lock.origins.get(weights_folder(variant.name, seed).as_posix())
-    contrast = facts.to_baseline(variant.name, AS_TRAINED, facts.primary)
     parts = [
-        f"---\n{data.to_yaml()}\n---",
-        f"# {escaped(variant.label)} on {escaped(model_name(facts.asked.model))}, seed {seed}",
-        f"{'All weights' if full else 'A LoRA adapter'}, trained on {run['rows']['rows']:,} rows of "
-        f"{escaped(dataset_name(dataset))} with the base held in {variant.precision['storage']}, computing in "
-        f"{variant.precision['compute']}, on {escaped(variant.precision['device_name'])}. It is one run of a "
-        f"comparison of precisions, made to be compared and not to be used.",
-        f"Base: {escaped(_source_words(facts))}"
-        + ("" if base else ". It has no name on the hub, so the metadata name none")
-        + ".",
-        "## How to load it",
-        f"```python\n{_loading(facts, full)}\n```",
         "## Numbers",
-        f"On {escaped(dataset_name(dataset))}’s test split, as trained.",
+        f"On {escaped(dataset_name(facts.asked.dataset))}’s test split, as trained: loaded by the code above.",
         "\n".join(
             ["| Metric | This run | Mean over the seeds | Items |", "| --- | ---: | ---: | ---: |", *rows]
         )
         if rows
         else "It was not scored.",
     ]
+    contrast = facts.to_baseline(variant.name, AS_TRAINED, facts.primary)
     if contrast:
         parts.append(escaped(f"Over the seeds {words.listed(facts.compared.seeds)}: {contrast.sentence}"))
     elif variant.is_baseline:
         parts.append("It is the baseline that the other variants are compared with.")
-    costs = [c for m in COSTS if (c := facts.cost_of(variant.name, m))]
-    if costs:
-        parts += [
-            "## What it cost",
-            "\n".join(
-                f"- {words.cost_name(c.metric)}: {escaped(_cost(c, variant))} ({escaped(c.definition)})"
-                for c in costs
-            ),
-        ]
-    adapter = (
-        f"rank {training.rank}, alpha {training.alpha}, dropout {training.dropout:g}; " if not full else ""
-    )
-    parts += [
-        "## Training",
-        f"{adapter}{words.count(run['steps'], 'step')} of {words.count(training.batch_rows, 'row')}, "
-        f"{run['tokens_seen']:,} tokens, {training.optimizer}, learning rate {training.learning_rate:g} "
-        f"({training.schedule}), loss on the {training.loss_on.replace('_', ' ')}, seed {seed}; "
-        f"{words.duration(run['seconds'])}.".replace(NARROW, " "),
-        "## Limits",
-        "\n".join(f"- **{escaped(limit.head)}.** {escaped(limit.body)}" for limit in words.limits(facts)),
-        "## Made by",
-        f"`dvc repro train@{variant.name}-{seed}`"
-        + (f"; the {what}’s md5 in dvc.lock is `{origin.md5}`" if origin and origin.md5 else "")
-        + ". Versions: "
-        + ", ".join(f"{name} {version}" for name, version in run["versions"].items())
-        + ".",
+    return parts
+
+
+def _other_forms(facts: Facts, variant: Variant, seed: int) -> list[str]:
+    """What the run gives when it is loaded otherwise, each form with its own number and the way to get it."""
+    rows = []
+    for form in facts.forms_of(variant.name):
+        score = facts.score(variant.name, form, facts.primary)
+        if form != AS_TRAINED and score and str(seed) in score.per_seed:
+            command = f"save_served --variant {variant.name} --seed {seed} --form {form} --to FOLDER"
+            rows.append(
+                f"| {escaped(words.form_name(form))} | {score.per_seed[str(seed)]:.4f} | {score.value:.4f} "
+                f"| `python -m workflow.{command}` |"
+            )
+    if not rows:
+        return []
+    name = escaped(words.quality_name(facts.primary))
+    head = f"| Served | {name}: this run | Mean over the seeds | Written as a model of its own by |"
+    return [
+        "## Loaded otherwise",
+        "The same run in another form is another model, with numbers of its own. An adapter put on a base in another "
+        "precision than it was trained on is none of these forms, and was not scored.",
+        "\n".join([head, "| --- | ---: | ---: | --- |", *rows]),
     ]
-    return "\n\n".join(parts) + "\n"
 
 
-def _is_4bit(variant: Variant) -> bool:
-    return variant.precision["base"] in ("nf4", "fp4")
+def _costs(facts: Facts, variant: Variant) -> list[str]:
+    costs = [c for m in COSTS if (c := facts.cost_of(variant.name, m))]
+    lines = (
+        f"- {words.cost_name(c.metric)}: {escaped(_cost(c, variant))} ({escaped(c.definition)})"
+        for c in costs
+    )
+    return ["## What it cost", "\n".join(lines)] if costs else []
 
 
-def _base_model(model: params.Model) -> str | None:
-    return model.repository if isinstance(model, params.HubModel) else None
+def _training(facts: Facts, variant: Variant, run: dict) -> str:
+    training = facts.asked.training_of(variant.name)
+    adapter = f"rank {training.rank}, alpha {training.alpha}, dropout {training.dropout:g}; "
+    return (
+        f"{adapter if facts.asked.variants[variant.name].method != 'full' else ''}"
+        f"{words.count(run['steps'], 'step')} of {words.count(training.batch_rows, 'row')}, "
+        f"{run['tokens_seen']:,} tokens, {training.optimizer}, learning rate {training.learning_rate:g} "
+        f"({training.schedule}), loss on the {training.loss_on.replace('_', ' ')}, seed {run['seed']}; "
+        f"{words.duration(run['seconds'])}.".replace(NARROW, " ")
+    )
+
+
+def _made_by(facts: Facts, variant: Variant, run: dict) -> str:
+    origin = facts.lock.origins.get(weights_folder(variant.name, run["seed"]).as_posix())
+    what = "model" if facts.asked.variants[variant.name].method == "full" else "adapter"
+    versions = ", ".join(f"{name} {version}" for name, version in run["versions"].items())
+    digest = f"; the {what}’s md5 in dvc.lock is `{origin.md5}`" if origin and origin.md5 else ""
+    return f"`dvc repro train@{variant.name}-{run['seed']}`{digest}. Versions: {versions}."
 
 
 def _source_words(facts: Facts) -> str:
@@ -252,17 +301,3 @@ def _source_words(facts: Facts) -> str:
     }
     words_of = ", ".join(f"{key} {value}" for key, value in named.items())
     return f"{model_name(facts.asked.model)} ({source['source']}{': ' if words_of else ''}{words_of})"
-
-
-def _loading(facts: Facts, full: bool) -> str:
-    if full:
-        return 'from transformers import AutoModelForCausalLM\n\nmodel = AutoModelForCausalLM.from_pretrained("THIS_FOLDER")'
-    base = _base_model(facts.asked.model)
-    if base:
-        return 'from peft import AutoPeftModelForCausalLM\n\nmodel = AutoPeftModelForCausalLM.from_pretrained("THIS_FOLDER")'
-    return (
-        "from peft import PeftModel\nfrom transformers import AutoModelForCausalLM\n\n"
-        "# The base as `dvc repro fetch_model` stores it.\n"
-        'base = AutoModelForCausalLM.from_pretrained("results/fetch_model/model")\n'
-        'model = PeftModel.from_pretrained(base, "THIS_FOLDER")'
-    )

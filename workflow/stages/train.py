@@ -16,7 +16,11 @@ def train(variant: str, seed: int) -> None:
     """Fine-tune one variant with one seed; save its adapter, its curves and what was done."""
     asked = params.load()
     params.check_variant(asked, variant)
-    from workflow import checkpoints, training  # after the params are checked: they take seconds to import
+    from workflow import (
+        cards,
+        checkpoints,
+        training,
+    )  # after the params are checked: they take seconds to import
 
     folder = train_folder(variant, seed)
     folder.mkdir(parents=True, exist_ok=True)
@@ -32,6 +36,14 @@ def train(variant: str, seed: int) -> None:
         history_file=folder / "history.csv",
         validation_file=folder / "validation.csv",
         kept=what_is_kept(asked, variant, seed),
+        finish=lambda written, precision: cards.complete(
+            written,
+            weights_folder(variant, seed),
+            asked.variants[variant],
+            model_folder=MODEL,
+            compute=precision.compute,
+            device=precision.device,
+        ),
     )
     if processes.rank() > 0:
         return  # the first of the processes of a sharded training writes for all
