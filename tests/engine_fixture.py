@@ -31,13 +31,17 @@ REAL_FILES = (
     "workflow/captions/page.rst",
     "workflow/captions/tables.rst",
     "workflow/console.py",
+    "workflow/digests.py",
+    "workflow/dvc_guards.py",
     "workflow/dvc_patches.py",
     "workflow/errors.py",
     "workflow/faults.py",
     "workflow/files.py",
+    "workflow/inputs.py",
     "workflow/lifetime.py",
     "workflow/lock_text.py",
     "workflow/mending.py",
+    "workflow/outputs.py",
     "workflow/params.py",
     "workflow/paths.py",
     "workflow/pipeline.py",
@@ -185,7 +189,12 @@ def create_repository(folder: Path, variants: list[str], seeds: list[int]) -> Re
         path.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(PROJECT / name, path)
     runner = repository.root / "workflow" / "run"
-    runner.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{Path(__file__).resolve()}" "$@"\n')
+    # A test may put a script there that runs when the stage has ended and DVC has not yet taken down what it read.
+    after = f'. "${CONTROL}/after $1"'
+    runner.write_text(
+        f'#!/bin/sh\n"{sys.executable}" "{Path(__file__).resolve()}" "$@" || exit 1\n'
+        f'if [ -e "${CONTROL}/after $1" ]; then {after}; fi\n'
+    )
     runner.chmod(0o755)
 
     def set_matrix(params: dict[str, Any]) -> None:
@@ -224,6 +233,18 @@ def hanging(repository: Repository, stage: str, engine: list[str]) -> Iterator[s
         yield run
     finally:
         hang.unlink()
+
+
+def damage(path: Path) -> None:
+    """Flip a bit of a file, and leave its size, time and mode as they were."""
+    before = path.stat()
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.chmod(0o644)
+    with path.open("r+b") as file:  # in place: a link to it has the same content
+        file.write(content)
+    path.chmod(before.st_mode)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
@@ -299,13 +320,26 @@ def resolve(text: str, item: dict[str, str]) -> str:
 
 
 def play_stage(name: str, *options: str) -> None:
-    """Write every output of a stage from its dependencies and params."""
-    from workflow import lifetime, mending
+    """Do what every stage does at its door, and then the stub's work."""
+    from workflow import inputs, lifetime, mending
+    from workflow.errors import UserError
 
-    lifetime.end_with_engines()  # as every real stage does
+    lifetime.end_with_engines()
     mending.keep_copy_of_lock()
     item = {flag.removeprefix("--"): value for flag, value in zip(options[::2], options[1::2], strict=True)}
     label = name + ("@" + "-".join(item.values()) if item else "")
+    try:
+        with inputs.taken_down(name, item):
+            write_outputs(name, item, label)
+            inputs.check()
+    except UserError as error:
+        sys.exit(f"{label}: failed: {error}")
+
+
+def write_outputs(name: str, item: dict[str, str], label: str) -> None:
+    """Write every output of a stage from its dependencies and params, once a test lets it."""
+    from workflow import inputs
+
     control = Path(os.environ[CONTROL])
     with (control / "ran").open("a") as log:
         log.write(f"{label}\n")
@@ -315,7 +349,7 @@ def play_stage(name: str, *options: str) -> None:
     while (control / f"hang {label}").exists():
         time.sleep(0.05)
     stage = yaml.safe_load(Path("dvc.yaml").read_text())["stages"][name]
-    params = yaml.safe_load(Path("params.yaml").read_text())
+    params = yaml.safe_load(inputs.params_file(Path("params.yaml")).read_text())
     digest = hashlib.sha256(label.encode())
     for dependency in stage["deps"]:
         digest.update(meaning(Path(resolve(dependency, item))))

@@ -12,16 +12,19 @@ from workflow import environment, params, paths
 STAGES = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())["stages"]
 
 # What every stage uses and no number depends on: how files are written, what the terminal shows and says, how long a
-# process lives, where things lie, which versions are recorded, and the check of params.yaml, whose values DVC tracks
-# key by key.
+# process lives, where things lie, which versions are recorded, whether what is read is what was written, and the check of
+# params.yaml, whose values DVC tracks key by key.
 PLUMBING = {
     "console",
+    "digests",
     "errors",
     "faults",
     "files",
+    "inputs",
     "lifetime",
     "lock_text",
     "mending",
+    "outputs",
     "paths",
     "params",
     "versions",

@@ -1,5 +1,6 @@
 """What the page says of dvc.lock, held against what DVC itself says."""
 
+import json
 import os
 import subprocess
 import sys
@@ -8,8 +9,10 @@ from pathlib import Path
 
 import made_up_results
 import pytest
+from engine_fixture import damage
 from report_reader import Reader, facts
 
+from workflow import digests
 from workflow.errors import UserError
 from workflow.paths import train_folder
 from workflow.report import drawing, lock
@@ -79,10 +82,14 @@ def _there(finished, monkeypatch):
 def test_what_dvc_just_made_matches(finished):
     assert "up to date" in dvc(finished, "status")
     found = lock.read(NEEDED)
-    assert found.found and found.mismatches == [] and found.absent == [] and found.by_size == []
+    assert found.found and found.mismatches == [] and found.absent == []
     origin = found.origins["results/made/two/result.json"]
     assert (origin.stage, origin.params) == ("make@two", {"make.value": 0.001, "kinds.two": {"a": 2}})
     assert origin.command == "dvc repro make@two"
+
+
+def md5(path: Path) -> str:
+    return str(digests.digest_of(path))
 
 
 def edit(path: str, old: str, new: str) -> Callable[[], None]:
@@ -121,20 +128,44 @@ def test_a_variant_that_was_not_run_through_dvc_is_named(finished):
 
 
 @pytest.mark.usefixtures("_there")
-def test_large_outputs_are_compared_by_size(monkeypatch):
-    monkeypatch.setattr(lock, "LARGEST", 5)
+@pytest.mark.parametrize("large", [5, 2**30])
+def test_a_bit_that_dvc_does_not_see_is_seen_in_large_files_too(finished, monkeypatch, large):
+    monkeypatch.setattr(digests, "LARGE", large)
     weights = Path("results/made/one/weights/w")
     before = weights.read_bytes()
-    weights.unlink()
+    assert "up to date" in dvc(finished, "status") and lock.read(NEEDED).mismatches == []
     try:
-        weights.write_bytes(before[::-1])
-        found = lock.read(NEEDED)
-        assert "results/made/one/weights" in found.by_size
-        assert not any("weights" in sentence for sentence in found.mismatches)
-        weights.write_bytes(before + b"more")
-        assert any("results/made/one/weights" in sentence for sentence in lock.read(NEEDED).mismatches)
+        damage(weights)
+        assert "up to date" in dvc(finished, "status")
+        assert lock.read(NEEDED).mismatches[0] == (
+            "results/made/one/weights is not what stage make@one wrote: its md5 is not that in dvc.lock."
+        )
     finally:
+        weights.unlink()
         weights.write_bytes(before)
+    assert lock.read(NEEDED).mismatches == []
+
+
+@pytest.mark.usefixtures("_there")
+def test_a_result_that_was_made_with_something_else_than_dvc_lock_says_is_named():
+    """DVC took the params down after they had been edited: of its own records all agree."""
+    path = Path("results/made/two/result.json")
+    text = Path("dvc.lock").read_text()
+    record = {"params": {"make.value": 0.001, "kinds.two": {"a": 3, "b": 1}}, "deps": {"code.txt": "0" * 32}}
+    before = path.read_bytes()
+    old, all_old = md5(path), md5(path.parent)
+    path.unlink()
+    try:
+        path.write_text(json.dumps({"inputs": record}))
+        Path("dvc.lock").write_text(text.replace(old, md5(path)).replace(all_old, md5(path.parent)))
+        sentences = lock.read(NEEDED).mismatches
+        assert f"{path} was made with kinds.two.a 3, where dvc.lock has 2." in sentences
+        assert f"{path} was made with kinds.two.b 1, where dvc.lock has nothing." in sentences
+        assert f"{path} was made with another code.txt than dvc.lock has." in sentences
+    finally:
+        path.unlink()
+        path.write_bytes(before)
+        Path("dvc.lock").write_text(text)
 
 
 def test_without_a_lock_the_page_says_so(tmp_path, monkeypatch):

@@ -3,8 +3,11 @@
 import re
 from collections.abc import Iterable
 
-from workflow import environment, params
+from workflow import environment, inputs, params
 from workflow.errors import CheckError
+from workflow.files import read_yaml
+from workflow.outputs import DVC_LOCK
+from workflow.paths import benchmark_file, evaluate_base_folder, evaluate_folder, train_folder
 
 # The params that decide which rows a run learns from, in which order and steps, and which of their tokens.
 DECIDE_ROWS = (
@@ -118,6 +121,35 @@ def _surroundings(kind: str, result: dict) -> dict[str, str]:
     # Threads add up in another order, which moves the last digits alone.
     device = re.sub(r", \d+ threads$", "", result["precision"]["device_name"])
     return versions | {"device": f"{result['precision']['device']} ({device})"}
+
+
+def check_inputs(asked: params.Params) -> None:
+    """Every run must have been made with what dvc.lock says of its stage, and with what params.yaml says now.
+
+    Results that do not record what their stage read are passed over.
+
+    Raises:
+        CheckError: one was made with something else; the sentence names it, both values, and the command.
+    """
+    experiment, files = asked.experiment, {}
+    for name in experiment.variants:
+        files[f"evaluate_base@{name}"] = evaluate_base_folder(name) / "result.json"
+        files[f"benchmark@{name}"] = benchmark_file(name)
+        for seed in experiment.seeds:
+            files[f"train@{name}-{seed}"] = train_folder(name, seed) / "result.json"
+            files[f"evaluate@{name}-{seed}"] = evaluate_folder(name, seed) / "result.json"
+    lock = read_yaml(DVC_LOCK) if DVC_LOCK.is_file() else {}
+    stages, now = lock.get("stages", {}), read_yaml(inputs.params_file(inputs.PARAMS))
+    for stage, path in files.items():
+        recorded = inputs.record_in(path)
+        contradictions = [
+            *inputs.contradictions(recorded, stages.get(stage, {})),
+            *inputs.contradictions(recorded, {"params": {"params.yaml": now}}, source="params.yaml"),
+        ]
+        if contradictions:
+            raise CheckError(
+                f"{path} was made with {contradictions[0]}; `dvc repro --force --single-item {stage}` makes it again"
+            )
 
 
 def _shown(value: object) -> str:

@@ -298,9 +298,11 @@ def compare(asked: params.Params) -> tuple[Comparison, pd.DataFrame]:
     Raises:
         UserError: a run's file is missing, or a metric that params name was not measured.
         CheckError: the variants were not trained on the same rows for the same steps, or not scored on
-            the same items, or not on one kind of device with one set of library versions.
+            the same items, or not on one kind of device with one set of library versions; or a run read something
+            else than dvc.lock and params.yaml say.
     """
     results = Results(asked)
+    agreement.check_inputs(asked)
     experiment, wanted = asked.experiment, asked.comparison
     otherwise = check_alike(results, asked)
     _check_metrics(results, asked)
@@ -359,7 +361,10 @@ def _existing(path: Path) -> Path:
 
 
 def _result(folder: Path) -> dict:
-    return read_json(_existing(folder / "result.json"))
+    """What a stage recorded, but for what it read, which agreement.check_inputs holds against dvc.lock."""
+    result = read_json(_existing(folder / "result.json"))
+    result.pop("inputs", None)
+    return result
 
 
 def _check_metrics(results: Results, asked: params.Params) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from workflow import faults, lifetime, mending, processes
+from workflow import faults, inputs, lifetime, mending, processes
 from workflow.errors import UserError
 from workflow.lifetime import Terminated
 
@@ -33,6 +33,7 @@ def run_stage(
 ) -> None:
     """Parse the command line and call the stage, with a copy of what it prints in logs/STAGE.log.
 
+    What it reads must be what dvc.lock says that other stages wrote, and must not change before it ends.
     A failure ends with exit code 1 and one line: which stage, variant and seed, why, where its log is and what
     to do. An error that is nobody's mistake but ours has its traceback above that line. A SIGTERM, which is also
     what a stage gets whose engine was killed, ends with exit code 143 as shells count it.
@@ -72,6 +73,7 @@ def run_stage(
                 held.enter_context(faults.witnessed(f"{label}: {FAILED}", stage=name, last=last))
                 mending.keep_copy_of_lock()
                 say(f"{label}: started")
+                held.enter_context(inputs.taken_down(name, options))
                 count, wanted = gpus_needed(**options) if gpus_needed else 0, processes_of(**options)
                 places = gpus.places(name, gpus=count)
                 taken = held.enter_context(
@@ -79,10 +81,12 @@ def run_stage(
                 )
                 if taken:
                     say(f"  on {', '.join(gpu.name for gpu in taken)}")
+                inputs.check()  # it may have waited for a GPU for hours
                 if wanted == 1:
                     stage(**options)
                 else:
                     processes.launch(f"workflow.stages.{name}", sys.argv[1:], processes=wanted, label=label)
+                inputs.check()
                 say(f"{label}: done in {time.monotonic() - started:.0f} s")
                 return
         except UserError as error:

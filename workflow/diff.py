@@ -18,7 +18,7 @@ import pandas as pd
 from dvc.exceptions import DvcException
 from ruamel.yaml import YAML
 
-from workflow import environment, faults, params
+from workflow import environment, faults, outputs, params
 from workflow.comparison import ALL, Arm, bootstrap, span_of, table_of
 from workflow.errors import UserError
 from workflow.files import read_json
@@ -68,16 +68,19 @@ def at_revision(revision: str) -> State:
     """The state at a commit.
 
     Raises:
-        UserError: git knows no such revision, or it has no params.yaml or lock file.
+        UserError: git knows no such revision, or it has no params.yaml or lock file, or its items are damaged.
     """
     commit = resolved(revision)
     comparison = _readable(parsed_at(commit, COMPARISON))
     items = None
     if comparison is not None:
         try:
-            items = pd.read_parquet(io.BytesIO(dvc.api.read(str(ITEMS), rev=commit, mode="rb")))
+            content = dvc.api.read(str(ITEMS), rev=commit, mode="rb")
         except (DvcException, OSError):
-            items = None  # neither in the cache nor in a remote: the change then has no interval
+            pass  # neither in the cache nor in a remote: the change then has no interval
+        else:
+            outputs.check_content(content, ITEMS, _lock_at(commit), of=revision)
+            items = pd.read_parquet(io.BytesIO(content))
     return State(
         name=f"{revision} ({commit[:9]})" if revision != commit else commit[:9],
         params=YAML(typ="safe", pure=True).load(read_at(commit, params.PARAMS_FILE)),
@@ -85,6 +88,14 @@ def at_revision(revision: str) -> State:
         comparison=comparison,
         items=items,
     )
+
+
+def _lock_at(commit: str) -> str:
+    """The text of dvc.lock at a commit; empty where it had none."""
+    try:
+        return read_at(commit, outputs.DVC_LOCK)
+    except UserError:
+        return ""
 
 
 def in_workspace() -> State:

@@ -1,4 +1,4 @@
-"""What is changed of DVC's private functions, all of it: another version of DVC may call for another form of this.
+"""What is changed of DVC's private functions, but for dvc_guards: another version of DVC may call for another form of this.
 
 - Its two files of state, dvc.lock and the list of running stages, are replaced at one stroke. DVC empties them
   first: a process that is killed then, or a full disk, would make every later command fail.

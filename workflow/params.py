@@ -31,6 +31,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from workflow import inputs
 from workflow.errors import UserError, suggestion
 from workflow.files import read_yaml
 
@@ -632,7 +633,7 @@ class Params(Strict):
 
 
 def load(path: Path = PARAMS_FILE, *, published: bool = False) -> Params:
-    """Read and check a params file.
+    """Read and check a params file; within a stage, params.yaml as it was when the stage started.
 
     Args:
         published: whether it is that of a study, which may be older than a key; it then has the value of `SINCE`.
@@ -642,7 +643,7 @@ def load(path: Path = PARAMS_FILE, *, published: bool = False) -> Params:
     """
     if not path.exists():
         raise UserError(f"{path} is missing: copy one from workflow/presets/.")
-    content = read_yaml(path)
+    content = read_yaml(inputs.params_file(path))
     if not isinstance(content, dict):
         raise UserError(f"{path} must hold a mapping of sections, and holds {_kind(content)}.")
     for section, values in SINCE.items() if published else ():

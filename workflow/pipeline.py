@@ -27,8 +27,9 @@ from dvc.output import Output
 from dvc.repo import Repo
 from dvc.stage import PipelineStage
 
-from workflow import dvc_patches, faults, mending
+from workflow import dvc_patches, faults, mending, outputs
 from workflow.console import FAILED, log_file, say
+from workflow.dvc_guards import guarded
 from workflow.errors import UserError
 from workflow.lifetime import alone, locked
 from workflow.mending import recorded_stage
@@ -302,10 +303,14 @@ def prune_and_tell() -> None:
     """Prune the repository of the working directory, and print what was removed and what was left.
 
     Raises:
-        UserError: DVC refused.
+        UserError: DVC refused, or dvc.lock cannot be read.
     """
     with open_repo() as repo:
+        damaged = outputs.mend_listings()
         pruned = prune(repo)
+    for place, whole in damaged:
+        done = "written again" if whole else "removed"
+        say(f"{place}, a list of files in DVC's cache, was damaged: {done}")
     for stage in pruned:
         say(f"{stage.name} is no longer in dvc.yaml: taken out of dvc.lock and the results")
         for path in stage.left:
@@ -374,7 +379,8 @@ def _run_dvc(arguments: list[str]) -> int:
             stack.enter_context(only_engine())
         else:  # a job of Snakemake's
             fcntl.flock(stack.enter_context(_jobs_file()), fcntl.LOCK_SH)
-        return dvc_patches.run(arguments, say=say)
+        with guarded():
+            return dvc_patches.run(arguments, say=say)
 
 
 def main() -> None:

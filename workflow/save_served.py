@@ -11,7 +11,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from workflow import faults, params
+from workflow import faults, outputs, params
 from workflow.console import go_offline, quiet_libraries, say
 from workflow.errors import UserError
 from workflow.files import read_json, whole_folder, write_text
@@ -26,8 +26,8 @@ def save_served(variant: str, seed: int | None, form: str, to: Path) -> None:
     """Save a run (of a base: no seed) in a form, with its tokenizer and card, in the folder `to`.
 
     Raises:
-        UserError: params.yaml has no such variant, or the variant no such form; `to` holds something else than a
-            model, or its disk has too little room.
+        UserError: params.yaml has no such variant, or the variant no such form; the model or the run is damaged;
+            `to` holds something else than a model, or its disk has too little room.
     """
     asked = params.load()
     params.check_variant(asked, variant)
@@ -73,6 +73,7 @@ def save_adapter(asked: params.Params, variant: str, weights: Path, to: Path) ->
 
     if not weights.is_dir():
         raise UserError(f"{weights} is missing; `dvc repro` makes it.")
+    outputs.check_outputs(MODEL, weights)
     serving.check_adapter(weights, MODEL, asked.training_of(variant))
     check_space(to, sum(file.stat().st_size for file in weights.iterdir()))
     measured = CARDS / variant / weights.parent.name / lineage.CARD
@@ -106,6 +107,7 @@ def save_model(asked: params.Params, variant: str, seed: int | None, form: str, 
 
     if not (MODEL / "config.json").is_file():
         raise UserError(f"{MODEL} is missing; `dvc repro fetch_model` makes it.")
+    outputs.check_outputs(*filter(None, (MODEL, None if seed is None else weights_folder(variant, seed))))
     stored = sum(file.stat().st_size for file in MODEL.glob("*.safetensors"))
     quantized = form in ("base", "requantized") and asked.variants[variant].precision != "16bit"
     check_space(to, stored // 4 if quantized else stored)

@@ -1,31 +1,26 @@
 """What dvc.lock says of the files that the page is made from, and whether the workspace still agrees with it.
 
 DVC holds its own lock while the page is rendered, and writes the page's own entry only afterwards, so the
-files are read and hashed here and DVC is not asked. A folder's digest is DVC's: the md5 of the JSON list of its
-files, each with its md5 and its path, in the order of their paths.
+files are read and hashed here and DVC is not asked. What a result says of itself that it was made with is held against
+the lock as well.
 """
 
-import hashlib
 import itertools
-import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from workflow import digests, inputs
 from workflow.errors import UserError
-from workflow.files import md5
+from workflow.inputs import DVC_YAML, PARAMS, value_at
+from workflow.outputs import DVC_LOCK
 
-DVC_LOCK, DVC_YAML, PARAMS = Path("dvc.lock"), Path("dvc.yaml"), Path("params.yaml")
 OWN_STAGE = "report"  # its entry is that of the page before this one
-LARGEST = 100 * 10**6  # bytes that are hashed; what is larger is compared by its size alone
-# What .dvcignore leaves out of a folder.
-IGNORED = {"__pycache__", ".snakemake_timestamp", "checkpoints"}
 REFERENCE = re.compile(r"\$\{([\w.]+)\}")
 
 
@@ -51,14 +46,12 @@ class Lock:
         found: whether there is a dvc.lock at all.
         origins: by path, of every file that a stage wrote.
         mismatches: a sentence for each thing in which the workspace differs from it.
-        by_size: the large outputs of which the size alone was compared.
         absent: outputs that the page does not need and that are not in this workspace.
     """
 
     found: bool
     origins: dict[str, Origin]
     mismatches: list[str]
-    by_size: list[str]
     absent: list[str]
 
 
@@ -73,7 +66,7 @@ def read(needed: Iterable[Path]) -> Lock:
     """
     needed = [path.as_posix() for path in needed]
     if not DVC_LOCK.is_file():
-        return Lock(False, {}, ["There is no dvc.lock, so no file could be held against it."], [], [])
+        return Lock(False, {}, ["There is no dvc.lock, so no file could be held against it."], [])
     stages = {n: s for n, s in _load(DVC_LOCK).get("stages", {}).items() if n.partition("@")[0] != OWN_STAGE}
     producers = {out["path"]: name for name, stage in stages.items() for out in stage.get("outs", [])}
     origins = {
@@ -97,7 +90,6 @@ def read(needed: Iterable[Path]) -> Lock:
         found=True,
         origins=origins,
         mismatches=check.sentences(),
-        by_size=sorted(check.by_size),
         absent=sorted(check.absent),
     )
 
@@ -109,15 +101,14 @@ class _Check:
         self.needed, self.origins = needed, origins
         self.said: list[str] = []
         self.stale: dict[str, list[str]] = {}  # why, and the stages that it holds for
-        self.by_size: set[str] = set()
         self.absent: set[str] = set()
-        self.md5 = cache(md5)
+        self.files = {Path(path): md5 for path, md5 in inputs.known_digests().items()}
 
     def say(self, text: str) -> None:
         self.said.append(text)
 
     def outs(self, name: str, stage: dict) -> None:
-        """Whether the outputs are those that the stage wrote."""
+        """Whether the outputs are those that the stage wrote, from what the lock says that it read."""
         for out in stage.get("outs", []):
             path = out["path"]
             if not Path(path).exists():
@@ -126,6 +117,9 @@ class _Check:
                 self.absent.add(path)
             elif not self._same(out):
                 self.say(f"{path} is not what stage {name} wrote: its md5 is not that in dvc.lock.")
+            elif path in self.needed and path.endswith(".json"):
+                for text in inputs.contradictions(inputs.record_in(Path(path)), stage):
+                    self.say(f"{path} was made with {text}.")
 
     def stage(self, name: str, stage: dict, params: dict, defined: dict[str, dict] | None) -> None:
         """Whether a stage would run again: because of a file that it reads, a param, or its own definition."""
@@ -137,7 +131,7 @@ class _Check:
             elif not self._same(dep):
                 self._stale(f"{path} has changed since", name)
         for key, value in stage.get("params", {}).get("params.yaml", {}).items():
-            if _value(params, key) != value:
+            if value_at(params, key) != value:
                 self._stale(f"params.yaml has another value of {key}", name)
         if defined is not None and defined.get(name) != _definition(stage):
             self._stale("dvc.yaml describes it otherwise", name)
@@ -154,21 +148,10 @@ class _Check:
 
     def _same(self, entry: dict) -> bool:
         path = Path(entry["path"])
-        if entry.get("size", 0) > LARGEST:
-            self.by_size.add(entry["path"])
-            files = _files(path) if path.is_dir() else [path]
-            return sum(file.stat().st_size for file in files) == entry["size"]
-        return self._digest(path) == entry.get("md5")
-
-    def _digest(self, path: Path) -> str:
-        if not path.is_dir():
-            return self.md5(path)
-        files = [
-            {"md5": self.md5(file), "relpath": file.relative_to(path).as_posix()} for file in _files(path)
-        ]
-        files.sort(key=lambda file: file["relpath"])
-        listed = json.dumps(files, sort_keys=True).encode()
-        return hashlib.md5(listed, usedforsecurity=False).hexdigest() + ".dir"
+        files = digests.files_of(path)
+        self.files |= digests.digests(file for file in files if file not in self.files)
+        found = {file: self.files[file] for file in files}
+        return digests.known_digest(path, found) == entry.get("md5")
 
 
 def _upstream(stages: dict[str, dict], wanted: list[str]) -> list[str]:
@@ -193,7 +176,7 @@ def _defined() -> dict[str, dict]:
     params, found = _load(PARAMS), {}
     for name, stage in _load(DVC_YAML)["stages"].items():
         matrix = {
-            key: _value(params, REFERENCE.fullmatch(values)[1]) if isinstance(values, str) else values
+            key: value_at(params, REFERENCE.fullmatch(values)[1]) if isinstance(values, str) else values
             for key, values in stage.get("matrix", {}).items()
         }
         for combination in itertools.product(*matrix.values()):
@@ -229,27 +212,8 @@ def _definition(locked: dict) -> dict:
     }
 
 
-def _value(params: dict, key: str) -> Any:
-    """A value by its dotted key; None where there is none."""
-    value: Any = params
-    for part in key.split("."):
-        value = value.get(part) if isinstance(value, dict) else None
-    return value
-
-
 def _load(path: Path) -> dict:
     try:
         return YAML(typ="safe").load(path.read_text(encoding="utf-8")) or {}
     except YAMLError as error:
         raise UserError(f"{path} is not sound YAML: {' '.join(str(error).split())}") from error
-
-
-def _files(folder: Path) -> list[Path]:
-    """The files of a folder that DVC counts."""
-    return [
-        file
-        for file in folder.rglob("*")
-        if file.is_file()
-        and not IGNORED & set(file.relative_to(folder).parts)
-        and not (file.name.startswith(".") and folder.parts[0] == "results")
-    ]

@@ -3,7 +3,7 @@
 import tempfile
 from pathlib import Path
 
-from workflow import instructions, params
+from workflow import inputs, instructions, params
 from workflow.console import run_stage, say
 from workflow.files import read_jsonl, write_json
 from workflow.paths import MODEL, benchmark_file, split_file
@@ -28,7 +28,15 @@ def benchmark(variant: str) -> None:
         )
     for m in measured.measurements:
         say(f"  {m.metric}: {m.value:.4g} {m.unit} ({m.definition})")
-    write_json(benchmark_file(variant), {"variant": variant, **measured.as_dict(), "versions": installed()})
+    write_json(
+        benchmark_file(variant),
+        {
+            "variant": variant,
+            **measured.as_dict(),
+            "versions": installed(),
+            "inputs": inputs.recorded(),
+        },
+    )
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Stage benchmark_grid: measure one variant's training at one model shape over a grid of batches and lengths."""
 
-from workflow import grid, params
+from workflow import grid, inputs, params
 from workflow.console import run_stage, say
 from workflow.files import write_json
 from workflow.paths import MODEL, grid_file
@@ -18,7 +18,13 @@ def benchmark_grid(variant: str, shape: str) -> None:
         say(f"  {len(points)} of {len(waiting)}, {grid.describe(point)}")
     write_json(
         grid_file(variant, shape),
-        {"variant": variant, "shape": shape, "versions": installed(), "points": points},
+        {
+            "variant": variant,
+            "shape": shape,
+            "versions": installed(),
+            "inputs": inputs.recorded(),
+            "points": points,
+        },
     )
 
 

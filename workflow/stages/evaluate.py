@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from workflow import params
+from workflow import inputs, params
 from workflow.console import run_stage, say
 from workflow.files import whole_file, write_json, write_jsonl
 from workflow.paths import evaluate_folder
@@ -45,6 +45,7 @@ def score(asked: params.Params, variant: str, *, seed: int | None, forms: list[s
             "seed": seed,
             "forms": [one.as_dict() for one in scored],
             "versions": installed(),
+            "inputs": inputs.recorded(),
         },
     )
 

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from workflow import instructions, params, processes
+from workflow import inputs, instructions, params, processes
 from workflow.console import run_stage
 from workflow.files import read_jsonl, sync, write_json
 from workflow.paths import CODE, MODEL, checkpoints_folder, split_file, train_folder, weights_folder
@@ -51,8 +51,15 @@ def train(variant: str, seed: int) -> None:
         sync(folder / name)  # the checkpoints that they could be written from again go below
     write_json(
         folder / "result.json",
-        {"variant": variant, "seed": seed, **trained.as_dict(), "versions": installed()},
+        {
+            "variant": variant,
+            "seed": seed,
+            **trained.as_dict(),
+            "versions": installed(),
+            "inputs": inputs.recorded(),
+        },
     )
+    inputs.check()  # while the last checkpoint is there: from it the training ends again in no time, if an edit is undone
     checkpoints.remove(checkpoints_folder(variant, seed))
 
 
