@@ -821,7 +821,7 @@ def test_test_rows_beyond_the_context_are_said_and_counted(stages, folder):
         ('{"model_type": "zorg"}', "the model is a zorg, which transformers .* does not know"),
         ('{"model_type": "bert"}', "the model is an encoder .bert"),
         ('{"model_type": "llama", "hidden_size": "big"}', "config.json is refused: .*hidden_size"),
-        ('{"model_type": "gpt2"}', "a gpt2, whose memory is not counted here"),
+        ('{"model_type": "gpt2"}', "config.json has no n_embd, so the model's size is not known"),
     ],
 )
 def test_a_config_that_cannot_be_planned_for_is_one_sentence(tmp_path, monkeypatch, config, sentence):
@@ -832,9 +832,14 @@ def test_a_config_that_cannot_be_planned_for_is_one_sentence(tmp_path, monkeypat
     assert "\n" not in str(end.value.code)
 
 
-@pytest.mark.parametrize("option", ["--gpu=-3", "--gpu=nan", "--length=0", "--rank=0"])
-def test_the_plan_takes_numbers_above_zero(monkeypatch, capsys, option):
+@pytest.mark.parametrize(
+    "option",
+    ["--gpu=-3", "--gpu=nan", "--gpu=inf", "--gpu=1e9", "--gpu=big", "--length=0", "--length=1.5", "--rank=0",
+     "--rank=1000000000000000000000", "--mean-length=-1"],
+)  # fmt: skip
+def test_the_plan_takes_numbers_within_bounds(monkeypatch, capsys, option):
     monkeypatch.setattr("sys.argv", ["plan", "--model", "llama2_7b", "--gpu", "24", option])
     with pytest.raises(SystemExit) as end:
         plan.main()
-    assert end.value.code == 2 and f"argument {option.partition('=')[0]}: invalid" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert end.value.code == 2 and f"argument {option.partition('=')[0]}: invalid value" in said

@@ -12,7 +12,7 @@ import pynvml
 import torch
 from transformers import AutoConfig, TrainerCallback
 
-from workflow import params
+from workflow import architecture, params
 from workflow.console import progress, say
 from workflow.instructions import Instruction
 from workflow.memory import GIB, Shape, adapter_parameters
@@ -128,7 +128,7 @@ def benchmark(
         )  # fmt: skip
     measured += utilisation(
         stopwatch,
-        shape=Shape.of(AutoConfig.from_pretrained(model_folder, trust_remote_code=False)),
+        shape=architecture.known_shape(AutoConfig.from_pretrained(model_folder, trust_remote_code=False)),
         variant=variant,
         training=training,
         compute=getattr(torch, precision.compute),
@@ -176,21 +176,30 @@ def speed(stopwatch: "Stopwatch") -> list[Measurement]:
 def utilisation(
     stopwatch: "Stopwatch",
     *,
-    shape: Shape,
+    shape: Shape | None,
     variant: params.Variant,
     training: params.Training,
     compute: torch.dtype,
 ) -> list[Measurement]:
-    """The device's matrix rate, and the share of it that the counted steps reach; it takes memory of its own."""
+    """The device's matrix rate, and the share of it that the counted steps reach; it takes memory of its own.
+
+    Args:
+        shape: None for a model whose operations are not counted, which then has no share.
+    """
     rate = matmul_flops(stopwatch.device, compute)
+    reached = [
+        Measurement("matrix_rate", rate / 1e12, "TFLOP/s", True,
+                    "of a large matrix product in the compute type, in the same process"),
+    ]  # fmt: skip
+    if shape is None:
+        return reached
     operations = sum(
         model_operations(shape, variant, training, lengths=lengths)
         for lengths in stopwatch.lengths[stopwatch.uncounted :]
     )
     share = operations / sum(stopwatch.seconds) / rate
     return [
-        Measurement("matrix_rate", rate / 1e12, "TFLOP/s", True,
-                    "of a large matrix product in the compute type, in the same process"),
+        *reached,
         Measurement("model_flop_utilisation", share, "of the matrix rate", True,
                     "operations that the model's arithmetic asks for, over the counted steps"),
     ]  # fmt: skip

@@ -172,9 +172,10 @@ def measure(job: Job) -> dict:
         process' resident set), seconds per step and tokens per second (useful and padded) as the median
         with quartiles over all counted steps, the medians of the repeats, seconds to load (and quantise)
         and to capture graphs, the predicted memory (null where a speed-up is off that the prediction counts
-        on), the matrix rate of this device and the share of it that the model's
-        operations reach, joules per 1,000 useful tokens (null without NVML), and the tokens of the largest
-        forward pass that was run and of the largest of an epoch, of which the peak is.
+        on), the matrix rate of this device and the share of it that the model's operations reach (it and the
+        prediction are null for a model whose layers are no Llama's), joules per 1,000 useful tokens (null without
+        NVML), and the tokens of the largest forward pass that was run and of the largest of an epoch, of which the
+        peak is.
     """
     import torch
 
@@ -223,7 +224,7 @@ def _measure(job: Job) -> dict:
     import torch
     from transformers import AutoConfig
 
-    from workflow import benchmarking, memory, precision, sources
+    from workflow import architecture, benchmarking, memory, precision, sources
     from workflow.plain_loop import PlainLoop
     from workflow.training import build_trainer, check_possible
 
@@ -291,13 +292,16 @@ def _measure(job: Job) -> dict:
         held |= {"peak_allocated": gauge.peak(), "peak_reserved": torch.cuda.max_memory_reserved() / GIB}
     else:
         held["peak_resident"] = gauge.peak()
-    shape = memory.Shape.of(config)
+    shape = architecture.known_shape(config)
     longest = max(trainer.lengths if trainer.speed_ups.cuda_graphs else watch.widest_pass)
     rate = benchmarking.matmul_flops(found.device, getattr(torch, found.compute))
-    operations = statistics.mean(
-        benchmarking.model_operations(shape, variant, training, lengths=lengths)
-        for lengths in watch.lengths[watch.uncounted :]
-    )
+    share = None
+    if shape is not None:
+        operations = statistics.mean(
+            benchmarking.model_operations(shape, variant, training, lengths=lengths)
+            for lengths in watch.lengths[watch.uncounted :]
+        )
+        share = operations / statistics.mean(watch.seconds) / rate
     return {
         "outcome": "measured",
         "precision": found.as_dict(),
@@ -306,7 +310,7 @@ def _measure(job: Job) -> dict:
         "predicted_gib": memory.predict(
             shape, variant, training, tokens=longest, graphs=trainer.speed_ups.cuda_graphs
         ).gib()
-        if memory.describes(trainer.speed_ups)
+        if shape is not None and memory.describes(trainer.speed_ups)
         else None,
         "step_seconds": _quartiles(watch.seconds),
         "useful_tokens_per_second_overall": sum(watch.useful) / sum(watch.seconds),
@@ -322,7 +326,7 @@ def _measure(job: Job) -> dict:
         "load_seconds": load_seconds,
         "capture_seconds": trainer.capture_seconds,
         "matmul_tflops": rate / 1e12,
-        "model_flop_utilisation": operations / statistics.mean(watch.seconds) / rate,
+        "model_flop_utilisation": share,
         "joules_per_1000_tokens": None if watch.joules is None else 1000 * watch.joules / sum(watch.useful),
         "optimizer_steps": trainer.state.global_step,
         "tokens_per_step": statistics.mean(watch.useful),
@@ -351,9 +355,10 @@ def describe(point: dict) -> str:
     predicted = ""
     if "peak_allocated" in held and point["predicted_gib"] is not None:
         predicted = f" (predicted {point['predicted_gib']['total']:.2f})"
+    share = point["model_flop_utilisation"]
     return (
-        f"{where}: peak {peak:.2f} GiB{predicted}, {point['useful_tokens_per_second_overall']:.0f} tokens/s, "
-        f"{point['model_flop_utilisation']:.0%} of the matrix rate"
+        f"{where}: peak {peak:.2f} GiB{predicted}, {point['useful_tokens_per_second_overall']:.0f} tokens/s"
+        + ("" if share is None else f", {share:.0%} of the matrix rate")
     )
 
 

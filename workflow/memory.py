@@ -39,6 +39,8 @@ class Shape:
     heads: int
     vocabulary: int
     tied: bool
+    others: int | None = None  # parameters of norms and biases, where they were counted in the model itself
+    query_key_norms: bool = False  # query and key are normalized, so they are kept before it too
 
     @classmethod
     def of(cls, config: PreTrainedConfig) -> Shape:
@@ -79,7 +81,12 @@ class Shape:
 
     @property
     def norm_parameters(self) -> int:
-        return (2 * self.layers + 1) * self.hidden
+        """Of norms and biases: a Llama has two norms a layer and a last one, and no bias."""
+        return (2 * self.layers + 1) * self.hidden if self.others is None else self.others
+
+    @property
+    def parameters(self) -> int:
+        return self.linear_parameters + self.embedding_parameters + self.norm_parameters
 
 
 @dataclass(frozen=True)
@@ -153,14 +160,14 @@ def adapter_parameters(shape: Shape, training: params.Training) -> int:
 def kept_of_a_layer(shape: Shape, training: params.Training, tokens: int) -> int:
     """Bytes that a decoder layer keeps for its backward pass, for a pack of `tokens` in 16 bits.
 
-    Two residual streams, query, key, value, the attention's output and its log-sum-exp, gate and up; and of the layers
+    Two residual streams, query, key (before and after their norms, where there are any), value, the attention's output and its log-sum-exp, gate and up; and of the layers
     with an adapter their inputs (two norms' outputs, which layers share, and the product of gate and up; the attention's
     output is kept already) and the [tokens, rank] products. With dropout an adapter's input is a copy of its own, beside
     a mask of a byte for each number.
     """
     names = adapted(shape, training)
     wide = 2 * shape.hidden + 2 * shape.query + 2 * shape.key_value + 2 * shape.intermediate
-    wide += training.rank * len(names)
+    wide += training.rank * len(names) + shape.query_key_norms * (shape.query + shape.key_value)
     masks = 0
     if training.dropout:
         masks = sum(inputs for inputs, _ in names.values())

@@ -49,14 +49,7 @@ def check_files(folder: Path) -> None:
         UserError: config.json or the index is missing or no JSON, the weights are quantised, or a file of
             theirs is no whole safetensors file or holds a type that is not read here.
     """
-    config = json_object(folder / "config.json")
-    if config.get("quantization_config"):
-        quantized = config["quantization_config"]
-        method = quantized.get("quant_method") if isinstance(quantized, dict) else quantized
-        raise UserError(
-            f"the model's weights are quantised already ({method}, says quantization_config in config.json): "
-            "take the model that was quantised, in 16 bits."
-        )
+    check_unquantized(json_object(folder / "config.json"))
     from safetensors import SafetensorError, safe_open
 
     for file in weights_files(folder):
@@ -72,6 +65,17 @@ def check_files(folder: Path) -> None:
                 raise UserError(
                     f"the model's {file.name} holds {name} in {kind}; weights in F32, F16 or BF16 are read."
                 )
+
+
+def check_unquantized(config: dict[str, Any]) -> None:
+    """Raise a UserError if a config.json is of weights that are quantised already."""
+    if config.get("quantization_config"):
+        quantized = config["quantization_config"]
+        method = quantized.get("quant_method") if isinstance(quantized, dict) else quantized
+        raise UserError(
+            f"the model's weights are quantised already ({method}, says quantization_config in config.json): "
+            "take the model that was quantised, in 16 bits."
+        )
 
 
 def check_model(folder: Path) -> int:

@@ -63,6 +63,9 @@ def _day(text: str) -> str:
 # Bounds that no one comes near: beyond them a typing error would run out of memory or overflow hours later.
 Count = Annotated[int, Field(gt=0, le=10**9)]
 Size = Annotated[int, Field(gt=0, le=2**20)]  # of a weight, in one direction
+Layers = Annotated[int, Field(gt=0, le=1000)]
+Vocabulary = Annotated[int, Field(gt=0, le=2**24)]
+Length = Annotated[int, Field(ge=8, le=10**9)]  # tokens
 Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what numpy's generators take
 Line = Annotated[str, StringConstraints(min_length=1), AfterValidator(_one_line)]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
@@ -179,7 +182,7 @@ class RandomModel(_ChatTemplate):
     vocabulary: Annotated[int, Field(ge=300, le=2**24)]
     hidden_size: Size
     intermediate_size: Size
-    layers: Annotated[int, Field(gt=0, le=10_000)]
+    layers: Layers
     attention_heads: Size
     key_value_heads: Size
     max_positions: Count
@@ -294,7 +297,7 @@ class Training(Strict):
     steps: Count | None
     batch_rows: Count
     micro_batch_rows: Count
-    max_length: Annotated[int, Field(ge=8, le=10**9)]
+    max_length: Length
     length_window: Count
     packing: bool
     fused_adapters: bool
@@ -427,9 +430,9 @@ class Grid(Strict):
     """The points at which memory and throughput are measured with rows of one length."""
 
     shapes: Annotated[list[Name], Field(min_length=1)]
-    vocabulary: Annotated[int, Field(gt=0, le=2**24)] | None
+    vocabulary: Vocabulary | None
     micro_batch_rows: Annotated[list[Count], Field(min_length=1)]
-    lengths: Annotated[list[Annotated[int, Field(ge=8, le=10**9)]], Field(min_length=1)]
+    lengths: Annotated[list[Length], Field(min_length=1)]
     gradient_checkpointing: Annotated[list[bool], Field(min_length=1)]
     warmup_steps: Count
     steps: Annotated[int, Field(ge=2, le=10**9)]

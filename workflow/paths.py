@@ -6,6 +6,7 @@ CODE = Path("workflow")
 RESULTS = Path("results")
 MODEL = RESULTS / "fetch_model" / "model"
 MODEL_SOURCE = RESULTS / "fetch_model" / "source.json"
+MODEL_READY = RESULTS / "try_model" / "ready"
 INSTRUCTIONS = RESULTS / "fetch_dataset" / "instructions.jsonl"
 DATASET_SOURCE = RESULTS / "fetch_dataset" / "source.json"
 SAMPLE = RESULTS / "sample"

@@ -2,30 +2,39 @@
 
     python -m workflow.plan --model llama2_7b --gpu 24
 
-Memory is counted from the model's configuration (workflow/memory.py). Time is estimated from two rates of a
+Memory is counted from the model's configuration (workflow/memory.py), which is held to the model itself, built
+without its weights (workflow/architecture.py). Time is estimated from two rates of a
 GPU, its matrix products' and its memory's, fitted to what results/hardware/ measured; the ratio to 16 bits
 depends on them little.
 """
 
 import argparse
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
-from workflow import faults, params
+from pydantic import Field, TypeAdapter, ValidationError
+
+from workflow import architecture, faults, params
 from workflow.console import go_offline, quiet_libraries
 from workflow.errors import UserError
 from workflow.memory import (
     Memory,
     Shape,
     adapter_parameters,
+    describes,
     largest_fit,
     predict,
     usable_gib,
 )
-from workflow.model_files import read_config
 from workflow.paths import MODEL
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
 ROWS, EPOCHS = 1000, 3
+GigaBytes = Annotated[float, Field(gt=0, le=10_000, allow_inf_nan=False)]  # of 10^9 bytes
 BATCHES = (1, 2, 4, 8, 16, 32)
 # An H100's, at what this project's training reaches of them: operations and bytes per second, and the seconds
 # a step takes however few its tokens are. `docs/speed.md` says how well they fit.
@@ -55,11 +64,12 @@ def plan(
     length: int,
     mean_length: int,
     rank: int | None,
+    notes: list[str],
 ) -> str:
     """The plan as text: a table of what fits, and the memory of each variant by component."""
     usable = usable_gib(gpu_gb)
     lines = [
-        f"{config_name}: {(shape.linear_parameters + shape.embedding_parameters + shape.norm_parameters) / 1e9:.2f} "
+        f"{config_name}: {shape.parameters / 1e9:.4g} "
         f"billion parameters; a GPU of {gpu_gb:g} GB, of which a training can use {usable:.1f} GiB.",
         f"Rows are cut at {length} tokens and have {mean_length} on average; {ROWS} rows x {EPOCHS} epochs.",
         "A peak is that of the longest pass that an epoch can hold: every row of it at full length.",
@@ -76,14 +86,7 @@ def plan(
             row, need = _row(name, shape, variant, training, asked, usable, length, mean_length)
             lines.append(row)
         tables.append((name, need))
-    lines += [
-        "",
-        "int8 keeps PEFT's own layers, which are not modelled: its memory and time are lower bounds.",
-    ] * any(variant.precision == "int8" for variant in asked.variants.values())
-    lines += [
-        "",
-        "Each is on one GPU: what several processes that share a training (docs/sharding.md) need is not predicted.",
-    ] * any(variant.processes > 1 for variant in asked.variants.values())
+    lines += [line for note in notes for line in ("", note)]
     lines += ["", "By component, GiB, at one row of full length a pass with checkpointing:", ""]
     parts = list(tables[0][1].gib())
     lines.append(f"{'variant':<14} " + " ".join(f"{part.replace('quantization_', ''):>12}" for part in parts))
@@ -125,11 +128,11 @@ def _row(
     )
 
 
-def read_shape(model: str) -> tuple[str, Shape]:
-    """The shape of a name from workflow/shapes/, of `own`, or of a config.json.
+def read_shape(model: str) -> "tuple[str, PreTrainedConfig, Shape]":
+    """The configuration and shape of a name from workflow/shapes/, of `own`, or of a config.json.
 
     Raises:
-        UserError: there is no such name or file, or it is not the configuration of such a model.
+        UserError: there is no such name or file, or it is not the configuration of a model that can be counted.
     """
     path = {"own": MODEL / "config.json"}.get(model, params.SHAPES / f"{model}.json")
     if not path.is_file():
@@ -140,28 +143,89 @@ def read_shape(model: str) -> tuple[str, Shape]:
             f"--model is {model}, which is neither a config.json, nor own (after `dvc repro fetch_model`), "
             f"nor one of {known}."
         )
-    config = read_config(path)
     try:
-        return model, Shape.of(config)
-    except AttributeError as error:
+        return model, *architecture.read(path)
+    except UserError as error:
+        raise UserError(f"--model is {model}: {error}") from None
+
+
+def check_lengths(config: "PreTrainedConfig", *, length: int, mean_length: int) -> None:
+    """Raise a UserError if rows are longer on average than at most, or longer than the model's context."""
+    if mean_length > length:
+        raise UserError(f"--mean-length is {mean_length}, and no row is longer than --length, {length}.")
+    context = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if context and length > context:
         raise UserError(
-            f"--model is {model}, a {config.model_type}, whose memory is not counted here: {error}."
-        ) from None
+            f"--length (training.max_length where it is not given) is {length} tokens, and the model's context "
+            f"(max_position_embeddings) holds {context}."
+        )
 
 
-def positive(text: str) -> float:
-    """A number above zero, for argparse."""
-    number = float(text)
-    if not 0 < number < float("inf"):
-        raise ValueError(text)
-    return number
+def check_targets(shape: Shape, asked: params.Params) -> None:
+    """Raise a UserError if an adapter is asked for on a layer that the plan does not count."""
+    for name in asked.variants:
+        targets = asked.training_of(name).target_modules
+        for target in [] if targets == "all-linear" else targets:
+            if target not in shape.linears:
+                raise UserError(
+                    f"training.target_modules of {name} names {target}; the plan counts adapters on "
+                    f"{', '.join(shape.linears)}, and on all of them as all-linear."
+                )
 
 
-def whole(text: str) -> int:
-    """A whole number above zero, for argparse."""
-    if int(text) < 1:
-        raise ValueError(text)
-    return int(text)
+def caveats(config: "PreTrainedConfig", asked: params.Params, *, length: int) -> list[str]:
+    """What of these params and this model the prediction does not describe, a sentence each."""
+    found = []
+    text = config.get_text_config()
+    if text.model_type not in architecture.MEASURED or getattr(text, "hidden_act", None) != "silu":
+        found.append(
+            f"An estimate: the weights of a {config.model_type} are counted, and what its layers keep for the "
+            "backward pass is taken for a Llama's, which can be too little by half."
+        )
+    window = getattr(text, "sliding_window", None)
+    if window and getattr(text, "use_sliding_window", True) and length > window:
+        found.append(
+            f"Rows of {length} tokens are longer than the model's attention window ({window}), so they are not packed, "
+            "which is not counted: memory and time are lower bounds."
+        )
+    if any(variant.precision == "int8" for variant in asked.variants.values()):
+        found.append(
+            "int8 keeps PEFT's own layers, which are not modelled: its memory and time are lower bounds."
+        )
+    if any(variant.processes > 1 for variant in asked.variants.values()):
+        found.append(
+            "Each is on one GPU: what several processes that share a training (docs/sharding.md) need is not predicted."
+        )
+    slow = [name for name in asked.variants if not describes(asked.training_of(name))]
+    if slow:
+        found.append(
+            f"Of {', '.join(slow)} a speed-up under training is off: memory and time, predicted with all on, are "
+            "lower bounds."
+        )
+    wide = [
+        name
+        for name, variant in asked.variants.items()
+        if (variant.compute_dtype or asked.hardware.compute_dtype) == "float32"
+    ]
+    if wide:
+        found.append(f"{', '.join(wide)} computes in float32, and the plan counts 16 bits: lower bounds.")
+    return found
+
+
+def number(kind: Any, read: Callable[[str], float]) -> Callable[[str], float]:
+    """An argument of the command line within the bounds of a type of params, for argparse."""
+
+    def parse(text: str) -> float:
+        try:
+            return TypeAdapter(kind).validate_python(read(text))
+        except ValidationError as error:
+            message = error.errors()[0]["msg"]
+        except ValueError:
+            message = f"Input should be a {'whole number' if read is int else 'number'}"
+        shown = text if len(text) <= 40 else text[:37] + "..."
+        raise argparse.ArgumentTypeError(f"invalid value {shown}: {message[0].lower()}{message[1:]}")
+
+    return parse
 
 
 def main() -> None:
@@ -173,14 +237,22 @@ def main() -> None:
     parser.add_argument(
         "--model", required=True, help="a name from workflow/shapes/, own, or a path to a config.json"
     )
-    parser.add_argument("--gpu", type=positive, required=True, help="the GPU's memory in GB, as it is sold")
     parser.add_argument(
-        "--length", type=whole, help="tokens of the longest row (default training.max_length)"
+        "--gpu", type=number(GigaBytes, float), required=True, help="the GPU's memory in GB, as it is sold"
     )
     parser.add_argument(
-        "--mean-length", type=whole, help="tokens of a row on average (default a quarter of --length)"
+        "--length",
+        type=number(params.Length, int),
+        help="tokens of the longest row (default training.max_length)",
     )
-    parser.add_argument("--rank", type=whole, help="of the adapters (default training.rank)")
+    parser.add_argument(
+        "--mean-length",
+        type=number(params.Count, int),
+        help="tokens of a row on average (default a quarter of --length)",
+    )
+    parser.add_argument(
+        "--rank", type=number(params.Size, int), help="of the adapters (default training.rank)"
+    )
     parser.add_argument("--params", type=Path, default=params.PARAMS_FILE, help="whose variants and training")
     options = parser.parse_args()
     go_offline()
@@ -188,10 +260,13 @@ def main() -> None:
     try:
         with faults.as_user_errors():
             asked = params.load(options.params)
-            name, shape = read_shape(options.model)
+            name, config, shape = read_shape(options.model)
+            length = options.length or asked.training.max_length
+            mean_length = options.mean_length or max(1, length // 4)
+            check_lengths(config, length=length, mean_length=mean_length)
+            check_targets(shape, asked)
     except UserError as error:
         sys.exit(f"plan: {error}")
-    length = options.length or asked.training.max_length
     print(
         plan(
             name,
@@ -199,8 +274,9 @@ def main() -> None:
             asked,
             gpu_gb=options.gpu,
             length=length,
-            mean_length=options.mean_length or max(1, length // 4),
+            mean_length=mean_length,
             rank=options.rank,
+            notes=caveats(config, asked, length=length),
         )
     )
 
