@@ -39,7 +39,8 @@ from transformers import (
 )
 from warm_stages import Ended, WarmStages
 
-from workflow import plan
+from workflow import plan, variables
+from workflow.errors import UserError
 from workflow.files import read_json, read_jsonl, write_jsonl
 from workflow.model_files import INDEX
 from workflow.paths import INSTRUCTIONS, MODEL, MODEL_SOURCE, split_file, train_folder, weights_folder
@@ -843,3 +844,66 @@ def test_the_plan_takes_numbers_within_bounds(monkeypatch, capsys, option):
         plan.main()
     said = capsys.readouterr().err
     assert end.value.code == 2 and f"argument {option.partition('=')[0]}: invalid value" in said
+
+
+ENVIRONMENT = {  # variable, value: what is said that it must be; None where it is right
+    ("HF_HUB_DOWNLOAD_TIMEOUT", "abc"): "a whole number of seconds above zero",
+    ("HF_HUB_DOWNLOAD_TIMEOUT", "30"): None,
+    ("HF_HUB_ETAG_TIMEOUT", ""): "a whole number of seconds above zero",
+    ("HF_HUB_ETAG_TIMEOUT", "-1"): "a whole number of seconds above zero",
+    ("HF_HOME", "{here}/file"): "a folder, and is a file",
+    ("HF_HOME", "~/new/folder"): None,
+    ("HF_HOME", ""): None,
+    ("HF_HUB_CACHE", "{here}/file/x"): "a folder, and {here}/file is a file",
+    ("XDG_CACHE_HOME", "{here}/file"): "a folder, and is a file",
+    ("HF_ENDPOINT", "huggingface.co"): "an address such as http://host:8080",
+    ("HF_ENDPOINT", "https://hub.example/hf"): None,
+    ("HF_TOKEN", "secret_é"): "a token",
+    ("HF_TOKEN", "secret\none"): "a token",
+    ("HF_TOKEN", "hf_secret\n"): None,
+    ("HF_TOKEN_PATH", "{here}"): "a file that holds a token (Is a directory)",
+    ("HF_TOKEN_PATH", "{here}/none"): None,
+    ("HTTPS_PROXY", "http://me:secret@host:12x"): "an address such as http://host:8080",
+    ("HTTPS_PROXY", "http://me:secret@host"): None,
+    ("http_proxy", "host:8080"): None,
+    ("https_proxy", "http://"): "an address such as http://host:8080",
+    ("ALL_PROXY", "ftp://me:secret@host"): "an address such as http://host:8080",
+    ("ALL_PROXY", "http://[::1:3128"): "an address such as http://host:8080",
+    ("SSL_CERT_FILE", "{here}/none.pem"): "a file of certificates, and there is none of that name",
+    ("SSL_CERT_FILE", "{here}"): "a file of certificates in PEM form, and it is a folder",
+    ("REQUESTS_CA_BUNDLE", "{here}/file"): "a file of certificates in PEM form (it holds none)",
+    ("REQUESTS_CA_BUNDLE", "{here}"): None,
+    ("CURL_CA_BUNDLE", "{here}/none.pem"): "a file of certificates, and there is none of that name",
+    ("PIP_TIMEOUT", "abc"): "a number of seconds above zero",
+    ("PIP_TIMEOUT", "0.5"): None,
+    ("OMP_NUM_THREADS", "0"): "a whole number above zero",
+    ("OMP_NUM_THREADS", "abc"): "a whole number above zero",
+    ("OMP_NUM_THREADS", "4,2"): None,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "value"), ENVIRONMENT)
+def test_a_variable_of_the_environment_is_right_or_one_sentence(name, value, tmp_path):
+    (tmp_path / "file").touch()
+    allowed, value = ENVIRONMENT[name, value], value.replace("{here}", str(tmp_path))
+    if allowed is None:
+        variables.check({name: value}, network=True)
+        return
+    with pytest.raises(UserError) as error:
+        variables.check({name: value}, network=True)
+    said = str(error.value)
+    assert said.startswith(f"the environment variable {name} is ")
+    assert f"; it must be {allowed.replace('{here}', str(tmp_path))}" in said and "secret" not in said
+
+
+def test_proxies_of_socks_need_a_package(monkeypatch):
+    monkeypatch.setattr(variables, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match="is 'socks5://host:1'; .* the package socksio is missing"):
+        variables.check({"ALL_PROXY": "socks5://me:secret@host:1"}, network=True)
+
+
+@pytest.mark.parametrize("stage", ["fetch_model", "train --variant lora_16bit --seed 1", "report"])
+def test_a_stage_says_which_variable_is_wrong_before_a_library_reads_it(stage, tmp_path):
+    done = run_stage_in(tmp_path, *stage.split(), HF_HUB_ETAG_TIMEOUT="1e9")
+    assert done.returncode == 1 and len(done.stderr.splitlines()) == 1
+    assert "failed: the environment variable HF_HUB_ETAG_TIMEOUT is '1e9'; it must be" in done.stderr

@@ -27,6 +27,8 @@ PLUMBING = {
     "outputs",
     "paths",
     "params",
+    "redaction",
+    "variables",
     "versions",
 }
 

@@ -181,7 +181,7 @@ def test_a_sharded_training_shares_with_none(start: Start):
 @pytest.mark.parametrize("places", ["0", "-1", "many", ""])
 def test_another_number_of_places_is_one_sentence(start: Start, places):
     _, errors = start(FOUR, places=places).communicate()
-    assert f"STAGES_PER_GPU is '{places}'; it must be a whole number above zero." in errors
+    assert f"STAGES_PER_GPU is '{places}'; it must be a whole number from 1 to 999." in errors
     assert "Traceback" not in errors
 
 

@@ -27,7 +27,7 @@ from made_up_results import Answered
 from report_reader import facts
 from stub_hub import REVISION, start_hub, start_index, use_hub, without_waiting
 
-from workflow import chat, faults, gpus, harness, instructions, params, sources
+from workflow import chat, faults, gpus, harness, instructions, params, redaction, sources
 from workflow.errors import UserError
 from workflow.files import read_json, sha256, write_json
 from workflow.report import exports
@@ -591,6 +591,68 @@ def test_a_password_of_an_index_is_in_no_process_list_and_no_sentence(index, tmp
 )
 def test_addresses_are_shown_without_what_stands_for_a_user(text, kept):
     assert faults.without_secrets(text) == kept
+
+
+SAID = {  # what may be printed, and what comes out of it
+    "Proxy http://someone:p@ss_word@host:3128 refused": "Proxy http://host:3128 refused",
+    "https://cdn/a.bin?X-Amz-Signature=abc123&part=2": "https://cdn/a.bin?X-Amz-Signature=***&part=2",
+    "see https://host/x?page=2&token=abc, please": "see https://host/x?page=2&token=*** please",
+    "'Bearer hf_ABCDEFGHIJKLMNOPQRSTUVWXYZ'": "'Bearer hf_***'",
+    "the token is token_of_mine": "the token is ***",
+    "user@host.example wrote to https://medium.com/@user/a?b=1": "user@host.example wrote to https://medium.com/@user/a?b=1",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("text", SAID)
+def test_what_is_printed_has_no_secret_of_an_address(text):
+    assert redaction.redacted(text, ["token_of_mine"]) == SAID[text]
+
+
+def test_a_secret_that_comes_in_two_halves_is_found_and_a_line_that_does_not_end_is_shown():
+    program = [sys.executable, "-IS", redaction.__file__]
+    environment = os.environ | {"HF_TOKEN": "hf_token_of_mine"}
+    copying = subprocess.Popen(program, stdin=-1, stdout=-1, env=environment)
+    copying.stdin.write(b"50 % \xff\rhf_token_")
+    copying.stdin.flush()
+    assert os.read(copying.stdout.fileno(), 100) == b"50 % \xff\r"  # a bar, before its line ends
+    out, _ = copying.communicate(b"of_mine http://me:pass@h")
+    assert out == b"*** http://h"
+
+
+@pytest.mark.parametrize("into_log", [False, True], ids=["beside its log", "into its log"])
+def test_no_secret_is_in_a_stages_log_whoever_prints_it(tmp_path, into_log):
+    """Neither of an error of ours that nobody foresaw, with its traceback, nor of a child process."""
+    program = (
+        "import os, subprocess, sys\nfrom workflow import console\n"
+        "def sample():\n"
+        "    print('asks', os.environ['ALL_PROXY'])\n"
+        "    subprocess.run(['sh', '-c', 'echo child $HF_TOKEN; echo again $HF_TOKEN >&2'])\n"
+        "    raise RuntimeError('no answer from ' + os.environ['ALL_PROXY'])\n"
+        "sys.argv[1:] = []\nconsole.run_stage('sample', sample)\n"
+    )
+    log = tmp_path / "logs" / "sample.log"
+    log.parent.mkdir()
+    secrets = {"HF_TOKEN": "hf_token_of_mine", "ALL_PROXY": "http://me:endpoint_secret@127.0.0.1:9"}
+    with log.open("wb") as file:
+        done = subprocess.run(
+            [sys.executable, "-c", program],
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": str(ROOT)} | secrets,
+            **({"stdout": file, "stderr": file} if into_log else {"capture_output": True}),
+        )
+    assert done.returncode == 1
+    texts = [log.read_text()] + ([] if into_log else [(done.stdout + done.stderr).decode()])
+    for text in texts:
+        assert not [secret for secret in SECRETS if secret in text]
+        for words in (
+            "asks http://127.0.0.1:9",
+            "child ***",
+            "again ***",
+            "Traceback",
+            "RuntimeError: no answer from http://127.0.0.1:9",
+            "failed: unforeseen RuntimeError",
+        ):
+            assert words in text
 
 
 # The page, and what else shows texts.

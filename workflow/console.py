@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from workflow import faults, inputs, lifetime, mending, processes
+from workflow import faults, inputs, lifetime, mending, processes, redaction, variables
 from workflow.errors import UserError
 from workflow.lifetime import Terminated
 
@@ -73,6 +73,7 @@ def run_stage(
                 held.enter_context(faults.witnessed(f"{label}: {FAILED}", stage=name, last=last))
                 mending.keep_copy_of_lock()
                 say(f"{label}: started")
+                variables.check(os.environ, network=network)
                 held.enter_context(inputs.taken_down(name, options))
                 count, wanted = gpus_needed(**options) if gpus_needed else 0, processes_of(**options)
                 places = gpus.places(name, gpus=count)
@@ -118,7 +119,10 @@ def _run_launched(stage: Callable[..., None], options: dict, label: str) -> None
 
 @contextmanager
 def copied_to(path: Path) -> Iterator[None]:
-    """Copy what this process and its children print to a file, unless they print to that file already."""
+    """Copy what this process and its children print to a file, unless they print to that file already.
+
+    No secret is in what comes out of it.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         is_copy = path.exists() and os.path.samestat(os.fstat(1), path.stat())
@@ -127,14 +131,14 @@ def copied_to(path: Path) -> Iterator[None]:
     except OSError as error:
         why = faults.sentence(error) or f"its log {path} cannot be written ({error.strerror})."
         sys.exit(f"{path.stem}: {FAILED}: {why} Mend it and {AGAIN}")
-    if is_copy:
-        yield
-        return
     kept, copies = [], []
     for stream in (1, 2):
         # Out of reach of what ends the stage's process group: the stage still has its last line to say.
         copy = subprocess.Popen(
-            ["tee", "-a", path], stdin=subprocess.PIPE, stdout=stream, start_new_session=True
+            [sys.executable, "-IS", redaction.__file__, *([] if is_copy else [path])],
+            stdin=subprocess.PIPE,
+            stdout=stream,
+            start_new_session=True,
         )
         kept.append(os.dup(stream))
         os.dup2(copy.stdin.fileno(), stream)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from workflow.errors import UserError
 from workflow.files import WRITING
+from workflow.redaction import redacted
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 REFUSED = {errno.EACCES, errno.EPERM}
@@ -120,7 +121,8 @@ def witnessed(label: str, *, stage: str, last: str) -> Iterator[None]:
 def last_words(text: str) -> None:
     """Print the line that a process ends with; where its log is on a full disk, no error follows from that."""
     try:
-        print(f"{text}\n", end="", file=sys.stderr, flush=True)  # in one write, as console.say does
+        # In one write, as console.say does.
+        print(f"{redacted(text)}\n", end="", file=sys.stderr, flush=True)
     except OSError:
         nowhere = os.open(os.devnull, os.O_WRONLY)
         for stream in (1, 2):
@@ -327,7 +329,7 @@ def _temporary() -> Path:
 
 
 def _hub_cache() -> Path:
-    return Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
+    return Path(os.environ.get("HF_HOME") or "~/.cache/huggingface").expanduser()
 
 
 def _existing(path: Path) -> Path:

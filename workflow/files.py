@@ -95,6 +95,18 @@ def _note(error: Exception, path: Path) -> None:
         error.add_note(f"{WRITING}{path}")
 
 
+def expanded(path: str, *, key: str) -> Path:
+    """A path of params.yaml, its `~` expanded.
+
+    Raises:
+        UserError: it is the home folder of a user that the system does not know.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise UserError(f"{key} is {path}, and the system knows no such home folder.") from None
+
+
 def write_text(path: Path, text: str) -> None:
     with whole_file(path) as beside:
         beside.write_text(text, encoding="utf-8")

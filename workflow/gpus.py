@@ -86,11 +86,11 @@ def places(stage: str, *, gpus: int) -> int:
         gpus: how many it needs; the processes of a sharded training wait for one another, so they share with none.
 
     Raises:
-        UserError: STAGES_PER_GPU is not a whole number above zero.
+        UserError: STAGES_PER_GPU is not a whole number from 1 to 999.
     """
     asked = os.environ.get(PLACES, "1")
-    if not (asked.isdecimal() and int(asked) > 0):
-        raise UserError(f"{PLACES} is {asked!r}; it must be a whole number above zero.")
+    if not (asked.isdecimal() and len(asked) < 4 and int(asked) > 0):
+        raise UserError(f"{PLACES} is {asked!r}; it must be a whole number from 1 to 999.")
     return 1 if stage in MEASURING or gpus > 1 else int(asked)
 
 

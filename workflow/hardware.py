@@ -6,13 +6,14 @@ that is there already is measured again only with --again.
 """
 
 import argparse
+import os
 import re
 import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-from workflow import faults, gpus, grid, instructions, params
+from workflow import faults, gpus, grid, instructions, params, variables
 from workflow.console import go_offline, quiet_libraries, say
 from workflow.errors import UserError
 from workflow.files import read_json, read_jsonl, write_json, write_jsonl
@@ -179,6 +180,7 @@ def main() -> None:
     go_offline()
     quiet_libraries()
     try:
+        variables.check(os.environ, network=False)
         with faults.as_user_errors("benchmark"), gpus.taken(1, say=say):
             path = hardware(
                 narrowed(params.load(options.params), variants=options.variants, shapes=options.shapes),

@@ -9,6 +9,7 @@ depends on them little.
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -16,9 +17,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from workflow import architecture, faults, params
+from workflow import architecture, faults, params, variables
 from workflow.console import go_offline, quiet_libraries
 from workflow.errors import UserError
+from workflow.files import expanded
 from workflow.memory import (
     Memory,
     Shape,
@@ -136,7 +138,7 @@ def read_shape(model: str) -> "tuple[str, PreTrainedConfig, Shape]":
     """
     path = {"own": MODEL / "config.json"}.get(model, params.SHAPES / f"{model}.json")
     if not path.is_file():
-        path = Path(model)
+        path = expanded(model, key="--model")
     if not path.is_file():
         known = ", ".join(sorted(file.stem for file in params.SHAPES.glob("*.json")))
         raise UserError(
@@ -258,6 +260,7 @@ def main() -> None:
     go_offline()
     quiet_libraries()
     try:
+        variables.check(os.environ, network=False)
         with faults.as_user_errors():
             asked = params.load(options.params)
             name, config, shape = read_shape(options.model)

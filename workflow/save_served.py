@@ -7,11 +7,12 @@ line is one), which can then load exactly what the stages scored.
 """
 
 import argparse
+import os
 import shutil
 import sys
 from pathlib import Path
 
-from workflow import faults, outputs, params
+from workflow import faults, outputs, params, variables
 from workflow.console import go_offline, quiet_libraries, say
 from workflow.errors import UserError
 from workflow.files import read_json, whole_folder, write_text
@@ -166,6 +167,7 @@ def main() -> None:
     go_offline()
     quiet_libraries()
     try:
+        variables.check(os.environ, network=False)
         with faults.as_user_errors():
             save_served(options.variant, options.seed, options.form, options.to)
     except UserError as error:

@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 
 from workflow import chat, compatibility, faults, lineage, model_files, params
 from workflow.errors import UserError
-from workflow.files import read_json, sha256, whole_file, whole_folder, write_json
+from workflow.files import expanded, read_json, sha256, whole_file, whole_folder, write_json
 
 WHEELS = Path(".cache/wheels")  # downloads, kept so that a change of code does not fetch again
 # A wheel is not unpacked to more than this many bytes and times its own size: a bomb would fill the disk.
@@ -156,7 +156,7 @@ def local_path(source: params.File, *, key: str) -> Path:
 
     For a folder the hash is that of the list `sha256sum *.safetensors` prints inside it.
     """
-    path = Path(source.path).expanduser()
+    path = expanded(source.path, key=f"{key}.path")
     if not path.exists():
         raise UserError(f"{key}.path is {source.path}, and there is no such file.")
     if path.is_file():

@@ -29,7 +29,7 @@ from ruamel.yaml.error import YAMLError
 from workflow import gpus, params
 from workflow.console import LOGS, say
 from workflow.errors import UserError
-from workflow.files import whole_file, write_json, write_text
+from workflow.files import expanded, whole_file, write_json, write_text
 from workflow.paths import COMPARE, HARDWARE, REPORT, RESULTS
 
 STUDIES = Path("studies")
@@ -100,7 +100,7 @@ def local_files(asked: params.Params) -> list[Path]:
     sources = [source for source in (asked.model, asked.dataset) if source.source == "file"]
     for task in asked.evaluation.tasks.values():
         sources += (task.files or {}).values()
-    return [Path(source.path).expanduser() for source in sources]
+    return [expanded(source.path, key="path") for source in sources]
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -22,7 +22,7 @@ from ruamel.yaml import YAML
 from workflow import faults, harness, params, tables, task_checks
 from workflow.console import say
 from workflow.errors import UserError
-from workflow.files import sha256, whole_folder
+from workflow.files import expanded, sha256, whole_folder
 from workflow.paths import FETCHED_TASKS
 
 SPLIT_KEYS = ("training_split", "validation_split", "test_split", "fewshot_split")
@@ -217,7 +217,7 @@ def _map_files(name: str, files: dict[str, params.LocalFile], folder: Path) -> d
 
 def _checked(file: params.LocalFile, key: str) -> Path:
     """The path of a local file that is there and has its hash."""
-    source = Path(file.path)
+    source = expanded(file.path, key=f"{key}.path")
     if not source.is_file():
         raise UserError(f"{key}.path is {source}, which is not a file.")
     if not source.stat().st_size:

@@ -4,13 +4,15 @@ from workflow import params
 from workflow.console import run_stage, say
 from workflow.files import whole_folder, write_text
 from workflow.paths import CARDS, REPORT, SUMMARY, SUMMARY_TABLE
-from workflow.report import exports
-from workflow.report.facts import gather
-from workflow.report.page import render
 
 
 def report() -> None:
     """Write the page about the runs that params.yaml names, and what is made from the same numbers."""
+    # Not before run_stage has looked at what the environment holds: the hub's library reads it when it is imported.
+    from workflow.report import exports
+    from workflow.report.facts import gather
+    from workflow.report.page import render
+
     facts = gather(params.load())
     page = render(facts)
     write_text(SUMMARY, exports.summary_markdown(facts))
