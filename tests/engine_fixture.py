@@ -26,6 +26,7 @@ REAL_FILES = (
     "Snakefile",
     "dvc.yaml",
     "params.yaml",
+    "profiles/default/config.yaml",
     "workflow/__init__.py",
     "workflow/captions/curves.rst",
     "workflow/captions/page.rst",

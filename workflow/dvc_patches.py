@@ -3,6 +3,7 @@
 - Its two files of state, dvc.lock and the list of running stages, are replaced at one stroke. DVC empties them
   first: a process that is killed then, or a full disk, would make every later command fail.
 - Of dvc.lock only the blocks of the stages that ran are made anew; its text is that which DVC writes.
+- Half an entry of the run cache, which a killed process left, is no entry: DVC would fail on it each time.
 - A stage that another DVC holds is waited for, where DVC gives up.
 - A process id that the system has given to another program holds no stage.
 """
@@ -21,6 +22,7 @@ from dvc import dvcfile, rwlock
 from dvc.cli import main
 from dvc.lock import LockError
 from dvc.stage import PipelineStage, serialize
+from dvc.stage.cache import StageCache
 from dvc.utils.serialize import dumps_yaml
 
 from workflow import faults, lock_text
@@ -85,6 +87,7 @@ def whole_files() -> Iterator[None]:
             (dvcfile, "modify_yaml", lambda path, fs=None: modify(path, fs=_WholeFiles)),
             (dvcfile, "dump_yaml", lambda path, data, fs=None: dump(path, data, fs=_WholeFiles)),
             (dvcfile.Lockfile, "dump_stages", _dump_stages(dvcfile.Lockfile.dump_stages)),
+            (StageCache, "_load", _load_whole(StageCache._load)),
         ):
             stack.enter_context(_replaced(owner, name, new))
         yield
@@ -148,6 +151,30 @@ def _dump_stages(slowly: Callable[..., None]) -> Callable[..., None]:
             lockfile.repo.scm_context.track_file(lockfile.relpath)
 
     return dump
+
+
+def _load_whole(load: Callable[..., Any]) -> Callable[..., Any]:
+    """DVC's method that finds a stage in the run cache, by whoever has the repository's lock and so writes alone."""
+
+    def load_whole(cache: StageCache, stage: PipelineStage) -> Any:
+        remove_unfinished_entries(Path(cache.cache_dir))
+        return load(cache, stage)
+
+    return load_whole
+
+
+def unfinished_entries(runs: Path) -> list[Path]:
+    """What is being written in DVC's run cache, or was when a process was killed: files, and folders without one."""
+    return [*runs.glob("*/*/*.tmp"), *(folder for folder in runs.glob("*/*") if not any(folder.iterdir()))]
+
+
+def remove_unfinished_entries(runs: Path) -> None:
+    """Remove what was being written in DVC's run cache; the caller has the repository's lock."""
+    for path in unfinished_entries(runs):
+        if not path.is_dir():
+            path.unlink()
+    for folder in unfinished_entries(runs):
+        folder.rmdir()
 
 
 def _block(entry: dict[str, Any]) -> dict[str, str]:
