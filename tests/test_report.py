@@ -15,7 +15,8 @@ from report_reader import Reader, facts, read, spaced
 from workflow import params
 from workflow.comparison import ALL, Comparison, Contrast
 from workflow.errors import UserError
-from workflow.paths import COMPARE, train_folder
+from workflow.files import read_json, write_json
+from workflow.paths import COMPARE, benchmark_file, train_folder
 from workflow.report import drawing, formatting, words
 from workflow.report.answers import marked
 from workflow.report.facts import inputs, shape_of, short_labels, variant_labels
@@ -230,6 +231,44 @@ def test_the_answer_is_made_from_the_numbers(page, comparison):
         "worse by 0.059 nats per token (merged, de-quantised) and worse by 0.090 nats per token (merged, quantised "
         "again)."
     ) in text
+
+
+def test_what_a_verdict_rests_on_stands_beside_it():
+    write()
+    path = Path("results/compare/comparison.json")
+    content = read_json(path)
+    caveat = "It rests on the last checkpoint (step 12): made up."
+    for contrast in content["contrasts"]:
+        if (contrast["kind"], contrast["form"], contrast["subset"]) == ("to_baseline", "as_trained", ALL):
+            contrast["caveat"] = caveat
+            contrast["by_rows"] = contrast["difference"] | {"value": 0.001, "low": -0.02, "high": 0.022}
+            contrast["verdict_by_rows"] = "undecided"
+    write_json(path, content)
+    page = read()
+    assert page.text.index(caveat) < page.text.index("The evidence in one table")  # in the answer
+    for name in ("the evidence", "Held-out loss, nats per token"):
+        (row,) = [
+            row for row in page.tables[name] if row[0].startswith(QLORA_LABEL) and "as trained" in row[0]
+        ]
+        assert any(
+            caveat in c and "by rows +0.001 (−0.020 to +0.022), undecided" in c.replace("-0.020", "−0.020")
+            for c in row
+        )
+
+
+def test_a_benchmark_that_ran_the_longest_pass_says_so():
+    write()
+    for variant in (BASELINE, QLORA):
+        content = read_json(benchmark_file(variant))
+        write_json(
+            benchmark_file(variant), content | {"peak_pass_tokens": 512, "epoch_longest_pass_tokens": 512}
+        )
+    made_up_results.write_hardware([
+        made_up_results.point("every speed-up", BASELINE, peak_pass_tokens=1234, epoch_longest_pass_tokens=1234)
+    ])  # fmt: skip
+    text = read().text
+    assert "A peak is that of an epoch’s longest forward pass (512 tokens), which each variant ran." in text
+    assert "longest pass of an epoch, 1,234 tokens" in text and "peak over" not in text
 
 
 @pytest.mark.parametrize(

@@ -645,21 +645,17 @@ def _caveat(one: _Taken, judged: _Judged, rises: list[Rise]) -> str | None:
         if rise.variant in trained and one.contrast.kind != "form"  # its two arms are the same checkpoint
     ]
     if one.by_rows and judged.by_rows != judged.verdict:
-        parts.append(weighting_sentence(one.by_rows, verdict=judged.by_rows, unit=one.about["unit"]))
+        parts.append(weighting_sentence(one.by_rows, verdict=judged.by_rows))
     return " ".join(parts) or None
 
 
 def rise_sentence(rise: Rise) -> str:
     """That a verdict rests on the last checkpoint of a variant, with step and size."""
-    text = (
-        f"This rests on the last checkpoint, step {rise.last_step}: on the validation rows {rise.variant} was best at "
-        f"step {rise.best_step} and has lost {rise.last - rise.best:.3f} nats per token since"
+    ahead = "" if rise.ahead_until is None else f", and ahead of the baseline until step {rise.ahead_until}"
+    return (
+        f"It rests on the last checkpoint (step {rise.last_step}): on the validation rows {rise.variant} was best at step "
+        f"{rise.best_step}, by {rise.last - rise.best:.3f} nats per token{ahead}."
     )
-    if rise.low is not None:
-        text += f" ({rise.low:.3f} to {rise.high:.3f} over the seeds)"
-    if rise.ahead_until is not None:
-        text += f"; it was ahead of the baseline until step {rise.ahead_until}"
-    return f"{text}."
 
 
 def _rises(results: Results, asked: params.Params) -> list[Rise]:

@@ -488,13 +488,13 @@ def sentence(
     return f"{text}."
 
 
-def weighting_sentence(by_rows: Difference, *, verdict: Verdict, unit: str) -> str:
+def weighting_sentence(by_rows: Difference, *, verdict: Verdict) -> str:
     """That a verdict depends on the weighting, with the difference in which every item weighs the same."""
     ends = by_rows.value, by_rows.low, by_rows.high
     value, low, high = (_number(end, _digits(*ends), signed=True) for end in ends)
     return (
-        f"It depends on the weighting: with every row weighing the same the difference is {value} {unit} "
-        f"({_percent(by_rows.confidence)} interval {low} to {high}), which makes it {verdict}."
+        f"It depends on the weighting: by rows, each weighing the same, it is {verdict}, {value} "
+        f"({_percent(by_rows.confidence)} interval {low} to {high})."
     )
 
 
