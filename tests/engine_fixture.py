@@ -47,8 +47,10 @@ REAL_FILES = (
     "workflow/paths.py",
     "workflow/pipeline.py",
     "workflow/processes.py",
+    "workflow/redaction.py",
     "workflow/schemas/params.schema.json",
     "workflow/snakemake_options.py",
+    "workflow/variables.py",
 )
 CONTROL = "STUB_CONTROL"
 ENGINES = ("dvc", "snakemake")
