@@ -148,13 +148,13 @@ ANYWHERE: dict[str, Check] = {
     "HF_DATASETS_CACHE": _folder,
     "HF_MODULES_CACHE": _folder,
     "XDG_CACHE_HOME": _folder,
-    "HF_ENDPOINT": _address,
     "OMP_NUM_THREADS": _threads,
     "MKL_NUM_THREADS": _threads,
     "OPENBLAS_NUM_THREADS": _threads,
 }
 # Read when something is downloaded; in small letters too.
 DOWNLOADS: dict[str, Check] = {
+    "HF_ENDPOINT": _address,
     "HF_TOKEN": _token,
     "HUGGING_FACE_HUB_TOKEN": _token,
     "HF_TOKEN_PATH": _token_file,
