@@ -29,7 +29,13 @@ from engine_fixture import (
 DVC = [sys.executable, "-m", "dvc"]
 DVC_REPRO = [*DVC, "repro"]
 SNAKEMAKE = [str(snakemake_command()), "--cores", "1"]
-AFTER_CHANGING_THE_LEARNING_RATE = ["compare", f"evaluate@{VARIANT}-1", "report", f"train@{VARIANT}-1"]
+AFTER_CHANGING_THE_LEARNING_RATE = [
+    "compare",
+    f"evaluate@{VARIANT}-1",
+    "report",
+    f"train@{VARIANT}-1",
+    "try_model",
+]
 
 
 @pytest.mark.parametrize("engine", ENGINES)

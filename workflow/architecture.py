@@ -90,11 +90,7 @@ def counted_shape(model: nn.Module) -> Shape:
             f"the model ({config.model_type}) has {_billions(parameters(model))} billion parameters, and memory and "
             f"time are predicted for layers as a Llama has them: {difference}."
         )
-    if not getattr(model, "_supports_sdpa", False):
-        raise UserError(
-            f"the model ({config.model_type}) has an attention that PyTorch's scaled_dot_product_attention does not "
-            "compute, and no other is trained with here."
-        )
+    check_attention(model)
     normed = any(_last(name) == "q_norm" for name, _ in model.named_modules())
     return replace(Shape.of(config), others=others, query_key_norms=normed)
 
@@ -106,12 +102,20 @@ def known_shape(config: PreTrainedConfig) -> Shape | None:
 
 
 def outside_linears(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Weights of more than one dimension that are in no linear layer, embedding or head: experts as one tensor."""
+    """Weights of more than one dimension that no linear layer, embedding or head holds: experts as one tensor."""
     from torch import nn
 
-    embedded = (model.get_input_embeddings(), model.get_output_embeddings())
-    known = {id(m.weight) for m in model.modules() if isinstance(m, nn.Linear) or m in embedded}
+    known = {id(m.weight) for m in model.modules() if isinstance(m, nn.Linear | nn.Embedding)}
     return {name: p for name, p in model.named_parameters() if id(p) not in known and p.dim() > 1}
+
+
+def check_attention(model: nn.Module) -> None:
+    """Raise a UserError if a model's attention is not one that is trained with."""
+    if not getattr(model, "_supports_sdpa", False):
+        raise UserError(
+            f"the model ({model.config.model_type}) has an attention that PyTorch's scaled_dot_product_attention does "
+            "not compute, and no other is trained with here."
+        )
 
 
 def parameters(model: nn.Module) -> int:
