@@ -104,7 +104,8 @@ def test_of_a_models_folder_only_weights_tokenizer_and_configs_are_taken_and_no_
     stored.mkdir()
     record = sources.fetch_model(model_source(hostile_model), stored)
     assert record["parameters"] > 0 and not mark.exists()
-    assert {file.suffix for file in stored.iterdir()} == {".json", ".safetensors", ".jinja"}
+    assert {file.suffix for file in stored.iterdir()} == {".json", ".safetensors", ".jinja", ".md"}
+    assert [file.name for file in stored.glob("*.md")] == ["README.md"]  # our own card of the base
     assert "auto_map" not in (stored / "config.json").read_text()
 
 

@@ -120,7 +120,7 @@ def written(lock: str | None = None) -> dict[str, tuple[str, list[str]]]:
     loader = getattr(yaml, "CBaseLoader", yaml.BaseLoader)
     try:
         text = DVC_LOCK.read_text(encoding="utf-8") if lock is None else lock
-        stages = (yaml.load(text, loader) or {}).get("stages", {})
+        stages = (loader(text).get_single_data() or {}).get("stages", {})
         outs = [(name, out) for name, stage in stages.items() for out in stage.get("outs", [])]
     except (yaml.YAMLError, UnicodeDecodeError, AttributeError) as error:
         raise UserError(f"{DVC_LOCK} is not sound YAML: {' '.join(str(error).split())}") from None

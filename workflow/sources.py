@@ -267,12 +267,12 @@ def fetch_model(model: params.Model, folder: Path) -> dict:
     model_files.check_files(folder)
     record["rounded_from"] = _round_to_16_bits(folder)
     rows = model_files.check_model(folder)
-    _forget_code(folder)
     record |= _describe(folder)
     record |= chat.write_template(
         model.chat_template, folder, date=model.chat_date, end_token=model.end_token
     )
     model_files.check_tokenizer(folder, rows=rows)
+    _forget_code(folder)  # not before: a tokenizer that needs its own code is refused, not loaded without it
     compatibility.make_compatible(folder)
     record = {"source": model.source, **record}
     lineage.write_base_card(folder, origin, record)
