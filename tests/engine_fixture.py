@@ -57,6 +57,7 @@ ENGINES = ("dvc", "snakemake")
 VARIANT, OTHER = "lora_16bit", "qlora_nf4_dq"
 Edit = Callable[[dict[str, Any]], None]
 NOTHING = "Nothing to be done"
+PROFILE = "Using workflow specific profile profiles/default for setting default command line arguments.\n"
 EVERYTHING = [
     f"benchmark@{VARIANT}",
     f"benchmark_grid@{VARIANT}-own",
@@ -135,7 +136,8 @@ class Repository:
         return self.run(sys.executable, "-m", "workflow.pipeline", "prune")
 
     def snakemake(self, *arguments: str, fails: bool = False) -> str:
-        return self.run(str(snakemake_command()), *arguments, fails=fails)
+        said = self.run(str(snakemake_command()), *arguments, fails=fails)
+        return said.replace(PROFILE, "")
 
     def bring_up_to_date(self, engine: str) -> list[str]:
         """Run the whole pipeline with `dvc` or `snakemake`; return the stages that really ran, sorted."""
