@@ -25,14 +25,16 @@ PRESETS = sorted((ROOT / "workflow" / "presets").glob("*.yaml"))
 CPU = params.Hardware(device="cpu", compute_dtype="float32", data_workers=0)
 
 
-def random_adapter(model_folder: Path, folder: Path, *, seed: int = 0) -> Path:
+def random_adapter(model_folder: Path, folder: Path, *, seed: int = 0, rank: int = 4, alpha: int = 8) -> Path:
     """An adapter on every linear layer whose weights are random, B's included, so that it changes the model."""
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
     torch.manual_seed(seed)
-    config = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False)
+    config = LoraConfig(
+        r=rank, lora_alpha=alpha, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False
+    )
     base = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32)
     get_peft_model(base, config).save_pretrained(folder)
     return folder

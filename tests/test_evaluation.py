@@ -45,7 +45,9 @@ def workspace(tiny, tiny_model, splits, tmp_path_factory) -> Path:
     rows = instructions.scored_rows(splits["test"], tokenizer, choice_seed=55, held_out_categories=["words"])
     write_jsonl(folder / split_file("test"), rows)
     for name in ("lora_16bit", NAME):
-        random_adapter(tiny_model, folder / weights_folder(name, SEED))
+        training = tiny.training_of(name)
+        adapter = folder / weights_folder(name, SEED)
+        random_adapter(folder / MODEL, adapter, rank=training.rank, alpha=training.alpha)
     write_jsonl(folder / "goals.jsonl", GOALS)
     text = (ROOT / "workflow/presets/tiny.yaml").read_text()
     own = "    holdout_generation: {items: 4,"

@@ -105,9 +105,9 @@ def _checking(load_cache: Callable) -> Callable:
 
 
 def _checking_list(load: Callable) -> Callable:
-    def load_and_check(cls: type[Tree], odb: Any, hash_info: Any, *arguments: Any) -> Tree:
+    def load_and_check(cls: type[Tree], odb: Any, hash_info: Any, **options: Any) -> Tree:
         try:
-            tree = load(cls, odb, hash_info, *arguments)
+            tree = load(cls, odb, hash_info, **options)
             md5 = hashlib.md5(tree.as_bytes(), usedforsecurity=False).hexdigest() + ".dir"
             if md5 == hash_info.value:
                 return tree
