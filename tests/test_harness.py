@@ -151,6 +151,15 @@ def test_a_csv_keeps_its_text_and_only_its_labels_become_numbers(piqa, tmp_path)
     assert [leaf.doc_to_target(doc) for doc in docs] == [0, 1] * 5 and not notes
 
 
+def test_a_csv_of_lists_is_refused(piqa, tmp_path):
+    rows = [f"g{n},a,b,{n % 2},\"['a', 'b']\"" for n in range(8)]
+    (tmp_path / "piqa.csv").write_text("\n".join(["goal,sol1,sol2,label,choices", *rows]) + "\n")
+    with pytest.raises(
+        UserError, match="piqa.csv has lists in column choices, .*: write the file as JSON lines"
+    ):
+        piqa("piqa.csv")
+
+
 def test_json_keeps_dates_and_late_columns_and_what_fits_no_column_is_left_out(piqa, tmp_path, capsys):
     odd = [{"when": "2024-01-01", "id": 1, "size": 1}, {"id": "x", "size": 2**70}]
     rows = [row | odd[n % 2] | ({"late": "x"} if n > 5 else {}) for n, row in enumerate(PIQA)]

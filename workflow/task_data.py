@@ -27,6 +27,7 @@ from workflow.paths import FETCHED_TASKS
 
 SPLIT_KEYS = ("training_split", "validation_split", "test_split", "fewshot_split")
 WHOLE_NUMBER = re.compile(r"0|-?[1-9][0-9]{0,17}")  # as str(int) writes it, within 64 bits
+LIST = re.compile(r"\s*\[.*\]\s*", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -244,6 +245,7 @@ def _copy(source: Path, copy: Path, config: dict) -> Split:
         names = list(dict.fromkeys(name for _, row in content for name in row))
         columns = {name: [row.get(name) for _, row in content] for name in names}
         if source.suffix == ".csv":
+            _check_no_lists(columns, source)
             columns = _with_numbers(columns, config)
         table, left_out = _from_values(columns, rows)
     if not rows:
@@ -276,6 +278,16 @@ def _from_values(columns: dict[str, list], rows: list[str]) -> tuple[pyarrow.Tab
             case column:
                 whole[name] = column
     return pyarrow.table(whole), left_out
+
+
+def _check_no_lists(columns: dict[str, list[str]], source: Path) -> None:
+    """Refuse a CSV with a column of lists: a template would take single characters of their text, without an error."""
+    for name, cells in columns.items():
+        if cells and all(map(LIST.fullmatch, cells)):
+            raise UserError(
+                f"{source.name} has lists in column {name}, such as {cells[0][:40]!r}, and a CSV holds text alone: "
+                "write the file as JSON lines."
+            )
 
 
 def _with_numbers(columns: dict[str, list[str]], config: dict) -> dict[str, list]:
