@@ -1,5 +1,6 @@
 """What the tests share: a tiny random Llama of the real architecture, and rows that need no network."""
 
+import hashlib
 import os
 import subprocess
 import sys
@@ -9,10 +10,11 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # the workers share the cor
 
 import pytest
 from engine_fixture import EVERYTHING, VARIANT, Repository, create_repository
-from stub_hub import start_hub, use_hub, without_waiting
+from stub_hub import REVISION, start_hub, use_hub, without_waiting
 
-from workflow import instructions, params, sources
+from workflow import digests, instructions, params, sources
 from workflow.console import go_offline, quiet_libraries
+from workflow.files import sha256
 from workflow.instructions import Instruction
 
 go_offline()  # a test that would reach a hub fails instead
@@ -38,6 +40,36 @@ def random_adapter(model_folder: Path, folder: Path, *, seed: int = 0, rank: int
     base = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32)
     get_peft_model(base, config).save_pretrained(folder)
     return folder
+
+
+def hub_model() -> params.HubModel:
+    """A model on the stub of the hub, with its own chat template and end token."""
+    return params.HubModel(
+        source="hub",
+        repository="a/b",
+        revision=REVISION,
+        chat_template="model",
+        chat_date="2024-07-26",
+        end_token=None,
+    )
+
+
+def file_model(path: Path) -> params.FileModel:
+    """A model in a file or a folder of safetensors, with its own chat template and end token."""
+    listing = "".join(f"{sha256(file)}  {file.name}\n" for file in sorted(path.glob("*.safetensors")))
+    return params.FileModel(
+        source="file",
+        path=str(path),
+        sha256=sha256(path) if path.is_file() else hashlib.sha256(listing.encode()).hexdigest(),
+        chat_template="model",
+        chat_date="2024-07-26",
+        end_token=None,
+    )
+
+
+def digest_of(path: Path) -> str | None:
+    """The digest of a file or folder as dvc.lock has it; None where there is nothing."""
+    return digests.known_digest(path, digests.digests(digests.files_of(path)))
 
 
 def run_stage_in(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess:

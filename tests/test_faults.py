@@ -13,7 +13,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, run_stage_in
+from conftest import ROOT, hub_model, run_stage_in
 from engine_fixture import assert_clean, create_repository
 from stub_hub import REVISION, start_index, use_hub
 
@@ -551,14 +551,7 @@ def _dataset() -> None:
 
 
 def _model() -> None:
-    model = params.HubModel(
-        source="hub",
-        repository="a/b",
-        revision=REVISION,
-        chat_template="model",
-        chat_date="2024-07-26",
-        end_token=None,
-    )
+    model = hub_model()
     folder = sources.hub_snapshot(model)
     assert (folder / "model.safetensors").read_bytes() == CONTENT and (folder / "config.json").is_file()
 

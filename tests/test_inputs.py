@@ -11,7 +11,7 @@ from pathlib import Path
 
 import made_up_results
 import pytest
-from conftest import run_stage_in
+from conftest import digest_of, run_stage_in
 from engine_fixture import (
     ENGINES,
     VARIANT,
@@ -192,7 +192,7 @@ def test_a_damaged_file_is_not_used_and_comes_back_as_the_sentence_says(
 def test_a_damaged_list_of_a_folders_files_is_put_right(repository, damaged, there):
     folder, cache = repository.root / WEIGHTS, repository.root / ".dvc/cache"
     good = {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
-    listing = digests.object_of(str(digests.digest_of(folder)), cache)
+    listing = digests.object_of(str(digest_of(folder)), cache)
     text = listing.read_text()
     listing.chmod(0o644)
     listing.write_text(text.replace('"first"', '"farst"') if damaged == "another name" else text[:40])

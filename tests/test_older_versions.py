@@ -1,6 +1,5 @@
 """What is saved here means the same to the versions before: transformers 4.57 and PEFT 0.17 give the same loss."""
 
-import hashlib
 import json
 import os
 import shutil
@@ -10,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, random_adapter
+from conftest import ROOT, file_model, random_adapter
 from test_your_own import write_gguf
 from transformers import (
     AutoModelForCausalLM,
@@ -25,7 +24,7 @@ from transformers import (
 
 from workflow import cards, compatibility, params, save_served, sources
 from workflow.errors import UserError
-from workflow.files import read_json, sha256, write_json
+from workflow.files import read_json, write_json
 from workflow.paths import MODEL, weights_folder
 
 OLDER = ROOT / ".venv-older"  # made by `make test` from requirements-older.lock
@@ -71,15 +70,6 @@ def sharp_model(folder: Path, **changes) -> Path:
     return folder
 
 
-def file_source(path: Path) -> params.FileModel:
-    digest = sha256(path) if path.is_file() else None
-    if digest is None:
-        listing = f"{sha256(path / 'model.safetensors')}  model.safetensors\n"
-        digest = hashlib.sha256(listing.encode()).hexdigest()
-    return params.FileModel(source="file", path=str(path), sha256=digest, chat_template="model",
-                            chat_date="2024-07-26", end_token=None)  # fmt: skip
-
-
 @pytest.fixture(scope="module")
 def saved(tiny, tmp_path_factory) -> dict[str, tuple[Path, Path | None]]:
     """Every kind of model that is saved, by name: base and adapter. The working directory is a repository of them."""
@@ -87,10 +77,10 @@ def saved(tiny, tmp_path_factory) -> dict[str, tuple[Path, Path | None]]:
     os.chdir(folder)
     (folder / "params.yaml").write_text((ROOT / "workflow/presets/tiny.yaml").read_text())
     MODEL.mkdir(parents=True)
-    sources.fetch_model(file_source(sharp_model(folder / "source")), MODEL)
+    sources.fetch_model(file_model(sharp_model(folder / "source")), MODEL)
     write_gguf(sharp_model(folder / "tied", tie_word_embeddings=True), folder / "model.F32.gguf")
     (folder / "from gguf").mkdir()
-    sources.fetch_model(file_source(folder / "model.F32.gguf"), folder / "from gguf")
+    sources.fetch_model(file_model(folder / "model.F32.gguf"), folder / "from gguf")
 
     def finish(weights: Path, name: str) -> None:
         cards.complete(

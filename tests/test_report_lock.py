@@ -9,6 +9,7 @@ from pathlib import Path
 
 import made_up_results
 import pytest
+from conftest import digest_of
 from engine_fixture import damage
 from report_reader import Reader, facts
 
@@ -89,7 +90,7 @@ def test_what_dvc_just_made_matches(finished):
 
 
 def md5(path: Path) -> str:
-    return str(digests.digest_of(path))
+    return str(digest_of(path))
 
 
 def edit(path: str, old: str, new: str) -> Callable[[], None]:

@@ -20,7 +20,7 @@ from pathlib import Path
 import made_up_results
 import pandas as pd
 import pytest
-from conftest import CPU, ROOT
+from conftest import CPU, ROOT, file_model, hub_model
 from engine_fixture import wait_until
 from huggingface_hub import ModelCard
 from made_up_results import Answered
@@ -29,7 +29,7 @@ from stub_hub import REVISION, start_hub, start_index, use_hub, without_waiting
 
 from workflow import chat, faults, gpus, harness, instructions, params, redaction, sources
 from workflow.errors import UserError
-from workflow.files import read_json, sha256, write_json
+from workflow.files import read_json, write_json
 from workflow.report import exports
 from workflow.report.page import render
 
@@ -68,19 +68,6 @@ def code(mark: Path) -> str:
     return f"from pathlib import Path\nPath({str(mark)!r}).touch()\n"
 
 
-def model_source(folder: Path) -> params.FileModel:
-    files = sorted(folder.glob("*.safetensors"))
-    listing = "".join(f"{sha256(file)}  {file.name}\n" for file in files)
-    return params.FileModel(
-        source="file",
-        path=str(folder),
-        sha256=digest(listing.encode()),
-        chat_template="model",
-        chat_date="2024-07-26",
-        end_token=None,
-    )
-
-
 @pytest.fixture
 def hostile_model(tiny_model, tmp_path, mark) -> Path:
     """A model's folder with everything that code could come in."""
@@ -102,7 +89,7 @@ def test_of_a_models_folder_only_weights_tokenizer_and_configs_are_taken_and_no_
 ):
     stored = tmp_path / "stored"
     stored.mkdir()
-    record = sources.fetch_model(model_source(hostile_model), stored)
+    record = sources.fetch_model(file_model(hostile_model), stored)
     assert record["parameters"] > 0 and not mark.exists()
     assert {file.suffix for file in stored.iterdir()} == {".json", ".safetensors", ".jinja", ".md"}
     assert [file.name for file in stored.glob("*.md")] == ["README.md"]  # our own card of the base
@@ -113,14 +100,7 @@ def test_of_a_repository_no_pickle_and_no_code_is_even_downloaded(hostile_model,
     hub = start_hub()
     use_hub(hub, tmp_path / "hub", monkeypatch)
     hub.files = {file.name: file.read_bytes() for file in hostile_model.iterdir()}
-    model = params.HubModel(
-        source="hub",
-        repository="a/b",
-        revision=REVISION,
-        chat_template="model",
-        chat_date="2024-07-26",
-        end_token=None,
-    )
+    model = hub_model()
     folder = sources.hub_snapshot(model)
     asked = {path.rpartition("/")[2] for path, _ in hub.requests}
     assert "model.safetensors" in asked and not any(re.search(r"\.(bin|pt|pkl|py)$", name) for name in asked)
@@ -151,7 +131,7 @@ def test_a_model_that_needs_its_own_code_is_refused_in_one_sentence(
     write_json(hostile_model / file, read_json(hostile_model / file) | change)
     (tmp_path / "stored").mkdir()
     with pytest.raises(UserError, match=sentence) as raised:
-        sources.fetch_model(model_source(hostile_model), tmp_path / "stored")
+        sources.fetch_model(file_model(hostile_model), tmp_path / "stored")
     assert "\n" not in str(raised.value) and not mark.exists()
 
 
@@ -159,16 +139,8 @@ def test_a_folder_of_pickles_is_no_model(tmp_path, mark):
     folder = tmp_path / "pickles"
     folder.mkdir()
     (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Trap(mark)))
-    source = params.FileModel(
-        source="file",
-        path=str(folder),
-        sha256="0" * 64,
-        chat_template="model",
-        chat_date="2024-07-26",
-        end_token=None,
-    )
     with pytest.raises(UserError, match="a folder without a .safetensors file"):
-        sources.fetch_model(source, tmp_path / "stored")
+        sources.fetch_model(file_model(folder), tmp_path / "stored")
     assert not mark.exists()
 
 
@@ -547,16 +519,7 @@ def test_the_hubs_own_warnings_do_not_name_a_password(tmp_path, monkeypatch):
     monkeypatch.setattr(handler, "stream", said)
     monkeypatch.setattr(handler, "filters", [])
     with pytest.raises(UserError, match="the hub answered 503"):
-        sources.hub_snapshot(
-            params.HubModel(
-                source="hub",
-                repository="a/b",
-                revision=REVISION,
-                chat_template="model",
-                chat_date="2024-07-26",
-                end_token=None,
-            )
-        )
+        sources.hub_snapshot(hub_model())
     hub.shutdown()
     assert f"http://127.0.0.1:{hub.server_port}/api/" in said.getvalue()
     assert "endpoint_secret" not in said.getvalue()

@@ -10,6 +10,7 @@ from pathlib import Path
 import gguf
 import pytest
 import torch
+from conftest import file_model, hub_model
 from safetensors.torch import load_file
 from stub_hub import REVISION
 from test_your_own import write_gguf
@@ -132,15 +133,7 @@ def test_a_random_model_is_16_bit_loads_anywhere_and_is_always_the_same(tiny, ti
 
 
 def test_a_folder_of_safetensors_is_a_source(tiny_model, tmp_path):
-    listing = f"{digest(tiny_model / 'model.safetensors')}  model.safetensors\n"
-    model = params.FileModel(
-        source="file",
-        path=str(tiny_model),
-        sha256=digest(listing.encode()),
-        chat_template="model",
-        chat_date="2024-07-26",
-        end_token=None,
-    )
+    model = file_model(tiny_model)
     record = sources.fetch_model(model, tmp_path)
     assert digest(tmp_path / "model.safetensors") == digest(tiny_model / "model.safetensors")
     assert record["chat_template"] == "the model's own"
@@ -158,15 +151,7 @@ def test_float32_weights_are_rounded_to_16_bits(tiny_model, tmp_path):
             parameter.mul_(1.001)
     wide.save_pretrained(tmp_path / "wide")
     AutoTokenizer.from_pretrained(tiny_model).save_pretrained(tmp_path / "wide")
-    listing = f"{digest(tmp_path / 'wide' / 'model.safetensors')}  model.safetensors\n"
-    source = params.FileModel(
-        source="file",
-        path=str(tmp_path / "wide"),
-        sha256=digest(listing.encode()),
-        chat_template="model",
-        chat_date="2024-07-26",
-        end_token=None,
-    )
+    source = file_model(tmp_path / "wide")
     (tmp_path / "stored").mkdir()
     record = sources.fetch_model(source, tmp_path / "stored")
     assert (record["rounded_from"], record["storage_dtype"]) == ("F32", "BF16")
@@ -197,14 +182,7 @@ def test_a_model_on_the_hub_brings_safetensors_and_no_code(hub, tiny_model, tmp_
     card = "---\nlicense: mit\nlanguage: [en, fr, '<b>']\nbase_model: the/parent\n---\ninjected"
     hub.files["README.md"] = card.encode()
     hub.files |= {"pytorch_model.bin": b"pickle", "modeling.py": b"raise SystemExit"}
-    model = params.HubModel(
-        source="hub",
-        repository="a/b",
-        revision=REVISION,
-        chat_template="model",
-        chat_date="2024-07-26",
-        end_token=None,
-    )
+    model = hub_model()
     record = sources.fetch_model(model, tmp_path)
     names = {file.name for file in tmp_path.iterdir() if file.is_file()}
     assert record["lineage"] == {

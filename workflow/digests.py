@@ -93,11 +93,6 @@ def known_digest(path: Path, found: Mapping[Path, str]) -> str | None:
     return folder_digest(path, found) if path.is_dir() else found.get(path)
 
 
-def digest_of(path: Path) -> str | None:
-    """The digest of a file or folder as dvc.lock has it; None where there is nothing."""
-    return known_digest(path, digests(files_of(path)))
-
-
 def object_of(md5: str, cache: Path) -> Path:
     """Where DVC's cache holds the content with this digest."""
     return cache / "files" / "md5" / md5[:2] / md5[2:]

@@ -66,10 +66,6 @@ class _WholeFiles:
             beside.open(mode, encoding=encoding) as file,
         ):
             yield file
-            file.flush()
-            os.fsync(file.fileno())
-            if target.exists():
-                beside.chmod(target.stat().st_mode)
 
 
 @contextmanager

@@ -108,14 +108,15 @@ def save_model(asked: params.Params, variant: str, seed: int | None, form: str, 
 
     if not (MODEL / "config.json").is_file():
         raise UserError(f"{MODEL} is missing; `dvc repro fetch_model` makes it.")
-    outputs.check_outputs(*filter(None, (MODEL, None if seed is None else weights_folder(variant, seed))))
+    weights = None if seed is None else weights_folder(variant, seed)
+    outputs.check_outputs(*filter(None, (MODEL, weights)))
     stored = sum(file.stat().st_size for file in MODEL.glob("*.safetensors"))
     quantized = form in ("base", "requantized") and asked.variants[variant].precision != "16bit"
     check_space(to, stored // 4 if quantized else stored)
     model, served = serve(
         form,
         model_folder=MODEL,
-        weights_folder=None if seed is None else weights_folder(variant, seed),
+        weights_folder=weights,
         variant=asked.variants[variant],
         hardware=asked.hardware,
         training=asked.training_of(variant),
