@@ -34,7 +34,6 @@ AFTER_CHANGING_THE_LEARNING_RATE = [
     f"evaluate@{VARIANT}-1",
     "report",
     f"train@{VARIANT}-1",
-    "try_model",
 ]
 
 
