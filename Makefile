@@ -9,7 +9,8 @@ TORCH := $(shell sed -n 's/^ *"\(torch==[0-9.]*\)".*/\1/p' pyproject.toml)
 PIP := .venv/bin/python -m pip --disable-pip-version-check install --quiet
 TESTS ?= tests
 # Of the numbers, which depend on the versions of the libraries.
-NUMBERS ?= $(foreach name,reference training precision serving evaluation older_versions,tests/test_$(name).py)
+NUMBERS ?= $(addprefix tests/,whole/test_reference.py training/test_training.py precisions/test_precision.py \
+	evaluation whole/test_older_versions.py)
 
 .DEFAULT_GOAL := help
 .PHONY: help report benchmark test test-locked test-lowest reference kills long-run lint audit format schema lock environment \
@@ -37,16 +38,16 @@ publish: .venv/.installed ## check STUDY=reference_study in PACKED=studies/refer
 benchmark-engines: .venv/.installed-dev ## time both engines when nothing has changed
 	@.venv/bin/python tests/benchmark_engines.py
 
-test: .venv/.installed-dev .venv-older/.installed ## run the tests (TESTS=tests/test_params.py for a part of them)
+test: .venv/.installed-dev .venv-older/.installed ## run the tests (TESTS=tests/params/test_params.py for a part of them)
 	.venv/bin/python -m pytest $(TESTS)
 
-test-locked: .venv/.installed-dev .venv-older/.installed ## run the tests of the numbers (NUMBERS=tests/test_reference.py for a part of them)
+test-locked: .venv/.installed-dev .venv-older/.installed ## run the tests of the numbers (NUMBERS=tests/whole/test_reference.py for a part of them)
 	.venv/bin/python -m pytest $(NUMBERS)
 
 test-lowest: .venv-lowest/.installed .venv-older/.installed ## run them with the lowest versions that pyproject.toml allows
 	.venv-lowest/bin/python -m pytest $(NUMBERS)
 
-reference: .venv/.installed-dev ## write tests/reference/tiny.json anew: the numbers that tests/test_reference.py expects
+reference: .venv/.installed-dev ## write tests/reference/tiny.json anew: the numbers that tests/whole/test_reference.py expects
 	PYTHONPATH=. .venv/bin/python tests/measure_reference.py
 
 diff: .venv/.installed ## what changed since a commit, in markdown (REV=main; add TO=REV for another end than the workspace)
@@ -56,14 +57,15 @@ env-diff: .venv/.installed ## which locked versions changed since a commit, and 
 	@.venv/bin/python -m workflow.environment diff $(or $(REV),HEAD)
 
 kills: .venv/.installed-dev ## kill the tiny pipeline KILLS=20 times under each engine and compare what it ends with
-	KILLS=$(or $(KILLS),20) .venv/bin/python -m pytest tests/test_kills.py --numprocesses 0 --capture no
+	KILLS=$(or $(KILLS),20) .venv/bin/python -m pytest tests/engine/test_kills.py --numprocesses 0 --capture no
 
 long-run: .venv/.installed-dev ## run PARAMS=params.yaml RUNS=10 times over and say what grew
 	PYTHONPATH=. .venv/bin/python tests/long_run.py $(or $(RUNS),10) $(or $(PARAMS),params.yaml)
 
-lint: .venv/.installed-dev ## check style: ruff, snakefmt, snakemake --lint
+lint: .venv/.installed-dev ## check style and rooms: ruff, import-linter, snakefmt, snakemake --lint
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
+	.venv/bin/lint-imports
 	.venv/bin/snakefmt --check Snakefile
 	.venv/bin/snakemake --lint
 
@@ -75,8 +77,8 @@ format: .venv/.installed-dev ## format the code
 	.venv/bin/ruff format .
 	.venv/bin/snakefmt Snakefile
 
-schema: .venv/.installed ## write the JSON schema of params.yaml from workflow/params.py
-	.venv/bin/python -m workflow.params > workflow/schemas/params.schema.json
+schema: .venv/.installed ## write the JSON schema of params.yaml from workflow/params/model.py
+	.venv/bin/python -m workflow.params > workflow/params/schemas/params.schema.json
 
 lock: .venv/.installed-dev ## renew the lock files from pyproject.toml
 	.venv/bin/uv pip compile --quiet --upgrade pyproject.toml --output-file requirements.lock

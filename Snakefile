@@ -13,9 +13,9 @@ from snakemake.exceptions import WorkflowError
 from snakemake.utils import min_version, validate
 
 sys.path.insert(0, str(workflow.basedir))
-from workflow import pipeline, snakemake_options
-from workflow.errors import UserError
+from workflow.engine import pipeline, snakemake_options
 from workflow.params import load
+from workflow.runtime.errors import UserError
 
 min_version("9.27")
 
@@ -55,7 +55,7 @@ configfile: "params.yaml"
 
 # Snakemake's reader of YAML takes 1e-3 for text; ours and DVC's take it for a number.
 config.update(PARAMS.model_dump(mode="json"))
-validate(config, "workflow/schemas/params.schema.json")
+validate(config, "workflow/params/schemas/params.schema.json")
 
 
 onstart:

@@ -12,16 +12,19 @@ import pytest
 from engine_fixture import EVERYTHING, VARIANT, Repository, create_repository
 from stub_hub import REVISION, start_hub, use_hub, without_waiting
 
-from workflow import digests, instructions, params, sources
-from workflow.console import go_offline, quiet_libraries
-from workflow.files import sha256
-from workflow.instructions import Instruction
+from workflow import params
+from workflow.data import instructions
+from workflow.data.instructions import Instruction
+from workflow.fetch import sources
+from workflow.runtime import digests
+from workflow.runtime.files import sha256
+from workflow.runtime.stage import go_offline, quiet_libraries
 
 go_offline()  # a test that would reach a hub fails instead
 quiet_libraries()
 
 ROOT = Path(__file__).resolve().parents[1]
-PRESETS = sorted((ROOT / "workflow" / "presets").glob("*.yaml"))
+PRESETS = sorted((ROOT / "workflow" / "params" / "presets").glob("*.yaml"))
 
 
 CPU = params.Hardware(device="cpu", compute_dtype="float32", data_workers=0)
@@ -98,7 +101,7 @@ def _in_the_repository():
 
 @pytest.fixture(scope="session")
 def tiny() -> params.Params:
-    return params.load(ROOT / "workflow" / "presets" / "tiny.yaml")
+    return params.load(ROOT / "workflow" / "params" / "presets" / "tiny.yaml")
 
 
 @pytest.fixture(scope="session")

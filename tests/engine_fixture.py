@@ -28,30 +28,16 @@ REAL_FILES = (
     "params.yaml",
     "profiles/default/config.yaml",
     "workflow/__init__.py",
-    "workflow/captions/curves.rst",
-    "workflow/captions/page.rst",
-    "workflow/captions/tables.rst",
-    "workflow/console.py",
-    "workflow/digests.py",
-    "workflow/dvc_guards.py",
-    "workflow/dvc_patches.py",
-    "workflow/errors.py",
-    "workflow/faults.py",
-    "workflow/files.py",
-    "workflow/inputs.py",
-    "workflow/lifetime.py",
-    "workflow/lock_text.py",
-    "workflow/mending.py",
-    "workflow/outputs.py",
-    "workflow/params.py",
-    "workflow/paths.py",
     "workflow/pipeline.py",
-    "workflow/processes.py",
-    "workflow/redaction.py",
-    "workflow/schemas/params.schema.json",
-    "workflow/snakemake_options.py",
-    "workflow/variables.py",
+    "workflow/engine/__init__.py",
+    "workflow/engine/dvc_guards.py",
+    "workflow/engine/pipeline.py",
+    "workflow/engine/snakemake_options.py",
+    "workflow/report/captions/curves.rst",
+    "workflow/report/captions/page.rst",
+    "workflow/report/captions/tables.rst",
 )
+REAL_ROOMS = ("params", "runtime")
 CONTROL = "STUB_CONTROL"
 ENGINES = ("dvc", "snakemake")
 VARIANT, OTHER = "lora_16bit", "qlora_nf4_dq"
@@ -195,6 +181,12 @@ def create_repository(folder: Path, variants: list[str], seeds: list[int]) -> Re
         path = repository.root / name
         path.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(PROJECT / name, path)
+    for room in REAL_ROOMS:
+        shutil.copytree(
+            PROJECT / "workflow" / room,
+            repository.root / "workflow" / room,
+            ignore=shutil.ignore_patterns("__pycache__"),
+        )
     runner = repository.root / "workflow" / "run"
     # A test may put a script there that runs when the stage has ended and DVC has not yet taken down what it read.
     after = f'. "${CONTROL}/after $1"'
@@ -328,8 +320,8 @@ def resolve(text: str, item: dict[str, str]) -> str:
 
 def play_stage(name: str, *options: str) -> None:
     """Do what every stage does at its door, and then the stub's work."""
-    from workflow import inputs, lifetime, mending
-    from workflow.errors import UserError
+    from workflow.runtime import inputs, lifetime, mending
+    from workflow.runtime.errors import UserError
 
     lifetime.end_with_engines()
     mending.keep_copy_of_lock()
@@ -345,7 +337,7 @@ def play_stage(name: str, *options: str) -> None:
 
 def write_outputs(name: str, item: dict[str, str], label: str) -> None:
     """Write every output of a stage from its dependencies and params, once a test lets it."""
-    from workflow import inputs
+    from workflow.runtime import inputs
 
     control = Path(os.environ[CONTROL])
     with (control / "ran").open("a") as log:

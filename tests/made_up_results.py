@@ -13,7 +13,7 @@ import pandas as pd
 from ruamel.yaml import YAML
 
 from workflow import params
-from workflow.comparison import (
+from workflow.comparison.compare import (
     ALL,
     CLAIMED_FORMS,
     HELD_OUT,
@@ -26,8 +26,9 @@ from workflow.comparison import (
     Part,
     Score,
 )
-from workflow.files import write_json, write_jsonl, write_text
-from workflow.paths import (
+from workflow.comparison.inference import Difference, Equivalence, sentence, verdict
+from workflow.runtime.files import write_json, write_jsonl, write_text
+from workflow.runtime.paths import (
     COMPARE,
     DATASET_SOURCE,
     HARDWARE,
@@ -39,7 +40,6 @@ from workflow.paths import (
     grid_file,
     train_folder,
 )
-from workflow.statistics import Difference, Equivalence, sentence, verdict
 
 PROJECT = Path(__file__).resolve().parents[1]
 GRID = "grid"
@@ -277,7 +277,7 @@ def _md5(path: Path) -> str:
 
 
 def point(setting: str, variant: str, *, tokens_per_second: float = 100.0, **changes) -> dict:
-    """A measured point as workflow/hardware.py writes it, with what `changes` puts over it."""
+    """A measured point as workflow/cost/hardware.py writes it, with what `changes` puts over it."""
     doubly = VARIANTS.get(variant, {}).get("double_quantization", False)
     return {
         "setting": setting, "variant": variant, "shape": "tinyllama_1b", "loop": "ours", "batch_rows": 4,
@@ -351,7 +351,9 @@ def write_grid(variant: str, shape: str, points: list[dict]) -> None:
 def _write_params(chosen_sections: dict, *, model: str, held_out, training: dict, forms, tasks) -> None:
     """The preset `tiny`, which has every key that params need, with the chosen run put over it."""
     yaml = YAML(typ="safe", pure=True)
-    chosen = yaml.load((PROJECT / "workflow" / "presets" / "tiny.yaml").read_text(encoding="utf-8"))
+    chosen = yaml.load(
+        (PROJECT / "workflow" / "params" / "presets" / "tiny.yaml").read_text(encoding="utf-8")
+    )
     chosen |= chosen_sections
     chosen["sample"] |= {
         "held_out_categories": list(held_out),

@@ -1,6 +1,6 @@
 """What tiny trainings give, per variant: measured here, and committed as tests/reference/tiny.json.
 
-`make reference` writes that file anew; tests/test_reference.py holds what is measured to it, so that a library
+`make reference` writes that file anew; tests/whole/test_reference.py holds what is measured to it, so that a library
 update which moves a number fails by variant and by name. The model is the `tiny` preset's, and the rows are made
 up, so that nothing is fetched.
 """
@@ -15,10 +15,15 @@ from pathlib import Path
 from conftest import CPU, ROOT, made_up_rows
 from transformers import AutoConfig, AutoTokenizer
 
-from workflow import evaluation, instructions, memory, params, sources, training
-from workflow.files import write_json, write_jsonl
-from workflow.paths import MODEL, split_file, weights_folder
-from workflow.versions import installed
+from workflow import params
+from workflow.cost import memory
+from workflow.data import instructions
+from workflow.evaluation import score
+from workflow.fetch import sources
+from workflow.runtime.files import write_json, write_jsonl
+from workflow.runtime.paths import MODEL, split_file, weights_folder
+from workflow.runtime.versions import installed
+from workflow.training import train
 
 FILE = ROOT / "tests" / "reference" / "tiny.json"
 VARIANTS = ("lora_16bit", "qlora_nf4", "qlora_nf4_dq", "qlora_fp4", "lora_int8", "full_16bit", "seed_recipe")
@@ -31,7 +36,7 @@ TOLERANCE_INT8 = 1e-4
 
 
 def preset(name: str) -> params.Params:
-    return params.load(ROOT / "workflow" / "presets" / f"{name}.yaml")
+    return params.load(ROOT / "workflow" / "params" / "presets" / f"{name}.yaml")
 
 
 def asked_of(name: str) -> tuple[params.Variant, params.Training]:
@@ -79,7 +84,7 @@ def measure(name: str, folder: Path) -> dict[str, float]:
     with chdir(folder):
         weights = weights_folder(name, SEED)
         weights.parent.mkdir(parents=True)
-        trained = training.train(
+        trained = train.train(
             model_folder=MODEL,
             train_rows=splits()["train"],
             validation_rows=splits()["validation"],
@@ -116,9 +121,7 @@ def holdout_loss(name: str, seed: int | None, form: str, variant: params.Variant
     """Nats per token of the test split, by the harness."""
     tiny = preset("tiny").evaluation
     wanted = tiny.model_copy(update={"tasks": {"holdout_loss": tiny.tasks["holdout_loss"]}})
-    (scored,) = evaluation.evaluate(
-        [form], name=name, seed=seed, variant=variant, evaluation=wanted, hardware=CPU
-    )
+    (scored,) = score.evaluate([form], name=name, seed=seed, variant=variant, evaluation=wanted, hardware=CPU)
     return next(metric.value for metric in scored.metrics if metric.metric == "nats_per_token")
 
 

@@ -1,4 +1,4 @@
-"""Reads saved models with whichever libraries are on the path; tests/test_older_versions.py runs it with older ones.
+"""Reads saved models with whichever libraries are on the path; tests/whole/test_older_versions.py runs it with older ones.
 
     python tests/read_older.py < JSON    {"models": [[base, adapter or null], ...], "text": ...}
 

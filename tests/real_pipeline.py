@@ -11,7 +11,7 @@ import pytest
 from conftest import ROOT
 from ruamel.yaml import YAML
 
-TINY = ROOT / "workflow" / "presets" / "tiny.yaml"
+TINY = ROOT / "workflow" / "params" / "presets" / "tiny.yaml"
 BIN = Path(sys.executable).parent
 NETWORK = "the Python package index could not be reached, and the default data come from it"
 

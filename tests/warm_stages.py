@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-IMPORTED = ("workflow.training", "workflow.evaluation", "workflow.harness", "workflow.sources",
+IMPORTED = ("workflow.training.train", "workflow.evaluation.score", "workflow.evaluation.harness", "workflow.fetch.sources",
             "pyarrow.parquet", "transformers.modeling_gguf_pytorch_utils", "transformers.models.llama.modeling_llama")  # fmt: skip
 
 

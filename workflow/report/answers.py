@@ -9,9 +9,9 @@ from pathlib import Path
 import pandas as pd
 
 from workflow import params
-from workflow.files import read_jsonl
-from workflow.paths import COMPARE, evaluate_base_folder, evaluate_folder
 from workflow.report.formatting import clean
+from workflow.runtime.files import read_jsonl
+from workflow.runtime.paths import COMPARE, evaluate_base_folder, evaluate_folder
 
 TASK = "holdout_generation"
 ITEMS = COMPARE / "items.parquet"

@@ -5,20 +5,20 @@ import re
 import pandas as pd
 from huggingface_hub import EvalResult
 
-from workflow import cards, lineage
-from workflow.comparison import ALL, Contrast, Cost, Score
-from workflow.lineage import Lineage
-from workflow.paths import weights_folder
-from workflow.report import words
+from workflow.comparison.compare import ALL, Contrast, Cost, Score
+from workflow.data import cards, lineage
+from workflow.data.lineage import Lineage
+from workflow.report import english
 from workflow.report.facts import AS_TRAINED, BASE, Facts, Variant, dataset_name, model_name
 from workflow.report.formatting import NARROW, number, quantity, ratio
+from workflow.runtime.paths import weights_folder
 
 COSTS = ("peak_memory", "training_speed", "step_time")
 
 
 def summary_markdown(facts: Facts) -> str:
     """The answer and the headline table, as Markdown."""
-    headline = words.headline(facts)
+    headline = english.headline(facts)
     said = [_plain(sentence) for sentence in headline.sentences]
     lines = [f"- {_plain(line)}" for line in headline.lines]
     notes = " ".join(_plain(note).replace(" (see Limits)", "") for note in headline.notes)
@@ -28,7 +28,7 @@ def summary_markdown(facts: Facts) -> str:
     parts.append(_table(facts))
     if notes:
         parts.append(escaped(notes))
-    parts.append(escaped("Setting: " + "; ".join(_plain(part) for part in words.setting(facts)) + "."))
+    parts.append(escaped("Setting: " + "; ".join(_plain(part) for part in english.setting(facts)) + "."))
     parts.append(
         "The page with intervals, tests, curves, answers and limits is `report/index.html`; "
         "the numbers are in `results/summary.csv`."
@@ -38,21 +38,27 @@ def summary_markdown(facts: Facts) -> str:
 
 def _table(facts: Facts) -> str:
     """A row per variant and serving form: quality with its difference and verdict, and costs."""
-    metric, decimals = facts.primary, words.decimals_for(facts, facts.primary)
+    metric, decimals = facts.primary, english.decimals_for(facts, facts.primary)
     measured = [m for m in COSTS if m in facts.cost_metrics]
-    confidence = words.formatting.percent(facts.compared.confidence)
-    head = ["Variant", "Served", words.quality_name(metric), f"Difference ({confidence} interval)", "Verdict"]
-    head += [words.cost_name(m) for m in measured]
+    confidence = english.formatting.percent(facts.compared.confidence)
+    head = [
+        "Variant",
+        "Served",
+        english.quality_name(metric),
+        f"Difference ({confidence} interval)",
+        "Verdict",
+    ]
+    head += [english.cost_name(m) for m in measured]
     rows = []
     for variant in facts.variants:
         for form in facts.forms_of(variant.name):
             score = facts.score(variant.name, form, metric)
             contrast = facts.to_baseline(variant.name, form, metric)
-            change = contrast and words.change(facts, contrast, decimals)
+            change = contrast and english.change(facts, contrast, decimals)
             is_baseline = variant.is_baseline and form == AS_TRAINED
             row = [
                 variant.label,
-                words.form_name(form),
+                english.form_name(form),
                 number(score.value, decimals) if score else "not scored",
                 f"{change.value} ({change.interval})" if change else "",
                 change.verdict if change else ("baseline" if is_baseline else "not compared"),
@@ -165,7 +171,7 @@ def model_card(facts: Facts, variant: Variant, seed: int) -> str:
                 dataset_name=f"{dataset}, test split",
                 dataset_split=score.split,
                 metric_type=score.metric,
-                metric_name=words.quality_name((score.task, score.metric)),
+                metric_name=english.quality_name((score.task, score.metric)),
                 metric_value=score.per_seed[str(seed)],
             )
             for score in scores
@@ -187,7 +193,7 @@ def model_card(facts: Facts, variant: Variant, seed: int) -> str:
         "## Training",
         _training(facts, variant, run),
         "## Limits",
-        "\n".join(f"- **{escaped(limit.head)}.** {escaped(limit.body)}" for limit in words.limits(facts)),
+        "\n".join(f"- **{escaped(limit.head)}.** {escaped(limit.body)}" for limit in english.limits(facts)),
         "## Made by",
         _made_by(facts, variant, run),
     ]
@@ -220,7 +226,7 @@ def _loading(facts: Facts, variant: Variant, seed: int, origin: Lineage) -> list
 def _numbers(facts: Facts, variant: Variant, seed: int, scores: list[Score]) -> list[str]:
     """What the run scored as trained, and how that stands to the baseline."""
     rows = [
-        f"| {escaped(words.quality_name((s.task, s.metric)))} | {s.per_seed[str(seed)]:.4f} | {s.value:.4f} | {s.items:,} |"
+        f"| {escaped(english.quality_name((s.task, s.metric)))} | {s.per_seed[str(seed)]:.4f} | {s.value:.4f} | {s.items:,} |"
         for s in scores
     ]
     parts = [
@@ -234,7 +240,7 @@ def _numbers(facts: Facts, variant: Variant, seed: int, scores: list[Score]) -> 
     ]
     contrast = facts.to_baseline(variant.name, AS_TRAINED, facts.primary)
     if contrast:
-        parts.append(escaped(f"Over the seeds {words.listed(facts.compared.seeds)}: {contrast.sentence}"))
+        parts.append(escaped(f"Over the seeds {english.listed(facts.compared.seeds)}: {contrast.sentence}"))
     elif variant.is_baseline:
         parts.append("It is the baseline that the other variants are compared with.")
     return parts
@@ -248,12 +254,12 @@ def _other_forms(facts: Facts, variant: Variant, seed: int) -> list[str]:
         if form != AS_TRAINED and score and str(seed) in score.per_seed:
             command = f"save_served --variant {variant.name} --seed {seed} --form {form} --to FOLDER"
             rows.append(
-                f"| {escaped(words.form_name(form))} | {score.per_seed[str(seed)]:.4f} | {score.value:.4f} "
+                f"| {escaped(english.form_name(form))} | {score.per_seed[str(seed)]:.4f} | {score.value:.4f} "
                 f"| `python -m workflow.{command}` |"
             )
     if not rows:
         return []
-    name = escaped(words.quality_name(facts.primary))
+    name = escaped(english.quality_name(facts.primary))
     head = f"| Served | {name}: this run | Mean over the seeds | Written as a model of its own by |"
     return [
         "## Loaded otherwise",
@@ -266,7 +272,7 @@ def _other_forms(facts: Facts, variant: Variant, seed: int) -> list[str]:
 def _costs(facts: Facts, variant: Variant) -> list[str]:
     costs = [c for m in COSTS if (c := facts.cost_of(variant.name, m))]
     lines = (
-        f"- {words.cost_name(c.metric)}: {escaped(_cost(c, variant))} ({escaped(c.definition)})"
+        f"- {english.cost_name(c.metric)}: {escaped(_cost(c, variant))} ({escaped(c.definition)})"
         for c in costs
     )
     return ["## What it cost", "\n".join(lines)] if costs else []
@@ -277,10 +283,10 @@ def _training(facts: Facts, variant: Variant, run: dict) -> str:
     adapter = f"rank {training.rank}, alpha {training.alpha}, dropout {training.dropout:g}; "
     return (
         f"{adapter if facts.asked.variants[variant.name].method != 'full' else ''}"
-        f"{words.count(run['steps'], 'step')} of {words.count(training.batch_rows, 'row')}, "
+        f"{english.count(run['steps'], 'step')} of {english.count(training.batch_rows, 'row')}, "
         f"{run['tokens_seen']:,} tokens, {training.optimizer}, learning rate {training.learning_rate:g} "
         f"({training.schedule}), loss on the {training.loss_on.replace('_', ' ')}, seed {run['seed']}; "
-        f"{words.duration(run['seconds'])}.".replace(NARROW, " ")
+        f"{english.duration(run['seconds'])}.".replace(NARROW, " ")
     )
 
 

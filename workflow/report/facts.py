@@ -10,11 +10,18 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from workflow import environment, memory, params
-from workflow.comparison import ALL, Claim, Comparison, Contrast, Cost, Part, Rise, Score
-from workflow.errors import UserError
-from workflow.files import read_json, sha256
-from workflow.paths import (
+from workflow import params
+from workflow.comparison.compare import ALL, Claim, Comparison, Contrast, Cost, Part, Rise, Score
+from workflow.comparison.inference import Difference, Equivalence
+from workflow.cost import memory
+from workflow.report import answers, lock
+from workflow.report.answers import Answers
+from workflow.report.formatting import Number, clean
+from workflow.report.lock import Lock
+from workflow.runtime import environment
+from workflow.runtime.errors import UserError
+from workflow.runtime.files import read_json, sha256
+from workflow.runtime.paths import (
     COMPARE,
     DATASET_SOURCE,
     HARDWARE,
@@ -27,14 +34,9 @@ from workflow.paths import (
     grid_file,
     train_folder,
 )
-from workflow.report import answers, lock
-from workflow.report.answers import Answers
-from workflow.report.formatting import Number, clean
-from workflow.report.lock import Lock
-from workflow.statistics import Difference, Equivalence
 
 if TYPE_CHECKING:
-    from workflow.diff import Changes
+    from workflow.report.changes import Changes
 
 COMPARISON = COMPARE / "comparison.json"
 SAMPLE_COUNTS = SAMPLE / "counts.json"
@@ -356,7 +358,7 @@ def _changes(revision: str | None) -> dict:
     """What changed since a revision; nothing where none is named."""
     if revision is None:
         return {"before": None, "changes": []}
-    from workflow import diff  # it imports DVC, which takes as long as the page
+    from workflow.report import changes as diff
 
     before = diff.at_revision(revision)
     return {"before": before.name, "changes": diff.changes(before, diff.in_workspace())}
@@ -459,7 +461,7 @@ def _hardware_files() -> list[Path]:
 
 
 def _compared(found: dict) -> Comparison:
-    """The comparison from its file, as workflow/comparison.py made it."""
+    """The comparison from its file, as workflow/comparison/compare.py made it."""
     made = {
         "scores": [Score(**row) for row in found["scores"]],
         "contrasts": [

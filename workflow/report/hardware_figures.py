@@ -5,9 +5,9 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, StrMethodFormatter
 
 from workflow.report.drawing import BAR, HEAD_ROW, PAPER, Panel, at_side, colour_of, draw_svg, marker_of
+from workflow.report.english import COMPONENTS, block_name, deviation, listed, rows_by_length
 from workflow.report.facts import Device, MeasuredVariant, Point
 from workflow.report.formatting import number, quantity, significant
-from workflow.report.words import COMPONENTS, block_name, deviation, listed, rows_by_length
 
 
 def hardware_panels(block: Device, key: str) -> list[Panel]:

@@ -15,10 +15,10 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from workflow import digests, inputs
-from workflow.errors import UserError
-from workflow.inputs import DVC_YAML, PARAMS, value_at
-from workflow.outputs import DVC_LOCK
+from workflow.runtime import digests, inputs
+from workflow.runtime.errors import UserError
+from workflow.runtime.inputs import DVC_YAML, PARAMS, value_at
+from workflow.runtime.outputs import DVC_LOCK
 
 OWN_STAGE = "report"  # its entry is that of the page before this one
 REFERENCE = re.compile(r"\$\{([\w.]+)\}")

@@ -9,10 +9,10 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from workflow.report import formatting, quality_figures, tables, training_figures, words
+from workflow.report import english, formatting, quality_figures, tables, training_figures
 from workflow.report.answers import TIE
 from workflow.report.facts import ENVIRONMENT, GPU_SIZES, Facts, dataset_name, model_name
-from workflow.report.sources import sources
+from workflow.report.provenance import sources
 
 HERE = Path(__file__).parent
 SHORT_TEXT = 240  # characters, and
@@ -46,7 +46,7 @@ def sections(facts: Facts) -> list[Section]:
         ("faults", "Faults", bool(tables.repair_blocks(facts))),
         ("training", "Training", True),
         ("cost", "Memory and time", True),
-        ("hardware", words.hardware_short(facts), bool(facts.hardware)),
+        ("hardware", english.hardware_short(facts), bool(facts.hardware)),
         ("answers", "Answers", True),
         ("changes", "Changes", bool(facts.changes)),
         ("limits", "Limits", True),
@@ -82,8 +82,8 @@ def _content(facts: Facts) -> dict[str, Any]:
         "facts": facts,
         "title": facts.asked.report.title,
         "sections": sections(facts),
-        "headline": words.headline(facts),
-        "setting": words.setting(facts),
+        "headline": english.headline(facts),
+        "setting": english.setting(facts),
         "answer_panel": quality_figures.answer_panel(facts),
         "answer_legend": quality_figures.answer_legend(facts),
         "evidence": tables.evidence(facts),
@@ -103,23 +103,23 @@ def _content(facts: Facts) -> dict[str, Any]:
         "repair_panel": quality_figures.repair_panel(facts),
         "curve_panels": training_figures.curve_panels(facts),
         "cost_panels": training_figures.cost_panels(facts),
-        "hardware_heading": words.hardware_heading(facts),
+        "hardware_heading": english.hardware_heading(facts),
         "hardware_blocks": tables.hardware_blocks(facts),
-        "prediction": words.prediction_sentence(facts),
+        "prediction": english.prediction_sentence(facts),
         "fit_blocks": tables.fit_blocks(facts),
         "gpu_sizes": GPU_SIZES,
-        "primary_name": words.quality_name(facts.primary),
-        "equivalence_confidence": words.equivalence_confidence(facts),
+        "primary_name": english.quality_name(facts.primary),
+        "equivalence_confidence": english.equivalence_confidence(facts),
         "in_family": sum(contrast.in_family for contrast in facts.compared.contrasts),
         "commands": tables.commands(facts),
-        "weights_in_16_bits": tables.gib(words.weights_in_16_bits(facts)),
+        "weights_in_16_bits": tables.gib(english.weights_in_16_bits(facts)),
         "answers": facts.answers,
-        "answer_words": words.answer_words(facts),
+        "answer_words": english.answer_words(facts),
         "tie": TIE,
-        "limits": words.limits(facts),
-        "missing": words.missing(facts),
+        "limits": english.limits(facts),
+        "missing": english.missing(facts),
         "confidence": formatting.percent(facts.asked.comparison.confidence),
-        "seeds": words.listed(facts.asked.experiment.seeds),
+        "seeds": english.listed(facts.asked.experiment.seeds),
         "model_name": model_name(facts.asked.model),
         "dataset_name": dataset_name(facts.asked.dataset),
         "model_record": tables.record(facts.model),
@@ -127,9 +127,9 @@ def _content(facts: Facts) -> dict[str, Any]:
         "training": tables.training_words(facts),
         "sources": sources(facts),
         "work_rows": tables.work_rows(facts),
-        "peak_words": words.peak_words(facts),
-        "work_words": words.work_words(facts),
-        "devices": words.listed(facts.devices),
+        "peak_words": english.peak_words(facts),
+        "work_words": english.work_words(facts),
+        "devices": english.listed(facts.devices),
         "environment_lock": ENVIRONMENT.as_posix(),
     }
 

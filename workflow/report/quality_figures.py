@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from workflow.comparison import ALL, HELD_OUT, SEEN, Contrast, Part, Score
+from workflow.comparison.compare import ALL, HELD_OUT, SEEN, Contrast, Part, Score
 from workflow.report.drawing import (
     FORM_ROW,
     HEAD_ROW,
@@ -28,9 +28,7 @@ from workflow.report.drawing import (
     rows_axis,
     spread,
 )
-from workflow.report.facts import AS_TRAINED, BASE, CATEGORY, Facts, Variant
-from workflow.report.formatting import clean, number, quantity, signed
-from workflow.report.words import (
+from workflow.report.english import (
     TASKS,
     change,
     decimals_for,
@@ -40,6 +38,8 @@ from workflow.report.words import (
     quality_name,
     weights_in_16_bits,
 )
+from workflow.report.facts import AS_TRAINED, BASE, CATEGORY, Facts, Variant
+from workflow.report.formatting import clean, number, quantity, signed
 
 FORM_MARKERS = {AS_TRAINED: "o", "merged_16bit": "s", "merged_dequantized": "D", "requantized": "^"}
 SHORT_FORMS = {

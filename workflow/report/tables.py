@@ -5,11 +5,12 @@ from itertools import product
 
 from markupsafe import Markup
 
-from workflow.comparison import ALL, HELD_OUT, SEEN, Score
-from workflow.report import drawing, formatting, hardware_figures, words
+from workflow.comparison.compare import ALL, HELD_OUT, SEEN, Score
+from workflow.report import drawing, formatting, hardware_figures
+from workflow.report import english as words
+from workflow.report.english import Change
 from workflow.report.facts import AS_TRAINED, BASE, CATEGORY, GPU_SIZES, Device, Facts, Point, Variant
 from workflow.report.formatting import Number, clean, number, quantity, ratio
-from workflow.report.words import Change
 
 FIRST_COSTS = ("peak_memory", "weights", "training_speed", "step_time")  # the others follow
 RECORD_NAMES = {"sha256": "sha256", "quantized_before": "Quantised before", "storage_dtype": "Stored as"}

@@ -18,14 +18,9 @@ from workflow.report.drawing import (
     rows_axis,
     spread,
 )
+from workflow.report.english import cost_name, direction, held_as_float32, weights_in_16_bits
 from workflow.report.facts import Facts, Variant
 from workflow.report.formatting import quantity, ratio, significant
-from workflow.report.words import (
-    cost_name,
-    direction,
-    held_as_float32,
-    weights_in_16_bits,
-)
 
 CURVE_HEIGHT = 260
 NAME_ROOM = 1.36  # times the last step, for the names at the ends of the lines

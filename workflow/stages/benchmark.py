@@ -3,18 +3,20 @@
 import tempfile
 from pathlib import Path
 
-from workflow import inputs, instructions, params
-from workflow.console import run_stage, say
-from workflow.files import read_jsonl, write_json
-from workflow.paths import MODEL, benchmark_file, split_file
-from workflow.versions import installed
+from workflow import params
+from workflow.data import instructions
+from workflow.runtime import inputs
+from workflow.runtime.files import read_jsonl, write_json
+from workflow.runtime.paths import MODEL, benchmark_file, split_file
+from workflow.runtime.stage import run_stage, say
+from workflow.runtime.versions import installed
 
 
 def benchmark(variant: str) -> None:
     """Train some steps of one variant and measure what they cost."""
     asked = params.load()
     params.check_variant(asked, variant)
-    from workflow import benchmarking  # after the params are checked: it takes seconds to import
+    from workflow.cost import benchmark as benchmarking
 
     with tempfile.TemporaryDirectory() as scratch:
         measured = benchmarking.benchmark(

@@ -1,10 +1,12 @@
 """Stage benchmark_grid: measure one variant's training at one model shape over a grid of batches and lengths."""
 
-from workflow import grid, inputs, params
-from workflow.console import run_stage, say
-from workflow.files import write_json
-from workflow.paths import MODEL, grid_file
-from workflow.versions import installed
+from workflow import params
+from workflow.cost import grid
+from workflow.runtime import inputs
+from workflow.runtime.files import write_json
+from workflow.runtime.paths import MODEL, grid_file
+from workflow.runtime.stage import run_stage, say
+from workflow.runtime.versions import installed
 
 
 def benchmark_grid(variant: str, shape: str) -> None:

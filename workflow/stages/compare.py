@@ -1,9 +1,10 @@
 """Stage compare: take every difference with its uncertainty and its verdict, and check the claims."""
 
-from workflow import comparison, params
-from workflow.console import run_stage, say
-from workflow.files import whole_file, write_json, write_text
-from workflow.paths import COMPARE
+from workflow import params
+from workflow.comparison import compare as comparison
+from workflow.runtime.files import whole_file, write_json, write_text
+from workflow.runtime.paths import COMPARE
+from workflow.runtime.stage import run_stage, say
 
 
 def compare() -> None:

@@ -2,10 +2,10 @@
 
 from importlib import metadata
 
-from workflow import environment
-from workflow.console import run_stage, say
-from workflow.files import write_json
-from workflow.paths import environment_file
+from workflow.runtime import environment
+from workflow.runtime.files import write_json
+from workflow.runtime.paths import environment_file
+from workflow.runtime.stage import run_stage, say
 
 
 def pick_versions() -> None:

@@ -4,11 +4,12 @@ from pathlib import Path
 
 import pandas as pd
 
-from workflow import inputs, params
-from workflow.console import run_stage, say
-from workflow.files import whole_file, write_json, write_jsonl
-from workflow.paths import evaluate_folder
-from workflow.versions import installed
+from workflow import params
+from workflow.runtime import inputs
+from workflow.runtime.files import whole_file, write_json, write_jsonl
+from workflow.runtime.paths import evaluate_folder
+from workflow.runtime.stage import run_stage, say
+from workflow.runtime.versions import installed
 
 
 def evaluate(variant: str, seed: int) -> None:
@@ -20,7 +21,7 @@ def evaluate(variant: str, seed: int) -> None:
 
 def score(asked: params.Params, variant: str, *, seed: int | None, forms: list[str], folder: Path) -> None:
     """Score a variant's base, or a run, and write result, items and answers into `folder`."""
-    from workflow import evaluation  # after the params are checked: it takes seconds to import
+    from workflow.evaluation import score as evaluation
 
     scored = []
     for one in evaluation.evaluate(

@@ -1,8 +1,8 @@
 """Stage evaluate_base: score the untouched base in a variant's precision."""
 
 from workflow import params
-from workflow.console import run_stage
-from workflow.paths import evaluate_base_folder
+from workflow.runtime.paths import evaluate_base_folder
+from workflow.runtime.stage import run_stage
 from workflow.stages.evaluate import score
 
 

@@ -3,10 +3,12 @@
 import tempfile
 from pathlib import Path
 
-from workflow import instructions, params, sources
-from workflow.console import run_stage, say
-from workflow.files import write_json, write_jsonl
-from workflow.paths import DATASET_SOURCE, INSTRUCTIONS
+from workflow import params
+from workflow.data import instructions
+from workflow.fetch import sources
+from workflow.runtime.files import write_json, write_jsonl
+from workflow.runtime.paths import DATASET_SOURCE, INSTRUCTIONS
+from workflow.runtime.stage import run_stage, say
 
 
 def fetch_dataset() -> None:

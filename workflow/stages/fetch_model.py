@@ -1,9 +1,10 @@
 """Stage fetch_model: get the base model and store it as 16-bit safetensors."""
 
-from workflow import params, sources
-from workflow.console import run_stage
-from workflow.files import whole_folder, write_json
-from workflow.paths import MODEL, MODEL_SOURCE
+from workflow import params
+from workflow.fetch import sources
+from workflow.runtime.files import whole_folder, write_json
+from workflow.runtime.paths import MODEL, MODEL_SOURCE
+from workflow.runtime.stage import run_stage
 
 
 def fetch_model() -> None:

@@ -1,15 +1,15 @@
 """Stage fetch_tasks: get every evaluation task's data and load it, before anything is trained."""
 
 from workflow import params
-from workflow.console import run_stage, say
-from workflow.files import write_json, write_text
-from workflow.paths import LOADED_TASKS, TASKS_READY
+from workflow.runtime.files import write_json, write_text
+from workflow.runtime.paths import LOADED_TASKS, TASKS_READY
+from workflow.runtime.stage import run_stage, say
 
 
 def fetch_tasks() -> None:
     """Load every task that params.yaml names, so that one that cannot be loaded stops the run here."""
     evaluation = params.load().evaluation
-    from workflow import harness, task_data  # after the params are checked: it takes seconds to import
+    from workflow.evaluation import harness, task_data
 
     found = task_data.fetch(evaluation)
     for task in found:

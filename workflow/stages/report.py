@@ -1,9 +1,9 @@
 """Stage report: render the page, and the headline as Markdown, CSV and model cards, from the stages' files alone."""
 
 from workflow import params
-from workflow.console import run_stage, say
-from workflow.files import whole_folder, write_text
-from workflow.paths import CARDS, REPORT, SUMMARY, SUMMARY_TABLE
+from workflow.runtime.files import whole_folder, write_text
+from workflow.runtime.paths import CARDS, REPORT, SUMMARY, SUMMARY_TABLE
+from workflow.runtime.stage import run_stage, say
 
 
 def report() -> None:

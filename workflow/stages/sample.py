@@ -2,10 +2,11 @@
 
 from functools import partial
 
-from workflow import duplicates, instructions, model_files, params
-from workflow.console import run_stage, say
-from workflow.files import read_jsonl, write_json, write_jsonl
-from workflow.paths import INSTRUCTIONS, MODEL, SAMPLE, split_file
+from workflow import params
+from workflow.data import instructions, model_files, near_duplicates
+from workflow.runtime.files import read_jsonl, write_json, write_jsonl
+from workflow.runtime.paths import INSTRUCTIONS, MODEL, SAMPLE, split_file
+from workflow.runtime.stage import run_stage, say
 
 
 def sample() -> None:
@@ -23,10 +24,10 @@ def sample() -> None:
     whole = split(held_out_categories=[])
     splits = split(held_out_categories=asked.held_out_categories)
     left_out = {name: len(whole[name]) - len(splits[name]) for name in ("train", "validation")}
-    duplicates.check_apart(splits)
-    near = duplicates.near_duplicates(splits, threshold=asked.near_duplicate_threshold)
+    near_duplicates.check_apart(splits)
+    near = near_duplicates.near_duplicates(splits, threshold=asked.near_duplicate_threshold)
     if asked.near_duplicates == "drop":
-        splits = duplicates.without(splits, near)
+        splits = near_duplicates.without(splits, near)
     tokenizer = model_files.load_tokenizer(MODEL)
     instructions.check_special_tokens(drawn, tokenizer)
     for row in [*splits["train"], *splits["validation"]]:
@@ -56,7 +57,7 @@ def sample() -> None:
         f"  {near_rows} test rows have a near-duplicate among the training and validation rows"
         + (f", of which {dropped} are dropped" if dropped else "")
     )
-    for line in duplicates.described(near):
+    for line in near_duplicates.described(near):
         say(f"    {line}")
     if longer:
         say(

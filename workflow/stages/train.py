@@ -2,25 +2,28 @@
 
 from typing import TYPE_CHECKING
 
-from workflow import inputs, instructions, params, processes
-from workflow.console import run_stage
-from workflow.files import read_jsonl, sync, write_json
-from workflow.paths import CODE, MODEL, checkpoints_folder, split_file, train_folder, weights_folder
-from workflow.versions import installed
+from workflow import params
+from workflow.data import instructions
+from workflow.runtime import inputs, launch
+from workflow.runtime.files import read_jsonl, sync, write_json
+from workflow.runtime.paths import CODE, MODEL, checkpoints_folder, split_file, train_folder, weights_folder
+from workflow.runtime.stage import run_stage
+from workflow.runtime.versions import installed
 
 if TYPE_CHECKING:
-    from workflow.checkpoints import Kept
+    from workflow.training.checkpoints import Kept
+
+# What decides a training, beside its rows and its params: an edit there begins it anew.
+DECIDING_ROOMS = ("data", "precisions", "training")
 
 
 def train(variant: str, seed: int) -> None:
     """Fine-tune one variant with one seed; save its adapter, its curves and what was done."""
     asked = params.load()
     params.check_variant(asked, variant)
-    from workflow import (
-        cards,
-        checkpoints,
-        training,
-    )  # after the params are checked: they take seconds to import
+    from workflow.data import cards
+    from workflow.training import checkpoints
+    from workflow.training import train as training
 
     folder = train_folder(variant, seed)
     folder.mkdir(parents=True, exist_ok=True)
@@ -45,7 +48,7 @@ def train(variant: str, seed: int) -> None:
             device=precision.device,
         ),
     )
-    if processes.rank() > 0:
+    if launch.rank() > 0:
         return  # the first of the processes of a sharded training writes for all
     for name in ("history.csv", "validation.csv"):
         sync(folder / name)  # the checkpoints that they could be written from again go below
@@ -65,12 +68,12 @@ def train(variant: str, seed: int) -> None:
 
 def what_is_kept(asked: params.Params, variant: str, seed: int) -> "Kept | None":
     """What this training keeps of itself, to go on from by one of the same params, rows, model and code."""
-    from workflow import checkpoints
+    from workflow.training import checkpoints
 
     if asked.checkpoints.every_steps is None:
         return None
     belongs_to = checkpoints.identity(
-        [MODEL, split_file("train"), split_file("validation"), *sorted(CODE.glob("*.py"))],
+        [MODEL, split_file("train"), split_file("validation"), *(CODE / room for room in DECIDING_ROOMS)],
         variant=asked.variants[variant].model_dump(mode="json"),
         training=asked.training_of(variant).model_dump(mode="json"),
         hardware=asked.hardware.model_dump(mode="json"),

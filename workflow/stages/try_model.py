@@ -1,15 +1,15 @@
 """Stage try_model: try each variant on a few layers of the model, before rows are drawn and anything is trained."""
 
 from workflow import params
-from workflow.console import run_stage, say
-from workflow.files import write_text
-from workflow.paths import MODEL, MODEL_READY
+from workflow.runtime.files import write_text
+from workflow.runtime.paths import MODEL, MODEL_READY
+from workflow.runtime.stage import run_stage, say
 
 
 def try_model() -> None:
     """Try every variant that params.yaml names, so that one that this model cannot do stops the run here."""
     experiment = params.load()
-    from workflow import trial  # after the params are checked: it takes seconds to import
+    from workflow.cost import trial
 
     trial.try_variants(MODEL, experiment)
     say(

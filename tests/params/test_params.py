@@ -1,0 +1,271 @@
+"""params.yaml is strict: each mistake is one sentence that names the key, what was found, what is allowed."""
+
+import json
+import re
+import subprocess
+import sys
+from datetime import date
+
+import pytest
+from conftest import PRESETS, ROOT
+from jsonschema import Draft202012Validator
+from ruamel.yaml import YAML
+
+from workflow import params
+from workflow.runtime.errors import UserError
+
+TASK = {"items": 5, "few_shot": 0, "chat_template": False, "files": None}
+TABLE = {"instruction": "q", "context": None, "response": "a", "category": None}
+CHATS = {"source": "file", "path": "a.jsonl", "sha256": "0" * 64, "format": "jsonl",
+         "columns": {"messages": "messages", "category": None}}  # fmt: skip
+ALL_FILES = [ROOT / "params.yaml", *PRESETS]
+
+
+def content() -> dict:
+    return YAML(typ="safe", pure=True).load((ROOT / "params.yaml").read_text())
+
+
+def refused(tmp_path, change) -> str:
+    """The sentence with which `load` refuses the default params after a change."""
+    changed = content()
+    change(changed)
+    path = tmp_path / "params.yaml"
+    with path.open("w") as file:
+        YAML().dump(changed, file)
+    with pytest.raises(UserError) as error:
+        params.load(path)
+    sentence = str(error.value)
+    assert "\n" not in sentence and sentence.endswith(".")
+    return sentence.removeprefix(str(path))
+
+
+def put(path: str, value):
+    def change(changed: dict) -> None:
+        *sections, key = path.split(".")
+        for section in sections:
+            changed = changed[section]
+        changed[key] = value
+
+    return change
+
+
+def drop(path: str):
+    def change(changed: dict) -> None:
+        *sections, key = path.split(".")
+        for section in sections:
+            changed = changed[section]
+        del changed[key]
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (put("training.learning_rat", 1.0), ["training.learning_rat", "not a known key", "learning_rate"]),
+        (put("optimiser", {}), ["optimiser", "not a known key", "training"]),
+        (put("model.revison", "x"), ["model.revison", "not a known key", "sha256"]),
+        (drop("training.rank"), ["training.rank", "missing"]),
+        (put("training.rank", "16"), ["training.rank", '"16"', "integer"]),
+        (put("training.rank", 0), ["training.rank", "0", "greater than 0"]),
+        (put("training.learning_rate", True), ["training.learning_rate", "true", "number"]),
+        (put("training.learning_rate", -1.0), ["training.learning_rate", "-1.0", "greater than 0"]),
+        (put("training.schedule", "cosin"), ["training.schedule", "cosin", "'cosine'"]),
+        (put("training.epochs", 3.0), ["epochs is 3.0", "steps is 12", "exactly one"]),
+        (put("training.micro_batch_rows", 5), ["batch_rows is 16", "multiple of micro_batch_rows (5)"]),
+        (put("training.dropout", 1.0), ["training.dropout", "less than 1"]),
+        (put("experiment.variants", []), ["experiment.variants", "[]", "at least 1"]),
+        (put("experiment.variants", ["lora_16bit", "qlora"]), ["names qlora", "qlora_nf4_dq"]),
+        (put("experiment.variants", ["lora_16bit", "lora_16bit"]), ["lora_16bit more than once"]),
+        (put("experiment.baseline", "full_16bit"), ["experiment.baseline is full_16bit", "lora_16bit"]),
+        (put("experiment.seeds", [1, 1]), ["experiment.seeds names 1 more than once"]),
+        (put("experiment.seeds", [-1]), ["experiment.seeds.0", "-1", "greater than or equal to 0"]),
+        (put("hardware.device", "gpu"), ["hardware.device", "gpu", "'cuda'"]),
+        (put("model.source", "pypi"), ["model.source is pypi", "hub", "wheel", "file", "random"]),
+        (put("model.sha256", "abc"), ["model.sha256", "abc", "[0-9a-f]{64}"]),
+        (put("model", {"source": "hub", "repository": "a/b", "revision": "main", "chat_template": "model",
+                       "chat_date": "2024-07-26", "end_token": None}),
+         ["model.revision", "main", "[0-9a-f]{40}"]),
+        (put("dataset.format", "xml"), ["dataset.format", "xml", "'jsonl'"]),
+        (put("dataset.format", "jsonl"), ["columns must be given", "jsonl"]),
+        (put("model.chat_template", "my/alpaca.jinja"),
+         ["model.chat_template is my/alpaca.jinja", "model, instruction, llama2_inst", "workflow/data/chat_templates"]),
+        (put("model.chat_date", date(2025, 1, 31)),
+         ["model.chat_date is \"2025-01-31\": must stand in quotes, as \"2025-01-31\"."]),
+        (put("model.chat_date", "2025-02-30"), ["model.chat_date is \"2025-02-30\": must be a day of the calendar"]),
+        (put("model.chat_date", "26 Jul 2024"), ["model.chat_date is \"26 Jul 2024\"", "[0-9]{4}-[0-9]{2}"]),
+        (put("model.end_token", 7), ["model.end_token is 7", "string"]),
+        (put("dataset", {**CHATS, "columns": {"messages": "m", "instruction": "q", "category": None}}),
+         ["dataset.columns.instruction", "not a known key", "known here are messages, category."]),
+        (put("dataset", {**CHATS, "columns": {**TABLE, "topic": None}}),
+         ["dataset.columns.topic", "not a known key", "known here are instruction, context, response, category."]),
+        (put("dataset", {**CHATS, "columns": {"messages": "m"}}), ["dataset.columns.category is missing"]),
+        (put("dataset", {**CHATS, "columns": {"messages": None, "category": None}}),
+         ["dataset.columns.messages is null", "string"]),
+        (put("dataset", {**CHATS, "columns": "messages"}), ['dataset.columns is "messages"', "dictionary"]),
+        (lambda changed: changed.update(dataset=CHATS) or put("evaluation.tasks.holdout_loss.few_shot", 2)(changed),
+         [" evaluation.tasks.holdout_loss.few_shot is 2", "must be 0", "messages"]),
+        (put("sample.test_rows", 990), ["validation_rows + test_rows is 1030", "below rows (1000)"]),
+        (put("variants.qlora_nf4.precision", "nf5"), ["variants.qlora_nf4.precision", "nf5", "'nf4'"]),
+        (put("variants.lora_int8.double_quantization", True), ["double_quantization is true", "int8"]),
+        (put("variants.full_16bit.precision", "nf4"), ["precision is nf4", "full", "16bit alone"]),
+        (put("variants.full_16bit.training", {"ranc": 1}), ["variants.full_16bit.training.ranc", "not a known key"]),
+        (put("variants.full_16bit.training", {"steps": 0}), ["variants.full_16bit.training.steps", "0"]),
+        (put("variants", {"My-Variant": {}}), ["variants.My-Variant", "[a-z0-9_]+"]),
+        (put("evaluation.tasks", ["mmlu"]), ["evaluation.tasks", "mmlu", "dictionary"]),
+        (put("evaluation.tasks", {}), ["evaluation.tasks", "{}", "at least 1"]),
+        (put("evaluation.tasks.piqa", {"few_shot": 0}), ["evaluation.tasks.piqa.items", "missing"]),
+        (put("evaluation.tasks.holdout_loss.item", 1), ["tasks.holdout_loss.item", "not a known key", "few_shot"]),
+        (put("evaluation.tasks.piqa", {**TASK, "files": {"test": {"path": "a.txt", "sha256": "0" * 64}}}),
+         ["evaluation.tasks.piqa.files.test.path", "a.txt", "jsonl"]),
+        (put("evaluation.tasks.holdout_loss.chat_template", False), ["tasks.holdout_loss", "chat_template true"]),
+        (put("evaluation.forms", ["merged_16bit"]), ["evaluation.forms", "as_trained among them"]),
+        (put("evaluation.forms", ["merged"]), ["evaluation.forms.0", "merged", "'requantized'"]),
+        (put("evaluation.forms", ["as_trained", "as_trained"]), ["forms names as_trained more than once"]),
+        (put("sample.held_out_categories", "ai"), ["sample.held_out_categories", '"ai"', "list"]),
+        (put("sample.near_duplicates", "keep"), ["sample.near_duplicates", '"keep"', "report"]),
+        (put("sample.near_duplicate_threshold", 0), ["sample.near_duplicate_threshold", "greater than 0"]),
+        (put("comparison.primary", "piqa/acc"), ["comparison.primary names piqa/acc", "holdout_loss"]),
+        (put("comparison.primary", "loss"), ["comparison.primary", "loss"]),
+        (put("comparison.margins", {"piqa/acc": 0.1}), ["comparison.margins names piqa/acc", "evaluation.tasks"]),
+        (put("comparison.margins", {"holdout_loss/nats_per_token": 0.0}), ["nats_per_token", "greater than 0"]),
+        (put("comparison.family.kinds", ["all"]), ["comparison.family.kinds.0", "all", "'to_baseline'"]),
+        (put("comparison.family.metrics", ["mmlu/acc"]), ["comparison.family.metrics names mmlu/acc"]),
+        (put("comparison.repairs", {"x": {"faulty": "qlora_nf4", "repaired": "qlora_nf4_dq"}}),
+         ["comparison.repairs.x.faulty is qlora_nf4, which is not evaluated"]),
+        (put("comparison.repairs", {"x": {"faulty": "lora_16bit/requantized", "repaired": "lora_16bit"}}),
+         ["comparison.repairs.x.faulty is lora_16bit/requantized, which is not evaluated"]),
+        (put("benchmark.steps", 1), ["benchmark.steps", "1", "3"]),
+        (put("comparison.confidence", 95), ["comparison.confidence", "95", "less than 1"]),
+        (put("report.title", ""), ["report.title"]),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_one_sentence(tmp_path, change, words):
+    sentence = refused(tmp_path, change)
+    for word in words:
+        assert word in sentence
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("training: [", ["not valid YAML", "line"]),
+        ("- 1", ["mapping"]),
+        ("", ["mapping"]),
+        ("a: 1\na: 2", ["YAML", "duplicate"]),
+    ],
+)
+def test_what_is_not_a_params_file_is_one_sentence(tmp_path, text, words):
+    path = tmp_path / "params.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError) as error:
+        params.load(path)
+    assert all(word in str(error.value) for word in words) and "\n" not in str(error.value)
+
+
+def test_a_missing_params_file_is_one_sentence(tmp_path):
+    with pytest.raises(UserError, match="missing: copy one from workflow/params/presets/"):
+        params.load(tmp_path / "params.yaml")
+
+
+@pytest.mark.parametrize("path", ALL_FILES, ids=lambda path: path.stem)
+def test_every_params_file_loads_and_fits_the_schema(path):
+    loaded = params.load(path)
+    assert loaded.experiment.baseline in loaded.experiment.variants
+    Draft202012Validator(params.schema()).validate(YAML(typ="safe").load(path.read_text()))
+
+
+def test_the_committed_schema_is_that_of_the_model():
+    written = json.loads((ROOT / "workflow/params/schemas/params.schema.json").read_text())
+    assert written == params.schema(), "run `make schema`"
+
+
+@pytest.mark.parametrize("path", ALL_FILES, ids=lambda path: path.stem)
+def test_every_section_of_keys_is_commented(path):
+    """Each key stands below a comment, or below keys that share one."""
+    commented = False
+    for line in path.read_text().splitlines():
+        if line.lstrip().startswith("#"):
+            commented = True
+        elif not line.strip():
+            commented = False
+        elif re.match(r"^  \w+:", line):
+            assert commented, f"{path.name}: no comment above {line.strip()!r}"
+
+
+def test_the_original_question_is_a_preset():
+    preset = params.load(ROOT / "workflow/params/presets/llama2_7b_dolly.yaml")
+    assert preset.model.repository == "meta-llama/Llama-2-7b-hf"
+    assert preset.dataset.repository == "databricks/databricks-dolly-15k"
+    assert (preset.sample.rows, preset.sample.seed, preset.training.epochs) == (1000, 55, 3)
+    assert len(preset.experiment.seeds) == 3
+    assert preset.experiment.variants == list(preset.variants)
+    assert {"lora_16bit", "qlora_nf4", "qlora_nf4_dq", "qlora_fp4", "lora_int8", "seed_recipe"} == set(
+        preset.variants
+    )
+
+
+@pytest.mark.parametrize("name", ["seed_recipe", "llama2_7b_dolly", "smollm2_dolly", "reference_study"])
+def test_the_seed_recipe_has_its_settings(name):
+    preset = params.load(ROOT / f"workflow/params/presets/{name}.yaml")
+    variant, training = preset.variants["seed_recipe"], preset.training_of("seed_recipe")
+    assert (variant.precision, variant.double_quantization, variant.compute_dtype) == (
+        "nf4",
+        False,
+        "float16",
+    )
+    assert (training.rank, training.alpha, training.dropout) == (64, 16, 0.1)
+    assert training.target_modules == ["q_proj", "v_proj"]
+    assert (training.epochs, training.batch_rows, training.learning_rate) == (3, 4, 2e-4)
+    assert (training.schedule, training.warmup_fraction, training.weight_decay) == ("cosine", 0.03, 0.001)
+    assert (training.max_gradient_norm, training.optimizer) == (0.3, "paged_adamw_32bit")
+    assert (training.use_context, training.loss_on) == (False, "prompt_and_response")
+    assert (training.learn_end_token, training.second_bos) == (False, True)
+
+
+def test_each_fault_of_the_seed_recipe_is_switched_alone():
+    preset = params.load(ROOT / "workflow/params/presets/seed_recipe.yaml")
+    repaired = preset.variants["repaired"]
+    for name in preset.experiment.variants:
+        if name.startswith("fault_"):
+            fault = preset.variants[name]
+            changed = [key for key in ("precision", "double_quantization", "compute_dtype")
+                       if getattr(fault, key) != getattr(repaired, key)]  # fmt: skip
+            assert len(changed) + len(fault.training) == 1, name
+            assert preset.comparison.repairs[name.removeprefix("fault_")].faulty == name
+    assert preset.comparison.repairs["merge_into_4_bits"].faulty == "repaired/requantized"
+
+
+def test_a_variant_is_scored_in_the_forms_that_it_has():
+    default = params.load(ROOT / "params.yaml")
+    assert default.forms_of("qlora_nf4_dq") == list(params.FORMS)
+    assert default.forms_of("lora_16bit") == ["as_trained", "merged_16bit"]
+    assert default.forms_of("full_16bit") == ["as_trained"]
+
+
+def test_columns_of_a_table_and_of_a_chat_are_told_apart(tmp_path):
+    for columns, kind in (
+        (CHATS["columns"], params.ChatColumns),
+        (TABLE, params.Columns),
+    ):
+        changed = content() | {"dataset": CHATS | {"columns": columns}}
+        with (tmp_path / "params.yaml").open("w") as file:
+            YAML().dump(changed, file)
+        assert isinstance(params.load(tmp_path / "params.yaml").dataset.columns, kind)
+        Draft202012Validator(params.schema()).validate(changed)
+
+
+def test_params_do_not_import_torch():
+    code = "import sys; from workflow import params; params.load(); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+def test_a_published_study_may_be_older_than_a_key(tmp_path):
+    older = content()
+    for key in params.SINCE["model"]:
+        del older["model"][key]
+    with (tmp_path / "params.yaml").open("w") as file:
+        YAML().dump(older, file)
+    assert params.load(tmp_path / "params.yaml", published=True) == params.load(ROOT / "params.yaml")
+    with pytest.raises(UserError, match=r"model.chat_date is missing"):
+        params.load(tmp_path / "params.yaml")

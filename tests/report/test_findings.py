@@ -1,0 +1,209 @@
+"""docs/findings.md says what the published study found: its numbers are those of the results."""
+
+import re
+
+import pandas as pd
+import pytest
+from conftest import ROOT
+
+from workflow.runtime.files import read_json
+
+PUBLISHED = ROOT / "results/studies/reference_study"
+NF4, DQ, RECIPE = "qlora_nf4", "qlora_nf4_dq", "seed_recipe"
+
+
+@pytest.fixture(scope="module")
+def said() -> str:
+    return " ".join((ROOT / "docs/findings.md").read_text(encoding="utf-8").split())
+
+
+@pytest.fixture(scope="module")
+def contrasts() -> pd.DataFrame:
+    return pd.read_csv(PUBLISHED / "compare/contrasts.csv")
+
+
+def one(contrasts: pd.DataFrame, **wanted: str) -> pd.Series:
+    """The one difference that has these values; in held-out loss where nothing else is said."""
+    for key, value in ({"task": "holdout_loss", "metric": "nats_per_token"} | wanted).items():
+        contrasts = contrasts[contrasts[key] == value]
+    (found,) = contrasts.to_dict("records")
+    return found
+
+
+def quoted(found: dict, digits: int) -> str:
+    value, low, high = (f"{found[key]:+.{digits}f}" for key in ("value", "low", "high"))
+    return f"{value} ({low} to {high})"
+
+
+@pytest.mark.parametrize(
+    ("kind", "variant", "form"),
+    [
+        ("to_baseline", NF4, "as_trained"),
+        ("to_baseline", "qlora_fp4", "as_trained"),
+        ("to_baseline", "lora_int8", "as_trained"),
+        ("to_baseline", "full_16bit", "as_trained"),
+        ("to_baseline", DQ, "merged_16bit"),
+        ("to_baseline", DQ, "merged_dequantized"),
+        ("to_baseline", DQ, "requantized"),
+        ("to_baseline", RECIPE, "as_trained"),
+        ("to_baseline", RECIPE, "requantized"),
+        ("repair", RECIPE, "requantized"),
+    ],
+)
+def test_a_difference_is_that_of_the_results(said, contrasts, kind, variant, form):
+    assert quoted(one(contrasts, kind=kind, variant=variant, form=form), 3) in said
+
+
+def test_what_a_merge_into_4_bits_leaves_of_the_training(said, contrasts):
+    for variant in (DQ, RECIPE):
+        found = one(contrasts, kind="to_base", variant=variant, form="requantized")
+        assert f"({found['value']:+.4f}, {found['low']:+.4f} to {found['high']:+.4f})" in said
+        assert found["verdict"] == "equivalent"
+
+
+def test_what_4_bits_break_and_training_mends(said, contrasts):
+    assert quoted(one(contrasts, kind="repair", name="no_double_quantization"), 4) in said
+    recovered = one(contrasts, kind="recovery", variant=DQ)
+    assert quoted(recovered, 3) in said
+    for variant, called in ((DQ, "NF4 + double quantisation"), (NF4, "NF4 alone")):
+        broken = one(contrasts, kind="base_to_base", variant=variant)
+        assert f"loses {broken['value']:+.3f} by {called}" in said
+    assert 0.4 < -recovered["value"] / one(contrasts, kind="base_to_base", variant=DQ)["value"] < 0.6  # half
+
+
+def test_what_the_verdict_on_full_fine_tuning_rests_on(said, contrasts):
+    found = one(contrasts, kind="to_baseline", variant="full_16bit", form="as_trained")
+    value, low, high = (f"{found[f'by_rows_{key}']:+.3f}" for key in ("value", "low", "high"))
+    assert f"{value} ({low} to {high}), {found['verdict_by_rows']}" in said
+    (rise,) = read_json(PUBLISHED / "compare/comparison.json")["rises"]
+    step = f"best at step {rise['best_step']} of {rise['last_step']}, by {rise['last'] - rise['best']:.3f}"
+    assert (
+        rise["variant"] == "full_16bit"
+        and f"{step}, and ahead of LoRA until step {rise['ahead_until']}" in said
+    )
+
+
+def test_claims_of_the_published_study():
+    claims = read_json(PUBLISHED / "compare/comparison.json")["claims"]
+    holds = {(c["text"], c["variant"], c["form"]): c["holds"] for c in claims}
+    assert holds["better than before tuning", RECIPE, "as_trained"] == "mixed"
+    for variant in (NF4, DQ, "qlora_fp4"):  # they run the same kernels
+        assert holds["less memory than 16-bit", variant, "as_trained"] == "yes"
+        assert holds["less compute than 16-bit", variant, "as_trained"] == "measured once"
+    assert not any(c["difference"] for c in claims if c["claim"] == "b")
+
+
+@pytest.mark.parametrize("variant", [NF4, DQ])
+def test_piqa_in_points(said, contrasts, variant):
+    found = one(contrasts, kind="to_baseline", variant=variant, form="as_trained", task="piqa", metric="acc")
+    value, low, high = (f"{100 * found[key]:+.1f}" for key in ("value", "low", "high"))
+    assert f"({low} to {high})" in said and value in said and found["verdict"] == "undecided"
+    alone, corrected = (f"{found[key]:.2f}" for key in ("p_value", "p_adjusted"))
+    assert (
+        "without correction p is 0.03 and 0.015, with correction for the six variants 0.09 and 0.06" in said
+    )
+    assert (alone, corrected) == {DQ: ("0.03", "0.09"), NF4: ("0.01", "0.06")}[variant]
+
+
+def test_the_7b_shape(said):
+    at_7b = {}
+    for variant in ("lora_16bit", NF4, DQ, "qlora_fp4", "lora_int8", RECIPE):
+        (point,) = read_json(PUBLISHED / f"benchmark_grid/{variant}/llama2_7b.json")["points"]
+        peak, speed = point["memory_gib"]["peak_allocated"], point["useful_tokens_per_second"]["median"]
+        assert f"{peak:.1f} GiB and {speed:,.0f}" in said
+        at_7b[variant] = peak, point["step_seconds"]["median"], speed
+    double, single = (
+        [f"{mine / theirs:.2f}" for mine, theirs in zip(at_7b[variant], at_7b["lora_16bit"], strict=True)]
+        for variant in (DQ, NF4)
+    )
+    assert f"| {double[0]} (with double quantisation), {single[0]} in the study;" in said
+    assert f"| {double[1]} (with double quantisation), {single[1]} in the study, each measured once;" in said
+    more = f"{at_7b[DQ][0] - at_7b[RECIPE][0]:.1f} GiB and {1 - at_7b[DQ][2] / at_7b[RECIPE][2]:.0%}"
+    assert f"There the repaired recipe costs {more.replace('%', ' %')} of the speed" in said
+    (full,) = read_json(PUBLISHED / "benchmark_grid/full_16bit/llama2_7b.json")["points"]
+    assert full["outcome"] == "does not fit"
+
+
+def on_the_h100(**wanted: str | int) -> dict:
+    """The one point that was measured on the published H100 and has these values."""
+    points = read_json(ROOT / "results/hardware/nvidia_h100_80gb_hbm3.json")["points"]
+    (found,) = (point for point in points if wanted.items() <= point.items())
+    return found
+
+
+def at_the_shape(
+    shape: str, variant: str, *, rows: int = 4, checkpointing: bool = False
+) -> tuple[float, float, float]:
+    """Peak allocated in GiB, useful tokens/s and seconds a step, of rows of 1,024 tokens, four unless told."""
+    found = on_the_h100(
+        setting="grid",
+        shape=shape,
+        variant=variant,
+        micro_batch_rows=rows,
+        length=1024,
+        gradient_checkpointing=checkpointing,
+    )
+    return (
+        found["memory_gib"]["peak_allocated"],
+        found["useful_tokens_per_second"]["median"],
+        found["step_seconds"]["median"],
+    )
+
+
+def test_what_4_bits_save_at_three_shapes(said):
+    shapes = {"llama2_7b": "7B", "llama2_13b": "13B", "llama3_8b": "8B"}
+    table = (ROOT / "docs/speed.md").read_text(encoding="utf-8")
+    for variant in ("lora_16bit", NF4, DQ, "qlora_fp4", "lora_int8"):
+        cells = [f"{peak:.1f}, {speed:,.0f}" for peak, speed, _ in (at_the_shape(s, variant) for s in shapes)]
+        assert f"`{variant}` | {' | '.join(cells)} |" in table
+    for variant in ("lora_16bit", DQ):
+        lean = (at_the_shape(s, variant, rows=1, checkpointing=True) for s in shapes)
+        assert (
+            f"`{variant}` | {' | '.join(f'{peak:.1f}, {speed:,.0f}' for peak, speed, _ in lean)} |" in table
+        )
+    ratios = {}
+    for shape, name in shapes.items():
+        ours, theirs = at_the_shape(shape, DQ), at_the_shape(shape, "lora_16bit")
+        assert f"{ours[0]:.1f} GiB of {theirs[0]:.1f} and {ours[1]:,.0f}" in said
+        assert re.search(rf"{ours[1]:,.0f}( tokens/s)? of {theirs[1]:,.0f}", said)
+        ratios[name] = f"{ours[0] / theirs[0]:.2f}", f"{ours[2] / theirs[2]:.2f}"
+    for place in (0, 1):
+        seven, thirteen, eight = (ratios[name][place] for name in ("7B", "13B", "8B"))
+        assert f"{seven} with graphs, {thirteen} at 13B, {eight} at 8B |" in said
+    (recipe,) = read_json(PUBLISHED / f"benchmark_grid/{RECIPE}/llama2_7b.json")["points"]
+    more = at_the_shape("llama2_7b", DQ)[0] - recipe["memory_gib"]["peak_allocated"]
+    less = 1 - at_the_shape("llama2_7b", DQ)[1] / recipe["useful_tokens_per_second"]["median"]
+    assert f"{more:.1f} GiB and {less:.0%}".replace("%", " %") in said
+
+
+def test_the_recipe_beside_our_default():
+    said = " ".join((ROOT / "docs/speed.md").read_text(encoding="utf-8").split())
+    for setting, row, digits in (
+        ("plain loop", "plain loop (transformers + PEFT, autocast)", 1),
+        ("without cuda_graphs", "all but CUDA graphs", 1),
+        ("every speed-up", "every speed-up that applies", 1),
+        ("32 rows a step", "32 rows a step", 1),
+        ("lean", "lean: checkpointing, one row a pass", 2),
+    ):
+        cells = []
+        for variant in (RECIPE, DQ):
+            found = on_the_h100(setting=setting, variant=variant, rows=693)
+            speed, peak = found["useful_tokens_per_second_overall"], found["memory_gib"]["peak_allocated"]
+            cells += [f"{speed:,.0f}", f"{peak:.{digits}f}"]
+        assert f"| {row} | {' | '.join(cells)} |" in said
+
+
+def test_everything_undecided_is_counted_and_named(said, contrasts):
+    undecided = contrasts[contrasts["verdict"] == "undecided"]
+    assert f"Of all {len(contrasts)} differences, {len(undecided)}:" in said
+    family = contrasts[contrasts["in_family"]]
+    assert f"None of the {len(family)} differences that decide" in said
+    assert "undecided" not in set(family["verdict"])
+    as_trained = undecided[(undecided["kind"] == "to_baseline") & (undecided["form"] == "as_trained")]
+    everyone = set(contrasts[contrasts["kind"] == "to_baseline"]["variant"]) - {"lora_16bit"}
+    rows = dict(re.findall(r"\| `(\w+/\w+)` \| ([^|]+) \|", said[said.index("## What came out undecided") :]))
+    for (task, metric), found in as_trained.groupby(["task", "metric"]):
+        cell = rows.pop(f"{task}/{metric}")
+        named = set(re.findall(r"`(\w+)`", cell))
+        assert set(found["variant"]) == (everyone - named if cell.startswith("all") else named)
+    assert not rows

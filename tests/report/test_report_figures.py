@@ -1,0 +1,205 @@
+"""The page as it is drawn: its figures, its HTML as a whole, its bytes."""
+
+import base64
+import contextlib
+import hashlib
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from made_up_results import BY_FORM, write, write_hardware, write_lock
+from report_reader import Reader, facts
+
+from workflow.report import hardware_figures, quality_figures, training_figures
+from workflow.report.drawing import Panel
+from workflow.report.facts import Facts
+from workflow.report.page import render
+from workflow.runtime.paths import CARDS, REPORT, SUMMARY, SUMMARY_TABLE
+
+PROJECT = Path(__file__).resolve().parents[2]
+QLORA = "qlora_nf4_dq"
+QLORA_LABEL = "4-bit QLoRA (NF4, double-quantised)"
+REPAIRS = {"merging": {"faulty": f"{QLORA}/merged_16bit", "repaired": QLORA}}
+
+
+@pytest.fixture(scope="module")
+def usual(tmp_path_factory) -> Facts:
+    """Two variants, two seeds, on a CPU, with a fault and its repair."""
+    with contextlib.chdir(tmp_path_factory.mktemp("usual")):
+        write(repairs=REPAIRS)
+        write_lock()
+        return facts()
+
+
+@pytest.fixture(scope="module")
+def page(usual) -> str:
+    return render(usual)
+
+
+def alt_of(panel: Panel) -> str:
+    text = re.search('aria-label="([^"]*)"', panel.svg)[1]
+    return text.replace("\N{NO-BREAK SPACE}", " ")
+
+
+def test_figures_say_their_numbers_and_take_the_pages_colours(usual):
+    panels = [
+        *quality_figures.quality_panels(usual),
+        *training_figures.curve_panels(usual),
+        *training_figures.cost_panels(usual),
+        quality_figures.answer_panel(usual),
+        *quality_figures.forest_panels(usual),
+        *quality_figures.waterfall_panels(usual),
+        *quality_figures.category_panels(usual),
+        quality_figures.repair_panel(usual),
+    ]
+    assert len(panels) == 15
+    for panel in panels:
+        assert not re.search(r"#[0-9a-f]{6}\b", panel.svg)  # no colour that dark mode could not change
+        assert 'role="img" aria-label="' in panel.svg
+        assert "<text" in panel.svg
+    alt = re.search('aria-label="([^"]*)"', panels[0].svg)[1]
+    assert "4-bit QLoRA (NF4, double-quantised): from 3.222 to 2.262" in alt
+    assert "seed 1 2.256 and seed 2 2.267" in alt
+    alt = re.search('aria-label="([^"]*)"', panels[1].svg)[1]
+    assert "A band marks the margin of equivalence, 0.02 either way." in alt
+    assert f"{QLORA_LABEL}, as trained: +0.058, interval +0.040 to +0.077, worse." in alt
+    assert "16-bit LoRA, merged, 16-bit: +0.010, interval −0.008 to +0.029, undecided." in alt
+
+
+def test_the_answers_figure_has_a_point_for_each_form_at_its_memory(usual):
+    alt = alt_of(quality_figures.answer_panel(usual))
+    assert "16-bit LoRA, as trained, 0.501 GiB: the baseline." in alt
+    assert f"{QLORA_LABEL}, as trained, 0.161 GiB: +0.058, interval +0.040 to +0.077, worse." in alt
+    assert f"{QLORA_LABEL}, merged, de-quantised, 0.501 GiB: +0.059, interval +0.040 to +0.078, worse." in alt
+    assert f"{QLORA_LABEL}, merged, quantised again, 0.161 GiB: +0.090" in alt
+    assert alt.count(" GiB: ") == 6
+    assert "A dashed line marks 0.251 GiB, what the parameters would take if really held in 16 bits." in alt
+    assert quality_figures.answer_legend(usual) == []  # each point has its label
+
+
+def test_the_ticks_of_the_answers_figure_stand_where_they_say(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write(half_width=0.3)  # which gives ticks at quarters
+    svg = quality_figures.answer_panel(facts()).svg
+    ticks = [text.replace("−", "-") for text in re.findall(r">([+−]?\d\.\d+)</text>", svg)]
+    vertical = sorted(float(tick) for tick in ticks if tick[0] in "+-" or float(tick) == 0)
+    steps = {round(after - before, 9) for before, after in pairwise(sorted(set(vertical)))}
+    assert len(steps) == 1 and len(set(vertical)) > 2
+
+
+def test_the_waterfall_adds_up(usual):
+    (panel,) = quality_figures.waterfall_panels(usual)
+    values = [float(v.replace("−", "-")) for v in re.findall(r": ([+−]?\d\.\d+), interval", alt_of(panel))]
+    base, change, left, *forms = values
+    assert left == pytest.approx(base + change, abs=0.0015)
+    assert forms == pytest.approx(
+        [BY_FORM[form] for form in ("merged_16bit", "merged_dequantized", "requantized")], abs=0.0006
+    )
+
+
+def test_the_heat_maps_mark_what_was_held_out_and_what_was_not_tested(usual):
+    training, against = (alt_of(panel) for panel in quality_figures.category_panels(usual))
+    assert (
+        f"poetry, held out of training: 16-bit LoRA −0.868 better and {QLORA_LABEL} −0.960 better."
+        in training
+    )
+    assert "riddles: not tested." in training
+    assert f"greetings: {QLORA_LABEL} +0.058 worse." in against
+    assert "poetry ◆" in quality_figures.category_panels(usual)[0].svg
+
+
+def test_a_fault_is_shown_before_and_after_its_repair(usual):
+    alt = alt_of(quality_figures.repair_panel(usual))
+    assert "Merging: from 2.272 with the fault to 2.262 without; the fault is undecided." in alt
+
+
+def test_curves_have_a_band_over_the_seeds_and_with_one_seed_none(usual):
+    several = loss_curve(usual)
+    one = loss_curve(replace(usual, asked=usual.asked.model_copy(
+        update={"experiment": usual.asked.experiment.model_copy(update={"seeds": [1]})})))  # fmt: skip
+    assert several.count("fill-opacity: 0.18") > one.count("fill-opacity: 0.18") == 0
+
+
+def loss_curve(found) -> str:
+    return training_figures.curve_panels(found)[0].svg
+
+
+def test_names_in_a_figure_are_only_text(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write(categories={"$x_{": 60, "<b>&": 74}, held_out=(), rows=())
+    first, _ = quality_figures.category_panels(facts())
+    assert "$x_{" in first.svg and "&lt;b&gt;&amp;" in first.svg
+    assert "<b>" not in first.svg
+
+
+def test_figures_of_a_device_say_their_numbers_and_take_the_pages_colours(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write()
+    write_hardware()
+    (block,) = facts().hardware
+    panels = hardware_figures.hardware_panels(block, "hardware-0")
+    alts = [re.search('aria-label="([^"]*)"', panel.svg)[1].replace("\u00a0", " ") for panel in panels]
+    alts = [alts[-1], *alts[:-1]]
+    assert "4 × 512 tokens, without checkpointing" in alts[0]
+    assert "activations kept for the backward pass 10.5" in alts[0]
+    assert "in all 15.0; measured peak 15.8 (−5.1 %)." in alts[0]
+    assert f"{QLORA_LABEL}: predicted base weights 2.00" in alts[0]
+    assert "16-bit LoRA, with checkpointing: 3,000 at 4 × 512." in alts[1]
+    assert "16-bit LoRA, without checkpointing: 2,000 at 1 × 512 and 4,000 at 4 × 512." in alts[1]
+    assert f"{QLORA_LABEL}, without checkpointing: 1,500 tokens/s in 8.00 GiB at 1 × 512" in alts[2]
+    assert f"{QLORA_LABEL}, with checkpointing" not in alts[1] + alts[2]
+    for panel in panels:
+        assert not re.search(r"#[0-9a-f]{6}\b", panel.svg)
+
+
+def test_the_page_is_sound_html(page):
+    tags = Reader(page).tags
+    ids = [a["id"] for _, a in tags if "id" in a]
+    assert len(ids) == len(set(ids))
+    targets = {a["href"][1:] for _, a in tags if "href" in a} | set(re.findall(r"url\(#([^)]*)\)", page))
+    assert targets <= set(ids)
+    levels = [int(tag[1]) for tag, _ in tags if re.fullmatch("h[1-6]", tag)]
+    assert levels[0] == 1
+    assert all(after - before <= 1 for before, after in pairwise(levels))
+    assert all(a.get("scope") for tag, a in tags if tag == "th")
+    assert dict(tags)["html"] == {"lang": "en"}
+    assert page.count("<table") == page.count("<caption>")
+    assert len(page.encode()) < 5_000_000
+
+
+def test_the_same_inputs_give_the_same_bytes_without_torch(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write(repairs=REPAIRS)
+    write_hardware()  # whose shape is read from a configuration file
+    environment = {"PYTHONPATH": str(PROJECT), "HOME": str(tmp_path), "MPLCONFIGDIR": str(tmp_path / "mpl")}
+    code = "import sys; from workflow.stages.report import report; report(); sys.exit('torch' in sys.modules)"
+    made = []
+    for seed in ("1", "2"):
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            env=environment | {"PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        files = [REPORT, SUMMARY, SUMMARY_TABLE, *sorted(CARDS.rglob("*.md"))]
+        made.append([path.read_bytes() for path in files])
+    assert made[0] == made[1] and len(made[0]) == 7
+
+
+def test_nothing_is_loaded_from_anywhere(page):
+    tags = Reader(page).tags
+    loading = {"src", "srcset", "data", "poster", "action", "formaction", "background"}
+    assert not [(tag, attributes) for tag, attributes in tags if loading & set(attributes)]
+    assert all(a["href"].startswith("#") for _, a in tags if "href" in a)
+    assert all(reference.startswith("#") for reference in re.findall(r"url\(([^)]*)\)", page))
+    assert "@import" not in page
+    policy = next(a["content"] for tag, a in tags if tag == "meta" and "http-equiv" in a)
+    digest = base64.b64encode(
+        hashlib.sha256(re.search("<script>(.*?)</script>", page, re.S)[1].encode()).digest()
+    )
+    assert policy == f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest.decode()}'"

@@ -1,0 +1,158 @@
+"""What the arms of a comparison must have in common, so that a difference is due to what they differ in by name."""
+
+import re
+from collections.abc import Iterable
+
+from workflow import params
+from workflow.runtime import environment, inputs
+from workflow.runtime.errors import CheckError
+from workflow.runtime.files import read_yaml
+from workflow.runtime.outputs import DVC_LOCK
+from workflow.runtime.paths import benchmark_file, evaluate_base_folder, evaluate_folder, train_folder
+
+# The params that decide which rows a run learns from, in which order and steps, and which of their tokens.
+DECIDE_ROWS = (
+    "steps",
+    "epochs",
+    "batch_rows",
+    "length_window",
+    "max_length",
+    "use_context",
+    "loss_on",
+    "learn_end_token",
+    "second_bos",
+)
+# What a training recorded of them. The tokens in the loss are among `rows`.
+OF_TRAINING = ("steps", "rows", "validation_rows", "tokens_seen", "order_sha256")
+# What an evaluation recorded of how it scored, but for the commands that give the same numbers.
+OF_HARNESS = ("name", "version", "batch_rows", "batch_tokens", "add_bos_token", "chat_template_sha256")
+
+
+def check_same_training(trained: dict[str, list[dict]], asked: params.Params) -> dict[str, list[str]]:
+    """Variants must have learned from the same rows in the same order and steps, unless their own params change that.
+
+    Args:
+        trained: by variant, what each seed's training recorded.
+
+    Returns:
+        By variant, which of its own training params make it learn from other rows, or in another order, than the
+        baseline; only where there are some.
+
+    Raises:
+        CheckError: two runs differ without that; the sentence names both, and in what.
+    """
+    baseline = asked.experiment.baseline
+    otherwise = {}
+    for variant, results in trained.items():
+        ours, theirs = asked.training_of(variant), asked.training_of(baseline)
+        changed = [key for key in DECIDE_ROWS if getattr(ours, key) != getattr(theirs, key)]
+        if changed:
+            otherwise[variant] = changed
+        for seed, result, wanted in zip(asked.experiment.seeds, results, trained[baseline], strict=True):
+            for key in () if changed else OF_TRAINING:
+                if result[key] != wanted[key]:
+                    raise CheckError(
+                        f"{variant} and {baseline} were not trained on the same rows for the same steps: {key} of "
+                        f"seed {seed} is {_shown(result[key])} and {_shown(wanted[key])}"
+                    )
+            for key in ("steps", "rows", "validation_rows"):
+                if result[key] != results[0][key]:
+                    raise CheckError(
+                        f"the seeds of {variant} were not trained on the same rows for the same steps: {key} of "
+                        f"seed {seed} is {_shown(result[key])}, and {_shown(results[0][key])} of another"
+                    )
+    return otherwise
+
+
+def check_same_items(forms: list[tuple[str, dict]]) -> None:
+    """Every form of every run, and every base, must have been scored on the same items in the same way.
+
+    Args:
+        forms: what each is called, and what its evaluation recorded.
+
+    Raises:
+        CheckError: two of them differ; the sentence names both, the task, and in what.
+    """
+    (first, wanted), *others = [(name, _scoring(form["harness"])) for name, form in forms]
+    for name, found in others:
+        for key in sorted({*wanted, *found}):
+            if found.get(key) != wanted.get(key):
+                raise CheckError(
+                    f"{name} and {first} were not scored on the same items in the same way: {key} is "
+                    f"{_shown(found.get(key))} and {_shown(wanted.get(key))}"
+                )
+
+
+def _scoring(harness: dict) -> dict:
+    found = {key: harness[key] for key in OF_HARNESS}
+    for task in harness["tasks"]:
+        found |= {f"{key} of {task['task']}": value for key, value in task.items()}
+    return found
+
+
+def check_same_surroundings(kind: str, verb: str, runs: Iterable[tuple[str, str, dict]]) -> None:
+    """Runs whose numbers are compared must come from one kind of device and one set of library versions.
+
+    Args:
+        kind: of work; workflow/runtime/environment.py says which libraries can move its numbers.
+        verb: what was done to them.
+        runs: of each what it is called, the stage that makes it, and what it recorded.
+
+    Raises:
+        CheckError: two of them differ; the sentence names both, and in what.
+    """
+    (first, _, result), *others = list(runs)
+    wanted = _surroundings(kind, result)
+    for name, stage, result in others:
+        found = _surroundings(kind, result)
+        for key in sorted({*wanted, *found}):
+            if found.get(key) != wanted.get(key):
+                raise CheckError(
+                    f"{name} was {verb} with {key} {found.get(key)} and {first} with {wanted.get(key)}, so a difference "
+                    f"between them could be due to that; `dvc repro --force --single-item {stage}` makes it anew here"
+                )
+
+
+def _surroundings(kind: str, result: dict) -> dict[str, str]:
+    versions = {
+        library: version
+        for library, version in result["versions"].items()
+        if library in environment.PACKAGES[kind]
+    }
+    # Threads add up in another order, which moves the last digits alone.
+    device = re.sub(r", \d+ threads$", "", result["precision"]["device_name"])
+    return versions | {"device": f"{result['precision']['device']} ({device})"}
+
+
+def check_inputs(asked: params.Params) -> None:
+    """Every run must have been made with what dvc.lock says of its stage, and with what params.yaml says now.
+
+    Results that do not record what their stage read are passed over.
+
+    Raises:
+        CheckError: one was made with something else; the sentence names it, both values, and the command.
+    """
+    experiment, files = asked.experiment, {}
+    for name in experiment.variants:
+        files[f"evaluate_base@{name}"] = evaluate_base_folder(name) / "result.json"
+        files[f"benchmark@{name}"] = benchmark_file(name)
+        for seed in experiment.seeds:
+            files[f"train@{name}-{seed}"] = train_folder(name, seed) / "result.json"
+            files[f"evaluate@{name}-{seed}"] = evaluate_folder(name, seed) / "result.json"
+    lock = read_yaml(DVC_LOCK) if DVC_LOCK.is_file() else {}
+    stages, now = lock.get("stages", {}), read_yaml(inputs.params_file(inputs.PARAMS))
+    for stage, path in files.items():
+        recorded = inputs.record_in(path)
+        contradictions = [
+            *inputs.contradictions(recorded, stages.get(stage, {})),
+            *inputs.contradictions(recorded, {"params": {"params.yaml": now}}, source="params.yaml"),
+        ]
+        if contradictions:
+            raise CheckError(
+                f"{path} was made with {contradictions[0]}; `dvc repro --force --single-item {stage}` makes it again"
+            )
+
+
+def _shown(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= 80 else text[:77] + "..."

@@ -1,0 +1,265 @@
+"""The memory that a training needs on a GPU, by component, from a model's configuration alone.
+
+Nothing is measured here. Each component is counted in bytes from the tensors that a step of this project
+holds with every speed-up on (workflow/training/speed/fused.py, packing.py, graphs.py); the formulas stand beside the code
+that allocates, and `results/hardware/` holds predictions beside measured peaks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from math import ceil
+from typing import TYPE_CHECKING
+
+from workflow import params
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig  # it takes seconds to import
+
+GIB = 2**30
+BLOCK_4BIT = 64  # weights that share a constant (Dettmers et al. 2023, section 3; bitsandbytes' default)
+BLOCK_CONSTANTS = 256  # constants that share a constant of their own, with double quantisation
+ALLOCATION = 512  # PyTorch's CUDA allocator rounds every tensor up to this many bytes
+# Of cuBLAS and of cuBLASLt, each for the default stream and for the one that graphs are captured on, on Hopper
+# (PyTorch, CUDABlas.cpp); less on older GPUs.
+WORKSPACE = 32 * 2**20
+LOGITS_AT_ONCE = 2**24  # elements; workflow/training/speed/fused.py
+ADAM_STATES = {"adamw_torch": 8, "adamw_torch_fused": 8, "paged_adamw_32bit": 0, "paged_adamw_8bit": 0}
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What of a Llama-like model's configuration decides its memory and its work."""
+
+    layers: int
+    hidden: int
+    intermediate: int
+    query: int  # heads x size of a head
+    key_value: int
+    heads: int
+    vocabulary: int
+    tied: bool
+    others: int | None = None  # parameters of norms and biases, where they were counted in the model itself
+    query_key_norms: bool = False  # query and key are normalized, so they are kept before it too
+
+    @classmethod
+    def of(cls, config: PreTrainedConfig) -> Shape:
+        config = config.get_text_config()
+        size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        return cls(
+            layers=config.num_hidden_layers,
+            hidden=config.hidden_size,
+            intermediate=config.intermediate_size,
+            query=config.num_attention_heads * size,
+            key_value=(getattr(config, "num_key_value_heads", None) or config.num_attention_heads) * size,
+            heads=config.num_attention_heads,
+            vocabulary=config.vocab_size,
+            tied=config.tie_word_embeddings,
+        )
+
+    @property
+    def linears(self) -> dict[str, tuple[int, int]]:
+        """(in, out) of each linear layer of a decoder layer."""
+        h, i = self.hidden, self.intermediate
+        return {
+            "q_proj": (h, self.query),
+            "k_proj": (h, self.key_value),
+            "v_proj": (h, self.key_value),
+            "o_proj": (self.query, h),
+            "gate_proj": (h, i),
+            "up_proj": (h, i),
+            "down_proj": (i, h),
+        }
+
+    @property
+    def linear_parameters(self) -> int:
+        return self.layers * sum(a * b for a, b in self.linears.values())
+
+    @property
+    def embedding_parameters(self) -> int:
+        return self.vocabulary * self.hidden * (1 if self.tied else 2)
+
+    @property
+    def norm_parameters(self) -> int:
+        """Of norms and biases: a Llama has two norms a layer and a last one, and no bias."""
+        return (2 * self.layers + 1) * self.hidden if self.others is None else self.others
+
+    @property
+    def parameters(self) -> int:
+        return self.linear_parameters + self.embedding_parameters + self.norm_parameters
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes by component at the step's peak; `total` is what PyTorch's allocator then has allocated."""
+
+    weights: int
+    quantization_constants: int
+    adapters: int
+    gradients: int
+    optimizer: int
+    activations: int  # kept for the backward pass
+    loss: int  # logits and their gradients, a chunk at a time
+    transient: int  # of the layer that is being worked on, the de-quantised weight among it
+    workspace: int
+
+    @property
+    def total(self) -> int:
+        return sum(getattr(self, field.name) for field in fields(self))
+
+    def gib(self) -> dict[str, float]:
+        return {name: value / GIB for name, value in (asdict(self) | {"total": self.total}).items()}
+
+
+def rounded(size: float) -> int:
+    return ceil(size / ALLOCATION) * ALLOCATION
+
+
+def weights(shape: Shape, variant: params.Variant) -> tuple[int, int]:
+    """Bytes of the base's weights, and of its quantisation constants.
+
+    16 bits: two bytes each. int8: one, and a float32 for each row of a matrix (Dettmers et al. 2022). 4 bits:
+    half a byte, and a float32 for 64 weights; with double quantisation a byte for 64, a float32 for 64 x 256,
+    and tables. Embeddings, head and norms stay in 16 bits. A full fine-tuning holds float32.
+    """
+    others = shape.embedding_parameters + shape.norm_parameters
+    if variant.method == "full":
+        return 4 * (shape.linear_parameters + others), 0
+    held = constants = 0
+    for inputs, outputs in shape.linears.values():
+        count = inputs * outputs
+        match variant.precision:
+            case "16bit":
+                held += rounded(2 * count)
+            case "int8":
+                held += rounded(count)
+                constants += rounded(4 * outputs)
+            case _:
+                held += rounded(count / 2)
+                blocks = ceil(count / BLOCK_4BIT)
+                tables = rounded(16 * 4)
+                if variant.double_quantization:
+                    tables += rounded(256 * 4) + rounded(4)
+                    constants += rounded(blocks) + rounded(4 * ceil(blocks / BLOCK_CONSTANTS)) + tables
+                else:
+                    constants += rounded(4 * blocks) + tables
+    return shape.layers * held + 2 * others, shape.layers * constants
+
+
+def adapted(shape: Shape, training: params.Training) -> dict[str, tuple[int, int]]:
+    """(in, out) of the layers of a decoder layer that get an adapter, by name."""
+    asked = training.target_modules
+    return {name: size for name, size in shape.linears.items() if asked == "all-linear" or name in asked}
+
+
+def adapter_parameters(shape: Shape, training: params.Training) -> int:
+    """rank x (in + out) for each adapted layer (Hu et al. 2021, section 4)."""
+    return shape.layers * training.rank * sum(a + b for a, b in adapted(shape, training).values())
+
+
+def kept_of_a_layer(shape: Shape, training: params.Training, tokens: int) -> int:
+    """Bytes that a decoder layer keeps for its backward pass, for a pack of `tokens` in 16 bits.
+
+    Two residual streams, query, key (before and after their norms, where there are any), value, the attention's output and its log-sum-exp, gate and up; and of the layers
+    with an adapter their inputs (two norms' outputs, which layers share, and the product of gate and up; the attention's
+    output is kept already) and the [tokens, rank] products. With dropout an adapter's input is a copy of its own, beside
+    a mask of a byte for each number.
+    """
+    names = adapted(shape, training)
+    wide = 2 * shape.hidden + 2 * shape.query + 2 * shape.key_value + 2 * shape.intermediate
+    wide += training.rank * len(names) + shape.query_key_norms * (shape.query + shape.key_value)
+    masks = 0
+    if training.dropout:
+        masks = sum(inputs for inputs, _ in names.values())
+        wide += masks
+    else:
+        wide += shape.hidden * (not names.keys().isdisjoint(("q_proj", "k_proj", "v_proj")))
+        wide += shape.hidden * (not names.keys().isdisjoint(("gate_proj", "up_proj")))
+        wide += shape.intermediate * ("down_proj" in names)
+    return 2 * tokens * wide + tokens * masks + 4 * tokens * (shape.heads + 2)
+
+
+def predict(
+    shape: Shape,
+    variant: params.Variant,
+    training: params.Training,
+    *,
+    tokens: int,
+    graphs: bool = True,
+) -> Memory:
+    """The most that a training step allocates on a GPU, for a forward pass of `tokens` tokens in 16 bits.
+
+    The peak is the larger of two moments: the loss, whose chunk of logits (16 bits), log-probabilities (32)
+    and gradient live beside the last hidden states and their gradient; and the beginning of the backward pass,
+    in the last layer's perceptron: down_proj's de-quantised weight and input gradient, or the three
+    [tokens, intermediate] gradients of the gated activation when down_proj's input is gone. (The residual's
+    gradient has by then taken the place of the last residual stream.) With checkpointing only a layer's
+    input is kept, and one layer is computed again.
+    """
+    held, constants = weights(shape, variant)
+    if variant.method == "full":
+        trained = shape.linear_parameters + shape.embedding_parameters + shape.norm_parameters
+        adapters = 0
+        training = training.model_copy(update={"target_modules": "all-linear", "dropout": 0.0})
+    else:
+        trained = adapter_parameters(shape, training)
+        adapters = 4 * trained
+    states = ADAM_STATES[training.optimizer] * trained
+    layer = kept_of_a_layer(shape, training, tokens)
+    stream = 2 * tokens * shape.hidden
+    embedded = stream  # the last residual stream, which the last norm keeps
+    if training.gradient_checkpointing:
+        kept, again = shape.layers * stream + embedded, layer - stream
+    else:
+        kept, again = shape.layers * layer + embedded, 0
+    rows = max(1, min(tokens, LOGITS_AT_ONCE // shape.vocabulary))
+    chunk = rows * shape.vocabulary
+    at_loss = 2 * stream + chunk * (4 + 2)
+    weight = 0 if variant.precision == "16bit" else 2 * shape.hidden * shape.intermediate
+    wide = 2 * tokens * shape.intermediate
+    in_backward = again + max(weight + wide, 2 * wide)
+    if at_loss > in_backward:
+        loss, transient = chunk * (4 + 2), 2 * stream
+    else:
+        loss, transient = 0, in_backward
+    return Memory(
+        weights=held,
+        quantization_constants=constants,
+        adapters=adapters,
+        gradients=4 * trained,
+        optimizer=states,
+        activations=kept,
+        loss=loss,
+        transient=transient,
+        workspace=(4 if graphs else 2) * WORKSPACE,
+    )
+
+
+def describes(speed_ups) -> bool:
+    """Whether `predict` counts the tensors of a training with these speed-ups; graphs may be on or off."""
+    return speed_ups.packing and speed_ups.fused_adapters and speed_ups.fused_layers and speed_ups.fused_loss
+
+
+CONTEXT_GIB = 0.8  # the driver's context, loaded kernels and graphs, which PyTorch's allocator does not count
+FRAGMENTS = 1.03  # reserved over allocated: blocks that fit no tensor (2 to 10 % in results/hardware/)
+
+
+def usable_gib(gpu_gb: float) -> float:
+    """What of a GPU's memory (sold in GB of 10^9 bytes) a training can allocate, in GiB."""
+    return gpu_gb * 1e9 / GIB - CONTEXT_GIB
+
+
+def fits(need: Memory, gib: float) -> bool:
+    return need.total * FRAGMENTS <= gib * GIB
+
+
+def largest_fit(shape: Shape, variant: params.Variant, training: params.Training, *, gib: float) -> int:
+    """The most tokens that a forward pass can have in `gib` GiB; 0 if not even 64 fit. In steps of 64."""
+    step, low, high = 64, 0, 2**14
+    while low < high:
+        middle = (low + high + 1) // 2
+        if fits(predict(shape, variant, training, tokens=middle * step), gib):
+            low = middle
+        else:
+            high = middle - 1
+    return low * step

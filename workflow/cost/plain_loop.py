@@ -1,0 +1,104 @@
+"""The loop that most tutorials train with, to measure ours beside it: transformers, PEFT and autocast.
+
+It takes what `training.build_trainer` takes and behaves enough like a trainer to be timed like one.
+"""
+
+from itertools import islice
+from types import SimpleNamespace
+
+import torch
+from peft import get_peft_model
+from transformers import set_seed
+from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+
+from workflow import params
+from workflow.precisions.load import Precision
+from workflow.training.train import LikeLengthSampler, SpeedUps, lora
+
+
+class PlainLoop:
+    """Padded batches, autocast, the model's own loss over whole logits, AdamW, no speed-up."""
+
+    speed_ups = SpeedUps(*[False] * 5)
+    capture_seconds = 0.0
+
+    def __init__(
+        self,
+        model,
+        tokenizer,
+        *,
+        train_rows: list[dict],
+        training: params.Training,
+        precision: Precision,
+        seed: int,
+        **_,
+    ):
+        set_seed(seed)
+        self.model = get_peft_model(model, lora(training))
+        if training.gradient_checkpointing:
+            self.model.gradient_checkpointing_enable({"use_reentrant": False})
+            self.model.enable_input_require_grads()
+        self.rows, self.training, self.precision, self.seed = train_rows, training, precision, seed
+        self.collate = DataCollatorForLanguageModeling(pad_token_id=tokenizer.pad_token_id)
+        self.args = SimpleNamespace(per_device_train_batch_size=training.micro_batch_rows)
+        self.state = SimpleNamespace(global_step=0)
+        self.callbacks = []
+
+    def add_callback(self, callback) -> None:
+        self.callbacks.append(callback)
+
+    def _get_train_sampler(self) -> LikeLengthSampler:
+        return LikeLengthSampler(
+            [len(row["input_ids"]) for row in self.rows],
+            batch_rows=self.training.batch_rows,
+            window=self.training.length_window,
+            seed=self.seed,
+        )
+
+    def expect_pass(self, tokens: int) -> None:
+        """Nothing is held ready for a pass here."""
+
+    def collated(self, rows: list[int]) -> dict[str, torch.Tensor]:
+        """The rows of a forward pass, by their numbers, on the device."""
+        batch = self.collate([self.rows[row] for row in rows])
+        return {key: tensor.to(self.model.device) for key, tensor in batch.items()}
+
+    def batches(self):
+        """Micro-batches of an optimizer step, on the device, epoch after epoch."""
+        asked, sampler = self.training, self._get_train_sampler()
+        epoch = 0
+        while True:
+            sampler.set_epoch(epoch)
+            order = list(sampler)
+            for start in range(0, len(order), asked.batch_rows):
+                step = order[start : start + asked.batch_rows]
+                yield [
+                    self.collated(step[i : i + asked.micro_batch_rows])
+                    for i in range(0, len(step), asked.micro_batch_rows)
+                ]
+            epoch += 1
+
+    def get_batch_samples(self, iterator, passes: int | None = None):
+        """The next step's micro-batches: of an iterator over steps, or so many of one over passes."""
+        return (next(iterator) if passes is None else list(islice(iterator, passes))), None
+
+    def train(self) -> None:
+        compute = getattr(torch, self.precision.compute)
+        optimizer = torch.optim.AdamW(
+            [p for p in self.model.parameters() if p.requires_grad], lr=self.training.learning_rate
+        )
+        self.model.train()
+        iterator = self.batches()
+        while self.state.global_step < self.training.steps:
+            for callback in self.callbacks:
+                callback.on_step_begin(None, self.state, None)
+            micro_batches, _ = self.get_batch_samples(iterator)
+            for batch in micro_batches:
+                with torch.autocast(self.precision.device, compute, enabled=compute != torch.float32):
+                    loss = self.model(**batch).loss / len(micro_batches)
+                loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            self.state.global_step += 1
+            for callback in self.callbacks:
+                callback.on_step_end(None, self.state, None)

@@ -1,0 +1,290 @@
+"""Say before anything is downloaded which variants fit on a GPU, at which batch and length, and how fast.
+
+    python -m workflow.plan --model llama2_7b --gpu 24
+
+Memory is counted from the model's configuration (workflow/cost/memory.py), which is held to the model itself, built
+without its weights (workflow/cost/architecture.py). Time is estimated from two rates of a
+GPU, its matrix products' and its memory's, fitted to what results/hardware/ measured; the ratio to 16 bits
+depends on them little.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field, TypeAdapter, ValidationError
+
+from workflow import params
+from workflow.cost import architecture
+from workflow.cost.memory import (
+    Memory,
+    Shape,
+    adapter_parameters,
+    describes,
+    largest_fit,
+    predict,
+    usable_gib,
+)
+from workflow.runtime import faults, variables
+from workflow.runtime.errors import UserError
+from workflow.runtime.files import expanded
+from workflow.runtime.paths import MODEL
+from workflow.runtime.stage import go_offline, quiet_libraries
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+ROWS, EPOCHS = 1000, 3
+GigaBytes = Annotated[float, Field(gt=0, le=10_000, allow_inf_nan=False)]  # of 10^9 bytes
+BATCHES = (1, 2, 4, 8, 16, 32)
+# An H100's, at what this project's training reaches of them: operations and bytes per second, and the seconds
+# a step takes however few its tokens are. `docs/speed.md` says how well they fit.
+MATRIX_RATE, MEMORY_RATE, SECONDS_PER_PASS = 3.97e14, 1.74e12, 0.0236
+
+
+def step_seconds(shape: Shape, variant: params.Variant, training: params.Training, *, tokens: int) -> float:
+    """Seconds of one forward and backward pass of `tokens` tokens, recomputation included.
+
+    Products take 2 operations a weight and token, forward, for the input's gradient, and again if
+    activations are recomputed; a 4-bit weight is read and written in 16 bits before each of them.
+    """
+    passes = (3 if variant.method == "full" else 2) + training.gradient_checkpointing
+    work = 2 * tokens * passes * (shape.linear_parameters + adapter_parameters(shape, training))
+    work += 2 * tokens * 2 * shape.vocabulary * shape.hidden
+    four_bits = variant.precision in ("nf4", "fp4")
+    moved = passes * shape.linear_parameters * 2.5 if four_bits else 0
+    return SECONDS_PER_PASS + work / MATRIX_RATE + moved / MEMORY_RATE
+
+
+def plan(
+    config_name: str,
+    shape: Shape,
+    asked: params.Params,
+    *,
+    gpu_gb: float,
+    length: int,
+    mean_length: int,
+    rank: int | None,
+    notes: list[str],
+) -> str:
+    """The plan as text: a table of what fits, and the memory of each variant by component."""
+    usable = usable_gib(gpu_gb)
+    lines = [
+        f"{config_name}: {shape.parameters / 1e9:.4g} "
+        f"billion parameters; a GPU of {gpu_gb:g} GB, of which a training can use {usable:.1f} GiB.",
+        f"Rows are cut at {length} tokens and have {mean_length} on average; {ROWS} rows x {EPOCHS} epochs.",
+        "A peak is that of the longest pass that an epoch can hold: every row of it at full length.",
+        "",
+        f"{'variant':<14} {'checkpointing':<13} {'rows a pass':>11} {'peak GiB':>9} {'most tokens':>11} "
+        f"{'time / 16-bit':>13} {'minutes on an H100':>18}",
+    ]
+    tables = []
+    for name, variant in asked.variants.items():
+        for checkpointing in (False, True):
+            training = asked.training_of(name).model_copy(update={"gradient_checkpointing": checkpointing})
+            if rank is not None:
+                training = training.model_copy(update={"rank": rank})
+            row, need = _row(name, shape, variant, training, asked, usable, length, mean_length)
+            lines.append(row)
+        tables.append((name, need))
+    lines += [line for note in notes for line in ("", note)]
+    lines += ["", "By component, GiB, at one row of full length a pass with checkpointing:", ""]
+    parts = list(tables[0][1].gib())
+    lines.append(f"{'variant':<14} " + " ".join(f"{part.replace('quantization_', ''):>12}" for part in parts))
+    for name, need in tables:
+        lines.append(f"{name:<14} " + " ".join(f"{value:12.3f}" for value in need.gib().values()))
+    return "\n".join(lines)
+
+
+def _row(
+    name: str,
+    shape: Shape,
+    variant: params.Variant,
+    training: params.Training,
+    asked: params.Params,
+    usable: float,
+    length: int,
+    mean_length: int,
+) -> tuple[str, Memory]:
+    one = predict(shape, variant, training, tokens=length)
+    most = largest_fit(shape, variant, training, gib=usable)
+    rows = max((rows for rows in BATCHES if rows * length <= most), default=0)
+    head = f"{name:<14} {'yes' if training.gradient_checkpointing else 'no':<13} "
+    if not rows:
+        short = one.gib()["total"] - usable
+        why = f"{short:.1f} GiB short" if short > 0 else "too tight"
+        return f"{head}{'does not fit':>11} {one.gib()['total']:9.2f} ({why} for one row)", one
+    need = predict(shape, variant, training, tokens=rows * length)
+    baseline = asked.experiment.baseline
+    plain = asked.training_of(baseline).model_copy(
+        update={"gradient_checkpointing": False, "rank": training.rank}
+    )
+    passes = ROWS * EPOCHS / rows
+    seconds = passes * step_seconds(shape, variant, training, tokens=rows * mean_length)
+    # What 16 bits would take for the same rows a pass, wherever it fitted.
+    against = passes * step_seconds(shape, asked.variants[baseline], plain, tokens=rows * mean_length)
+    return (
+        f"{head}{rows:11d} {need.gib()['total']:9.2f} {most:11d} {seconds / against:13.2f} {seconds / 60:18.1f}",
+        one,
+    )
+
+
+def read_shape(model: str) -> "tuple[str, PreTrainedConfig, Shape]":
+    """The configuration and shape of a name from workflow/cost/shapes/, of `own`, or of a config.json.
+
+    Raises:
+        UserError: there is no such name or file, or it is not the configuration of a model that can be counted.
+    """
+    path = {"own": MODEL / "config.json"}.get(model, params.SHAPES / f"{model}.json")
+    if not path.is_file():
+        path = expanded(model, key="--model")
+    if not path.is_file():
+        known = ", ".join(sorted(file.stem for file in params.SHAPES.glob("*.json")))
+        raise UserError(
+            f"--model is {model}, which is neither a config.json, nor own (after `dvc repro fetch_model`), "
+            f"nor one of {known}."
+        )
+    try:
+        return model, *architecture.read(path)
+    except UserError as error:
+        raise UserError(f"--model is {model}: {error}") from None
+
+
+def check_lengths(config: "PreTrainedConfig", *, length: int, mean_length: int) -> None:
+    """Raise a UserError if rows are longer on average than at most, or longer than the model's context."""
+    if mean_length > length:
+        raise UserError(f"--mean-length is {mean_length}, and no row is longer than --length, {length}.")
+    context = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if context and length > context:
+        raise UserError(
+            f"--length (training.max_length where it is not given) is {length} tokens, and the model's context "
+            f"(max_position_embeddings) holds {context}."
+        )
+
+
+def check_targets(shape: Shape, asked: params.Params) -> None:
+    """Raise a UserError if an adapter is asked for on a layer that the plan does not count."""
+    for name in asked.variants:
+        targets = asked.training_of(name).target_modules
+        for target in [] if targets == "all-linear" else targets:
+            if target not in shape.linears:
+                raise UserError(
+                    f"training.target_modules of {name} names {target}; the plan counts adapters on "
+                    f"{', '.join(shape.linears)}, and on all of them as all-linear."
+                )
+
+
+def caveats(config: "PreTrainedConfig", asked: params.Params, *, length: int) -> list[str]:
+    """What of these params and this model the prediction does not describe, a sentence each."""
+    found = []
+    text = config.get_text_config()
+    if text.model_type not in architecture.MEASURED or getattr(text, "hidden_act", None) != "silu":
+        found.append(
+            f"An estimate: the weights of a {config.model_type} are counted, and what its layers keep for the "
+            "backward pass is taken for a Llama's, which can be too little by half."
+        )
+    window = getattr(text, "sliding_window", None)
+    if window and getattr(text, "use_sliding_window", True) and length > window:
+        found.append(
+            f"Rows of {length} tokens are longer than the model's attention window ({window}), so they are not packed, "
+            "which is not counted: memory and time are lower bounds."
+        )
+    if any(variant.precision == "int8" for variant in asked.variants.values()):
+        found.append(
+            "int8 keeps PEFT's own layers, which are not modelled: its memory and time are lower bounds."
+        )
+    if any(variant.processes > 1 for variant in asked.variants.values()):
+        found.append(
+            "Each is on one GPU: what several processes that share a training (docs/sharding.md) need is not predicted."
+        )
+    slow = [name for name in asked.variants if not describes(asked.training_of(name))]
+    if slow:
+        found.append(
+            f"Of {', '.join(slow)} a speed-up under training is off: memory and time, predicted with all on, are "
+            "lower bounds."
+        )
+    wide = [
+        name
+        for name, variant in asked.variants.items()
+        if (variant.compute_dtype or asked.hardware.compute_dtype) == "float32"
+    ]
+    if wide:
+        found.append(f"{', '.join(wide)} computes in float32, and the plan counts 16 bits: lower bounds.")
+    return found
+
+
+def number(kind: Any, read: Callable[[str], float]) -> Callable[[str], float]:
+    """An argument of the command line within the bounds of a type of params, for argparse."""
+
+    def parse(text: str) -> float:
+        try:
+            return TypeAdapter(kind).validate_python(read(text))
+        except ValidationError as error:
+            message = error.errors()[0]["msg"]
+        except ValueError:
+            message = f"Input should be a {'whole number' if read is int else 'number'}"
+        shown = text if len(text) <= 40 else text[:37] + "..."
+        raise argparse.ArgumentTypeError(f"invalid value {shown}: {message[0].lower()}{message[1:]}")
+
+    return parse
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m workflow.plan",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--model", required=True, help="a name from workflow/cost/shapes/, own, or a path to a config.json"
+    )
+    parser.add_argument(
+        "--gpu", type=number(GigaBytes, float), required=True, help="the GPU's memory in GB, as it is sold"
+    )
+    parser.add_argument(
+        "--length",
+        type=number(params.Length, int),
+        help="tokens of the longest row (default training.max_length)",
+    )
+    parser.add_argument(
+        "--mean-length",
+        type=number(params.Count, int),
+        help="tokens of a row on average (default a quarter of --length)",
+    )
+    parser.add_argument(
+        "--rank", type=number(params.Size, int), help="of the adapters (default training.rank)"
+    )
+    parser.add_argument("--params", type=Path, default=params.PARAMS_FILE, help="whose variants and training")
+    options = parser.parse_args()
+    go_offline()
+    quiet_libraries()
+    try:
+        variables.check(os.environ, network=False)
+        with faults.as_user_errors():
+            asked = params.load(options.params)
+            name, config, shape = read_shape(options.model)
+            length = options.length or asked.training.max_length
+            mean_length = options.mean_length or max(1, length // 4)
+            check_lengths(config, length=length, mean_length=mean_length)
+            check_targets(shape, asked)
+    except UserError as error:
+        sys.exit(f"plan: {error}")
+    print(
+        plan(
+            name,
+            shape,
+            asked,
+            gpu_gb=options.gpu,
+            length=length,
+            mean_length=mean_length,
+            rank=options.rank,
+            notes=caveats(config, asked, length=length),
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()

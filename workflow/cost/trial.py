@@ -1,0 +1,188 @@
+"""Try each variant of an experiment on a few layers of its model, before anything is trained.
+
+What an architecture cannot do shows only when its layers are quantized, adapted and computed with: experts that are
+one tensor, layers of a class of their own, an attention that PyTorch has no function for. A copy with random weights,
+the model's own widths and the fewest layers that show every kind of them is loaded and trained for one step as a run is.
+"""
+
+import re
+import tempfile
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedConfig, TrainerCallback
+
+from workflow import params
+from workflow.cost import architecture
+from workflow.data.model_files import read_config, reason
+from workflow.fetch.sources import byte_tokenizer
+from workflow.precisions.load import load_base
+from workflow.runtime.errors import CheckError, UserError
+from workflow.training.train import build_trainer, check_adapters, check_model_fits
+
+FEWEST_LAYERS, VOCABULARY, LENGTHS = 2, 512, (12, 9)
+# Of the weights, what may lie outside of linear layers where these are to be quantized or adapted (positions, routers).
+LARGEST_REST = 0.05
+CPU = params.Hardware(device="cpu", compute_dtype="float32", data_workers=0)
+
+
+def try_variants(model_folder: Path, experiment: params.Params) -> None:
+    """Load and train a small copy of the model for a step, in each variant of the experiment.
+
+    Raises:
+        UserError: there is no model, its attention is not one that is trained with, or a variant does not go with this architecture; the sentence names each and why.
+    """
+    problems: dict[str, list[str]] = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        full = read_config(model_folder / "config.json")
+        model = architecture.build(full)
+        architecture.check_attention(model)
+        try:
+            config = small_config(full)
+            AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(scratch)
+        except Exception as error:  # each architecture has code of its own
+            raise UserError(
+                f"two layers of the model cannot be made and stored to try the variants on: {reason(error)}."
+            ) from None
+        rest = outside(model)
+        for name in experiment.experiment.variants:
+            problem = try_variant(
+                Path(scratch), experiment.variants[name], experiment.training_of(name), rest=rest
+            )
+            if problem:
+                problems.setdefault(problem, []).append(name)
+    if problems:
+        said = "; ".join(f"{', '.join(names)}: {problem}" for problem, names in problems.items())
+        raise UserError(
+            f"this model does not go with every variant of the experiment, tried on a few of its layers: {said}. "
+            "Take them out of experiment.variants, or choose another model."
+        )
+
+
+def try_variant(folder: Path, variant: params.Variant, training: params.Training, *, rest: str) -> str:
+    """What keeps a variant from being trained on the model in `folder`; empty if nothing does.
+
+    Args:
+        rest: what of the model can be neither quantized nor adapted; empty for nothing.
+    """
+    if rest and (
+        variant.precision != "16bit" or (variant.method == "lora" and training.target_modules == "all-linear")
+    ):
+        return rest
+    # The rows of the trial are no rows of the data, and one step says nothing about rates.
+    training = training.model_copy(
+        update={
+            "steps": 1,
+            "epochs": None,
+            "batch_rows": len(LENGTHS),
+            "micro_batch_rows": len(LENGTHS),
+            "optimizer": "adamw_torch",
+            "schedule": "constant",
+            "warmup_fraction": 0.0,
+            "learn_end_token": True,
+            "second_bos": False,
+        }
+    )
+    alone = variant.model_copy(update={"processes": 1, "compute_dtype": None})
+    try:
+        model, precision = load_base(folder, alone, hardware=CPU)
+        check_model_fits(model, training)
+        rows = [{"input_ids": ids, "labels": ids} for ids in map(_ids, LENGTHS)]
+        with tempfile.TemporaryDirectory() as scratch:
+            trainer = build_trainer(
+                model,
+                byte_tokenizer(vocabulary=VOCABULARY, max_positions=training.max_length),
+                train_rows=rows,
+                validation_rows=rows[:1],
+                variant=alone,
+                training=training,
+                precision=precision,
+                seed=1,
+                data_workers=0,
+                scratch=Path(scratch),
+            )
+            check_adapters(trainer, alone, training)
+            trainer.add_callback(gradients := Gradients(lora=alone.method == "lora"))
+            trainer.train()
+    except (UserError, CheckError) as error:
+        return str(error).replace(f"{folder} holds no model that can be loaded: ", "").rstrip(".")
+    except Exception as error:  # each architecture has code of its own
+        return f"{type(error).__name__}: {reason(error)}"
+    return gradients.problem
+
+
+class Gradients(TrainerCallback):
+    """Looks at the gradients of the first step: `problem` says which weight none has reached."""
+
+    def __init__(self, *, lora: bool):
+        self.lora = lora
+        self.problem = "no step was trained"
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        self.problem = ""
+        for name, parameter in model.named_parameters():
+            # An adapter's B begins at zero, so its A has no gradient in the first step.
+            if not parameter.requires_grad or (self.lora and "lora_B" not in name):
+                continue
+            if parameter.grad is None or not parameter.grad.any():
+                self.problem = f"no gradient reaches {name}"
+            elif not parameter.grad.isfinite().all():
+                self.problem = f"the gradient of {name} is not finite"
+
+
+def small_config(config: PreTrainedConfig) -> PreTrainedConfig:
+    """A configuration of this one's widths, with a small vocabulary and the fewest layers that show each kind."""
+    layers = config.get_text_config().num_hidden_layers
+    kinds = _kinds(config)
+    for count in range(min(FEWEST_LAYERS, layers), layers):
+        small = _cut(config, layers=count)
+        try:
+            if _kinds(small) == kinds:
+                return small
+        except UserError:
+            continue  # a pattern of layers that so few do not make
+    return _cut(config, layers=layers)
+
+
+def outside(model: torch.nn.Module) -> str:
+    """What of a model is neither quantized nor adapted, as a sentence's end; empty where it is next to nothing."""
+    large = architecture.outside_linears(model)
+    share = sum(p.numel() for p in large.values()) / architecture.parameters(model)
+    if share <= LARGEST_REST:
+        return ""
+    name = max(large, key=lambda name: large[name].numel())
+    shape = " x ".join(map(str, large[name].shape))
+    return (
+        f"{share:.0%} of the weights lie outside of linear layers and embeddings ({name} is one tensor of {shape}), where "
+        "nothing is quantized or adapted"
+    )
+
+
+def _kinds(config: PreTrainedConfig) -> set[tuple]:
+    """Name and class of every module, and name of every weight, without the numbers of layers and experts."""
+    model = architecture.build(config)
+    modules = {(_unnumbered(name), type(module)) for name, module in model.named_modules()}
+    return modules | {(_unnumbered(name), p.dim()) for name, p in model.named_parameters()}
+
+
+def _unnumbered(name: str) -> str:
+    return re.sub(r"\.\d+(?=\.|$)", ".#", name)
+
+
+def _cut(config: PreTrainedConfig, *, layers: int) -> PreTrainedConfig:
+    """The configuration with its first layers, and token numbers that a small vocabulary has."""
+    small = type(config).from_dict(config.to_dict())
+    text = small.get_text_config()
+    full = text.num_hidden_layers
+    for key, value in list(vars(text).items()):
+        if isinstance(value, list) and len(value) == full:
+            setattr(text, key, value[:layers])  # layer_types and its like
+    text.num_hidden_layers = layers
+    text.vocab_size = VOCABULARY
+    for part in (small, text):
+        part.pad_token_id = part.bos_token_id = part.eos_token_id = None
+    return small
+
+
+def _ids(length: int) -> list[int]:
+    return [3 + 7 * position % (VOCABULARY - 3) for position in range(length)]

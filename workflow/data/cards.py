@@ -1,0 +1,187 @@
+"""What the cards of a run say without its numbers: metadata for the hub, and the Python that loads what was scored."""
+
+from pathlib import Path
+
+from huggingface_hub import EvalResult, ModelCardData
+
+from workflow import params
+from workflow.data import compatibility, lineage
+from workflow.data.lineage import Lineage
+from workflow.runtime.files import write_text
+from workflow.runtime.paths import MODEL
+
+FOUR_BIT = ("nf4", "fp4")
+LOADED = "from_pretrained"
+EXACT = (
+    "# On some CPUs bitsandbytes multiplies in bfloat16, whatever type is asked for; what was scored did not.\n"
+    "bnb.nn.Linear4bit.support_avx512bf16_for_cpu = property(lambda layer: False, lambda layer, value: None)\n"
+)
+FORMS = {
+    "base": "The base model, without a run, in the precision of the variant.",
+    "as_trained": "The run as it was trained.",
+    "merged_16bit": "The run's adapter folded into the original 16-bit weights, rounded to 16 bits.",
+    "merged_dequantized": "The run's adapter folded into the de-quantised weights that it was trained on, rounded to "
+    "16 bits.",
+    "requantized": "The run's adapter folded into the de-quantised weights, which were quantised again.",
+}
+
+
+def metadata(
+    origin: Lineage,
+    variant: params.Variant,
+    *,
+    form: str = "as_trained",
+    dataset: str | None = None,
+    name: str | None = None,
+    results: list[EvalResult] | None = None,
+) -> ModelCardData:
+    """The metadata of a run's card: what is not known of the base or the data is left out.
+
+    Args:
+        dataset: what it was trained on.
+        name, results: of the model index.
+    """
+    known = origin.known()
+    known.pop("revision", None)
+    adapter = variant.method == "lora" and form == "as_trained"
+    if origin.base_model:
+        known["base_model_relation"] = "adapter" if adapter else "finetune"
+    tags = ["full-fine-tuning"] if variant.method == "full" else ["lora"]
+    if variant.method == "lora" and variant.precision in FOUR_BIT:
+        tags.append("qlora")
+    return ModelCardData(
+        **known,
+        datasets=[dataset] if dataset else None,
+        library_name="peft" if adapter else "transformers",
+        pipeline_tag="text-generation",
+        tags=tags if form == "as_trained" else [*tags, form.replace("_", "-")],
+        model_name=name,
+        eval_results=results,
+    )
+
+
+def loading_adapter(
+    variant: params.Variant, origin: Lineage, *, compute: str, device: str, folder: Path
+) -> str:
+    """Python that puts an adapter on the base that it was trained on, as it was held and computed then."""
+    base, revision = MODEL.as_posix(), ""
+    if origin.base_model and origin.revision:
+        base, revision = origin.base_model, f'revision="{origin.revision}", '
+    classes, quantization, given = "", "", ""
+    if arguments := _quantization(variant, compute):
+        classes, given = ", BitsAndBytesConfig", "quantization_config=quantization, "
+        quantization = f"quantization = BitsAndBytesConfig({arguments})\n"
+    exact = device == "cpu" and variant.precision in FOUR_BIT
+    return (
+        f"{'import bitsandbytes as bnb' + chr(10) if exact else ''}import torch\nfrom peft import PeftModel\n"
+        f"from transformers import AutoModelForCausalLM, AutoTokenizer{classes}\n\n"
+        f'{EXACT if exact else ""}adapter = "{folder.as_posix()}"  # or where you put it\n'
+        f"{quantization}"
+        f'base = AutoModelForCausalLM.{LOADED}(\n    "{base}", {revision}dtype=torch.{compute}, {given}'
+        f'device_map={{"": "{device}"}}\n)\n'
+        f"model = PeftModel.{LOADED}(base, adapter).eval()\n"
+        f"tokenizer = AutoTokenizer.{LOADED}(adapter)"
+    )
+
+
+def _quantization(variant: params.Variant, compute: str) -> str:
+    """The arguments of bitsandbytes' configuration with which the base is loaded; empty where it stays in 16 bits."""
+    if variant.precision == "16bit":
+        return ""
+    if variant.precision == "int8":
+        return "load_in_8bit=True"
+    return (
+        f'\n    load_in_4bit=True,\n    bnb_4bit_quant_type="{variant.precision}",\n'
+        f"    bnb_4bit_use_double_quant={variant.double_quantization},\n"
+        f"    bnb_4bit_compute_dtype=torch.{compute},\n"
+    )
+
+
+def loading_model(*, compute: str, device: str, folder: Path, in_4_bits: bool = False) -> str:
+    """Python that loads a whole model and its tokenizer from one folder."""
+    exact = device == "cpu" and in_4_bits
+    return (
+        f"{'import bitsandbytes as bnb' + chr(10) if exact else ''}import torch\n"
+        "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+        f'{EXACT if exact else ""}folder = "{folder.as_posix()}"  # or where you put it\n'
+        f'model = AutoModelForCausalLM.{LOADED}(\n    folder, dtype=torch.{compute}, device_map={{"": "{device}"}}\n).eval()\n'
+        f"tokenizer = AutoTokenizer.{LOADED}(folder)"
+    )
+
+
+def loading(variant: params.Variant, origin: Lineage, *, compute: str, device: str, folder: Path) -> str:
+    """Python that loads a run as it was trained, from the folder of its weights."""
+    if variant.method == "full":
+        return loading_model(compute=compute, device=device, folder=folder)
+    return loading_adapter(variant, origin, compute=compute, device=device, folder=folder)
+
+
+def complete(
+    written: Path,
+    folder: Path,
+    variant: params.Variant,
+    *,
+    model_folder: Path,
+    compute: str,
+    device: str,
+) -> None:
+    """Put a run's tokenizer and card beside its weights, and settings that older libraries read alike.
+
+    Args:
+        written: where the weights lie now.
+        folder: where they will lie.
+        compute, device: of the training.
+    """
+    origin = lineage.read(model_folder)
+    lineage.copy_tokenizer(model_folder, written)
+    if variant.method == "full":
+        compatibility.make_compatible(written)
+    else:
+        compatibility.make_adapter_compatible(written)
+        lineage.name_base(written, origin)
+    code = loading(variant, origin, compute=compute, device=device, folder=folder)
+    run = "/".join(folder.parts[-3:-1])
+    write_text(written / lineage.CARD, weights_card(variant, origin, code=code, run=run))
+
+
+def weights_card(variant: params.Variant, origin: Lineage, *, code: str, run: str) -> str:
+    """The card that lies beside a run's weights: what is known of it before it is scored.
+
+    Args:
+        code: loads the run as it was trained.
+        run: its variant and seed, as the folders of its results are called.
+    """
+    what = "A model with all of its weights trained" if variant.method == "full" else "A LoRA adapter"
+    held = "16 bits" if variant.precision == "16bit" else variant.precision
+    base = f"what `dvc repro fetch_model` stores in `{MODEL}`"
+    if origin.base_model and origin.revision:
+        base = f"{origin.base_model} at {origin.revision}"
+    return (
+        f"---\n{metadata(origin, variant).to_yaml()}\n---\n\n# {run}\n\n"
+        f"{what}, with the base held in {held}. Base: {base}.\n\n## How to load it\n\n```python\n{code}\n```\n\n"
+        "Loaded so it is what was scored as trained. A base that is held otherwise gives other numbers.\n\n"
+        f"## Numbers\n\n`results/cards/{run}/README.md` has what it scored in each serving form, what it cost and the "
+        "limits of the comparison, once `dvc repro report` has run: publish that card with the weights.\n"
+    )
+
+
+def served_card(
+    variant: params.Variant, origin: Lineage, *, form: str, run: str, code: str, scores: list[dict]
+) -> str:
+    """The card of a form that was saved as a model of its own, with what this form scored.
+
+    Args:
+        run: its variant and, of a run, its seed.
+        code: loads the model.
+        scores: of the form, by `task`, `metric`, `value`, `unit` and `items`; empty where it was not scored.
+    """
+    rows = [
+        f"| {score['task']}: {score['metric']} | {score['value']:.4f} | {score['unit']} | {score['items']:,} |"
+        for score in scores
+    ]
+    table = "\n".join(["| Metric | Value | Unit | Items |", "| --- | ---: | --- | ---: |", *rows])
+    return (
+        f"---\n{metadata(origin, variant, form=form).to_yaml()}\n---\n\n# {run} as {form}\n\n{FORMS[form]}\n\n"
+        f"## How to load it\n\n```python\n{code}\n```\n\n## Numbers\n\n"
+        + (f"Of this form, loaded so:\n\n{table}\n" if rows else "It was not scored.\n")
+    )

@@ -1,0 +1,415 @@
+"""Publish a study in this repository, from the archive that `python -m workflow.study run` made of it.
+
+    python -m workflow.publish reference_study studies/reference_study.tar.gz
+
+It is checked first: the params validate and are those of dvc.lock, every result has the digest that dvc.lock has of it,
+every number on the page is that of the result which it names, and the environment is the one that the runs recorded.
+Then results/studies/NAME/ holds it, laid out as results/ is; report/studies/NAME.html is its page, as the run rendered
+it; and README.md shows its headline. Every published study is checked so again by the tests.
+"""
+
+import argparse
+import io
+import re
+import shutil
+import sys
+import tarfile
+import tempfile
+from collections.abc import Mapping
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import pandas as pd
+from matplotlib.figure import Figure
+from ruamel.yaml import YAML
+
+from workflow import params
+from workflow.comparison.compare import ALL
+from workflow.engine import study
+from workflow.engine.study import DVC_LOCK, ENVIRONMENT, ITEMS, PARAMS
+from workflow.report.drawing import INK, MUTED, PAPER, RULE, SETTINGS
+from workflow.report.exports import escaped
+from workflow.report.facts import AS_TRAINED, dataset_name, model_name
+from workflow.report.formatting import number, percent, signed
+from workflow.report.quality_figures import SHORT_FORMS
+from workflow.runtime.errors import CheckError, UserError
+from workflow.runtime.files import md5, read_json, whole_folder, write_text
+from workflow.runtime.paths import COMPARE, MODEL_SOURCE, REPORT, RESULTS, SAMPLE, SUMMARY_TABLE, train_folder
+from workflow.runtime.stage import say
+
+PUBLISHED, PAGES, README = Path("results/studies"), Path("report/studies"), Path("README.md")
+MOST_ITEMS = 4 * 2**20  # bytes of the items' scores that are still for git
+RECORDED = ("finished", "python", "gpus", "driver", "packages")  # what is read of environment.json
+ABOVE = {PARAMS, DVC_LOCK, ENVIRONMENT}  # what a study has beside its results/
+BEGIN, END = "<!-- studies: written by workflow/engine/publish.py -->", "<!-- end of studies -->"
+NONE = "No study has been published here yet: [docs/method.md](docs/method.md) says how the reference study is made."
+SHOWN = ("torch", "transformers", "peft", "trl", "bitsandbytes", "lm_eval")
+STEP = re.compile(r"\[(\d+)\]|([^.\[\]]+)")  # of a place in a JSON file
+ROW, WIDTH = 19, 640  # units of the figure, about one CSS pixel each
+
+Files = Mapping[Path, Path]  # where each file of a study lies, by its path in the study
+
+
+def check(files: Files) -> params.Params:
+    """Hold a study's files against each other; return its params.
+
+    Raises:
+        UserError: a file is missing or cannot be read.
+        CheckError: two files do not agree. The sentence says which.
+    """
+    for path in (PARAMS, DVC_LOCK, ENVIRONMENT, REPORT):
+        _existing(files, path)
+    try:
+        asked = params.load(files[PARAMS], published=True)
+    except UserError as error:
+        raise UserError(str(error).replace(str(files[PARAMS]), PARAMS.name)) from None
+    lock = study.read_lock(files[DVC_LOCK])
+    _check_lock(lock, asked)
+    _check_params(lock, YAML(typ="safe").load(files[PARAMS].read_text(encoding="utf-8")))
+    _check_digests(lock, files)
+    _check_page(files)
+    _check_environment(files, asked)
+    return asked
+
+
+def _existing(files: Files, path: Path) -> Path:
+    if path not in files:
+        raise UserError(f"{path} is missing.")
+    return files[path]
+
+
+def _json(files: Files, path: Path) -> Any:
+    try:
+        return read_json(_existing(files, path))
+    except ValueError:
+        raise UserError(f"{path} is not sound JSON.") from None
+
+
+def _check_lock(lock: dict, asked: params.Params) -> None:
+    """Whether it has every run that params name, and no stage read what another one did not write."""
+    experiment = asked.experiment
+    for name in experiment.variants:
+        for seed in experiment.seeds:
+            for stage in ("train", "evaluate"):
+                if f"{stage}@{name}-{seed}" not in lock["stages"]:
+                    raise CheckError(f"dvc.lock has no {stage}@{name}-{seed}, which params.yaml names.")
+    wrote = {out["path"]: out for stage in lock["stages"].values() for out in stage.get("outs", [])}
+    for name, stage in lock["stages"].items():
+        for dep in stage.get("deps", []):
+            out = wrote.get(dep["path"], dep)
+            if out.get("md5") != dep.get("md5"):
+                raise CheckError(f"by dvc.lock, {name} read another {dep['path']} than was written.")
+
+
+def _check_params(lock: dict, asked: dict) -> None:
+    for name, stage in lock["stages"].items():
+        for key, value in stage.get("params", {}).get("params.yaml", {}).items():
+            if _at(asked, key) != value:
+                raise CheckError(f"params.yaml has another value of {key} than {name} was run with.")
+
+
+def _check_digests(lock: dict, files: Files) -> None:
+    """Whether every result is there and is what its stage wrote, and the params are those that the page was made of."""
+    for path in study.small_results(lock):
+        if path != ITEMS:  # they may be too large for git
+            _existing(files, path)
+    for name, stage in lock["stages"].items():
+        for entry in [*stage.get("outs", []), *stage.get("deps", [])]:
+            path = Path(entry["path"])
+            if path in files and md5(files[path]) != entry.get("md5"):
+                raise CheckError(
+                    f"{path} is not what dvc.lock says: its md5 is not that in the entry of {name}."
+                )
+
+
+class _Page(HTMLParser):
+    """The numbers of a page, with the places that they are from."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.numbers: list[tuple[str, str]] = []  # place, value
+        self.warned = False
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        found = dict(attrs)
+        self.warned |= "banner" in (found.get("class") or "").split()
+        if tag == "data":
+            self.numbers.append((found["data-key"], found["value"]))
+
+
+def _check_page(files: Files) -> None:
+    page = _Page(files[REPORT].read_text(encoding="utf-8"))
+    if page.warned:
+        raise CheckError(
+            "the page says that it does not match dvc.lock: `dvc repro` mends it where it was run."
+        )
+    if not page.numbers:
+        raise CheckError("the page has no numbers.")
+    read: dict[Path, Any] = {}
+    for key, value in page.numbers:
+        name, _, place = key.partition("#")
+        path = Path(name)
+        if path not in read:
+            read[path] = _json(files, path)
+        try:
+            found = float(_at(read[path], place))
+        except (KeyError, IndexError, TypeError, ValueError):
+            raise CheckError(f"the page has a number from {key}, which is none.") from None
+        if found != float(value):
+            raise CheckError(f"the page has {value} from {key}, where {found:g} stands.")
+
+
+def _at(content: Any, place: str) -> Any:
+    """What stands at a place such as scores[3].per_seed.1; of params, None where nothing does."""
+    for match in STEP.finditer(place):
+        if match[1] is not None:
+            content = content[int(match[1])]
+        else:
+            content = content.get(match[2]) if isinstance(content, dict) else None
+    return content
+
+
+def _check_environment(files: Files, asked: params.Params) -> None:
+    """Whether every training recorded the versions and the GPU that the environment names."""
+    environment = _json(files, ENVIRONMENT)
+    for key in RECORDED:
+        if key not in environment:
+            raise UserError(f"{ENVIRONMENT} lacks {key}.")
+    there = {"Python": environment["python"], **_by_name(environment["packages"])}
+    gpus = {gpu["name"] for gpu in environment["gpus"]}
+    for name in asked.experiment.variants:
+        for seed in asked.experiment.seeds:
+            path = train_folder(name, seed) / "result.json"
+            result = _json(files, path)
+            for package, version in result["versions"].items():
+                if there.get(_plain(package)) != version:
+                    raise CheckError(
+                        f"{path} was made with {package} {version}, and environment.json has {there.get(_plain(package))}."
+                    )
+            precision = result["precision"]
+            if precision["device"] == "cuda" and precision["device_name"] not in gpus:
+                raise CheckError(
+                    f"{path} was made on {precision['device_name']}, which environment.json does not name."
+                )
+
+
+def _by_name(packages: dict[str, str]) -> dict[str, str]:
+    return {_plain(name): version for name, version in packages.items()}
+
+
+def _plain(package: str) -> str:
+    return package if package == "Python" else package.lower().replace("-", "_")
+
+
+def published(name: str) -> dict[Path, Path]:
+    """Where the files of a published study lie, by their paths in the study."""
+    folder = PUBLISHED / name
+    found = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
+    files = {path if path in ABOVE else RESULTS / path: folder / path for path in found}
+    page = PAGES / f"{name}.html"
+    return files | ({REPORT: page} if page.is_file() else {})
+
+
+def names() -> list[str]:
+    """The published studies."""
+    return sorted(path.name for path in PUBLISHED.glob("[!.]*") if path.is_dir())
+
+
+def publish(name: str, packed: Path) -> None:
+    """Check an archive, and write what is published of it. Where it is refused, nothing is written.
+
+    Raises:
+        UserError: the archive cannot be read.
+        CheckError: its files do not agree.
+    """
+    if not study.NAME.fullmatch(name):
+        raise UserError(f"a study cannot be called {name}: small letters, digits and _ make its name.")
+    with tempfile.TemporaryDirectory() as scratch:
+        files = unpacked(packed, Path(scratch))
+        asked = check(files)
+        figure = forest(files, asked)
+        readme = README.read_text(encoding="utf-8")
+        _between_marks(readme)
+        with whole_folder(PUBLISHED / name) as folder:
+            for path, file in files.items():
+                result = path.is_relative_to(RESULTS)
+                small = path != ITEMS or file.stat().st_size <= MOST_ITEMS
+                if (result or path in ABOVE) and small:
+                    target = folder / (path.relative_to(RESULTS) if result else path)
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copyfile(file, target)
+        write_text(PAGES / f"{name}.html", files[REPORT].read_text(encoding="utf-8"))
+        write_text(PAGES / f"{name}.svg", figure)
+    write_text(README, with_studies(readme))
+
+
+def unpacked(packed: Path, folder: Path) -> dict[Path, Path]:
+    """Unpack an archive of a study, whose members may lie nowhere but in the folder.
+
+    Raises:
+        UserError: it is missing or is no such archive.
+    """
+    try:
+        with tarfile.open(packed) as archive:
+            archive.extractall(folder, filter="data")
+    except FileNotFoundError:
+        raise UserError(f"{packed} is missing.") from None
+    except (tarfile.TarError, EOFError, OSError) as error:
+        raise UserError(f"{packed} is no archive of a study: {error}.") from None
+    return {path.relative_to(folder): path for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def with_studies(readme: str) -> str:
+    """A README whose block shows the published studies."""
+    before, after = _between_marks(readme)
+    sections = [section(name) for name in names()] or [NONE]
+    return f"{before}{BEGIN}\n" + "\n\n".join(sections) + f"\n{END}{after}"
+
+
+def _between_marks(readme: str) -> tuple[str, str]:
+    if (readme.count(BEGIN), readme.count(END)) != (1, 1):
+        raise UserError(f"{README} must have the lines {BEGIN} and {END} once each.")
+    return readme.partition(BEGIN)[0], readme.partition(END)[2]
+
+
+def section(name: str) -> str:
+    """A published study's headline in Markdown, from its files alone."""
+    files = published(name)
+    asked = params.load(files[PARAMS], published=True)
+    environment = read_json(files[ENVIRONMENT])
+    rows = read_json(files[SAMPLE / "counts.json"])
+    table = pd.read_csv(files[SUMMARY_TABLE])
+    quantized_before = read_json(files[MODEL_SOURCE])["quantized_before"]
+    there = _by_name(environment["packages"])
+    versions = ", ".join(f"{package} {there[package]}" for package in SHOWN if package in there)
+    driver = f", driver {environment['driver']}" if environment["driver"] else ""
+    seeds = len(asked.experiment.seeds)
+    parts = [
+        f"**{escaped(asked.report.title)}**",
+        f"{escaped(model_name(asked.model))} on {escaped(dataset_name(asked.dataset))}: {rows['train_rows']:,} rows to train on, "
+        f"{rows['test_rows']:,} to test on, {seeds} {'seed' if seeds == 1 else 'seeds'}. {environment['finished']}, "
+        f"{escaped(', '.join(dict.fromkeys(table['device'])))}{driver}; {versions}."
+        + (
+            f" The base had been quantised once before ({escaped(quantized_before)}): what 4 bits cost one that had not may be "
+            "more ([findings](docs/findings.md))."
+            if quantized_before
+            else ""
+        ),
+        f"![Each variant’s difference to {asked.experiment.baseline}, with its interval]({PAGES / f'{name}.svg'})",
+        _headline_table(table, asked),
+        *_caveats(files, asked),
+        "Memory and time were measured once, in one process for each variant.",
+        f"{_verdicts(files)} [Page]({PAGES / f'{name}.html'}), [numbers]({PUBLISHED / name}), [method](docs/method.md).",
+    ]
+    return "\n\n".join(parts)
+
+
+def _headline_table(table: pd.DataFrame, asked: params.Params) -> str:
+    """A row for each variant as it was trained."""
+    task, metric = asked.comparison.primary.split("/")
+    primary = table[(table["task"] == task) & (table["metric"] == metric)]
+    unit = primary["unit"].iloc[0]
+    head = [
+        "variant",
+        escaped(unit),
+        f"difference ({percent(asked.comparison.confidence)} interval)",
+        "verdict",
+    ]
+    costs = [
+        (name, title)
+        for name, title in (("peak_memory", "peak memory, GiB"), ("training_speed", "training, tokens/s"))
+        if (table["metric"] == name).any()
+    ]
+    lines = [[*head, *(title for _, title in costs)], ["---", "---:", "---:", "---", *["---:"] * len(costs)]]
+    for variant in asked.experiment.variants:
+        own = table[table["variant"] == variant]
+        row = primary[(primary["variant"] == variant) & (primary["form"] == AS_TRAINED)].iloc[0]
+        compared = pd.notna(row["difference"])
+        lines.append(
+            [
+                f"`{variant}`",
+                number(row["value"], 3),
+                f"{signed(row['difference'], 3)} ({signed(row['low'], 3)} to {signed(row['high'], 3)})"
+                if compared
+                else "",
+                row["verdict"] if compared else "baseline",
+                *(number(own[own["metric"] == name]["value"].iloc[0], 2 if name == "peak_memory" else 0)
+                  for name, _ in costs),
+            ]
+        )  # fmt: skip
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _caveats(files: Files, asked: params.Params) -> list[str]:
+    """What the verdicts of the headline rest on, by variant."""
+    found = pd.read_csv(files[COMPARE / "contrasts.csv"])
+    if "caveat" not in found:  # compared before it was looked for
+        return []
+    headline = (found["kind"] == "to_baseline") & (found["form"] == AS_TRAINED) & (found["subset"] == ALL)
+    primary = found["task"] + "/" + found["metric"] == asked.comparison.primary
+    chosen = found[headline & primary & found["caveat"].notna()]
+    return [
+        f"`{row.variant}` is {row.verdict} by this table. {escaped(row.caveat)}"
+        for row in chosen.itertuples()
+    ]
+
+
+def _verdicts(files: Files) -> str:
+    """How many differences of the family came out how, the undecided ones by name."""
+    contrasts = pd.read_csv(files[COMPARE / "contrasts.csv"])
+    family = contrasts[contrasts["in_family"]]
+    counts = family["verdict"].value_counts()
+    said = ", ".join(f"{counts[word]} {word}" for word in ("equivalent", "worse", "better") if word in counts)
+    open_ = family[family["verdict"] == "undecided"]
+    undecided = [f"`{row.variant}/{row.form}` less `{row.other}`" for row in open_.itertuples()]
+    tail = f"{len(undecided)} undecided ({', '.join(undecided)})" if undecided else "none undecided"
+    return f"Of {len(family)} differences tested together: {', '.join(filter(None, [said, tail]))}."
+
+
+def forest(files: Files, asked: params.Params) -> str:
+    """The figure of the README: every variant's difference to the baseline in each form, as an SVG of its own."""
+    task, metric = asked.comparison.primary.split("/")
+    table = pd.read_csv(files[SUMMARY_TABLE])
+    rows = table[(table["task"] == task) & (table["metric"] == metric) & table["difference"].notna()]
+    margin = asked.comparison.margins.get(asked.comparison.primary)
+    with matplotlib.rc_context(SETTINGS | {"svg.hashsalt": "forest"}):
+        drawing = Figure(
+            figsize=(WIDTH / 72, (ROW * len(rows) + 60) / 72), layout="constrained", facecolor=PAPER
+        )
+        axes = drawing.add_subplot()
+        if margin:
+            axes.axvspan(-margin, margin, color=RULE, alpha=0.7, linewidth=0)
+        axes.axvline(0, color=MUTED, linewidth=1)
+        for place, row in enumerate(rows.itertuples()):
+            bold = row.form == AS_TRAINED
+            axes.plot([row.low, row.high], [place, place], color=INK, linewidth=1.8 if bold else 1)
+            axes.plot(row.difference, place, "o", color=INK, markersize=5 if bold else 3.5)
+        labels = [f"{row.variant}, {SHORT_FORMS.get(row.form, row.form)}" for row in rows.itertuples()]
+        axes.set_yticks(range(len(rows)), labels)
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        axes.grid(False, axis="y")
+        band = f"; grey: within the margin of {margin:g}" if margin else ""
+        axes.set_xlabel(f"{rows['unit'].iloc[0]} less {asked.experiment.baseline}’s{band}")
+        buffer = io.StringIO()
+        drawing.savefig(buffer, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+    return buffer.getvalue()
+
+
+def main() -> None:
+    """Parse the command line and do as it says; exit 1 with one sentence on a UserError."""
+    parser = argparse.ArgumentParser(prog="python -m workflow.publish", description=__doc__)
+    parser.add_argument("name", help="what the study is called here")
+    parser.add_argument("packed", type=Path, help="its archive")
+    options = parser.parse_args()
+    try:
+        publish(options.name, options.packed)
+    except UserError as error:
+        sys.exit(f"publish: {options.name} was refused: {error}")
+    say(f"{PUBLISHED / options.name}, {PAGES / options.name}.html and {README} show it.")
+
+
+if __name__ == "__main__":
+    main()

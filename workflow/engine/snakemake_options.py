@@ -1,0 +1,59 @@
+"""Options of Snakemake that would say something untrue here, since DVC alone decides what is up to date."""
+
+import sys
+from pathlib import Path
+
+from snakemake.cli import get_argument_parser
+
+from workflow.runtime.errors import UserError
+
+_DVC_DECIDES = (
+    "it would run no stage again, since DVC alone decides what is up to date: `dvc repro --force` runs all stages "
+    "again, and `dvc repro --force --single-item STAGE` one"
+)
+_TOUCH = "it would call no stage up to date, since DVC alone decides that: `dvc status` says which are not"
+_CHANGES = (
+    "it would find none, since DVC alone knows them: `dvc status` and `dvc params diff` say what changed"
+)
+_OTHER_PARAMS = "DVC reads params.yaml alone: edit it, or copy a preset over it"
+REFUSED = {
+    "forceall": _DVC_DECIDES,
+    "force": _DVC_DECIDES,
+    "forcerun": _DVC_DECIDES,
+    "touch": _TOUCH,
+    "delete_all_output": "it would delete marks and the report, and leave the models: delete what you like below results",
+    "all_temp": "it would delete the report as soon as that is there",
+    "list_changes": _CHANGES,
+    "list_input_changes": _CHANGES,
+    "list_params_changes": _CHANGES,
+    "list_untracked": "it would name files that DVC's stages read: `git status` says what is not committed",
+    "config": _OTHER_PARAMS,
+    "configfile": _OTHER_PARAMS,
+}
+
+
+def check(folder: Path, workdir: Path | str | None) -> None:
+    """Refuse the options of this process that have no effect, or another one than they say.
+
+    Args:
+        folder: that of the Snakefile.
+        workdir: what `--directory` says.
+
+    Raises:
+        UserError: there is such an option.
+    """
+    if workdir is not None and Path(workdir).resolve() != folder.resolve():
+        raise UserError(
+            f"--directory {workdir} is not the folder of the Snakefile ({folder}), and DVC works there alone: leave "
+            f"it out, or clone the repository into {workdir}."
+        )
+    if Path(sys.argv[0]).name not in ("snakemake", "__main__.py"):  # Snakemake's own interface for programs
+        return
+    parser = get_argument_parser()
+    options, _ = parser.parse_known_args(sys.argv[1:])
+    for name, why in REFUSED.items():
+        # `--config` without a value, or `--forcerun` without a target, is an empty list.
+        if (value := getattr(options, name)) != parser.get_default(name) and value is not False:
+            raise UserError(f"Snakemake's --{name.replace('_', '-')} is refused here: {why}.")
+    if options.executor == "touch":
+        raise UserError(f"Snakemake's --executor touch is refused here: {_TOUCH}.")

@@ -1,0 +1,350 @@
+"""Run a study in a folder of its own, and pack what is published of it.
+
+    python -m workflow.study run reference_study     # a preset, or the path of a params file; again to go on
+
+runs it to its page and packs it into studies/reference_study.tar.gz. A study has its own params, results, cache and
+dvc.lock, so that it leaves those of the repository alone. Its folder needs no git. It shares the repository's downloads,
+and the local files that its params name.
+"""
+
+import argparse
+import gzip
+import importlib.metadata
+import os
+import platform
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+import tarfile
+from collections.abc import Iterable
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from workflow import params
+from workflow.runtime import gpus
+from workflow.runtime.errors import UserError
+from workflow.runtime.files import expanded, whole_file, write_json, write_text
+from workflow.runtime.paths import COMPARE, HARDWARE, REPORT, RESULTS
+from workflow.runtime.stage import LOGS, say
+
+STUDIES = Path("studies")
+PRESETS = Path("workflow/params/presets")
+NAME = re.compile(r"[a-z0-9_]+")
+# What a study needs of the repository, besides its params.
+CODE = (
+    ".dvc/config",
+    ".dvcignore",
+    "Snakefile",
+    "dvc.yaml",
+    "profiles",
+    "pyproject.toml",
+    "requirements.lock",
+    "workflow",
+    HARDWARE.as_posix(),
+)
+DOWNLOADS = Path(".cache")
+PARAMS, DVC_LOCK, ENVIRONMENT = Path("params.yaml"), Path("dvc.lock"), Path("environment.json")
+LOCKED_VERSIONS = Path("requirements.lock")
+ITEMS = COMPARE / "items.parquet"
+# Models, data and adapters stay: their digests are in dvc.lock. So do the rows of the data.
+SMALL = {".csv", ".json", ".md"}
+# What computes with the model and measures no time: several can share a GPU.
+SHARING = ("evaluate_base", "evaluate")
+DONE = re.compile(r"^(\w+)(?:, .*)?: done in (\d+) s$", re.MULTILINE)
+
+
+def name_of(study: str) -> str:
+    """A study's name: that of its preset, or of its params file.
+
+    Raises:
+        UserError: it cannot be a folder's name.
+    """
+    name = Path(study).stem
+    if not NAME.fullmatch(name):
+        raise UserError(f"a study cannot be called {name}: small letters, digits and _ make its name.")
+    return name
+
+
+def lay_out(study: str, *, folder: Path, repository: Path) -> None:
+    """Put the code and a study's params into its folder. What it has computed stays.
+
+    Args:
+        study: a preset's name, or the path of a params file.
+        repository: whose code it is; relative paths in the params are relative to it.
+
+    Raises:
+        UserError: there are no such params, or they do not validate.
+    """
+    source = Path(study) if study.endswith(".yaml") else repository / PRESETS / f"{study}.yaml"
+    asked = params.load(source)
+    for name in CODE:
+        _copy(repository / name, folder / name)
+    # DVC would take a git repository above for the study's own, and refuse files that it ignores.
+    write_text(folder / ".dvc" / "config.local", "[core]\n    no_scm = true\n")
+    _copy(source, folder / PARAMS)
+    (repository / DOWNLOADS).mkdir(exist_ok=True)
+    for path in [DOWNLOADS, *local_files(asked)]:
+        link = folder / path
+        if not path.is_absolute() and not link.is_symlink():
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to((repository / path).resolve())
+
+
+def local_files(asked: params.Params) -> list[Path]:
+    """The files of this machine that params name."""
+    sources = [source for source in (asked.model, asked.dataset) if source.source == "file"]
+    for task in asked.evaluation.tasks.values():
+        sources += (task.files or {}).values()
+    return [expanded(source.path, key="path") for source in sources]
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copy a file or a folder over what is there; what is not there is left out."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if source.is_dir():
+        shutil.rmtree(target, ignore_errors=True)
+        shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__", ".*.partial"))
+    elif source.exists():
+        shutil.copy(source, target)
+
+
+def bring_up_to_date(folder: Path, *, engine: str, targets: list[str], cores: int, per_gpu: int) -> None:
+    """Run what is stale of a study, by its own stages.
+
+    Where stages share a GPU, those that may come first: one that measures would wait for all of them, or they for it.
+
+    Args:
+        engine: dvc, one stage after the other; or snakemake, `per_gpu` stages that compute with the model at a time on
+            each GPU.
+        targets: the stages to end with; one that is run for each variant, by its name alone, for all of them.
+        per_gpu: stages that share a GPU.
+
+    Raises:
+        UserError: a stage failed; it has said why.
+    """
+    _in(folder, "workflow.engine.pipeline", "prune")
+    if engine == "dvc":
+        _in(folder, "workflow.engine.pipeline", "dvc", "repro", *targets)
+        return
+    count = max(1, len(gpus.visible()))
+    shared = per_gpu > 1 and targets == ["report"]
+    for names, places in [(SHARING, per_gpu), (targets, 1)] if shared else [(targets, per_gpu)]:
+        environment = {}
+        if places > 1:
+            threads = os.environ.get("OMP_NUM_THREADS", str(max(1, cores // (places * count))))
+            environment = {gpus.PLACES: str(places), "OMP_NUM_THREADS": threads}
+        _in(folder, "snakemake", *_stages(folder, names), "--cores", str(cores), "--keep-going",
+            "--quiet", "rules", "--resources", f"gpu={places * count}", **environment)  # fmt: skip
+
+
+def _stages(folder: Path, names: Iterable[str]) -> list[str]:
+    """The stages of these names in dvc.yaml, each item of a matrix; a name that is none's stays as it is."""
+    from workflow.engine import pipeline
+
+    with pipeline.open_repo(folder) as repo:
+        known = [stage.name for stage in pipeline.load_stages(repo)]
+    return [
+        stage for name in names for stage in [item for item in known if item.startswith(f"{name}@")] or [name]
+    ]
+
+
+def _in(folder: Path, module: str, *words: str, **environment: str) -> None:
+    """Run a module's command line in a study's folder."""
+    # Stages find their interpreter on PATH where there is no .venv.
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"} | environment
+    if subprocess.run([sys.executable, "-m", module, *words], cwd=folder, env=environment).returncode:
+        raise UserError(f"the study is not finished: its logs are in {folder / LOGS}; run it again to go on.")
+
+
+def finish(folder: Path) -> None:
+    """Compare and render, from the small results alone: those of a study whose runs were made on another machine.
+
+    Raises:
+        UserError: a run is missing, or a stage failed; it has said why.
+    """
+    read_lock(folder / DVC_LOCK)
+    for stage in ("compare", "report"):
+        _in(folder, "workflow.engine.pipeline", "dvc", "repro", "--single-item", stage)
+
+
+def record_environment(folder: Path, **how: str | int) -> None:
+    """Write what the study was run on, and when it last began or ended, beside its results."""
+    write_json(
+        folder / ENVIRONMENT,
+        {
+            "finished": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+            **how,
+            **_machine(),
+            "packages": dict(
+                sorted((found.name, found.version) for found in importlib.metadata.distributions())
+            ),
+        },
+    )
+
+
+def _machine() -> dict:
+    """Operating system, processor, memory, and NVIDIA's driver and GPUs where there are any."""
+    import psutil
+    import pynvml
+    import torch
+
+    from workflow.precisions.load import device_name
+
+    found = {
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "processor": device_name(torch.device("cpu")),
+        "cores": os.cpu_count(),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "cuda": torch.version.cuda,
+        "driver": None,
+        "gpus": [],
+    }
+    with suppress(pynvml.NVMLError):  # no driver
+        pynvml.nvmlInit()
+        handles = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
+        found["driver"] = pynvml.nvmlSystemGetDriverVersion()
+        found["gpus"] = [
+            {
+                "name": pynvml.nvmlDeviceGetName(handle),
+                "memory_gib": round(pynvml.nvmlDeviceGetMemoryInfo(handle).total / 2**30, 1),
+            }
+            for handle in handles
+        ]
+        pynvml.nvmlShutdown()
+    return found
+
+
+def stage_seconds(folder: Path) -> dict[str, list[int]]:
+    """How long each stage's runs took, their start-up included, by the stage's name, from their logs."""
+    found: dict[str, list[int]] = {}
+    for log in sorted((folder / LOGS).glob("*.log")):
+        for stage, seconds in DONE.findall(log.read_text(encoding="utf-8", errors="replace")):
+            found.setdefault(stage, []).append(int(seconds))
+    return found
+
+
+def small_results(lock: dict) -> list[Path]:
+    """The results that are published, by a dvc.lock: tables, records and the items' scores."""
+    outs = [Path(out["path"]) for stage in lock["stages"].values() for out in stage.get("outs", [])]
+    small = [path for path in outs if path.suffix in SMALL and path.is_relative_to(RESULTS)]
+    return sorted({*small, ITEMS})
+
+
+def read_lock(path: Path) -> dict:
+    """A dvc.lock.
+
+    Raises:
+        UserError: it is missing, or it is not sound.
+    """
+    try:
+        found = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path.name} is missing: the study was not run.") from None
+    except (YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path.name} is not sound YAML: {' '.join(str(error).split())}.") from None
+    if not isinstance(found, dict) or not isinstance(found.get("stages"), dict):
+        raise UserError(f"{path.name} names no stages.")
+    return found
+
+
+def pack(folder: Path, packed: Path) -> list[Path]:
+    """Write the small results, the logs and the page of a finished study into one archive; return their paths.
+
+    Raises:
+        UserError: the study is not finished.
+    """
+    measured = [path.relative_to(folder) for path in sorted((folder / HARDWARE).glob("*.json"))]
+    files = [PARAMS, ENVIRONMENT, REPORT, *small_results(read_lock(folder / DVC_LOCK)), *measured]
+    for path in files:
+        if not (folder / path).is_file():
+            raise UserError(f"{path} is missing: the study is not finished.")
+    files += [
+        DVC_LOCK,
+        LOCKED_VERSIONS,
+        *(path.relative_to(folder) for path in sorted((folder / LOGS).glob("*.log"))),
+    ]
+    with whole_file(packed) as beside:
+        _write_archive(folder, files, beside)
+    return files
+
+
+def _write_archive(folder: Path, files: Iterable[Path], archive: Path) -> None:
+    """The same files make the same bytes: no dates, no owners."""
+
+    def plain(member: tarfile.TarInfo) -> tarfile.TarInfo:
+        member.mtime = member.uid = member.gid = 0
+        member.uname = member.gname = ""
+        member.mode = 0o644
+        return member
+
+    with (
+        archive.open("wb") as raw,
+        gzip.GzipFile("", "wb", fileobj=raw, mtime=0) as zipped,
+        tarfile.open(fileobj=zipped, mode="w") as tar,
+    ):
+        for path in files:
+            tar.add(folder / path, arcname=path.as_posix(), recursive=False, filter=plain)
+
+
+def main() -> None:
+    """Parse the command line and do as it says; exit 1 with one sentence on a UserError."""
+    parser = argparse.ArgumentParser(prog="python -m workflow.study", description=__doc__)
+    actions = parser.add_subparsers(dest="action", required=True)
+    run = actions.add_parser("run", help="run what is stale of a study, by its own stages")
+    last = actions.add_parser("finish", help="compare, render and pack what was run on another machine")
+    again = actions.add_parser("pack", help="pack a finished study again, into FOLDER.tar.gz")
+    for action in (run, last, again):
+        action.add_argument("study", help="a preset's name, or the path of a params file")
+        action.add_argument("--folder", type=Path, help=f"where it is run (default {STUDIES}/NAME)")
+    run.add_argument("--engine", choices=["snakemake", "dvc"], default="snakemake")
+    run.add_argument(
+        "--target", nargs="+", default=["report"], help="the stages to end with (default report)"
+    )
+    run.add_argument("--cores", type=int, default=os.cpu_count())
+    run.add_argument("--per-gpu", type=int, default=1, help="stages that share a GPU (docs/cluster.md)")
+    options = parser.parse_args()
+    try:
+        folder = options.folder or STUDIES / name_of(options.study)
+        if options.action == "run" and not _run(options, folder):
+            return
+        if options.action == "finish":
+            lay_out(options.study, folder=folder, repository=Path.cwd())
+            finish(folder)
+        packed = folder.with_name(f"{folder.name}.tar.gz")
+        files = pack(folder, packed)
+        say(f"{packed}: {len(files)} files, {packed.stat().st_size / 2**20:.1f} MiB")
+    except UserError as error:
+        sys.exit(f"study: {error}")
+    except KeyboardInterrupt:
+        sys.exit("study: interrupted; what is done is kept, and the same command goes on")
+
+
+def _run(options: argparse.Namespace, folder: Path) -> bool:
+    """Run a study up to the stage that was asked for; whether it is finished."""
+    lay_out(options.study, folder=folder, repository=Path.cwd())
+    how = {"engine": options.engine, "per_gpu": options.per_gpu}
+    record_environment(folder, study=name_of(options.study), **how)  # a machine can be gone before the end
+    try:
+        bring_up_to_date(folder, targets=options.target, cores=options.cores, **how)
+    finally:
+        record_environment(folder, study=name_of(options.study), **how)
+    for stage, seconds in stage_seconds(folder).items():
+        say(
+            f"{stage}: {len(seconds)} x {statistics.median(seconds):.0f} s (median), "
+            f"longest {max(seconds)} s, {sum(seconds)} s in all"
+        )
+    if options.target != ["report"]:
+        return False
+    say(f"The study is finished; its page is {folder / REPORT}")
+    return True
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,302 @@
+"""Serve a run: put its adapter on a base, or fold it in, and prove that this is what is there.
+
+A form is one of
+    base                 the untouched base in the variant's precision; no run
+    as_trained           the adapter on the base that it was trained on (of a full fine-tuning, its model)
+    merged_16bit         the adapter folded into the original 16-bit weights
+    merged_dequantized   the adapter folded into the de-quantised weights that it was trained on
+    requantized          that, quantised again as the base was: PEFT's merge on a quantised base
+
+Folding is W + (alpha / rank) B A (Hu et al., 2022, section 4.1), by PEFT. The two merged forms are then
+rounded to the 16-bit type of the base's checkpoint, which is what one would save and publish.
+"""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from peft import PeftModel, get_peft_model_state_dict
+from peft.tuners.lora import LoraLayer
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from transformers import AutoConfig
+
+from workflow import params
+from workflow.data import lineage
+from workflow.data.model_files import reason
+from workflow.precisions.load import Precision, describe, load_base
+from workflow.runtime.errors import CheckError, UserError
+from workflow.runtime.files import read_json
+
+BASE = "base"
+WEIGHTS, PICKLE = "adapter_model.safetensors", "adapter_model.bin"  # PEFT's names
+SIXTEEN_BIT = {"method": "lora", "precision": "16bit", "double_quantization": False}
+
+
+@dataclass(frozen=True)
+class Served:
+    """A form as it was found when it was loaded."""
+
+    form: str
+    precision: Precision
+    adapters: int  # modules with an adapter on them
+    adapter_dtype: str | None
+
+    def as_dict(self) -> dict:
+        return asdict(self)
+
+
+def serve(
+    form: str,
+    *,
+    model_folder: Path,
+    weights_folder: Path | None,
+    variant: params.Variant,
+    hardware: params.Hardware,
+    training: params.Training | None = None,
+) -> tuple[torch.nn.Module, Served]:
+    """Load a run, or with `base` the untouched base, in a serving form.
+
+    Args:
+        model_folder: the base model, 16-bit safetensors.
+        weights_folder: the run's adapter or, of a full fine-tuning, its model; None for `base`.
+        training: what params say the run was trained with, to hold its adapter to.
+
+    Returns:
+        The model in eval mode, and what it was found to be.
+
+    Raises:
+        UserError: the run's files are missing, damaged or of another base or training.
+        CheckError: adapters, their type or the precision are not those of the form, or the run's weights do
+            not change what the base does.
+    """
+    if weights_folder is not None and not weights_folder.is_dir():
+        raise UserError(f"{weights_folder} is missing; `dvc repro` makes it.")
+    # A full fine-tuning is served in 16 bits like any other model: its float32 weights were for training.
+    held = variant.model_copy(update={"method": "lora"})
+    if form == BASE or variant.method == "full":
+        folder = model_folder if form == BASE else weights_folder
+        model, precision = load_base(folder, held, hardware=hardware)
+        if form != BASE:
+            check_moved(model, model_folder)
+        expected = 0
+    else:
+        make = {
+            "as_trained": as_trained,
+            "merged_16bit": merged_16bit,
+            "merged_dequantized": merged_dequantized,
+            "requantized": requantized,
+        }[form]
+        check_adapter(weights_folder, model_folder, training)
+        model, compute = make(model_folder, weights_folder, variant=held, hardware=hardware)
+        if form in ("merged_16bit", "merged_dequantized"):
+            held = held.model_copy(update=SIXTEEN_BIT)
+        precision = describe(model, held, compute=compute)
+        expected = adapted_modules(weights_folder) if form == "as_trained" else 0
+    return model.eval(), check(Served(form, precision, *adapters_of(model)), variant, adapters=expected)
+
+
+def as_trained(
+    model_folder: Path, weights_folder: Path, *, variant: params.Variant, hardware: params.Hardware
+) -> tuple[torch.nn.Module, torch.dtype]:
+    """The adapter, in float32, on the base that it was trained on."""
+    base, precision = load_base(model_folder, variant, hardware=hardware)
+    model, _ = attached(base, weights_folder)
+    return model, getattr(torch, precision.compute)
+
+
+def merged_16bit(
+    model_folder: Path, weights_folder: Path, *, variant: params.Variant, hardware: params.Hardware
+) -> tuple[torch.nn.Module, torch.dtype]:
+    """The adapter folded into the original 16-bit weights, rounded to their type."""
+    base, precision = load_base(model_folder, variant.model_copy(update=SIXTEEN_BIT), hardware=hardware)
+    return round_to_16_bits(merged(base, weights_folder), model_folder), getattr(torch, precision.compute)
+
+
+def merged_dequantized(
+    model_folder: Path, weights_folder: Path, *, variant: params.Variant, hardware: params.Hardware
+) -> tuple[torch.nn.Module, torch.dtype]:
+    """The adapter folded into the base's quantised weights, de-quantised first; rounded to 16 bits."""
+    base, precision = load_base(model_folder, variant, hardware=hardware)
+    compute = getattr(torch, precision.compute)
+    # In the type in which a forward pass de-quantises: what the adapter was trained on, and no larger than 16 bits.
+    model = merged(base.dequantize(compute), weights_folder)
+    return round_to_16_bits(model, model_folder), compute
+
+
+def requantized(
+    model_folder: Path, weights_folder: Path, *, variant: params.Variant, hardware: params.Hardware
+) -> tuple[torch.nn.Module, torch.dtype]:
+    """The adapter folded into the de-quantised weights, which are quantised again as the base was."""
+    base, precision = load_base(model_folder, variant, hardware=hardware)
+    return merged(base, weights_folder), getattr(torch, precision.compute)
+
+
+def attached(base: torch.nn.Module, weights_folder: Path) -> tuple[PeftModel, torch.Tensor]:
+    """The adapter on a base, and what the base answered to a few tokens before.
+
+    Raises:
+        CheckError: the adapter changes nothing.
+    """
+    before = probe(base)
+    model = with_adapter(base, weights_folder)
+    check_changed(before, probe(model), "attached")
+    return model, before
+
+
+def merged(base: torch.nn.Module, weights_folder: Path) -> torch.nn.Module:
+    """The adapter folded into a base, in the precision that this has.
+
+    Raises:
+        CheckError: it was not folded in.
+    """
+    model, before = attached(base, weights_folder)
+    model = model.merge_and_unload()
+    check_changed(before, probe(model), "folded in")
+    return model
+
+
+def probe(model: torch.nn.Module) -> torch.Tensor:
+    """The logits [1, tokens, vocabulary] of a few fixed tokens."""
+    ids = torch.arange(3, 19, device=model.device)[None] % model.config.get_text_config().vocab_size
+    with torch.no_grad():
+        return model.eval()(input_ids=ids, use_cache=False).logits
+
+
+def check_changed(before: torch.Tensor, after: torch.Tensor, what: str) -> None:
+    """Raise a CheckError unless the adapter changed the model's answer."""
+    if torch.equal(before, after):
+        raise CheckError(f"with the adapter {what}, the model answers as its untouched base does")
+
+
+def check_moved(model: torch.nn.Module, model_folder: Path) -> None:
+    """Raise a CheckError if a fully fine-tuned model has the base's weights."""
+    weights = dict(model.named_parameters())
+    for file in sorted(model_folder.glob("*.safetensors")):
+        with safe_open(file, framework="pt") as base:
+            for name in base.keys():  # noqa: SIM118  (it is no mapping)
+                held = weights.get(name)
+                if held is not None and not torch.equal(held.cpu(), base.get_tensor(name).to(held.dtype)):
+                    return
+    raise CheckError("the model that was trained has the weights of its untouched base")
+
+
+def check_adapter(folder: Path, model_folder: Path, training: params.Training | None) -> None:
+    """Check an adapter's files before the base is loaded for it.
+
+    Raises:
+        UserError: a file is missing or damaged, a number in it is not finite, or it was made for another base
+            or with other params than `training`.
+    """
+    file, config_file = folder / WEIGHTS, folder / "adapter_config.json"
+    again = "`dvc repro` trains it again"
+    for wanted in (config_file, file):
+        if not wanted.is_file():
+            pickle = (
+                "; adapter_model.bin is a pickle, which is never read" if (folder / PICKLE).exists() else ""
+            )
+            raise UserError(f"{wanted} is missing{pickle}; {again}.")
+    try:
+        config = read_json(config_file)
+    except ValueError as error:
+        raise UserError(f"{config_file} is not JSON: {error}; {again}.") from None
+    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
+        raise UserError(f"{config_file} is not that of a LoRA adapter; {again}.")
+    if training is not None:
+        base, origin = config.get("base_model_name_or_path"), lineage.read(model_folder)
+        fetched = origin.revision and (base, config.get("revision")) == (origin.base_model, origin.revision)
+        if not isinstance(base, str) or not (fetched or Path(base).resolve() == model_folder.resolve()):
+            raise UserError(
+                f"{config_file} names the base {base}, and the base of this run is {model_folder}; {again}."
+            )
+        for ours, theirs in (("rank", "r"), ("alpha", "lora_alpha")):
+            if config.get(theirs) != getattr(training, ours):
+                raise UserError(
+                    f"{folder} has an adapter of {ours} {config.get(theirs)}, and params.yaml asks for "
+                    f"{getattr(training, ours)}; {again}."
+                )
+    try:
+        weights = load_file(file)
+    except SafetensorError as error:
+        raise UserError(f"{file} is no whole safetensors file ({reason(error)}); {again}.") from None
+    for name, tensor in weights.items():
+        if tensor.dtype != torch.float32:
+            raise UserError(
+                f"{file} holds {name} in {tensor.dtype}, and runs are trained in torch.float32; {again}."
+            )
+        if not tensor.isfinite().all():
+            raise UserError(f"{file} holds a number in {name} that is not finite; {again}.")
+
+
+def with_adapter(base: torch.nn.Module, folder: Path) -> PeftModel:
+    """Put a saved adapter on a base, every weight of it where it was trained.
+
+    Raises:
+        UserError: it does not fit this base, or lacks a weight that its configuration names, which PEFT would
+            begin anew.
+        CheckError: a weight is not as it was saved.
+    """
+    try:
+        model = PeftModel.from_pretrained(base, folder)
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise UserError(f"{folder} has an adapter that does not fit the base: {reason(error)}.") from None
+    held, saved = (
+        get_peft_model_state_dict(model, save_embedding_layers=False),
+        load_file(folder / WEIGHTS),
+    )
+    for names, what in (
+        (held.keys() - saved.keys(), "lacks"),
+        (saved.keys() - held.keys(), "holds, in vain,"),
+    ):
+        if names:
+            first = min(names)
+            raise UserError(
+                f"{folder / WEIGHTS} {what} {first}"
+                + (f" and {len(names) - 1} more." if len(names) > 1 else ".")
+            )
+    for name, weight in saved.items():
+        if not held[name].cpu().equal(weight):
+            raise CheckError(f"{name} of the adapter that is attached is not as it was saved")
+    return model
+
+
+def round_to_16_bits(model: torch.nn.Module, model_folder: Path) -> torch.nn.Module:
+    """Round every weight to the 16-bit type of the base's checkpoint; the type it is held in stays."""
+    dtype = AutoConfig.from_pretrained(model_folder, trust_remote_code=False).dtype or torch.bfloat16
+    for parameter in model.parameters():  # and no buffer: the rotary frequencies stay as they are computed
+        parameter.data = parameter.data.to(dtype).to(parameter.dtype)
+    return model
+
+
+def adapted_modules(weights_folder: Path) -> int:
+    """The number of modules that a saved adapter is for."""
+    return sum("lora_A" in name for name in load_file(weights_folder / WEIGHTS))
+
+
+def adapters_of(model: torch.nn.Module) -> tuple[int, str | None]:
+    """How many modules have an adapter on them, and in which type."""
+    layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
+    types = {
+        str(p.dtype).removeprefix("torch.")
+        for m in layers
+        for p in (*m.lora_A.parameters(), *m.lora_B.parameters())
+    }
+    return len(layers), " and ".join(sorted(types)) or None
+
+
+def check(served: Served, variant: params.Variant, *, adapters: int) -> Served:
+    """Raise a CheckError unless adapters and quantised modules are those of the form."""
+    if served.adapters != adapters:
+        raise CheckError(f"{served.form} must have {adapters} adapters, and has {served.adapters}")
+    if adapters and served.adapter_dtype != "float32":
+        raise CheckError(
+            f"{served.form} has adapters in {served.adapter_dtype}, and they were trained in float32"
+        )
+    whole = served.precision.linear_modules
+    quantized = variant.precision != "16bit" and served.form not in ("merged_16bit", "merged_dequantized")
+    if served.precision.quantized_modules != (whole if quantized else 0):
+        raise CheckError(
+            f"{served.form} must have {whole if quantized else 0} quantised modules, "
+            f"and has {served.precision.quantized_modules}"
+        )
+    return served

@@ -1,0 +1,188 @@
+"""Write a run of params.yaml, or its untouched base, in a serving form as a folder of its own.
+
+    python -m workflow.save_served --variant qlora_nf4_dq --seed 1 --form merged_16bit --to .cache/served/mine
+
+For publishing it, and for libraries that cannot quantise while they load (lm-evaluation-harness' command
+line is one), which can then load exactly what the stages scored.
+"""
+
+import argparse
+import os
+import shutil
+import sys
+from pathlib import Path
+
+from workflow import params
+from workflow.runtime import faults, outputs, variables
+from workflow.runtime.errors import UserError
+from workflow.runtime.files import read_json, whole_folder, write_text
+from workflow.runtime.paths import (
+    CARDS,
+    MODEL,
+    RESULTS,
+    evaluate_base_folder,
+    evaluate_folder,
+    weights_folder,
+)
+from workflow.runtime.stage import go_offline, quiet_libraries, say
+
+GB = 10**9  # as disks are sold
+SETTINGS = ("config.json", "adapter_config.json")  # of a folder that holds a model
+MARGIN = 2**24  # bytes for what is written beside the weights
+
+
+def save_served(variant: str, seed: int | None, form: str, to: Path) -> None:
+    """Save a run (of a base: no seed) in a form, with its tokenizer and card, in the folder `to`.
+
+    Raises:
+        UserError: params.yaml has no such variant, or the variant no such form; the model or the run is damaged;
+            `to` holds something else than a model, or its disk has too little room.
+    """
+    asked = params.load()
+    params.check_variant(asked, variant)
+    if form != "base" and not params.can_be_served(asked.variants[variant], form):
+        raise UserError(f"{variant} cannot be served as {form}.")
+    if (seed is None) != (form == "base"):
+        raise UserError("--seed names a run, and form base has none: give one or the other.")
+    check_target(to)
+    weights = None if seed is None else weights_folder(variant, seed)
+    if form == "as_trained" and asked.variants[variant].method == "lora":
+        code = save_adapter(asked, variant, weights, to)
+    else:
+        code = save_model(asked, variant, seed, form, to)
+    size = sum(file.stat().st_size for file in to.iterdir()) / GB
+    run = "the untouched base of " + variant if seed is None else f"{variant}, seed {seed},"
+    say(f"{to}: {size:.3g} GB, {run} as {form}. To load it:\n\n{code}\n")
+
+
+def check_target(to: Path) -> None:
+    """Raise a UserError unless a folder may be written there: what it replaces is a model that was saved before."""
+    if to.resolve().is_relative_to(RESULTS.resolve()):
+        raise UserError(f"--to is {to}, and {RESULTS} belongs to the pipeline's stages; name another folder.")
+    if to.is_file():
+        raise UserError(f"--to is {to}, which is a file; name a folder.")
+    if to.is_dir() and any(to.iterdir()) and not any((to / name).is_file() for name in SETTINGS):
+        raise UserError(f"--to is {to}, which holds something else than a model; name a new folder.")
+
+
+def check_space(to: Path, size: int) -> None:
+    """Raise a UserError unless the disk has room for `size` bytes; what is there now goes when all is written."""
+    there = next(folder for folder in (to.absolute(), *to.absolute().parents) if folder.exists())
+    free = shutil.disk_usage(there).free
+    if free < size + MARGIN:
+        raise UserError(
+            f"--to is {to}, which needs {size / GB:.3g} GB, and its disk has {free / GB:.3g} GB free: "
+            "make room, or name a folder on another disk."
+        )
+
+
+def save_adapter(asked: params.Params, variant: str, weights: Path, to: Path) -> str:
+    """Copy a run's adapter with its tokenizer and the card that has its numbers; return the code that loads it."""
+    from workflow.data import cards, lineage
+    from workflow.evaluation import forms
+
+    if not weights.is_dir():
+        raise UserError(f"{weights} is missing; `dvc repro` makes it.")
+    outputs.check_outputs(MODEL, weights)
+    forms.check_adapter(weights, MODEL, asked.training_of(variant))
+    check_space(to, sum(file.stat().st_size for file in weights.iterdir()))
+    measured = CARDS / variant / weights.parent.name / lineage.CARD
+    compute, device = _types(asked, variant)
+    with whole_folder(to) as folder:
+        for file in weights.iterdir():
+            shutil.copyfile(file, folder / file.name)
+        if measured.is_file():
+            shutil.copyfile(measured, folder / lineage.CARD)
+    return cards.loading(
+        asked.variants[variant], lineage.read(MODEL), compute=compute, device=device, folder=to
+    )
+
+
+def _types(asked: params.Params, variant: str) -> tuple[str, str]:
+    """The type in which a variant computes on this machine, and the device."""
+    from workflow.precisions.load import choose_compute, choose_device
+
+    device = choose_device(asked.hardware)
+    compute = choose_compute(asked.hardware, asked.variants[variant], device)
+    return str(compute).removeprefix("torch."), device.type
+
+
+def save_model(asked: params.Params, variant: str, seed: int | None, form: str, to: Path) -> str:
+    """Save a form that is a model of its own, as it was scored; return the code that loads it."""
+    from transformers import AutoConfig
+
+    from workflow.data import cards, compatibility, lineage
+    from workflow.evaluation.forms import serve
+    from workflow.precisions.load import weights_bytes
+
+    if not (MODEL / "config.json").is_file():
+        raise UserError(f"{MODEL} is missing; `dvc repro fetch_model` makes it.")
+    weights = None if seed is None else weights_folder(variant, seed)
+    outputs.check_outputs(*filter(None, (MODEL, weights)))
+    stored = sum(file.stat().st_size for file in MODEL.glob("*.safetensors"))
+    quantized = form in ("base", "requantized") and asked.variants[variant].precision != "16bit"
+    check_space(to, stored // 4 if quantized else stored)
+    model, served = serve(
+        form,
+        model_folder=MODEL,
+        weights_folder=weights,
+        variant=asked.variants[variant],
+        hardware=asked.hardware,
+        training=asked.training_of(variant),
+    )
+    if not served.precision.quantized_modules:
+        model = model.to(AutoConfig.from_pretrained(MODEL, trust_remote_code=False).dtype)
+    check_space(to, weights_bytes(model))
+    precision = served.precision
+    code, published = (
+        cards.loading_model(
+            compute=precision.compute,
+            device=precision.device,
+            folder=folder,
+            in_4_bits=precision.quantized_modules > 0 and precision.base in cards.FOUR_BIT,
+        )
+        for folder in (to, Path(to.name))
+    )
+    with whole_folder(to) as folder:
+        model.save_pretrained(folder)
+        lineage.copy_tokenizer(MODEL, folder)
+        compatibility.make_compatible(folder)
+        card = cards.served_card(
+            asked.variants[variant],
+            lineage.read(MODEL),
+            form=form,
+            run="/".join([variant, *([] if seed is None else [str(seed)])]),
+            code=published,
+            scores=_scores(variant, seed, form),
+        )
+        write_text(folder / lineage.CARD, card)
+    return code
+
+
+def _scores(variant: str, seed: int | None, form: str) -> list[dict]:
+    """What a form scored, as its evaluation wrote it; empty where it was not scored."""
+    folder = evaluate_base_folder(variant) if seed is None else evaluate_folder(variant, seed)
+    file = folder / "result.json"
+    forms = read_json(file)["forms"] if file.is_file() else []
+    return next((scored["metrics"] for scored in forms if scored["form"] == form), [])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Write a run in a serving form as a folder of its own.")
+    parser.add_argument("--variant", required=True, help="one of experiment.variants")
+    parser.add_argument("--seed", type=int, help="the run's seed; none for --form base")
+    parser.add_argument("--form", required=True, choices=["base", *params.FORMS], help="how it is served")
+    parser.add_argument("--to", type=Path, required=True, help="folder to write")
+    options = parser.parse_args()
+    go_offline()
+    quiet_libraries()
+    try:
+        variables.check(os.environ, network=False)
+        with faults.as_user_errors():
+            save_served(options.variant, options.seed, options.form, options.to)
+    except UserError as error:
+        sys.exit(f"save_served: {error}")
+
+
+if __name__ == "__main__":
+    main()

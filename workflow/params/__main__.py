@@ -1,0 +1,7 @@
+"""`python -m workflow.params`: print the JSON schema of params.yaml."""
+
+import json
+
+from workflow.params.model import schema
+
+print(json.dumps(schema(), indent=2))

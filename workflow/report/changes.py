@@ -1,0 +1,349 @@
+"""What changed between a commit and the workspace, in params, versions and the headline metrics, as markdown.
+
+    python -m workflow.diff main > diff.md
+
+A metric's own change is paired over the items and seeds that both have, and so it has an interval, where the items
+of the commit can be had from DVC's cache or its remote and are the same as here.
+"""
+
+import argparse
+import io
+import sys
+from dataclasses import dataclass, field
+from typing import Any
+
+import dvc.api
+import numpy as np
+import pandas as pd
+from dvc.exceptions import DvcException
+from ruamel.yaml import YAML
+
+from workflow import params
+from workflow.comparison.compare import ALL, Arm, bootstrap, span_of, table_of
+from workflow.comparison.inference import Difference, difference, equivalence, verdict
+from workflow.report.formatting import decimals_of, number, quantity, ratio, signed
+from workflow.runtime import environment, faults, outputs
+from workflow.runtime.errors import UserError
+from workflow.runtime.files import read_json
+from workflow.runtime.git import parsed_at, read_at, resolved
+from workflow.runtime.paths import COMPARE
+
+COMPARISON, ITEMS = COMPARE / "comparison.json", COMPARE / "items.parquet"
+SERVED = "as_trained"
+COSTS = ("peak_memory", "training_speed")
+NOTHING, UNPAIRED = "-", "no interval"
+PARTS = {
+    "primary",
+    "margins",
+    "baseline",
+    "scores",
+    "contrasts",
+    "cost",
+    "precisions",
+}  # what is read of a comparison.json
+
+
+@dataclass(frozen=True)
+class State:
+    """What is compared: params, locked versions, and results with their items as far as there are any."""
+
+    name: str
+    params: dict[str, Any]
+    versions: dict[str, str]
+    comparison: dict | None
+    items: pd.DataFrame | None
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What changed of one kind: a table, which may be empty, and what is to be said of it."""
+
+    title: str
+    head: tuple[str, ...] = ()
+    rows: list[tuple[str, ...]] = field(default_factory=list)
+    note: str = ""
+    code: bool = False  # whether the cells are names and values of a file
+
+
+def at_revision(revision: str) -> State:
+    """The state at a commit.
+
+    Raises:
+        UserError: git knows no such revision, or it has no params.yaml or lock file, or its items are damaged.
+    """
+    commit = resolved(revision)
+    comparison = _readable(parsed_at(commit, COMPARISON))
+    items = None
+    if comparison is not None:
+        try:
+            content = dvc.api.read(str(ITEMS), rev=commit, mode="rb")
+        except (DvcException, OSError):
+            pass  # neither in the cache nor in a remote: the change then has no interval
+        else:
+            outputs.check_content(content, ITEMS, _lock_at(commit), of=revision)
+            items = pd.read_parquet(io.BytesIO(content))
+    return State(
+        name=f"{revision} ({commit[:9]})" if revision != commit else commit[:9],
+        params=YAML(typ="safe", pure=True).load(read_at(commit, params.PARAMS_FILE)),
+        versions=environment.locked_at(commit),
+        comparison=comparison,
+        items=items,
+    )
+
+
+def _lock_at(commit: str) -> str:
+    """The text of dvc.lock at a commit; empty where it had none."""
+    try:
+        return read_at(commit, outputs.DVC_LOCK)
+    except UserError:
+        return ""
+
+
+def in_workspace() -> State:
+    params.load()
+    return State(
+        name="workspace",
+        params=YAML(typ="safe", pure=True).load(params.PARAMS_FILE.read_text(encoding="utf-8")),
+        versions=environment.locked_at(None),
+        comparison=_readable(read_json(COMPARISON)) if COMPARISON.exists() else None,
+        items=pd.read_parquet(ITEMS) if ITEMS.exists() else None,
+    )
+
+
+def _readable(comparison: dict | None) -> dict | None:
+    """The comparison, unless an early version of this project wrote it in another form."""
+    return comparison if comparison is not None and set(comparison) >= PARTS else None
+
+
+def diff(before: State, after: State) -> str:
+    """The whole difference as markdown."""
+    blocks = [f"## What changed: {before.name} to {after.name}"]
+    for one in changes(before, after):
+        blocks += [f"### {one.title}", _table(one), one.note]
+    return "\n\n".join(block for block in blocks if block) + "\n"
+
+
+def changes(before: State, after: State) -> list[Changes]:
+    """Params, locked versions, and where both have results: quality, difference to the baseline, cost."""
+    found = [
+        _params(before.params, after.params),
+        _versions(before.versions, after.versions),
+    ]
+    missing = [state.name for state in (before, after) if state.comparison is None]
+    if missing:
+        return [
+            *found,
+            Changes("Results", note=f"There are none that can be read in {' and '.join(missing)}."),
+        ]
+    return [*found, _scores(before, after), _contrasts(before, after), _costs(before, after)]
+
+
+def _params(before: dict, after: dict) -> Changes:
+    old, new = _flat(before), _flat(after)
+    changed = [key for key in dict.fromkeys([*old, *new]) if old.get(key) != new.get(key)]
+    return Changes(
+        "Params",
+        ("key", "before", "after"),
+        [(key, _shown(old, key), _shown(new, key)) for key in changed],
+        "" if changed else "No param changed.",
+        code=True,
+    )
+
+
+def _versions(before: dict[str, str], after: dict[str, str]) -> Changes:
+    rows = environment.changed(before, after)
+    return Changes("Locked versions", environment.HEAD, rows, "" if rows else environment.NOTHING_CHANGED)
+
+
+def _flat(content: dict, prefix: str = "") -> dict[str, Any]:
+    """Nested sections as one level, with the keys that `dvc params diff` shows."""
+    found = {}
+    for key, value in content.items():
+        if isinstance(value, dict) and value:
+            found |= _flat(value, f"{prefix}{key}.")
+        else:
+            found[f"{prefix}{key}"] = value
+    return found
+
+
+def _shown(flat: dict, key: str) -> str:
+    return str(flat[key]) if key in flat else NOTHING
+
+
+def _scores(before: State, after: State) -> Changes:
+    primary = after.comparison["primary"]
+    old, new = (
+        {s["variant"]: s for s in state.comparison["scores"] if _is_headline(s, primary)}
+        for state in (before, after)
+    )
+    rows = []
+    for variant in dict.fromkeys([*old, *new]):
+        one, other = old.get(variant), new.get(variant)
+        change, word = NOTHING, NOTHING
+        if one and other:
+            change, word = _change(
+                variant, before, after, other["value"] - one["value"], other["higher_is_better"]
+            )
+        values = (NOTHING if score is None else number(score["value"], 3) for score in (one, other))
+        rows.append((variant, *values, change, word))
+    about = next(iter(new.values()))
+    better = "higher" if about["higher_is_better"] else "lower"
+    return Changes(
+        f"Quality: {primary}, {about['unit']}, {better} is better",
+        ("variant, as trained", "before", "after", "change", "verdict"),
+        rows,
+        _notes(
+            after.comparison["margins"].get(primary),
+            about["unit"],
+            unpaired=any(row[3].endswith(UNPAIRED) for row in rows),
+        ),
+    )
+
+
+def _is_headline(score: dict, primary: str) -> bool:
+    return (f"{score['task']}/{score['metric']}", score["form"], score["subset"]) == (primary, SERVED, ALL)
+
+
+def _change(
+    variant: str, before: State, after: State, value: float, higher_is_better: bool
+) -> tuple[str, str]:
+    """A variant's change with its interval and verdict; without them where it cannot be paired."""
+    asked = params.Comparison.model_validate(after.params["comparison"])
+    one = paired_change(variant, before, after, asked)
+    if one is None:
+        return f"{signed(value, 3)}, {UNPAIRED}", NOTHING
+    margin = asked.margins.get(asked.primary)
+    word = verdict(
+        one,
+        p_adjusted=one.p_value,
+        p_equivalence=equivalence(one, margin=margin).p_value if margin else None,
+        higher_is_better=higher_is_better,
+    )
+    return _interval(one.value, one.low, one.high, one.confidence), word
+
+
+def paired_change(variant: str, before: State, after: State, asked: params.Comparison) -> Difference | None:
+    """The change of a variant's primary metric, paired over items and shared seeds; None where nothing pairs."""
+    if before.items is None or after.items is None:
+        return None
+    task, metric = asked.primary.split("/")
+    wanted = {"variant": variant, "form": SERVED, "task": task, "metric": metric}
+    tables = []
+    for state in (before, after):
+        frame = state.items[(state.items[list(wanted)] == pd.Series(wanted)).all(axis=1)]
+        if frame.empty:
+            return None
+        tables.append(table_of(frame, Arm(variant, SERVED)))
+    old, new = tables
+    seeds = [seed for seed in new.seeds if seed in old.seeds]
+    if not seeds or not new.items.equals(old.items) or (new.denominators != old.denominators).any():
+        return None
+    numerators = [table.numerators[[table.seeds.index(seed) for seed in seeds]] for table in (old, new)]
+    return difference(
+        numerators[1] - numerators[0],
+        new.denominators,
+        new.items["group"].to_numpy(),
+        span=span_of(np.concatenate(numerators), new.denominators, metric),
+        **bootstrap(asked),
+    )
+
+
+def _contrasts(before: State, after: State) -> Changes:
+    primary, baseline = after.comparison["primary"], after.comparison["baseline"]
+    found = [
+        {
+            contrast["variant"]: contrast
+            for contrast in state.comparison["contrasts"]
+            if contrast["kind"] == "to_baseline" and _is_headline(contrast, primary)
+        }
+        for state in (before, after)
+    ]
+    rows = []
+    for variant in dict.fromkeys([*found[0], *found[1]]):
+        told = []
+        for contrasts in found:
+            one = contrasts.get(variant)
+            told.append(NOTHING if one is None else f"{_interval_of(one['difference'])}, {one['verdict']}")
+        rows.append((variant, *told))
+    notes = [] if rows else ["There is the baseline alone."]
+    if before.comparison["baseline"] != baseline:
+        notes.append(f"Before, the baseline was {before.comparison['baseline']}.")
+    return Changes(
+        f"Difference to {baseline}, as trained", ("variant", "before", "after"), rows, " ".join(notes)
+    )
+
+
+def _interval_of(one: dict) -> str:
+    return _interval(one["value"], one["low"], one["high"], one["confidence"])
+
+
+def _interval(value: float, low: float, high: float, confidence: float) -> str:
+    decimals = max(3, decimals_of(low, high))
+    return (
+        f"{signed(value, decimals)} [{confidence:.0%}: {signed(low, decimals)} to {signed(high, decimals)}]"
+    )
+
+
+def _costs(before: State, after: State) -> Changes:
+    old, new = (
+        {(c["variant"], c["metric"]): c for c in state.comparison["cost"] if c["metric"] in COSTS}
+        for state in (before, after)
+    )
+    rows = []
+    for key in dict.fromkeys([*old, *new]):
+        values = [costs.get(key) for costs in (old, new)]
+        told = [NOTHING if cost is None else quantity(cost["value"], cost["unit"]) for cost in values]
+        change = NOTHING if None in values else ratio(values[1]["value"] / values[0]["value"])
+        rows.append((key[0], (values[1] or values[0])["metric"].replace("_", " "), *told, change))
+    devices = [_devices(state.comparison) for state in (before, after)]
+    note = "" if devices[0] == devices[1] else f"Before on {devices[0]}, after on {devices[1]}."
+    return Changes("Cost", ("variant", "measured once", "before", "after", "after / before"), rows, note)
+
+
+def _devices(comparison: dict) -> str:
+    names = (precision["device_name"] for precision in comparison["precisions"].values())
+    return " and ".join(dict.fromkeys(names))
+
+
+def _notes(margin: float | None, unit: str, *, unpaired: bool) -> str:
+    notes = ["Verdicts here are tests of their own, not corrected for their number."]
+    if margin is not None:
+        notes.append(f"Equivalent means shown to be smaller than {margin:g} {unit}.")
+    if unpaired:
+        notes.append(
+            "A change has no interval where the two have no items and seeds in common, or where the items of a "
+            "commit are not in DVC's cache (`dvc fetch --all-commits` gets them from a remote)."
+        )
+    return " ".join(notes)
+
+
+def _table(changes: Changes) -> str:
+    if not changes.rows:
+        return ""
+    rows = [
+        [f"`{cell}`" if changes.code and cell != NOTHING else cell for cell in row] for row in changes.rows
+    ]
+    lines = [changes.head, ("---",) * len(changes.head), *rows]
+    return "\n".join(f"| {' | '.join(cell.replace('|', '&#124;') for cell in line)} |" for line in lines)
+
+
+def main() -> None:
+    """Print the difference; exit 1 with one sentence on a UserError."""
+    parser = argparse.ArgumentParser(
+        prog="python -m workflow.diff",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("revision", help="a commit, tag or branch")
+    parser.add_argument("to", nargs="?", help="another one, in place of the workspace")
+    options = parser.parse_args()
+    try:
+        with faults.as_user_errors():
+            after = at_revision(options.to) if options.to else in_workspace()
+            print(diff(at_revision(options.revision), after), end="")
+    except UserError as error:
+        sys.exit(str(error))
+
+
+if __name__ == "__main__":
+    main()

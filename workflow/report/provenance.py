@@ -1,0 +1,109 @@
+"""Where the numbers of each part of the page come from: files, the stages that wrote them, keys, params, commands."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from workflow.report.answers import files as answer_files
+from workflow.report.facts import COMPARISON, SAMPLE_COUNTS, Facts
+from workflow.runtime.paths import (
+    DATASET_SOURCE,
+    MODEL_SOURCE,
+    benchmark_file,
+    evaluate_base_folder,
+    evaluate_folder,
+    train_folder,
+)
+
+CONTRAST = "contrasts[kind, variant, form, task, metric, subset].difference (value, low, high), .verdict, .p_adjusted"
+SCORE = "scores[variant, form, task, metric, subset].value and .per_seed"
+
+
+@dataclass(frozen=True)
+class File:
+    """A file that numbers are read from; `stage` is empty for one that no stage wrote."""
+
+    path: str
+    stage: str
+    md5: str
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a table's or figure's numbers come from, and what makes them again.
+
+    Attributes:
+        keys: how a number is found within the files.
+        params: the keys of params.yaml that the stages were run with.
+        command: makes the files again.
+    """
+
+    files: list[File]
+    keys: list[str]
+    params: list[str]
+    command: str
+
+
+def sources(facts: Facts) -> dict[str, Source]:
+    """By part of the page."""
+    experiment = facts.asked.experiment
+    runs = [(name, seed) for name in experiment.variants for seed in experiment.seeds]
+    trained = [train_folder(*run) for run in runs]
+    bases = [evaluate_base_folder(name) / "result.json" for name in experiment.variants]
+    evaluated = [evaluate_folder(*run) / "result.json" for run in runs]
+    benchmarks = [benchmark_file(name) for name in experiment.variants]
+    compare, evaluate = "dvc repro compare", "dvc repro evaluate_base evaluate"
+
+    def source(files: list[Path], keys: list[str], command: str) -> Source:
+        return Source(_files(facts, files), keys, _params(facts, files), command)
+
+    return {
+        "answer": source(
+            [COMPARISON, MODEL_SOURCE, SAMPLE_COUNTS, *evaluated],
+            [CONTRAST, "cost[variant, metric].value and .ratio_to_baseline", "forms[form].precision.weights_gib"],
+            "dvc repro",
+        ),
+        "evidence": source(
+            [COMPARISON, *evaluated],
+            [SCORE, CONTRAST, "cost[variant, metric]", "forms[form].precision.weights_gib"],
+            "dvc repro compare",
+        ),
+        "variants": source([p / "result.json" for p in trained], ["precision", "steps", "tokens_seen"], "dvc repro train"),
+        "forms": source([*bases, *evaluated], ["forms[form].precision and .adapters"], evaluate),
+        "quality": source([COMPARISON], [SCORE, CONTRAST], compare),
+        "decomposition": source([COMPARISON], ["decomposition[variant, task, metric, kind, form]", CONTRAST], compare),
+        "categories": source([COMPARISON], [f"{SCORE}, subset = category/NAME, held_out or seen", CONTRAST], compare),
+        "claims": source([COMPARISON], ["claims[claim, variant, form]"], compare),
+        "faults": source([COMPARISON], [SCORE, f"{CONTRAST}, kind = repair"], compare),
+        "curves": source(
+            [folder / file for folder in trained for file in ("history.csv", "validation.csv")],
+            ["the columns loss, token_accuracy, validation_loss and validation_token_accuracy, by step"],
+            "dvc repro train",
+        ),
+        "cost": source([COMPARISON, *benchmarks], ["cost[variant, metric]", "measurements[metric]"], "dvc repro benchmark compare"),
+        "answers": source(answer_files(facts.asked), ["answer, by id and form", "numerator / denominator, by item"], f"{evaluate} compare"),
+        "work": source(
+            [*(folder / "result.json" for folder in trained), *bases, *evaluated, *benchmarks],
+            ["seconds (of a training)", "forms[form].seconds", "seconds_per_step and measurements[load_time]"],
+            "dvc repro --force train evaluate_base evaluate benchmark",
+        ),
+        "hardware": source(
+            [Path(file) for file in dict.fromkeys(file for block in facts.hardware for file in block.files)],
+            ["points[setting, variant, shape, rows, length].useful_tokens_per_second, .memory_gib, .predicted_gib and .joules_per_1000_tokens"],
+            "make benchmark (on the device) and dvc repro benchmark_grid",
+        ),
+        "model": source([MODEL_SOURCE], ["each line by its name"], "dvc repro fetch_model"),
+        "dataset": source([DATASET_SOURCE], ["each line by its name"], "dvc repro fetch_dataset"),
+    }  # fmt: skip
+
+
+def _files(facts: Facts, paths: list[Path]) -> list[File]:
+    found = []
+    for path in paths:
+        origin = facts.lock.origins.get(path.as_posix())
+        found.append(File(path.as_posix(), origin.stage if origin else "", origin.md5 if origin else ""))
+    return found
+
+
+def _params(facts: Facts, paths: list[Path]) -> list[str]:
+    origins = [facts.lock.origins.get(path.as_posix()) for path in paths]
+    return list(dict.fromkeys(key for origin in origins if origin for key in origin.params))

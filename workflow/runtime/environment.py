@@ -1,0 +1,118 @@
+"""The locked versions that can move a stage's numbers, so that it depends on them and on no others.
+
+`python -m workflow.environment diff REV` shows which locked versions changed since a commit, and what that reruns.
+"""
+
+import argparse
+import re
+import sys
+from pathlib import Path
+
+from workflow.runtime.errors import UserError
+from workflow.runtime.git import read_at
+
+LOCK = Path("requirements.lock")
+PROJECT = Path("pyproject.toml")  # pins torch, whose build the lock leaves to the machine
+_MODEL = ("safetensors", "tokenizers", "torch", "transformers")
+_QUANTISED = (*_MODEL, "accelerate", "bitsandbytes", "numpy", "peft")
+# By what is computed with them. A package that is not named reruns nothing: no number depends on it.
+PACKAGES = {
+    "model": (*_MODEL, "gguf", "numpy"),
+    "sample": ("datasets", "datasketch", "jinja2", "numpy", "tokenizers", "transformers"),
+    "training": (*_QUANTISED, "datasets", "jinja2", "trl"),
+    "evaluation": (
+        *_QUANTISED,
+        "datasets",
+        "jinja2",
+        "langdetect",
+        "lm-eval",
+        "nltk",
+        "rouge-score",
+        "sacrebleu",
+    ),
+    "statistics": ("numpy", "pandas", "scipy"),
+}
+
+HEAD = ("package", "before", "after", "can move")
+NOTHING_CHANGED = "No locked version changed."
+
+
+def locked_at(revision: str | None) -> dict[str, str]:
+    """Each locked package's version at a commit, tag or branch; None for the workspace.
+
+    Raises:
+        UserError: git knows no such revision, it has no lock file, or its pyproject.toml pins no torch.
+    """
+    texts = (path.read_text() if revision is None else read_at(revision, path) for path in (LOCK, PROJECT))
+    return locked(*texts)
+
+
+def locked(lock: str, project: str) -> dict[str, str]:
+    """Each locked package's version, torch's included.
+
+    Args:
+        lock: the text of a requirements.lock.
+        project: that of a pyproject.toml, which pins torch.
+
+    Raises:
+        UserError: pyproject.toml pins no torch.
+    """
+    torch = re.search(r'"torch==([^"]+)"', project)
+    if torch is None:
+        raise UserError(f"{PROJECT} pins no torch: it must name one version, as in torch==2.13.0.")
+    return versions(lock) | {"torch": torch[1]}
+
+
+def versions(lock: str) -> dict[str, str]:
+    """Each package's version in a requirements.lock, with the condition where it depends on the Python or the system."""
+    found: dict[str, list[str]] = {}
+    for name, version, marker in re.findall(r"^([\w.-]+)==(\S+)(?: ; (.+?))?(?: \\)?$", lock, re.MULTILINE):
+        found.setdefault(name, []).append(version + (f" ({marker})" if marker else ""))
+    return {name: ", ".join(found[name]) for name in found}
+
+
+def chosen(versions: dict[str, str]) -> dict[str, dict[str, str]]:
+    """The versions that each kind of work depends on.
+
+    Raises:
+        UserError: the lock lacks a package that it is known to need.
+    """
+    missing = sorted({name for names in PACKAGES.values() for name in names} - set(versions))
+    if missing:
+        raise UserError(f"{LOCK} does not lock {', '.join(missing)}; `make lock` renews it.")
+    return {kind: {name: versions[name] for name in sorted(names)} for kind, names in PACKAGES.items()}
+
+
+def changed(before: dict[str, str], after: dict[str, str]) -> list[tuple[str, str, str, str]]:
+    """What changed, as rows under `HEAD`: package, version before and after, and the work that depends on it."""
+    return [
+        (
+            name,
+            before.get(name, "-"),
+            after.get(name, "-"),
+            ", ".join(kind for kind, names in PACKAGES.items() if name in names) or "no number",
+        )
+        for name in sorted(before | after)
+        if before.get(name) != after.get(name)
+    ]
+
+
+def main() -> None:
+    """Print the difference to a commit; exit 1 with one sentence on a UserError."""
+    parser = argparse.ArgumentParser(prog="python -m workflow.environment", description=__doc__)
+    parser.add_argument("action", choices=["diff"])
+    parser.add_argument("revision", help="a commit, tag or branch")
+    options = parser.parse_args()
+    try:
+        rows = changed(locked_at(options.revision), locked_at(None))
+        print(
+            "\n".join(f"| {' | '.join(row)} |" for row in (HEAD, ["---"] * 4, *rows))
+            if rows
+            else NOTHING_CHANGED
+        )
+    except UserError as error:
+        sys.exit(str(error))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,63 @@
+"""Where each stage's outputs lie. dvc.yaml names the same paths; a test holds the two together."""
+
+from pathlib import Path
+
+CODE = Path("workflow")
+RESULTS = Path("results")
+MODEL = RESULTS / "fetch_model" / "model"
+MODEL_SOURCE = RESULTS / "fetch_model" / "source.json"
+MODEL_READY = RESULTS / "try_model" / "ready"
+INSTRUCTIONS = RESULTS / "fetch_dataset" / "instructions.jsonl"
+DATASET_SOURCE = RESULTS / "fetch_dataset" / "source.json"
+SAMPLE = RESULTS / "sample"
+TASKS = CODE / "evaluation" / "tasks"
+FETCHED_TASKS = RESULTS / "fetch_tasks" / "tasks"
+LOADED_TASKS = FETCHED_TASKS / "loaded.json"
+TASKS_READY = RESULTS / "fetch_tasks" / "ready"
+COMPARE = RESULTS / "compare"
+HARDWARE = RESULTS / "hardware"
+REPORT = Path("report") / "index.html"
+SUMMARY = RESULTS / "summary.md"
+SUMMARY_TABLE = RESULTS / "summary.csv"
+CARDS = RESULTS / "cards"
+
+
+def environment_file(kind: str) -> Path:
+    return RESULTS / "environment" / f"{kind}.json"
+
+
+def split_file(split: str) -> Path:
+    return SAMPLE / f"{split}.jsonl"
+
+
+def train_folder(variant: str, seed: int) -> Path:
+    return RESULTS / "train" / variant / str(seed)
+
+
+def weights_folder(variant: str, seed: int) -> Path:
+    return train_folder(variant, seed) / "weights"
+
+
+def checkpoints_folder(variant: str, seed: int) -> Path:
+    return train_folder(variant, seed) / "checkpoints"
+
+
+def evaluate_folder(variant: str, seed: int) -> Path:
+    return RESULTS / "evaluate" / variant / str(seed)
+
+
+def evaluate_base_folder(variant: str) -> Path:
+    return RESULTS / "evaluate_base" / variant
+
+
+def served_folder(variant: str, seed: int | None, form: str) -> Path:
+    """Where the commands that repeat an evaluation by hand write a model in a serving form."""
+    return Path(".cache") / "served" / "-".join([variant, *([] if seed is None else [str(seed)]), form])
+
+
+def benchmark_file(variant: str) -> Path:
+    return RESULTS / "benchmark" / variant / "result.json"
+
+
+def grid_file(variant: str, shape: str) -> Path:
+    return RESULTS / "benchmark_grid" / variant / f"{shape}.json"

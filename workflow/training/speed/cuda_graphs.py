@@ -1,0 +1,93 @@
+"""A training step's forward and backward pass as CUDA graphs: the same kernels, launched all at once.
+
+At a few hundred tokens a step a 7B model spends most of its time waiting for Python to launch some ten
+thousand kernels. A graph is captured once for each length of pack and then replayed; the bits are the same.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from workflow.training.speed.packing import Pack
+
+
+class GraphedSteps:
+    """Captured passes, one for each length. Gradients are summed into buffers that stay where they are.
+
+    Args:
+        model: its trainable parameters get a `.grad` buffer each.
+        forward: a pack and the divisor of the loss (a tensor) to (loss, right predictions).
+        lengths: of the packs, in tokens; captured from the longest, so that all share its memory.
+        slots: rows of a pack, empty ones included.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        forward: Callable[[Pack, Tensor], tuple[Tensor, Tensor]],
+        *,
+        lengths: list[int],
+        slots: int,
+        device: torch.device,
+    ):
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.buffers = [torch.zeros_like(p) for p in self.parameters]
+        self.divisor = torch.ones((), device=device)
+        self.graphs: dict[int, tuple[torch.cuda.CUDAGraph, Pack, tuple[Tensor, Tensor]]] = {}
+        self.use_buffers()
+        blanks = [_blank(length, slots, device) for length in sorted(lengths, reverse=True)]
+        # One stream for all: cuBLAS keeps a workspace for each stream that it has seen.
+        self.stream = torch.cuda.Stream()
+        self.stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self.stream):  # kernels are chosen and loaded outside the captures
+            for held in blanks:
+                forward(held, self.divisor)[0].backward()
+        torch.cuda.current_stream().wait_stream(self.stream)
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()  # what the warm-up leaves reserved, the captures reserve again
+        pool = torch.cuda.graph_pool_handle()
+        for held in blanks:
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, pool=pool, stream=self.stream):
+                loss, right = forward(held, self.divisor)
+                loss.backward()
+                out = (loss.detach(), right.detach())
+            del loss, right
+            self.graphs[held.length] = (graph, held, out)
+        self.zero()
+
+    def use_buffers(self) -> None:
+        """Put the buffers back as gradients: an optimizer's zero_grad sets them to None."""
+        for parameter, buffer in zip(self.parameters, self.buffers, strict=True):
+            parameter.grad = buffer
+
+    def zero(self) -> None:
+        torch._foreach_zero_(self.buffers)
+
+    def __call__(self, packed: Pack, divisor: Tensor | int) -> tuple[Tensor, Tensor]:
+        """Add a pack's gradients to the buffers; return (loss, right predictions).
+
+        The first call after a `zero_grad(set_to_none=True)` begins a new sum.
+        """
+        if self.parameters[0].grad is None:
+            self.zero()
+            self.use_buffers()
+        graph, held, (loss, right) = self.graphs[packed.length]
+        for name in held.__dataclass_fields__:
+            getattr(held, name).copy_(getattr(packed, name))
+        self.divisor.copy_(torch.as_tensor(divisor))
+        graph.replay()
+        return loss.clone(), right.clone()
+
+
+def _blank(length: int, slots: int, device: torch.device) -> Pack:
+    """A pack of one row that stands for any: what a graph is captured with decides no shape but the length."""
+    boundaries = torch.full((slots + 1,), length, dtype=torch.int32, device=device)
+    boundaries[0] = 0
+    return Pack(
+        torch.zeros(1, length, dtype=torch.long, device=device),
+        torch.arange(length, device=device)[None],
+        torch.zeros(1, length, dtype=torch.long, device=device),
+        boundaries,
+    )

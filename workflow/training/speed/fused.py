@@ -1,0 +1,221 @@
+"""Functions that do a training step's work with fewer passes over memory, and keep less for the backward pass.
+
+Each computes what the layers of PEFT and transformers compute, up to the rounding of the compute type
+(tests/training/test_fused.py holds each to them), in PyTorch's own operations, so it runs on a CPU as on a GPU.
+"""
+
+from types import MethodType
+
+import bitsandbytes as bnb
+import torch
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+from torch.nn import functional
+
+IGNORED = -100  # the label that PyTorch's cross entropy leaves out
+LOGITS_AT_ONCE = 2**24  # elements: 342 rows of 49,152 tokens, 64 MiB in float32
+
+
+def base_weight(base: nn.Linear, dtype: torch.dtype) -> Tensor:
+    """A linear layer's weight [out, in] in `dtype`: of a 4-bit layer, de-quantised for this call alone."""
+    if isinstance(base, bnb.nn.Linear4bit):
+        # A sharded weight is an ordinary tensor, and the layer keeps what de-quantises it.
+        state = getattr(base.weight, "quant_state", None) or base.quant_state
+        return bnb.functional.dequantize_4bit(base.weight, state).to(dtype)
+    return base.weight.to(dtype)
+
+
+class AdaptedLinear(torch.autograd.Function):
+    """base(x) + scaling * dropped A^T B^T in one step (Hu et al. 2021, equation 3).
+
+    PEFT does it in seven: under autocast it casts the input to float32 and back for each adapter, which
+    keeps a copy of it, and adds the scaled product in passes of their own. Here the product is added by
+    the matrix product itself, and what is kept is the layer's input (which layers share) and the
+    [tokens, rank] product. Gradients are summed into float32 adapters from products in x's type.
+    """
+
+    @staticmethod
+    def forward(
+        ctx, x: Tensor, dropped: Tensor | None, a: Tensor, b: Tensor, base: nn.Linear, scaling: float
+    ):
+        """x [..., in] in the compute type; dropped: x after dropout, None for x itself; a [r, in], b [out, r]."""
+        source = x if dropped is None else dropped
+        low = functional.linear(source, a.to(x.dtype))
+        bias = None if base.bias is None else base.bias.to(x.dtype)
+        out = functional.linear(x, base_weight(base, x.dtype), bias)
+        _rows(out).addmm_(_rows(low), b.to(x.dtype).t(), alpha=scaling)
+        ctx.save_for_backward(source, low, a, b)
+        ctx.base, ctx.scaling, ctx.has_dropped = base, scaling, dropped is not None
+        return out
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        source, low, a, b = ctx.saved_tensors
+        flat = _rows(grad)
+        grad_low = flat @ b.to(grad.dtype)
+        grad_b = (flat.t() @ _rows(low)).to(b.dtype).mul_(ctx.scaling)
+        grad_a = (grad_low.t() @ _rows(source)).to(a.dtype).mul_(ctx.scaling)
+        grad_x = grad_dropped = None
+        if ctx.needs_input_grad[0]:
+            grad_x = flat @ base_weight(ctx.base, grad.dtype)
+            if not ctx.has_dropped:
+                grad_x.addmm_(grad_low, a.to(grad.dtype), alpha=ctx.scaling)
+            grad_x = grad_x.view(source.shape)
+        if ctx.has_dropped and ctx.needs_input_grad[1]:
+            grad_dropped = (grad_low @ a.to(grad.dtype)).mul_(ctx.scaling).view(source.shape)
+        return grad_x, grad_dropped, grad_a, grad_b, None, None
+
+
+def _rows(x: Tensor) -> Tensor:
+    return x.view(-1, x.shape[-1]) if x.is_contiguous() else x.reshape(-1, x.shape[-1])
+
+
+class GatedSilu(torch.autograd.Function):
+    """silu(gate) * up (Shazeer 2020, SwiGLU), keeping the two inputs and nothing else."""
+
+    @staticmethod
+    def forward(ctx, gate: Tensor, up: Tensor):
+        ctx.save_for_backward(gate, up)
+        return functional.silu(gate).mul_(up)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        gate, up = ctx.saved_tensors
+        grad_gate = torch.ops.aten.silu_backward(grad * up, gate)
+        return grad_gate, functional.silu(gate).mul_(grad)
+
+
+class LinearCrossEntropy(torch.autograd.Function):
+    """The summed cross entropy of hidden W^T against labels, a chunk of rows at a time.
+
+    The logits of a chunk become their own gradient in place, so they are made once and never held
+    whole: the idea of Liger's fused linear cross entropy (Hsu et al. 2024), without its kernels.
+    """
+
+    @staticmethod
+    def forward(ctx, hidden: Tensor, weight: Tensor, labels: Tensor):
+        """hidden [n, size], weight [vocabulary, size], labels [n] -> (nats, right predictions), summed."""
+        rows = max(1, LOGITS_AT_ONCE // weight.shape[0])
+        loss = hidden.new_zeros((), dtype=torch.float32)
+        right = hidden.new_zeros((), dtype=torch.float32)
+        grad_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if ctx.needs_input_grad[1] else None
+        head = weight.to(hidden.dtype)
+        for start in range(0, len(hidden), rows):
+            chunk, wanted = hidden[start : start + rows], labels[start : start + rows]
+            kept = (wanted != IGNORED).unsqueeze(1)
+            index = wanted.clamp(min=0).unsqueeze(1)
+            logits = chunk @ head.t()
+            right += ((logits.argmax(1, keepdim=True) == index) & kept).sum()
+            logs = functional.log_softmax(logits, dim=1, dtype=torch.float32)
+            del logits
+            loss -= (logs.gather(1, index) * kept).sum()
+            if grad_hidden is None and grad_weight is None:
+                continue
+            grads = logs.exp_().scatter_add_(1, index, -torch.ones_like(index, dtype=torch.float32))
+            grads = grads.mul_(kept).to(hidden.dtype)
+            if grad_hidden is not None:
+                torch.mm(grads, head, out=grad_hidden[start : start + rows])
+            if grad_weight is not None:
+                grad_weight += grads.t() @ chunk
+        ctx.save_for_backward(grad_hidden, grad_weight)
+        ctx.mark_non_differentiable(right)
+        return loss, right
+
+    @staticmethod
+    def backward(ctx, grad: Tensor, _):
+        grad_hidden, grad_weight = ctx.saved_tensors
+        return (
+            # In 16 bits the divisor of the loss would be rounded, and every gradient with it.
+            None if grad_hidden is None else (grad_hidden.float() * grad).to(grad_hidden.dtype),
+            None if grad_weight is None else grad_weight * grad,
+            None,
+        )
+
+
+def fuse_adapters(model: nn.Module, *, compute: torch.dtype) -> int:
+    """Give every adapted layer of a 16- or 4-bit base `AdaptedLinear`; return how many were given it.
+
+    A layer on an int8 base keeps PEFT's own way, with autocast around it: its products are bitsandbytes'.
+    """
+    fused = 0
+    for module in model.modules():
+        if not isinstance(module, LoraLayer):
+            continue
+        if type(module.base_layer) in (nn.Linear, bnb.nn.Linear4bit):
+            module.forward = MethodType(_adapted_forward, module)
+            fused += 1
+        else:
+            module.forward = torch.autocast(
+                next(module.base_layer.parameters()).device.type, compute, enabled=compute != torch.float32
+            )(module.forward)
+    return fused
+
+
+def _adapted_forward(module: LoraLayer, x: Tensor) -> Tensor:
+    (name,) = module.active_adapters
+    dropout = module.lora_dropout[name]
+    dropped = dropout(x) if isinstance(dropout, nn.Dropout) and module.training else None
+    return AdaptedLinear.apply(
+        x,
+        dropped,
+        module.lora_A[name].weight,
+        module.lora_B[name].weight,
+        module.base_layer,
+        module.scaling[name],
+    )
+
+
+def fuse_layers(model: nn.Module) -> int:
+    """Give root-mean-square norms and gated SiLU perceptrons their fused form; return how many were given it.
+
+    They are known by what they hold and how they behave, so that another architecture's norm of like name
+    (Gemma's adds 1 to its weight) is left alone.
+    """
+    fused = 0
+    for module in model.modules():
+        if _is_rms_norm(module):
+            module.forward = MethodType(_rms_norm_forward, module)
+        elif _is_gated_silu(module):
+            module.forward = MethodType(_gated_silu_forward, module)
+        else:
+            continue
+        fused += 1
+    return fused
+
+
+def _is_rms_norm(module: nn.Module) -> bool:
+    if not type(module).__name__.endswith("RMSNorm") or not hasattr(module, "variance_epsilon"):
+        return False
+    size = module.weight.shape[0]
+    probe = torch.linspace(-2, 3, 2 * size, device=module.weight.device).view(2, size).to(module.weight.dtype)
+    return _agree(module, _rms_norm_forward, probe)
+
+
+def _rms_norm_forward(module: nn.Module, x: Tensor) -> Tensor:
+    return functional.rms_norm(x, module.weight.shape, module.weight, module.variance_epsilon)
+
+
+def _is_gated_silu(module: nn.Module) -> bool:
+    parts = ("gate_proj", "up_proj", "down_proj")
+    if not all(hasattr(module, part) for part in parts):
+        return False
+    types = (p.dtype for p in module.parameters() if p.is_floating_point())
+    generator = torch.Generator().manual_seed(0)
+    probe = torch.randn(4, module.gate_proj.in_features, generator=generator)
+    device = next(module.gate_proj.parameters()).device
+    return _agree(module, _gated_silu_forward, probe.to(device, next(types, torch.float32)))
+
+
+def _agree(module: nn.Module, fused, probe: Tensor) -> bool:
+    """Whether the fused form gives a module's own output, in training too, where a dropout would show."""
+    training = module.training
+    module.train()
+    with torch.no_grad(), torch.random.fork_rng():
+        wanted, found = module(probe).float(), fused(module, probe).float()
+    module.train(training)
+    return torch.allclose(wanted, found, rtol=2e-2, atol=1e-2 * float(wanted.abs().mean()))
+
+
+def _gated_silu_forward(module: nn.Module, x: Tensor) -> Tensor:
+    return module.down_proj(GatedSilu.apply(module.gate_proj(x), module.up_proj(x)))

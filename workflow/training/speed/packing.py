@@ -1,0 +1,227 @@
+"""Rows laid end to end in one sequence, each attending to itself alone, so that nothing is padded."""
+
+import inspect
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.attention.varlen import varlen_attn
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, PreTrainedModel
+
+from workflow.runtime.errors import CheckError
+from workflow.training.speed.fused import IGNORED
+
+VARLEN, BY_ROW = "packed_varlen", "packed_by_row"
+# Before torch 2.12 grouped queries needed no permission.
+NAMES_GROUPED = "enable_gqa" in inspect.signature(varlen_attn).parameters
+
+
+@dataclass(frozen=True)
+class Pack:
+    """Rows end to end. Tensors are [1, tokens], but `boundaries` [rows + 1], int32: where each row begins.
+
+    A row may be empty: a pack of a fixed shape (for a CUDA graph) ends in empty rows.
+    """
+
+    input_ids: Tensor
+    position_ids: Tensor
+    targets: Tensor  # the next token, IGNORED where it is not learned
+    boundaries: Tensor
+
+    def to(self, device: torch.device) -> "Pack":
+        return Pack(
+            *(getattr(self, name).to(device, non_blocking=True) for name in self.__dataclass_fields__)
+        )
+
+    @property
+    def length(self) -> int:
+        return self.input_ids.shape[1]
+
+
+def pack(rows: list[dict], *, length: int | None = None, slots: int | None = None, pad: int = 0) -> Pack:
+    """Lay tokenised rows (input_ids, labels) end to end.
+
+    Args:
+        length: tokens of the pack; what the rows leave free becomes a row of padding that nothing is learned from.
+        slots: entries of `boundaries` less one, at least one more than the rows.
+        pad: the token that fills up.
+    """
+    lengths = [len(row["input_ids"]) for row in rows]
+    ids = [token for row in rows for token in row["input_ids"]]
+    # The last token of a row predicts nothing: the first of the next is another row's.
+    targets = [label for row in rows for label in (*row["labels"][1:], IGNORED)]
+    positions = [position for count in lengths for position in range(count)]
+    free = 0 if length is None else length - len(ids)
+    if free < 0:
+        raise ValueError(f"{len(ids)} tokens do not fit into a pack of {length}")
+    ids += [pad] * free
+    targets += [IGNORED] * free
+    positions += range(free)
+    starts = [0]
+    for count in [*lengths, *([free] if free else [])]:
+        starts.append(starts[-1] + count)
+    if slots is not None and len(starts) > slots + 1:
+        raise ValueError(f"{len(starts) - 1} rows do not fit into {slots} slots")
+    if slots is not None:
+        starts += [starts[-1]] * (slots + 1 - len(starts))
+    return Pack(
+        torch.tensor([ids]),
+        torch.tensor([positions]),
+        torch.tensor([targets]),
+        torch.tensor(starts, dtype=torch.int32),
+    )
+
+
+class PackingCollator:
+    """Makes a batch of one pack, as the dictionary that transformers' Trainer carries to the device."""
+
+    def __init__(self, *, lengths: list[int] | None = None, slots: int | None = None):
+        """lengths: ascending; a pack has the shortest that holds its rows, and their own length where none does."""
+        self.lengths, self.slots = lengths, slots
+
+    def __call__(self, rows: list[dict]) -> dict[str, Tensor]:
+        tokens = sum(len(row["input_ids"]) for row in rows)
+        length = (
+            None if self.lengths is None else next((size for size in self.lengths if size >= tokens), None)
+        )
+        packed = pack(rows, length=length, slots=self.slots)
+        batch = {name: getattr(packed, name) for name in packed.__dataclass_fields__}
+        # Trainer counts shift_labels to divide the loss by, and takes `labels` for the sign that there are any.
+        targets = batch.pop("targets")
+        return batch | {"labels": targets, "shift_labels": targets, "tokens": torch.tensor(tokens)}
+
+
+def lengths_needed(totals: list[int], *, step: float = 0.125, multiple: int = 64) -> list[int]:
+    """Few lengths, ascending, that hold packs of these many tokens with little left free.
+
+    They are `multiple` apart, and further where that is less than `step` of the length.
+    """
+    lengths, size = [], 0
+    while size < max(totals):
+        size += max(multiple, int(size * step) // multiple * multiple)
+        lengths.append(size)
+    return [
+        size
+        for below, size in zip([0, *lengths], lengths, strict=False)
+        if any(below < t <= size for t in totals)
+    ]
+
+
+def packed_attention(model: PreTrainedModel, compute: torch.dtype) -> str | None:
+    """The attention that packs of this model run fastest with here; None for a mask over the whole pack.
+
+    VARLEN, PyTorch's variable-length flash attention, needs 16 bits and an Ampere GPU or newer. BY_ROW is for a CPU,
+    where a few more calls cost less than the products between rows that a mask throws away.
+    """
+    if not getattr(model, "_supports_attention_backend", False):
+        return None
+    if model.device.type == "cpu":
+        return BY_ROW
+    fast = compute in (torch.bfloat16, torch.float16) and torch.cuda.get_device_capability(model.device) >= (
+        8,
+        0,
+    )
+    return VARLEN if model.device.type == "cuda" and fast else None
+
+
+def can_be_packed(model: PreTrainedModel, *, longest: int) -> bool:
+    """Whether rows laid end to end give this model what each alone does: tried with two short rows.
+
+    A window of attention shorter than the longest row would be lost, and two short rows do not show it. A row alone has
+    the other's tokens behind it, which it does not see: bitsandbytes chooses its kernels by the number of tokens, and
+    the rounding of two of them, through 32 layers of 16 bits, could be taken for a leak.
+    """
+    config = model.config.get_text_config()
+    window = getattr(config, "sliding_window", None)
+    if window is not None and window < longest and getattr(config, "use_sliding_window", True):
+        return False
+    random = torch.Generator().manual_seed(0)
+    ids = torch.randint(3, config.vocab_size, (12,), generator=random).tolist()
+    rows = [{"input_ids": part, "labels": part} for part in (ids[:5], ids[5:])]
+    packed = pack(rows).to(model.device)
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            together = model.base_model(
+                input_ids=packed.input_ids,
+                position_ids=packed.position_ids,
+                use_cache=False,
+                **attention_arguments(packed, attention=None),
+            ).last_hidden_state[0]
+            alone = torch.cat(
+                [
+                    model.base_model(
+                        input_ids=torch.tensor([row + other], device=model.device), use_cache=False
+                    ).last_hidden_state[0, : len(row)]
+                    for row, other in ((ids[:5], ids[5:]), (ids[5:], ids[:5]))
+                ]
+            )
+    except (TypeError, ValueError, RuntimeError):
+        return False  # it takes no positions, or no mask of this form
+    finally:
+        model.train(training)
+    difference = (together - alone).float().norm() / alone.float().norm()
+    return bool(difference < (1e-4 if alone.dtype == torch.float32 else 5e-2))
+
+
+def attention_arguments(packed: Pack, *, attention: str | None) -> dict:
+    """What a transformers model needs so that each row attends to itself alone."""
+    if attention == VARLEN:
+        return {"attention_mask": None, "boundaries": packed.boundaries, "longest": packed.length}
+    if attention == BY_ROW:
+        lengths = [length for length in packed.boundaries.diff().tolist() if length]
+        return {"attention_mask": None, "row_lengths": lengths}
+    row = torch.bucketize(
+        torch.arange(packed.length, device=packed.boundaries.device), packed.boundaries[1:], right=True
+    )
+    return {"attention_mask": (row[:, None] == row[None, :]).tril()[None, None]}
+
+
+def _varlen_attention(
+    module, query, key, value, attention_mask, *, scaling, dropout=0.0, boundaries, longest, **others
+):
+    """transformers' attention interface over PyTorch's varlen_attn: query [1, heads, tokens, size]."""
+    _check_plain(others, dropout)
+    grouped = query.shape[1] != key.shape[1]
+    # Rotations by float32 angles leave float32 where the weights are: autocast casts it for other attentions, not here.
+    query, key = query.to(value.dtype), key.to(value.dtype)
+    out = varlen_attn(
+        query.transpose(1, 2)[0],
+        key.transpose(1, 2)[0],
+        value.transpose(1, 2)[0],
+        boundaries,
+        boundaries,
+        longest,
+        longest,
+        scale=scaling,
+        window_size=(-1, 0),  # causal
+        **({"enable_gqa": grouped} if NAMES_GROUPED else {}),
+    )
+    return out[None], None
+
+
+def _row_attention(module, query, key, value, attention_mask, *, scaling, dropout=0.0, row_lengths, **others):
+    """transformers' attention interface, a row at a time: query [1, heads, tokens, size]."""
+    _check_plain(others, dropout)
+    rows = zip(*(part.split(row_lengths, dim=2) for part in (query, key, value)), strict=True)
+    grouped = query.shape[1] != key.shape[1]
+    outs = [
+        scaled_dot_product_attention(*row, is_causal=True, scale=scaling, enable_gqa=grouped) for row in rows
+    ]
+    return torch.cat(outs, dim=2).transpose(1, 2), None
+
+
+def _check_plain(others: dict, dropout: float) -> None:
+    """Raise a CheckError if a model's attention asks for what packs have not (a window as long as rows is none)."""
+    unknown = [name for name in ("softcap", "s_aux") if others.get(name) is not None]
+    if unknown or dropout:
+        raise CheckError(
+            f"attention of this model asks for {', '.join(unknown) or 'dropout'}, which packed attention does not "
+            "have; set training.packing and training.cuda_graphs to false"
+        )
+
+
+AttentionInterface.register(VARLEN, _varlen_attention)
+AttentionInterface.register(BY_ROW, _row_attention)
