@@ -600,7 +600,7 @@ def test_the_stage_stops_by_name_and_writes_nothing(folder):
 
 
 def changing(folder: Path, **training) -> params.Params:
-    """Params whose quantised variant changes these keys of `training` for itself."""
+    """Params whose quantized variant changes these keys of `training` for itself."""
     yaml = YAML()
     content = yaml.load((folder / "params.yaml").read_text())
     content["variants"]["qlora_nf4_dq"]["training"] = training

@@ -133,7 +133,7 @@ def test_operations_are_counted_as_autograd_does_them(tiny):
 def test_what_is_measured_already_is_not_measured_again(tiny, tmp_path, monkeypatch, rows):
     monkeypatch.setattr(hardware, "HARDWARE", tmp_path)
     monkeypatch.setattr(hardware, "_device_name", lambda: "A Card 80GB")
-    monkeypatch.setattr(hardware, "tokenise", lambda *_: ([{"input_ids": [1, 2], "labels": [1, 2]}], 9000))
+    monkeypatch.setattr(hardware, "tokenize", lambda *_: ([{"input_ids": [1, 2], "labels": [1, 2]}], 9000))
     measured = []
 
     def pretend(waiting, **_):

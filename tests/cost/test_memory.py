@@ -155,7 +155,7 @@ def test_components_add_up_and_grow_as_they_should(asked):
     assert need.total == sum(value for name, value in vars(need).items())
     assert need.weights == pytest.approx(2 * 6.738e9, rel=1e-3)  # Touvron et al. 2023
     saved = memory.weights(shape, asked.variants["qlora_nf4"])[1] - memory.weights(shape, dq)[1]
-    # Dettmers et al. 2023, section 3: double quantisation saves 0.373 bit a parameter.
+    # Dettmers et al. 2023, section 3: double quantization saves 0.373 bit a parameter.
     assert 8 * saved / shape.linear_parameters == pytest.approx(0.373, abs=0.002)
     again = asked.training.model_copy(update={"gradient_checkpointing": True})
     assert memory.predict(shape, lora, again, tokens=2048).total < need.total

@@ -88,7 +88,7 @@ def test_what_is_no_llama_is_refused_by_name_with_its_true_size(tmp_path, monkey
         ({"head_dim": 0}, "head_dim 0: input should be greater than 0"),
         ({"num_attention_heads": 10**9}, "number of attention heads"),
         ({"rms_norm_eps": float("nan")}, "config.json (has rms_norm_eps nan|is refused)"),
-        ({"quantization_config": {"quant_method": "mxfp4"}}, r"quantised already \(mxfp4"),
+        ({"quantization_config": {"quant_method": "mxfp4"}}, r"quantized already \(mxfp4"),
         ({"max_position_embeddings": 32}, r"--length .* is 64 tokens, and the model's context .* holds 32"),
     ],
 )  # fmt: skip

@@ -97,7 +97,8 @@ def test_paths_in_code_are_those_of_the_pipeline():
     assert str(paths.evaluate_base_folder(run[0]) / "items.parquet") in outputs("evaluate_base")
     assert str(paths.benchmark_file(run[0])) in outputs("benchmark")
     assert {str(paths.FETCHED_TASKS), str(paths.TASKS_READY)} == set(outputs("fetch_tasks"))
-    assert str(paths.TASKS) in names("evaluate", "deps") and str(paths.TASKS_READY) in names("train", "deps")
+    assert any(paths.TASKS.is_relative_to(name) for name in names("evaluate", "deps"))
+    assert str(paths.TASKS_READY) in names("train", "deps")
     assert str(paths.COMPARE / "comparison.json") in outputs("compare")
     made = (paths.REPORT, paths.SUMMARY, paths.SUMMARY_TABLE, paths.CARDS)
     assert outputs("report") == [str(path) for path in made]

@@ -123,25 +123,25 @@ def on_slurm(repository: Repository, slurm: Slurm, *arguments: str) -> str:
     return repository.run("env", *environment, str(snakemake_command()), *arguments, *ON_SLURM)
 
 
-def test_a_cancelled_job_fails_its_call_and_the_next_call_runs_it_alone(repository: Repository, slurm: Slurm):
-    cancelled = f"train@{VARIANT}-2"
+def test_a_canceled_job_fails_its_call_and_the_next_call_runs_it_alone(repository: Repository, slurm: Slurm):
+    canceled = f"train@{VARIANT}-2"
     with submitted(repository, slurm) as run:
-        [job] = [job for job in slurm.jobs() if stage_of(job) == cancelled and job["JobState"] == "RUNNING"]
+        [job] = [job for job in slurm.jobs() if stage_of(job) == canceled and job["JobState"] == "RUNNING"]
         slurm.call("scancel", job["JobId"])
         output = ""
         for line in run.stdout:
             output += line
-            if f"Error in rule {cancelled}:" in line:  # the other goes on until then
+            if f"Error in rule {canceled}:" in line:  # the other goes on until then
                 (repository.control / f"hang train@{VARIANT}-3").unlink()
         run.wait(timeout=60)
     assert run.returncode == 1
     assert f"SLURM-job '{job['JobId']}' failed, SLURM status is: 'CANCELLED'" in output
-    assert f"logs/{cancelled}.log" in output
+    assert f"logs/{canceled}.log" in output
     assert slurm.job(job["JobId"])["JobState"] == "CANCELLED"
-    assert repository.ran() == [cancelled, f"train@{VARIANT}-3"]
+    assert repository.ran() == [canceled, f"train@{VARIANT}-3"]
 
-    on_slurm(repository, slurm, cancelled, f"train@{VARIANT}-3")
-    assert repository.ran() == [cancelled]
+    on_slurm(repository, slurm, canceled, f"train@{VARIANT}-3")
+    assert repository.ran() == [canceled]
     # The other engine goes on from there.
     evaluations = [f"evaluate@{VARIANT}-{seed}" for seed in (2, 3)]
     assert repository.bring_up_to_date("dvc") == ["compare", *evaluations, "report"]

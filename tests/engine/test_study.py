@@ -115,7 +115,7 @@ def test_the_readme_shows_the_headline_from_the_published_files(folder, home):
     assert publish.NONE not in readme
     assert "2026-11-24 12:00 UTC, Made-up CPU, 2 threads; torch 2.13.0+cpu, bitsandbytes 0.50.2." in readme
     assert (
-        "The base had been quantised once before (GGUF Q4_1): what 4 bits cost one that had not may be more"
+        "The base had been quantized once before (GGUF Q4_1): what 4 bits cost one that had not may be more"
         in readme
     )
     rows = [line.strip("| ").split(" | ") for line in readme.splitlines() if line.startswith("| `")]

@@ -72,7 +72,7 @@ def test_merged_16bit_is_the_original_weight_and_the_adapter_rounded_once(
 
 
 @pytest.mark.parametrize("name", FOUR_BIT)
-def test_merged_dequantized_is_the_quantised_weight_and_the_adapter(tiny, tiny_model, adapter, parts, name):
+def test_merged_dequantized_is_the_quantized_weight_and_the_adapter(tiny, tiny_model, adapter, parts, name):
     model, served = serve("merged_dequantized", tiny, tiny_model, adapter, name)
     weight, delta = parts
     expected = rounded_to_4_bits(weight, tiny.variants[name]) + delta
@@ -82,7 +82,7 @@ def test_merged_dequantized_is_the_quantised_weight_and_the_adapter(tiny, tiny_m
 
 
 @pytest.mark.parametrize("name", FOUR_BIT)
-def test_requantized_is_that_quantised_again(tiny, tiny_model, adapter, parts, name):
+def test_requantized_is_that_quantized_again(tiny, tiny_model, adapter, parts, name):
     model, served = serve("requantized", tiny, tiny_model, adapter, name)
     weight, delta = parts
     variant = tiny.variants[name]
@@ -142,7 +142,7 @@ def test_a_full_fine_tuning_is_served_from_its_own_weights(tiny, tiny_model, tmp
     [
         ({"adapters": 27}, "must have 28 adapters, and has 27"),
         ({"adapter_dtype": "bfloat16"}, "adapters in bfloat16, and they were trained in float32"),
-        ({"quantized_modules": 27}, "must have 28 quantised modules, and has 27"),
+        ({"quantized_modules": 27}, "must have 28 quantized modules, and has 27"),
     ],
 )
 def test_a_form_that_is_not_what_it_should_be_is_refused(tiny, tiny_model, adapter, change, sentence):
@@ -229,7 +229,7 @@ def test_a_form_in_another_precision_is_refused(tiny, tiny_model, adapter, monke
         serve(form, tiny, tiny_model, None if form == "base" else adapter, "qlora_nf4")
 
 
-def test_a_merge_that_quantises_otherwise_is_refused(tiny, tiny_model, adapter, monkeypatch):
+def test_a_merge_that_quantizes_otherwise_is_refused(tiny, tiny_model, adapter, monkeypatch):
     """PEFT makes the weights anew when it merges into them."""
     make = bnb.nn.Params4bit.__new__
 

@@ -202,7 +202,7 @@ def test_a_model_on_the_hub_brings_safetensors_and_no_code(hub, tiny_model, tmp_
 @pytest.mark.parametrize(
     ("refusal", "words"),
     [
-        ((401, "GatedRepo"), "gated: accept its licence .* set HF_TOKEN"),
+        ((401, "GatedRepo"), "gated: accept its license .* set HF_TOKEN"),
         ((403, "GatedRepo"), "gated"),
         ((404, "RepoNotFound"), "no such repository, or HF_TOKEN may not see it"),
         ((404, "RevisionNotFound"), "no such revision"),
@@ -230,7 +230,7 @@ def test_a_model_has_the_same_bytes_with_a_hub_and_without(tiny_model, tmp_path)
     file = tmp_path / "model.F32.gguf"
     write_gguf(tiny_model, file)
     fetch = (
-        "import sys; from pathlib import Path; from workflow import params, sources; "
+        "import sys; from pathlib import Path; from workflow import params; from workflow.fetch import sources; "
         "model = params.FileModel(source='file', path=sys.argv[1], sha256=sys.argv[2], chat_template='model', chat_date='2024-07-26', end_token=None); "
         "folder = Path(sys.argv[3]); folder.mkdir(); sources.fetch_model(model, folder)"
     )

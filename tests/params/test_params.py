@@ -63,7 +63,7 @@ def drop(path: str):
     ("change", "words"),
     [
         (put("training.learning_rat", 1.0), ["training.learning_rat", "not a known key", "learning_rate"]),
-        (put("optimiser", {}), ["optimiser", "not a known key", "training"]),
+        (put("optimizer", {}), ["optimizer", "not a known key", "training"]),
         (put("model.revison", "x"), ["model.revison", "not a known key", "sha256"]),
         (drop("training.rank"), ["training.rank", "missing"]),
         (put("training.rank", "16"), ["training.rank", '"16"', "integer"]),

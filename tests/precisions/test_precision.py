@@ -25,7 +25,7 @@ def variant(of: str, double: bool = False, method: str = "lora") -> params.Varia
 
 @pytest.mark.parametrize(
     ("of", "double", "bytes_per_weight"),
-    # 4 bits and one float32 constant per 64 weights; with double quantisation that constant takes 8 bits
+    # 4 bits and one float32 constant per 64 weights; with double quantization that constant takes 8 bits
     # and a further float32 per 256 constants (QLoRA, section 3). int8: one float32 per row of 64 or more.
     [("16bit", False, 4), ("nf4", False, 0.5 + 4 / 64), ("nf4", True, 0.5 + 1 / 64 + 4 / 64 / 256),
      ("fp4", False, 0.5 + 4 / 64), ("int8", False, 1.0)],
@@ -47,7 +47,7 @@ def test_the_asked_precision_is_what_is_there(tiny, tiny_model, of, double, byte
 
 
 @pytest.mark.parametrize("of", ["nf4", "fp4"])
-def test_four_bits_multiply_like_their_dequantised_weights_in_float32(tiny_model, of):
+def test_four_bits_multiply_like_their_dequantized_weights_in_float32(tiny_model, of):
     """Also after a pass in eval mode, which on some CPUs makes bitsandbytes repack to bfloat16."""
     model, _ = precision.load_base(tiny_model, variant(of, True), hardware=CPU)
     layer = model.model.layers[0].mlp.down_proj
@@ -76,7 +76,7 @@ def load(tiny_model, of: str, double: bool = False, method: str = "lora") -> tor
     return precision.load_base(tiny_model, variant(of, double, method), hardware=CPU)[0]
 
 
-def with_head_quantised(model):
+def with_head_quantized(model):
     model.lm_head = copy.deepcopy(model.model.layers[0].mlp.down_proj)
 
 
@@ -110,15 +110,15 @@ def unchanged(model):
     ("loaded", "change", "asked", "sentence"),
     [
         (("fp4",), unchanged, ("nf4",), "nf4 was asked for, and quantization of .* is fp4 instead of nf4"),
-        (("nf4",), unchanged, ("nf4", True), "double quantisation of model.layers.0.* is False instead of True"),
-        (("nf4", True), unchanged, ("nf4",), "double quantisation of .* is True instead of False"),
+        (("nf4",), unchanged, ("nf4", True), "double quantization of model.layers.0.* is False instead of True"),
+        (("nf4", True), unchanged, ("nf4",), "double quantization of .* is True instead of False"),
         (("nf4",), unchanged, ("16bit",), "16bit was asked for, and quantization of .* is nf4 instead of None"),
         (("16bit",), unchanged, ("nf4",), "nf4 was asked for, and quantization of .* is None instead of nf4"),
         (("int8",), unchanged, ("nf4",), "quantization of .* is int8 instead of nf4"),
         (("16bit",), in_bfloat16, ("16bit",), "storage of model.layers.0.self_attn.q_proj is bfloat16 instead of float32"),
         (("16bit", False, "full"), in_bfloat16, ("16bit", False, "full"), "storage of .* is bfloat16 instead of float32"),
         (("nf4",), with_a_layer_in_16_bits, ("nf4",), "quantization of model.layers.2.mlp.up_proj is None instead of nf4"),
-        (("nf4",), with_head_quantised, ("nf4",), "29 modules are quantised, and the linear layers besides the head are 28"),
+        (("nf4",), with_head_quantized, ("nf4",), "29 modules are quantized, and the linear layers besides the head are 28"),
         (("nf4",), setting("compute_dtype", torch.bfloat16), ("nf4",), "compute type of model.layers.3.mlp.down_proj is bfloat16"),
         (("nf4",), setting("compute_dtype", None), ("nf4",), "compute type of .* is None instead of float32"),
         (("nf4",), setting("weight.quant_state.blocksize", 128), ("nf4",), "block size of .* is 128 instead of 64"),
@@ -156,7 +156,7 @@ def shortened(weights: dict) -> None:
         *((of, without("model.layers.1.mlp.up_proj.weight"), "lacks model.layers.1.mlp.up_proj.weight, which config.json asks")
           for of in ("16bit", "nf4")),
         *((of, without("model.norm.weight"), "lacks model.norm.weight") for of in ("16bit", "nf4")),
-        # Of a quantised model older libraries do not tell it; stage fetch_model has looked at it in 16 bits.
+        # Of a quantized model older libraries do not tell it; stage fetch_model has looked at it in 16 bits.
         ("16bit", shortened, "model.norm.weight in the shape 63, and config.json asks for 64"),
     ],
     ids=["16bit, a layer", "nf4, a layer", "16bit, the norm", "nf4, the norm", "another shape"],

@@ -65,7 +65,7 @@ def test_what_4_bits_break_and_training_mends(said, contrasts):
     assert quoted(one(contrasts, kind="repair", name="no_double_quantization"), 4) in said
     recovered = one(contrasts, kind="recovery", variant=DQ)
     assert quoted(recovered, 3) in said
-    for variant, called in ((DQ, "NF4 + double quantisation"), (NF4, "NF4 alone")):
+    for variant, called in ((DQ, "NF4 + double quantization"), (NF4, "NF4 alone")):
         broken = one(contrasts, kind="base_to_base", variant=variant)
         assert f"loses {broken['value']:+.3f} by {called}" in said
     assert 0.4 < -recovered["value"] / one(contrasts, kind="base_to_base", variant=DQ)["value"] < 0.6  # half
@@ -116,8 +116,8 @@ def test_the_7b_shape(said):
         [f"{mine / theirs:.2f}" for mine, theirs in zip(at_7b[variant], at_7b["lora_16bit"], strict=True)]
         for variant in (DQ, NF4)
     )
-    assert f"| {double[0]} (with double quantisation), {single[0]} in the study;" in said
-    assert f"| {double[1]} (with double quantisation), {single[1]} in the study, each measured once;" in said
+    assert f"| {double[0]} (with double quantization), {single[0]} in the study;" in said
+    assert f"| {double[1]} (with double quantization), {single[1]} in the study, each measured once;" in said
     more = f"{at_7b[DQ][0] - at_7b[RECIPE][0]:.1f} GiB and {1 - at_7b[DQ][2] / at_7b[RECIPE][2]:.0%}"
     assert f"There the repaired recipe costs {more.replace('%', ' %')} of the speed" in said
     (full,) = read_json(PUBLISHED / "benchmark_grid/full_16bit/llama2_7b.json")["points"]

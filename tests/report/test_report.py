@@ -25,14 +25,14 @@ from workflow.runtime.paths import COMPARE, benchmark_file, train_folder
 
 PROJECT = Path(__file__).resolve().parents[2]
 QLORA = "qlora_nf4_dq"
-QLORA_LABEL = "4-bit QLoRA (NF4, double-quantised)"
+QLORA_LABEL = "4-bit QLoRA (NF4, double-quantized)"
 PRIMARY = ("holdout_loss", "nats_per_token")
 REPAIRS = {"merging": {"faulty": f"{QLORA}/merged_16bit", "repaired": QLORA}}
 FORMS = {
     "as_trained": "as trained",
     "merged_16bit": "merged, 16-bit",
-    "merged_dequantized": "merged, de-quantised",
-    "requantized": "merged, quantised again",
+    "merged_dequantized": "merged, dequantized",
+    "requantized": "merged, quantized again",
 }
 HOSTILE = '<script>alert("x")</script><img src=x onerror=alert(1)>\x00\u202e</style>'
 
@@ -149,7 +149,7 @@ def test_the_decomposition_is_that_of_the_comparison(page, comparison):
         assert row[1:3] == [shown(part.value, "+" if part.value >= 0.0005 else ""),
                             f"{shown(part.low, '+')} to {shown(part.high, '+')}"]  # fmt: skip
         assert row[3].startswith(f"{part.verdict} ")
-    assert rows[4][0] == "Serving it in another form merged, de-quantised"
+    assert rows[4][0] == "Serving it in another form merged, dequantized"
 
 
 def test_the_claims_are_those_of_the_comparison(page, comparison):
@@ -228,7 +228,7 @@ def test_the_answer_is_made_from_the_numbers(page, comparison):
     assert f"from {BEFORE[BASELINE]:.3f} to {AFTER[BASELINE]:.3f} nats per token" in text
     assert (
         "In other serving forms, against the same baseline, it is worse by 0.069 nats per token (merged, 16-bit), "
-        "worse by 0.059 nats per token (merged, de-quantised) and worse by 0.090 nats per token (merged, quantised "
+        "worse by 0.059 nats per token (merged, dequantized) and worse by 0.090 nats per token (merged, quantized "
         "again)."
     ) in text
 
@@ -313,11 +313,11 @@ def test_several_variants_each_get_a_line():
     assert len(page.row("Peak memory")) == 1 + len(made_up_results.VARIANTS)
 
 
-def test_storage_and_what_was_quantised_are_named(page):
+def test_storage_and_what_was_quantized_are_named(page):
     page = Reader(page)
     assert page.row("16-bit LoRA lora_16bit")[1:4] == ["float32 (rounded to 16 bits)", "float32", "0 of 210"]
     assert page.row(f"{QLORA_LABEL} {QLORA}")[1:5] == [
-        "nf4 (4 bits), double-quantised", "float32", "210 of 210", "4,884,480 (float32)",
+        "nf4 (4 bits), double-quantized", "float32", "210 of 210", "4,884,480 (float32)",
     ]  # fmt: skip
 
 
@@ -331,7 +331,7 @@ def test_limits_on_a_cpu():
         "Differences are not corrected for all of their number",
         "Not every item was scored",
         "A short training",
-        "The base had been quantised before",
+        "The base had been quantized before",
         "16-bit weights are held as float32",
         "Memory is that of the whole process",
         "Time and memory are of this device",
@@ -346,7 +346,7 @@ def test_limits_on_a_cpu():
     )
     assert "holdout_generation (90)" in limits["Not every item was scored"]
     assert "192 of the 822 training rows" in limits["A short training"]
-    assert "GGUF Q4_1" in limits["The base had been quantised before"]
+    assert "GGUF Q4_1" in limits["The base had been quantized before"]
     # 134,515,008 parameters x 2 bytes / 2**30
     assert "0.251 GiB" in spaced(limits["16-bit weights are held as float32"])
     assert "0.64× of that and not 0.32×" in limits["16-bit weights are held as float32"]
@@ -395,7 +395,7 @@ def test_limits_that_do_not_apply_on_a_gpu_are_left_out():
 def test_a_variant_with_other_settings_is_not_said_to_differ_in_precision_alone():
     write(training={QLORA: {"learning_rate": 1e-4}})
     limits = {limit.head: limit.body for limit in english.limits(facts())}
-    body = limits["4-bit QLoRA (NF4, double-quantised) differs in more than precision"]
+    body = limits["4-bit QLoRA (NF4, double-quantized) differs in more than precision"]
     assert "learning_rate (0.0001 instead of 0.001)" in body
     assert "begin with the same adapter" not in read().text
 
@@ -404,7 +404,7 @@ def test_a_random_model_gets_no_verdict():
     write(model="random")
     headline = english.headline(facts())
     assert "random weights, so its quality means nothing" in headline.sentences[0]
-    assert "On one CPU, 4-bit QLoRA (NF4, double-quantised) held" in headline.sentences[1]
+    assert "On one CPU, 4-bit QLoRA (NF4, double-quantized) held" in headline.sentences[1]
     assert not any("worse" in said or "nats" in said for said in headline.sentences + headline.notes)
     assert "Random weights" in {limit.head for limit in english.limits(facts())}
 
@@ -473,7 +473,7 @@ def test_who_won_is_the_one_whose_score_is_highest(page):
     articles = [a for tag, a in Reader(page).tags if tag == "article"]
     assert [a["data-winner"] for a in articles] == [f"{QLORA}/as_trained", "tie", "tie"]
     assert [a["data-category"] for a in articles] == ["made up", "other", "made up"]
-    assert "won by 4-bit QLoRA (NF4, double-quantised), seed 1" in Reader(page).text
+    assert "won by 4-bit QLoRA (NF4, double-quantized), seed 1" in Reader(page).text
     assert "stopped by itself; rouge_l 0.70" in Reader(page).text
 
 
@@ -486,7 +486,7 @@ def test_answers_stand_side_by_side_and_say_where_they_differ(page):
     assert "city of France is <mark>Paris, of course.</mark>" in page
     assert (
         text.count("word for word that of 16-bit LoRA") == 5
-    )  # two rows of the quantised run and of its merged form
+    )  # two rows of the quantized run and of its merged form
     assert text.count("cut at the limit") == 4
     assert text.count("448 characters") == 1  # the same words are not repeated
     assert "16-bit LoRA, seed 1 stopped by itself" in text
@@ -548,7 +548,7 @@ def test_every_figure_and_table_says_where_it_is_from(page):
         assert f"Made again by dvc repro {command} ." in page.text
     for form in FORMS:
         assert f"--model_args pretrained=results/evaluate/qlora_nf4_dq/2/{form}," in page.text
-    assert f"{QLORA_LABEL}, seed 2, merged, quantised again" in page.text
+    assert f"{QLORA_LABEL}, seed 2, merged, quantized again" in page.text
     assert "learning_rate: 0.001" in page.text
     digests = {row[0] for row in page.rows if re.fullmatch("[0-9a-f]{64}", row[-1])}
     assert digests == {path.as_posix() for path in inputs(params.load())}
@@ -784,13 +784,13 @@ def test_names_that_are_too_long_for_a_figure_become_letters_with_a_key():
     assert [v.short for v in found.variants] == ["16-bit", "NF4 + DQ", "FP4"] and not found.lettered
     lettered = [replace(v, short=letter) for v, letter in zip(found.variants, "ABC", strict=True)]
     page = Reader(render(replace(found, variants=lettered)))
-    assert page.text.count("B 4-bit QLoRA (NF4, double-quantised)") > 5
-    assert page.row("B 4-bit QLoRA (NF4, double-quantised) as trained")
+    assert page.text.count("B 4-bit QLoRA (NF4, double-quantized)") > 5
+    assert page.row("B 4-bit QLoRA (NF4, double-quantized) as trained")
 
 
 def test_many_variants_are_told_apart_by_their_markers():
     nine = [replace(facts_of_one(), position=position) for position in range(9)]
-    assert len({(drawing.colour_of(v), drawing.marker_of(v)) for v in nine}) == 9
+    assert len({(drawing.color_of(v), drawing.marker_of(v)) for v in nine}) == 9
 
 
 def facts_of_one():

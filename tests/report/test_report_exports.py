@@ -40,7 +40,7 @@ def test_the_markdown_has_the_pages_answer_and_a_row_for_each_form(made):
     comparison, found = made
     text = exports.summary_markdown(found)
     sentence = english.headline(found).sentences[0].striptags().replace("\N{NO-BREAK SPACE}", " ")
-    assert sentence in text and sentence.startswith("4-bit QLoRA (NF4, double-quantised) is worse by 0.058")
+    assert sentence in text and sentence.startswith("4-bit QLoRA (NF4, double-quantized) is worse by 0.058")
     rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ")][2:]
     assert len(rows) == 6
     by_arm = {

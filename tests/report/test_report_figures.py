@@ -22,7 +22,7 @@ from workflow.runtime.paths import CARDS, REPORT, SUMMARY, SUMMARY_TABLE
 
 PROJECT = Path(__file__).resolve().parents[2]
 QLORA = "qlora_nf4_dq"
-QLORA_LABEL = "4-bit QLoRA (NF4, double-quantised)"
+QLORA_LABEL = "4-bit QLoRA (NF4, double-quantized)"
 REPAIRS = {"merging": {"faulty": f"{QLORA}/merged_16bit", "repaired": QLORA}}
 
 
@@ -45,7 +45,7 @@ def alt_of(panel: Panel) -> str:
     return text.replace("\N{NO-BREAK SPACE}", " ")
 
 
-def test_figures_say_their_numbers_and_take_the_pages_colours(usual):
+def test_figures_say_their_numbers_and_take_the_pages_colors(usual):
     panels = [
         *quality_figures.quality_panels(usual),
         *training_figures.curve_panels(usual),
@@ -58,11 +58,11 @@ def test_figures_say_their_numbers_and_take_the_pages_colours(usual):
     ]
     assert len(panels) == 15
     for panel in panels:
-        assert not re.search(r"#[0-9a-f]{6}\b", panel.svg)  # no colour that dark mode could not change
+        assert not re.search(r"#[0-9a-f]{6}\b", panel.svg)  # no color that dark mode could not change
         assert 'role="img" aria-label="' in panel.svg
         assert "<text" in panel.svg
     alt = re.search('aria-label="([^"]*)"', panels[0].svg)[1]
-    assert "4-bit QLoRA (NF4, double-quantised): from 3.222 to 2.262" in alt
+    assert "4-bit QLoRA (NF4, double-quantized): from 3.222 to 2.262" in alt
     assert "seed 1 2.256 and seed 2 2.267" in alt
     alt = re.search('aria-label="([^"]*)"', panels[1].svg)[1]
     assert "A band marks the margin of equivalence, 0.02 either way." in alt
@@ -74,8 +74,8 @@ def test_the_answers_figure_has_a_point_for_each_form_at_its_memory(usual):
     alt = alt_of(quality_figures.answer_panel(usual))
     assert "16-bit LoRA, as trained, 0.501 GiB: the baseline." in alt
     assert f"{QLORA_LABEL}, as trained, 0.161 GiB: +0.058, interval +0.040 to +0.077, worse." in alt
-    assert f"{QLORA_LABEL}, merged, de-quantised, 0.501 GiB: +0.059, interval +0.040 to +0.078, worse." in alt
-    assert f"{QLORA_LABEL}, merged, quantised again, 0.161 GiB: +0.090" in alt
+    assert f"{QLORA_LABEL}, merged, dequantized, 0.501 GiB: +0.059, interval +0.040 to +0.078, worse." in alt
+    assert f"{QLORA_LABEL}, merged, quantized again, 0.161 GiB: +0.090" in alt
     assert alt.count(" GiB: ") == 6
     assert "A dashed line marks 0.251 GiB, what the parameters would take if really held in 16 bits." in alt
     assert quality_figures.answer_legend(usual) == []  # each point has its label
@@ -136,7 +136,7 @@ def test_names_in_a_figure_are_only_text(tmp_path, monkeypatch):
     assert "<b>" not in first.svg
 
 
-def test_figures_of_a_device_say_their_numbers_and_take_the_pages_colours(tmp_path, monkeypatch):
+def test_figures_of_a_device_say_their_numbers_and_take_the_pages_colors(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write()
     write_hardware()

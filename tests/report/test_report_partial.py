@@ -11,7 +11,7 @@ from workflow.report.page import render
 QLORA = "qlora_nf4_dq"
 USUAL = {
     "No faults before and after their repair: comparison.repairs is empty.",
-    "No memory and speed over batch and length for 16-bit LoRA and 4-bit QLoRA (NF4, double-quantised): the grid was "
+    "No memory and speed over batch and length for 16-bit LoRA and 4-bit QLoRA (NF4, double-quantized): the grid was "
     "not measured.",
     "No GPU: results/hardware holds no measurement of one, and no grid ran on one.",
     "Energy was not measured: on a CPU there is no counter that this pipeline reads.",
@@ -89,7 +89,7 @@ def test_no_other_serving_form():
     assert page.text.count("merged, 16-bit") == 0
     assert [row[0] for row in page.tables["the evidence"][1:]] == [
         "16-bit LoRA as trained, the baseline",
-        "4-bit QLoRA (NF4, double-quantised) as trained",
+        "4-bit QLoRA (NF4, double-quantized) as trained",
     ]
 
 
@@ -133,7 +133,7 @@ def test_energy_is_shown_where_the_runs_own_grid_measured_it():
     head, first, *_ = page.tables["the evidence"]
     assert head[-1].startswith("Energy, J per 1,000 tokens")
     assert first[-1] == "50.0"
-    assert page.row("4-bit QLoRA (NF4, double-quantised) as trained", "2.262")[-1] == "75.0 1.50×"
+    assert page.row("4-bit QLoRA (NF4, double-quantized) as trained", "2.262")[-1] == "75.0 1.50×"
     # 2 seeds: (10,432 + 10,433) tokens x (50 + 75) J / 1000 tokens = 2,608 J
     assert "are about 0.00072 kWh of the GPU alone" in page.text.replace("\N{NO-BREAK SPACE}", " ")
 

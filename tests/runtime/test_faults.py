@@ -606,7 +606,7 @@ def test_a_download_that_a_hub_or_a_network_breaks_is_one_sentence_and_then_goes
 def test_a_gated_repository_is_told_from_one_that_is_not_there(hub, tmp_path, monkeypatch, what):
     monkeypatch.setenv("TASK_CACHE", str(tmp_path / "task"))
     for refusal, words in {
-        (403, "GatedRepo"): "it is gated: accept its licence",
+        (403, "GatedRepo"): "it is gated: accept its license",
         (404, "RepoNotFound"): "no such repo",
     }.items():
         hub.refusal = refusal

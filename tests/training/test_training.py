@@ -397,7 +397,7 @@ def build(asked, tiny_model, rows, *, name="lora_16bit", seed=1, data_workers=0,
 
 
 def test_adapters_begin_alike_in_every_precision(asked, tiny_model, rows, tmp_path):
-    """TRL rounds adapters on a quantised base to bfloat16, which would change two things at once."""
+    """TRL rounds adapters on a quantized base to bfloat16, which would change two things at once."""
     begun = []
     for name in ("lora_16bit", "qlora_nf4_dq", "lora_int8"):
         trainer = build(asked, tiny_model, rows, name=name, scratch=tmp_path)
@@ -910,7 +910,7 @@ def test_planned_steps_are_those_that_are_taken(asked, tiny_model, splits, tmp_p
 
 @pytest.mark.parametrize("name", ["lora_16bit", "qlora_nf4_dq", "lora_int8", "full_16bit"])
 def test_what_is_to_be_trained_must_be_float32(asked, tiny_model, rows, tmp_path, name):
-    """What TRL would make of the adapter on a quantised base."""
+    """What TRL would make of the adapter on a quantized base."""
     trainer = build(asked, tiny_model, rows, name=name, scratch=tmp_path)
     train.check_adapters(trainer, asked.variants[name], asked.training)
     trained = next(p for p in train.model_of(trainer).parameters() if p.requires_grad)

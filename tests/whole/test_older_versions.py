@@ -32,7 +32,7 @@ from workflow.runtime.paths import MODEL, weights_folder
 
 OLDER = ROOT / ".venv-older"  # made by `make test` from requirements-older.lock
 THETA, DEFAULT_THETA = 100_000.0, 10_000.0
-TEXT = "What grows on trees, and what is the colour of it in the autumn? " * 4
+TEXT = "What grows on trees, and what is the color of it in the autumn? " * 4
 BY_LAYER = {"full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": THETA},
             "sliding_attention": {"rope_type": "default", "rope_theta": 20_000.0}}  # fmt: skip
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,

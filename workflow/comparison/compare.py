@@ -6,7 +6,7 @@ all differences are paired over both. Its kind says what it is between:
 
     to_baseline    a variant in a form, less the baseline as it was trained
     to_base        a variant in a form, less its untouched base: what training changed
-    base_to_base   the untouched base in a variant's precision, less that in the baseline's: quantisation's damage
+    base_to_base   the untouched base in a variant's precision, less that in the baseline's: quantization's damage
     recovery       to_baseline less base_to_base: how much of that damage training on it changed
     form           a variant in another form, less as it was trained: what serving it so changed
     repair         a variant with a fault, less the one without it (params name the pairs)
@@ -133,7 +133,7 @@ class Rise:
 
 @dataclass(frozen=True)
 class Part:
-    """One row of the decomposition of a quantised variant's difference to the baseline."""
+    """One row of the decomposition of a quantized variant's difference to the baseline."""
 
     variant: str
     task: str
@@ -755,7 +755,7 @@ def span_of(numerators: np.ndarray, denominators: np.ndarray, metric: str) -> fl
 
 
 PARTS = {
-    "base_to_base": "Quantising the untouched base",
+    "base_to_base": "Quantizing the untouched base",
     "recovery": "Change of that difference by training",
     "to_baseline": "What is left after training",
     "form": "Serving it in another form",
@@ -763,7 +763,7 @@ PARTS = {
 
 
 def _decomposition(contrasts: list[Contrast], asked: params.Params) -> list[Part]:
-    """Each quantised variant's difference to the baseline, split: the first two parts add up to the third."""
+    """Each quantized variant's difference to the baseline, split: the first two parts add up to the third."""
     return [
         Part(
             variant=c.variant,
@@ -789,7 +789,7 @@ def _decomposition(contrasts: list[Contrast], asked: params.Params) -> list[Part
 def _claims(
     contrasts: list[Contrast], cost: list[Cost], benchmarks: dict[str, dict], asked: params.Params
 ) -> list[Claim]:
-    """The claims of the recipe that this project grew out of, for every quantised variant."""
+    """The claims of the recipe that this project grew out of, for every quantized variant."""
     primary = tuple(asked.comparison.primary.split("/"))
     by_key = {(c.kind, c.variant, c.form, (c.task, c.metric), c.subset): c for c in contrasts}
 

@@ -111,9 +111,9 @@ def benchmark(
     )
     measured = [
         *speed(stopwatch),
-        Measurement("load_time", load_seconds, "s", False, "reading the weights, quantising included"),
+        Measurement("load_time", load_seconds, "s", False, "reading the weights, quantizing included"),
         Measurement("weights", precision.weights_gib, "GiB", False,
-                    "the base's weights and quantisation constants as they are held"),
+                    "the base's weights and quantization constants as they are held"),
         Measurement("memory_after_load", loaded, "GiB", False, _definition(precision, "after the base was loaded")),
         Measurement("peak_memory", stopwatch.peak, "GiB", False, _definition(precision, where)),
     ]  # fmt: skip

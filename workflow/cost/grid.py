@@ -170,7 +170,7 @@ def measure(job: Job) -> dict:
     Returns:
         `outcome`, and if it was measured: precision, speed-ups, memory in GiB at each stage (on a CPU the
         process' resident set), seconds per step and tokens per second (useful and padded) as the median
-        with quartiles over all counted steps, the medians of the repeats, seconds to load (and quantise)
+        with quartiles over all counted steps, the medians of the repeats, seconds to load (and quantize)
         and to capture graphs, the predicted memory (null where a speed-up is off that the prediction counts
         on), the matrix rate of this device and the share of it that the model's operations reach (it and the
         prediction are null for a model whose layers are no Llama's), joules per 1,000 useful tokens (null without

@@ -67,17 +67,17 @@ def narrowed(asked: params.Params, *, variants: list[str] | None, shapes: list[s
 def hardware(asked: params.Params, *, rows: Path, tokenizer: Path, parts: list[str], again: bool) -> Path:
     """Measure what `asked` names on this machine's device; return the file that holds it."""
     with tempfile.TemporaryDirectory() as scratch:
-        tokenised = Path(scratch) / "rows.jsonl"
+        tokenized = Path(scratch) / "rows.jsonl"
         if "paths" in parts:
-            encoded, vocabulary = tokenise(rows, tokenizer, asked.training)
-            write_jsonl(tokenised, encoded)
+            encoded, vocabulary = tokenize(rows, tokenizer, asked.training)
+            write_jsonl(tokenized, encoded)
         wanted = []
         for shape in asked.benchmark.grid.shapes:
             for variant in asked.experiment.variants:
                 points = list(grid.jobs(asked, variant, shape, model_folder=None))
                 if "paths" in parts and shape == asked.benchmark.grid.shapes[0]:
                     wanted += [
-                        (name, path_job(points[0], tokenised, vocabulary, loop, changes, asked))
+                        (name, path_job(points[0], tokenized, vocabulary, loop, changes, asked))
                         for name, (loop, changes) in PATHS.items()
                     ]
                 if "grid" in parts:
@@ -143,7 +143,7 @@ def _device_name() -> str:
     return device_name(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
 
 
-def tokenise(rows: Path, tokenizer: Path, training: params.Training) -> tuple[list[dict], int]:
+def tokenize(rows: Path, tokenizer: Path, training: params.Training) -> tuple[list[dict], int]:
     """The rows as tokens and labels, and how many tokens there are.
 
     Rows are cut at max_length; those with no response token left are left out.

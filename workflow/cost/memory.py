@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 GIB = 2**30
 BLOCK_4BIT = 64  # weights that share a constant (Dettmers et al. 2023, section 3; bitsandbytes' default)
-BLOCK_CONSTANTS = 256  # constants that share a constant of their own, with double quantisation
+BLOCK_CONSTANTS = 256  # constants that share a constant of their own, with double quantization
 ALLOCATION = 512  # PyTorch's CUDA allocator rounds every tensor up to this many bytes
 # Of cuBLAS and of cuBLASLt, each for the default stream and for the one that graphs are captured on, on Hopper
 # (PyTorch, CUDABlas.cpp); less on older GPUs.
@@ -100,7 +100,7 @@ class Memory:
     optimizer: int
     activations: int  # kept for the backward pass
     loss: int  # logits and their gradients, a chunk at a time
-    transient: int  # of the layer that is being worked on, the de-quantised weight among it
+    transient: int  # of the layer that is being worked on, the dequantized weight among it
     workspace: int
 
     @property
@@ -116,10 +116,10 @@ def rounded(size: float) -> int:
 
 
 def weights(shape: Shape, variant: params.Variant) -> tuple[int, int]:
-    """Bytes of the base's weights, and of its quantisation constants.
+    """Bytes of the base's weights, and of its quantization constants.
 
     16 bits: two bytes each. int8: one, and a float32 for each row of a matrix (Dettmers et al. 2022). 4 bits:
-    half a byte, and a float32 for 64 weights; with double quantisation a byte for 64, a float32 for 64 x 256,
+    half a byte, and a float32 for 64 weights; with double quantization a byte for 64, a float32 for 64 x 256,
     and tables. Embeddings, head and norms stay in 16 bits. A full fine-tuning holds float32.
     """
     others = shape.embedding_parameters + shape.norm_parameters
@@ -191,7 +191,7 @@ def predict(
 
     The peak is the larger of two moments: the loss, whose chunk of logits (16 bits), log-probabilities (32)
     and gradient live beside the last hidden states and their gradient; and the beginning of the backward pass,
-    in the last layer's perceptron: down_proj's de-quantised weight and input gradient, or the three
+    in the last layer's perceptron: down_proj's dequantized weight and input gradient, or the three
     [tokens, intermediate] gradients of the gated activation when down_proj's input is gone. (The residual's
     gradient has by then taken the place of the last residual stream.) With checkpointing only a layer's
     input is kept, and one layer is computed again.

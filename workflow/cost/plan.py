@@ -194,7 +194,7 @@ def caveats(config: "PreTrainedConfig", asked: params.Params, *, length: int) ->
         )
     if any(variant.precision == "int8" for variant in asked.variants.values()):
         found.append(
-            "int8 keeps PEFT's own layers, which are not modelled: its memory and time are lower bounds."
+            "int8 keeps PEFT's own layers, which are not modeled: its memory and time are lower bounds."
         )
     if any(variant.processes > 1 for variant in asked.variants.values()):
         found.append(

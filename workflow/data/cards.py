@@ -20,9 +20,9 @@ FORMS = {
     "base": "The base model, without a run, in the precision of the variant.",
     "as_trained": "The run as it was trained.",
     "merged_16bit": "The run's adapter folded into the original 16-bit weights, rounded to 16 bits.",
-    "merged_dequantized": "The run's adapter folded into the de-quantised weights that it was trained on, rounded to "
+    "merged_dequantized": "The run's adapter folded into the dequantized weights that it was trained on, rounded to "
     "16 bits.",
-    "requantized": "The run's adapter folded into the de-quantised weights, which were quantised again.",
+    "requantized": "The run's adapter folded into the dequantized weights, which were quantized again.",
 }
 
 

@@ -46,7 +46,7 @@ def check_files(folder: Path) -> None:
     """Check a model's files, as they came, without loading it.
 
     Raises:
-        UserError: config.json or the index is missing or no JSON, the weights are quantised, or a file of
+        UserError: config.json or the index is missing or no JSON, the weights are quantized, or a file of
             theirs is no whole safetensors file or holds a type that is not read here.
     """
     check_unquantized(json_object(folder / "config.json"))
@@ -68,13 +68,13 @@ def check_files(folder: Path) -> None:
 
 
 def check_unquantized(config: dict[str, Any]) -> None:
-    """Raise a UserError if a config.json is of weights that are quantised already."""
+    """Raise a UserError if a config.json is of weights that are quantized already."""
     if config.get("quantization_config"):
         quantized = config["quantization_config"]
         method = quantized.get("quant_method") if isinstance(quantized, dict) else quantized
         raise UserError(
-            f"the model's weights are quantised already ({method}, says quantization_config in config.json): "
-            "take the model that was quantised, in 16 bits."
+            f"the model's weights are quantized already ({method}, says quantization_config in config.json): "
+            "take the model that was quantized, in 16 bits."
         )
 
 
@@ -116,7 +116,7 @@ def _empty_model(folder: Path):
     ]
     if not linear:
         raise UserError(
-            f"the model ({config.model_type}) has no linear layer, so there is nothing to quantise or to put an "
+            f"the model ({config.model_type}) has no linear layer, so there is nothing to quantize or to put an "
             "adapter on."
         )
     return model

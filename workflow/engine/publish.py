@@ -293,7 +293,7 @@ def section(name: str) -> str:
         f"{rows['test_rows']:,} to test on, {seeds} {'seed' if seeds == 1 else 'seeds'}. {environment['finished']}, "
         f"{escaped(', '.join(dict.fromkeys(table['device'])))}{driver}; {versions}."
         + (
-            f" The base had been quantised once before ({escaped(quantized_before)}): what 4 bits cost one that had not may be "
+            f" The base had been quantized once before ({escaped(quantized_before)}): what 4 bits cost one that had not may be "
             "more ([findings](docs/findings.md))."
             if quantized_before
             else ""
@@ -391,7 +391,7 @@ def forest(files: Files, asked: params.Params) -> str:
         axes.set_yticks(range(len(rows)), labels)
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.grid(False, axis="y")
-        band = f"; grey: within the margin of {margin:g}" if margin else ""
+        band = f"; gray: within the margin of {margin:g}" if margin else ""
         axes.set_xlabel(f"{rows['unit'].iloc[0]} less {asked.experiment.baseline}’s{band}")
         buffer = io.StringIO()
         drawing.savefig(buffer, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))

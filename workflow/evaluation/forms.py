@@ -4,8 +4,8 @@ A form is one of
     base                 the untouched base in the variant's precision; no run
     as_trained           the adapter on the base that it was trained on (of a full fine-tuning, its model)
     merged_16bit         the adapter folded into the original 16-bit weights
-    merged_dequantized   the adapter folded into the de-quantised weights that it was trained on
-    requantized          that, quantised again as the base was: PEFT's merge on a quantised base
+    merged_dequantized   the adapter folded into the dequantized weights that it was trained on
+    requantized          that, quantized again as the base was: PEFT's merge on a quantized base
 
 Folding is W + (alpha / rank) B A (Hu et al., 2022, section 4.1), by PEFT. The two merged forms are then
 rounded to the 16-bit type of the base's checkpoint, which is what one would save and publish.
@@ -116,10 +116,10 @@ def merged_16bit(
 def merged_dequantized(
     model_folder: Path, weights_folder: Path, *, variant: params.Variant, hardware: params.Hardware
 ) -> tuple[torch.nn.Module, torch.dtype]:
-    """The adapter folded into the base's quantised weights, de-quantised first; rounded to 16 bits."""
+    """The adapter folded into the base's quantized weights, dequantized first; rounded to 16 bits."""
     base, precision = load_base(model_folder, variant, hardware=hardware)
     compute = getattr(torch, precision.compute)
-    # In the type in which a forward pass de-quantises: what the adapter was trained on, and no larger than 16 bits.
+    # In the type in which a forward pass dequantizes: what the adapter was trained on, and no larger than 16 bits.
     model = merged(base.dequantize(compute), weights_folder)
     return round_to_16_bits(model, model_folder), compute
 
@@ -127,7 +127,7 @@ def merged_dequantized(
 def requantized(
     model_folder: Path, weights_folder: Path, *, variant: params.Variant, hardware: params.Hardware
 ) -> tuple[torch.nn.Module, torch.dtype]:
-    """The adapter folded into the de-quantised weights, which are quantised again as the base was."""
+    """The adapter folded into the dequantized weights, which are quantized again as the base was."""
     base, precision = load_base(model_folder, variant, hardware=hardware)
     return merged(base, weights_folder), getattr(torch, precision.compute)
 
@@ -285,7 +285,7 @@ def adapters_of(model: torch.nn.Module) -> tuple[int, str | None]:
 
 
 def check(served: Served, variant: params.Variant, *, adapters: int) -> Served:
-    """Raise a CheckError unless adapters and quantised modules are those of the form."""
+    """Raise a CheckError unless adapters and quantized modules are those of the form."""
     if served.adapters != adapters:
         raise CheckError(f"{served.form} must have {adapters} adapters, and has {served.adapters}")
     if adapters and served.adapter_dtype != "float32":
@@ -296,7 +296,7 @@ def check(served: Served, variant: params.Variant, *, adapters: int) -> Served:
     quantized = variant.precision != "16bit" and served.form not in ("merged_16bit", "merged_dequantized")
     if served.precision.quantized_modules != (whole if quantized else 0):
         raise CheckError(
-            f"{served.form} must have {whole if quantized else 0} quantised modules, "
+            f"{served.form} must have {whole if quantized else 0} quantized modules, "
             f"and has {served.precision.quantized_modules}"
         )
     return served

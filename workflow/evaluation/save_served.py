@@ -2,7 +2,7 @@
 
     python -m workflow.save_served --variant qlora_nf4_dq --seed 1 --form merged_16bit --to .cache/served/mine
 
-For publishing it, and for libraries that cannot quantise while they load (lm-evaluation-harness' command
+For publishing it, and for libraries that cannot quantize while they load (lm-evaluation-harness' command
 line is one), which can then load exactly what the stages scored.
 """
 

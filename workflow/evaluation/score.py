@@ -110,7 +110,7 @@ def evaluate(
             training=training,
         )
         say(
-            f"  form {place} of {len(forms)}, {form}: {served.precision.base} base, {served.precision.quantized_modules} modules quantised, "
+            f"  form {place} of {len(forms)}, {form}: {served.precision.base} base, {served.precision.quantized_modules} modules quantized, "
             f"{served.adapters} adapters, computing in {served.precision.compute}"
         )
         language_model = LanguageModel(

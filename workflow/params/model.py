@@ -375,7 +375,7 @@ class Variant(Strict):
 
 
 def can_be_served(variant: Variant | None, form: str) -> bool:
-    """Whether a variant has this serving form: an adapter can be merged, a quantised base de-quantised."""
+    """Whether a variant has this serving form: an adapter can be merged, a quantized base dequantized."""
     if variant is None or form == "as_trained":
         return variant is not None
     if variant.method == "full":
@@ -607,14 +607,14 @@ class Params(Strict):
                     )
 
     def _task_is_not_there(self, key: str, metric: str, task: str) -> str:
-        """The sentence of a metric whose task is not evaluated: the misspelt one of the two names comes first."""
+        """The sentence of a metric whose task is not evaluated: the misspelled one of the two names comes first."""
         tasks, used = self.evaluation.tasks, {self.comparison.primary, *self.comparison.margins}
         used = {name.partition("/")[0] for name in [*used, *self.comparison.family.metrics]}
         strange = [name for name in tasks if name not in OWN_TASKS and name not in used]
         # Of two like names, the one that nothing else has is the slip: of our own tasks this is known for sure.
         if close := get_close_matches(task, strange, n=1, cutoff=0.8):
             ours = f"there is {task}" if task in OWN_TASKS else f"comparison.{key} names {metric}"
-            return f"evaluation.tasks names {close[0]}, and {ours}; one of the two is misspelt"
+            return f"evaluation.tasks names {close[0]}, and {ours}; one of the two is misspelled"
         known = ", ".join(tasks)
         return (
             f"comparison.{key} names {metric}, and evaluation.tasks has only {known}{suggestion(task, tasks)}"

@@ -21,7 +21,7 @@ from workflow.data import model_files
 from workflow.runtime.errors import CheckError, UserError
 
 # bitsandbytes' defaults, with which memory is predicted (workflow/cost/memory.py): weights that share a constant, with
-# double quantisation constants that share one of their own, and from where int8 keeps a column in 16 bits.
+# double quantization constants that share one of their own, and from where int8 keeps a column in 16 bits.
 BLOCK_4BIT, BLOCK_CONSTANTS, OUTLIERS = 64, 256, 6.0
 
 
@@ -108,7 +108,7 @@ def load_base(
     A variant that trains every weight gets float32 master weights; autocast computes in `compute`.
 
     Args:
-        sharded: load (and quantise) in host memory, from where each device gets its part.
+        sharded: load (and quantize) in host memory, from where each device gets its part.
 
     Raises:
         UserError: the device or type is not to be had, or the weights are not safetensors or not all of the model.
@@ -143,7 +143,7 @@ def shape(name: str) -> PreTrainedConfig:
 def random_base(
     config: PreTrainedConfig, variant: params.Variant, *, hardware: params.Hardware, seed: int
 ) -> tuple[PreTrainedModel, Precision]:
-    """A base of this configuration with random weights, made and quantised on the device layer by layer.
+    """A base of this configuration with random weights, made and quantized on the device layer by layer.
 
     What a training costs does not depend on the values of the weights. Nothing is read from disk, and no
     more memory is taken than the model holds in the end and one layer in 16 bits.
@@ -165,7 +165,7 @@ def random_base(
             weight.fill_(1) if parameter.dim() == 1 else weight.normal_(std=0.02, generator=generator)
             match parameter:
                 case bnb.nn.Params4bit():
-                    # A matrix on the CPU is quantised when it is moved to the device.
+                    # A matrix on the CPU is quantized when it is moved to the device.
                     made = bnb.nn.Params4bit(
                         weight,
                         requires_grad=False,
@@ -185,7 +185,7 @@ def random_base(
 
 
 def held_in(variant: params.Variant, compute: torch.dtype) -> torch.dtype:
-    """The type of the weights that are not quantised: master weights of a full fine-tuning are float32."""
+    """The type of the weights that are not quantized: master weights of a full fine-tuning are float32."""
     return torch.float32 if variant.method == "full" else compute
 
 
@@ -197,7 +197,7 @@ def describe(
     device: torch.device | None = None,
     sharded: bool = False,
 ) -> Precision:
-    """Count the quantised modules and check that the model is held and computes as the variant names.
+    """Count the quantized modules and check that the model is held and computes as the variant names.
 
     Args:
         device: on which the model will compute; None for where it is.
@@ -210,7 +210,7 @@ def describe(
     check_precision(linears, variant, compute=compute, sharded=sharded)
     if quantized not in (0, len(linears)):
         raise CheckError(
-            f"{quantized} modules are quantised, and the linear layers besides the head are {len(linears)}"
+            f"{quantized} modules are quantized, and the linear layers besides the head are {len(linears)}"
         )
     some = next(iter(linears.values()))
     storage = {
@@ -282,7 +282,7 @@ def asked_of_a_layer(variant: params.Variant, *, compute: torch.dtype, sharded: 
         case four_bit:
             return {
                 "quantization": four_bit,
-                "double quantisation": variant.double_quantization,
+                "double quantization": variant.double_quantization,
                 "block size": BLOCK_4BIT,
                 "block size of constants": BLOCK_CONSTANTS if variant.double_quantization else None,
                 "compute type": _name(compute),
@@ -303,7 +303,7 @@ def found_in_a_layer(module: torch.nn.Module) -> dict[str, object]:
     if isinstance(module, bnb.nn.Linear4bit) and state is not None:
         return found | {
             "quantization": state.quant_type,
-            "double quantisation": bool(state.nested),
+            "double quantization": bool(state.nested),
             "block size": state.blocksize,
             "block size of constants": state.state2.blocksize if state.nested else None,
             "compute type": _name(module.compute_dtype),
@@ -316,7 +316,7 @@ def _name(dtype: torch.dtype | None) -> str:
 
 
 def weights_bytes(model: torch.nn.Module) -> int:
-    """Bytes of all weights and quantisation constants, each tensor once (tied ones share theirs)."""
+    """Bytes of all weights and quantization constants, each tensor once (tied ones share theirs)."""
     tensors = {}
     for tensor in (*model.parameters(), *model.buffers()):
         tensors[tensor.data_ptr()] = tensor.nbytes

@@ -134,12 +134,12 @@ def read(asked: params.Params, labels: dict[str, str]) -> Answers:
 
 
 def _arms(asked: params.Params, labels: dict[str, str]) -> list[Arm]:
-    """The baseline's untouched base, each variant as trained, and the quantised ones merged: of many, the first."""
+    """The baseline's untouched base, each variant as trained, and the quantized ones merged: of many, the first."""
     wanted = asked.experiment
     seed = wanted.seeds[0]
     found = [Arm(wanted.baseline, BASE, "Untouched base")]
-    quantised = [name for name in wanted.variants if asked.variants[name].precision != "16bit"]
-    shown_merged = quantised if len(wanted.variants) <= MOST_MERGED else quantised[:1]
+    quantized = [name for name in wanted.variants if asked.variants[name].precision != "16bit"]
+    shown_merged = quantized if len(wanted.variants) <= MOST_MERGED else quantized[:1]
     for name in wanted.variants:
         found.append(Arm(name, AS_TRAINED, f"{labels[name]}, seed {seed}"))
         merged = [form for form in asked.forms_of(name) if form != AS_TRAINED]

@@ -1,6 +1,6 @@
-"""How the page draws: seaborn and matplotlib, and an SVG that takes its colours from the page's style.
+"""How the page draws: seaborn and matplotlib, and an SVG that takes its colors from the page's style.
 
-Text stays text, in the page's own font. Every colour of a drawing is one of a few stand-ins, which
+Text stays text, in the page's own font. Every color of a drawing is one of a few stand-ins, which
 become CSS variables, so that one drawing suits light, dark and print.
 """
 
@@ -19,11 +19,11 @@ from matplotlib.ticker import MaxNLocator
 from workflow.report.facts import MeasuredVariant, Variant
 
 INK, MUTED, RULE, PAPER = "#1a1a1b", "#6a6a6b", "#d8d8d9", "#fefefd"
-# The colours of seaborn's colour-blind palette that keep enough contrast, in light and dark.
+# The colors of seaborn's color-blind palette that keep enough contrast, in light and dark.
 PALETTE = [seaborn.color_palette("colorblind").as_hex()[index] for index in (0, 1, 2, 3, 4, 5, 9, 7)]
 MARKERS = ("o", "s", "D", "^", "v", "P", "X", "h")
 STYLE = {INK: "currentColor", MUTED: "var(--muted)", RULE: "var(--rule)", PAPER: "var(--paper)"} | {
-    colour: f"var(--variant-{index})" for index, colour in enumerate(PALETTE)
+    color: f"var(--variant-{index})" for index, color in enumerate(PALETTE)
 }
 WIDTH = 345  # units, about one CSS pixel each
 ROW = 54
@@ -66,12 +66,12 @@ class Panel:
     kind: str = ""  # a class of the page's style
 
 
-def colour_of(variant: Variant | MeasuredVariant) -> str:
+def color_of(variant: Variant | MeasuredVariant) -> str:
     return PALETTE[variant.position % len(PALETTE)]
 
 
 def marker_of(variant: Variant | MeasuredVariant) -> str:
-    # Once the colours are used up, another marker goes with each.
+    # Once the colors are used up, another marker goes with each.
     return MARKERS[(variant.position + variant.position // len(PALETTE)) % len(MARKERS)]
 
 
@@ -81,8 +81,8 @@ def legend(variants: list[Variant] | list[MeasuredVariant], key: str) -> list[tu
     for variant in variants:
 
         def draw(axes: Axes, variant: Variant | MeasuredVariant = variant) -> None:
-            axes.plot([0, 1], [0, 0], color=colour_of(variant), linewidth=1.5)
-            axes.plot(0.5, 0, color=colour_of(variant), marker=marker_of(variant), markersize=6)
+            axes.plot([0, 1], [0, 0], color=color_of(variant), linewidth=1.5)
+            axes.plot(0.5, 0, color=color_of(variant), marker=marker_of(variant), markersize=6)
             axes.set_axis_off()
 
         entries.append(
@@ -146,8 +146,8 @@ def draw_svg(
     svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{key}-", svg)
     svg = re.sub(r" font-family: [^;]*;", "", svg)
     svg = re.sub(r"\s*\n\s*", "\n", svg)
-    for colour, style in STYLE.items():
-        svg = svg.replace(colour, style)
+    for color, style in STYLE.items():
+        svg = svg.replace(color, style)
     role = Markup('role="img" aria-label="{}"').format(alt) if alt else 'aria-hidden="true"'
     return Markup(svg.strip().replace("<svg", f"<svg {role}", 1))
 

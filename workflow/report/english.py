@@ -51,8 +51,8 @@ FORMS = {
     BASE: "untouched base",
     AS_TRAINED: "as trained",
     "merged_16bit": "merged, 16-bit",
-    "merged_dequantized": "merged, de-quantised",
-    "requantized": "merged, quantised again",
+    "merged_dequantized": "merged, dequantized",
+    "requantized": "merged, quantized again",
 }
 KINDS = {
     "to_baseline": "variants to the baseline",
@@ -63,7 +63,7 @@ KINDS = {
 }
 COMPONENTS = {  # of the predicted memory, in the order in which it comes to be held
     "weights": "Base weights",
-    "quantization_constants": "Quantisation constants",
+    "quantization_constants": "Quantization constants",
     "adapters": "Adapters",
     "gradients": "Gradients",
     "optimizer": "Optimizer states",
@@ -726,7 +726,7 @@ def _quantized_before(facts: Facts) -> Limit | None:
     if not before:
         return None
     return Limit(
-        "The base had been quantised before",
+        "The base had been quantized before",
         f"Its weights come from a {before} file, so its 16-bit form had lost precision before any run began. "
         "What 4 bits cost a model that was never rounded may differ, and be more. Tried apart on SmolLM2-135M (50 rows, "
         "untrained): NF4 cost 0.18 nats per token on the Q4_1 grid and about 0.25 off it, so the first grid flattered it.",
@@ -780,7 +780,7 @@ def _no_real_16_bits(facts: Facts) -> Limit | None:
     return Limit(
         "16-bit weights are held as float32",
         f"{text}. The saving against real 16-bit storage is smaller than what was measured"
-        + (", although the layers that stay unquantised would then shrink too." if smaller else "."),
+        + (", although the layers that stay unquantized would then shrink too." if smaller else "."),
     )
 
 

@@ -57,7 +57,7 @@ class Variant:
     name: str
     label: str
     short: str  # where there is little room
-    position: int  # in experiment.variants; decides its colour and marker
+    position: int  # in experiment.variants; decides its color and marker
     is_baseline: bool
     precision: dict
     trained: list[dict]  # one per seed
@@ -540,7 +540,7 @@ def _label(variant: params.Variant) -> str:
         case "int8":
             return "8-bit LoRA"
         case four_bit:
-            doubly = ", double-quantised" if variant.double_quantization else ""
+            doubly = ", double-quantized" if variant.double_quantization else ""
             return f"4-bit QLoRA ({four_bit.upper()}{doubly})"
 
 

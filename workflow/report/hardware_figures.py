@@ -4,7 +4,7 @@ import seaborn
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, StrMethodFormatter
 
-from workflow.report.drawing import BAR, HEAD_ROW, PAPER, Panel, at_side, colour_of, draw_svg, marker_of
+from workflow.report.drawing import BAR, HEAD_ROW, PAPER, Panel, at_side, color_of, draw_svg, marker_of
 from workflow.report.english import COMPONENTS, block_name, deviation, listed, rows_by_length
 from workflow.report.facts import Device, MeasuredVariant, Point
 from workflow.report.formatting import number, quantity, significant
@@ -35,19 +35,19 @@ def _components(block: Device, key: str) -> Panel:
             top = index * row + HEAD_ROW
             at_side(axes, top - 3, title)
             for place, (variant, point) in enumerate(shown):
-                y, colour = top + BAR * (place + 0.5), colour_of(variant)
+                y, color = top + BAR * (place + 0.5), color_of(variant)
                 if index < len(names):
                     start, value = below[place], point.predicted.get(names[index], 0)
                     below[place] += value
                 else:
                     start, value = 0, point.predicted["total"] if index == len(names) else point.peak
                 if index > len(names):
-                    axes.barh(y, value, height=BAR * 0.6, facecolor="none", edgecolor=colour, linewidth=1.4)
+                    axes.barh(y, value, height=BAR * 0.6, facecolor="none", edgecolor=color, linewidth=1.4)
                 else:
-                    axes.barh(y, value, left=start, height=BAR * 0.7, color=colour)
+                    axes.barh(y, value, left=start, height=BAR * 0.7, color=color)
                 if index >= len(names):
                     ends = [len(names) * row + HEAD_ROW, height]
-                    axes.plot([point.peak] * 2, ends, color=colour, linewidth=1, linestyle=(0, (2, 2)))
+                    axes.plot([point.peak] * 2, ends, color=color, linewidth=1, linestyle=(0, (2, 2)))
                 axes.annotate(
                     number(value, 2),
                     xy=(start + value, y),
@@ -97,12 +97,12 @@ def _lines(block: Device) -> list[tuple[MeasuredVariant, bool, list[Point]]]:
 
 def _mark(axes: Axes, variant: MeasuredVariant, checkpointing: bool, x: float, y: float) -> None:
     """A grid point; hollow where it was measured with checkpointing."""
-    colour = colour_of(variant)
-    face, edge = (PAPER, colour) if checkpointing else (colour, PAPER)
+    color = color_of(variant)
+    face, edge = (PAPER, color) if checkpointing else (color, PAPER)
     axes.plot(
         x,
         y,
-        color=colour,
+        color=color,
         marker=marker_of(variant),
         markersize=6.5,
         markerfacecolor=face,
@@ -116,11 +116,11 @@ def _throughput(block: Device, key: str) -> Panel:
 
     def draw(axes: Axes) -> None:
         for variant, checkpointing, points in lines:
-            colour = colour_of(variant)
+            color = color_of(variant)
             seaborn.lineplot(
                 x=[point.tokens for point in points],
                 y=[point.speed["median"] for point in points],
-                color=colour,
+                color=color,
                 linestyle=(0, (4, 2)) if checkpointing else "-",
                 linewidth=1.4,
                 errorbar=None,
@@ -129,7 +129,7 @@ def _throughput(block: Device, key: str) -> Panel:
             )
             for point in points:
                 ends = [point.speed["low"], point.speed["high"]]
-                axes.plot([point.tokens] * 2, ends, color=colour, linewidth=1.2)
+                axes.plot([point.tokens] * 2, ends, color=color, linewidth=1.2)
                 _mark(axes, variant, checkpointing, point.tokens, point.speed["median"])
         axes.set_xscale("log", base=2)
         axes.xaxis.set_major_locator(
@@ -176,7 +176,7 @@ def _frontier(block: Device, key: str) -> Panel:
             axes.plot(
                 [point.peak for point in edge],
                 [point.speed["median"] for point in edge],
-                color=colour_of(variant),
+                color=color_of(variant),
                 linewidth=1.2,
                 alpha=0.6,
             )

@@ -21,7 +21,7 @@ from workflow.report.drawing import (
     WIDTH,
     Panel,
     at_side,
-    colour_of,
+    color_of,
     draw_svg,
     marker_of,
     over_row,
@@ -45,15 +45,15 @@ FORM_MARKERS = {AS_TRAINED: "o", "merged_16bit": "s", "merged_dequantized": "D",
 SHORT_FORMS = {
     AS_TRAINED: "as trained",
     "merged_16bit": "merged 16-bit",
-    "merged_dequantized": "de-quantised",
-    "requantized": "re-quantised",
+    "merged_dequantized": "dequantized",
+    "requantized": "requantized",
 }
-MOST_LABELS = 8  # points that are labelled each; of more, those as trained alone
+MOST_LABELS = 8  # points that are labeled each; of more, those as trained alone
 CLUSTER = 0.2  # of the widest memory: how wide points of one memory stand side by side
 MEETING = 0.2  # of the widest memory: the names of points nearer than this are spread together
 SAME = 0.03  # of the widest memory: points nearer than this stand side by side
 BETTER, WORSE = PALETTE[0], PALETTE[3]
-STRONGEST = 0.55  # of a cell's colour: the text on it keeps its contrast
+STRONGEST = 0.55  # of a cell's color: the text on it keeps its contrast
 
 
 @dataclass(frozen=True)
@@ -119,8 +119,8 @@ def answer_panel(facts: Facts) -> Panel | None:
             at = max(end for end, _, _ in labels)
             places = spread([point.value for _, _, point in labels], 19 * reach / height)
             for (_, x, point), y in zip(labels, places, strict=True):
-                colour = colour_of(point.variant)
-                axes.plot([x, at], [point.value, y], color=colour, linewidth=0.6, alpha=0.7)
+                color = color_of(point.variant)
+                axes.plot([x, at], [point.value, y], color=color, linewidth=0.6, alpha=0.7)
                 axes.annotate(
                     point.variant.short if point.form == AS_TRAINED else SHORT_FORMS[point.form],
                     (at, y),
@@ -129,7 +129,7 @@ def answer_panel(facts: Facts) -> Panel | None:
                     va="center",
                     fontsize=10.5,
                     weight="bold" if point.form == AS_TRAINED else "normal",
-                    color=colour,
+                    color=color,
                 ).set_in_layout(False)
         axes.set_xlim(0, right)
         low, high = lowest - 0.1 * reach, highest + 0.1 * reach
@@ -165,16 +165,16 @@ def answer_panel(facts: Facts) -> Panel | None:
 
 def _served_point(axes: Axes, x: float, point: _Served) -> None:
     """A point with its intervals."""
-    colour = colour_of(point.variant)
+    color = color_of(point.variant)
     if point.contrast:
         one, tost = point.contrast.difference, point.contrast.equivalence
-        axes.plot([x, x], [one.low, one.high], color=colour, linewidth=1.4)
+        axes.plot([x, x], [one.low, one.high], color=color, linewidth=1.4)
         if tost:
-            axes.plot([x, x], [tost.low, tost.high], color=colour, linewidth=3.2, solid_capstyle="butt")
+            axes.plot([x, x], [tost.low, tost.high], color=color, linewidth=3.2, solid_capstyle="butt")
     axes.plot(
         x,
         point.value,
-        color=colour,
+        color=color,
         marker=FORM_MARKERS[point.form],
         markersize=7.5,
         markeredgecolor=PAPER,
@@ -189,7 +189,7 @@ def _decimals(axes: Axes) -> int:
 
 
 def answer_legend(facts: Facts) -> list[tuple[str, Markup]]:
-    """The markers of the forms, where the answer's points are too many to be labelled each."""
+    """The markers of the forms, where the answer's points are too many to be labeled each."""
     points = _served_points(facts)
     if len(points) <= MOST_LABELS:
         return []
@@ -262,7 +262,7 @@ def _before_after(facts: Facts) -> Panel:
             x=[value for _, _, trained, _ in shown for value in trained.per_seed.values()],
             y=[v.label for v, _, trained, _ in shown for _ in trained.per_seed],
             hue=[v.label for v, _, trained, _ in shown for _ in trained.per_seed],
-            palette=[colour_of(v) for v, *_ in shown],
+            palette=[color_of(v) for v, *_ in shown],
             order=[v.label for v, *_ in shown],
             jitter=False,
             size=5,
@@ -271,14 +271,14 @@ def _before_after(facts: Facts) -> Panel:
             ax=axes,
         )
         for row, (variant, base, trained, contrast) in enumerate(shown):
-            colour, marker = colour_of(variant), marker_of(variant)
+            color, marker = color_of(variant), marker_of(variant)
             axes.annotate(
                 "",
                 xy=(trained.value, row),
                 xytext=(base.value, row),
                 arrowprops={
                     "arrowstyle": "-|>",
-                    "color": colour,
+                    "color": color,
                     "linewidth": 1.2,
                     "shrinkA": 5,
                     "shrinkB": 7,
@@ -286,9 +286,9 @@ def _before_after(facts: Facts) -> Panel:
             )
             if contrast:
                 ends = [base.value + contrast.difference.low, base.value + contrast.difference.high]
-                axes.plot(ends, [row, row], color=colour, linewidth=3, alpha=0.55, solid_capstyle="butt")
-            axes.plot(base.value, row, color=colour, marker=marker, markersize=8, markerfacecolor=PAPER)
-            axes.plot(trained.value, row, color=colour, marker=marker, markersize=8)
+                axes.plot(ends, [row, row], color=color, linewidth=3, alpha=0.55, solid_capstyle="butt")
+            axes.plot(base.value, row, color=color, marker=marker, markersize=8, markerfacecolor=PAPER)
+            axes.plot(trained.value, row, color=color, marker=marker, markersize=8)
             over_row(axes, row, variant.label)
             ends = f"{number(base.value, decimals)} → {number(trained.value, decimals)}"
             over_row(axes, row, ends, right=True)
@@ -367,17 +367,17 @@ def _differences(facts: Facts, metric: tuple[str, str]) -> Panel:
 
 def _difference(axes: Axes, middle: float, variant: Variant, contrast: Contrast) -> None:
     """One interval with its estimate; thick where equivalence is asked of it, over the band of the margin."""
-    one, tost, colour = contrast.difference, contrast.equivalence, colour_of(variant)
+    one, tost, color = contrast.difference, contrast.equivalence, color_of(variant)
     if tost:
         axes.barh(middle, 2 * tost.margin, left=-tost.margin, height=15, color=RULE, alpha=0.7)
-        axes.plot([tost.low, tost.high], [middle] * 2, color=colour, linewidth=4, solid_capstyle="butt")
+        axes.plot([tost.low, tost.high], [middle] * 2, color=color, linewidth=4, solid_capstyle="butt")
     axes.plot([0, 0], [middle - 9, middle + 9], color=MUTED, linewidth=1.2)
-    axes.plot([one.low, one.high], [middle] * 2, color=colour, linewidth=1.6)
-    axes.plot(one.value, middle, color=colour, marker=marker_of(variant), markersize=7, markeredgecolor=PAPER)
+    axes.plot([one.low, one.high], [middle] * 2, color=color, linewidth=1.6)
+    axes.plot(one.value, middle, color=color, marker=marker_of(variant), markersize=7, markeredgecolor=PAPER)
 
 
 def waterfall_panels(facts: Facts) -> list[Panel]:
-    """Of each quantised variant: its base's damage, what training changed of it, what is left, and each other form."""
+    """Of each quantized variant: its base's damage, what training changed of it, what is left, and each other form."""
     found: dict[str, list[tuple[Part, Contrast]]] = {}
     for part in facts.compared.decomposition:
         contrast = facts.contrast(part.kind, part.variant, part.form, facts.primary)
@@ -403,7 +403,7 @@ def _starts(parts: list[tuple[Part, Contrast]]) -> dict[str, float]:
 def _waterfall(
     facts: Facts, variant: Variant, parts: list[tuple[Part, Contrast]], lowest: float, highest: float
 ) -> Panel:
-    first, colour = parts[0][1], colour_of(variant)
+    first, color = parts[0][1], color_of(variant)
     margin = first.equivalence.margin if first.equivalence else None
     totals = {"base_to_base", "to_baseline"}  # they begin at zero
     starts = _starts(parts)
@@ -418,10 +418,10 @@ def _waterfall(
         for index, (part, contrast) in enumerate(parts):
             start, y = starts[part.kind], row * index + 28
             whole = part.kind == "to_baseline"
-            axes.barh(y, part.value, left=start, height=11, color=colour, alpha=1 if whole else 0.5)
+            axes.barh(y, part.value, left=start, height=11, color=color, alpha=1 if whole else 0.5)
             axes.plot([start + part.low, start + part.high], [y, y], color=INK, linewidth=1.3)
             if part.kind not in totals:
-                axes.plot([start] * 2, [y - 8, y + 8], color=colour, linewidth=1.2)
+                axes.plot([start] * 2, [y - 8, y + 8], color=color, linewidth=1.2)
             name = f"Served {form_name(part.form)}" if part.kind == "form" else part.part
             at_side(axes, y - 9, name, weight="bold" if whole else "normal")
             at_side(axes, y - 9, f"{change(facts, contrast, least).value}, {part.verdict}", right=True)
@@ -502,7 +502,7 @@ def _heat(
             axes.plot(
                 [x - column / 2 + 3, x + column / 2 - 3],
                 [head - 3] * 2,
-                color=colour_of(variant),
+                color=color_of(variant),
                 linewidth=2,
             )
         for index, (subset, name) in enumerate(rows):
@@ -572,20 +572,20 @@ def repair_panel(facts: Facts) -> Panel | None:
 
     def draw(axes: Axes) -> None:
         for row, (contrast, faulty, repaired) in enumerate(shown):
-            colour = colour_of(variants[contrast.variant])
+            color = color_of(variants[contrast.variant])
             one = contrast.difference
             axes.annotate("", xy=(repaired.value, row), xytext=(faulty.value, row),
-                          arrowprops={"arrowstyle": "-|>", "color": colour, "linewidth": 1.2, "shrinkA": 5, "shrinkB": 7})  # fmt: skip
+                          arrowprops={"arrowstyle": "-|>", "color": color, "linewidth": 1.2, "shrinkA": 5, "shrinkB": 7})  # fmt: skip
             axes.plot(
                 [repaired.value + one.low, repaired.value + one.high],
                 [row] * 2,
-                color=colour,
+                color=color,
                 linewidth=3,
                 alpha=0.55,
                 solid_capstyle="butt",
             )
-            axes.plot(faulty.value, row, color=colour, marker="o", markersize=8, markerfacecolor=PAPER)
-            axes.plot(repaired.value, row, color=colour, marker="o", markersize=8)
+            axes.plot(faulty.value, row, color=color, marker="o", markersize=8, markerfacecolor=PAPER)
+            axes.plot(repaired.value, row, color=color, marker="o", markersize=8)
             over_row(axes, row, contrast.name.replace("_", " ").capitalize())
             over_row(
                 axes,

@@ -13,7 +13,7 @@ from workflow.report.facts import AS_TRAINED, BASE, CATEGORY, GPU_SIZES, Device,
 from workflow.report.formatting import Number, clean, number, quantity, ratio
 
 FIRST_COSTS = ("peak_memory", "weights", "training_speed", "step_time")  # the others follow
-RECORD_NAMES = {"sha256": "sha256", "quantized_before": "Quantised before", "storage_dtype": "Stored as"}
+RECORD_NAMES = {"sha256": "sha256", "quantized_before": "Quantized before", "storage_dtype": "Stored as"}
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class VariantRow:
     short: str
     name: str
     is_baseline: bool
-    colour: str
+    color: str
     held_as: str
     computes_in: str
     quantized: str
@@ -211,7 +211,7 @@ class EvidenceRow:
     label: str
     short: str
     form: str
-    colour: str
+    color: str
     is_baseline: bool
     quality: EvidenceCell | None
     change: Change | None
@@ -253,7 +253,7 @@ def evidence(facts: Facts) -> Evidence:
                 label=variant.label,
                 short=variant.short,
                 form=words.form_name(form),
-                colour=drawing.STYLE[drawing.colour_of(variant)],
+                color=drawing.STYLE[drawing.color_of(variant)],
                 is_baseline=variant.is_baseline and form == AS_TRAINED,
                 quality=score
                 and EvidenceCell(
@@ -351,7 +351,7 @@ def work_rows(facts: Facts) -> list[WorkRow]:
 
 
 def variant_rows(facts: Facts) -> list[VariantRow]:
-    """What each variant is: storage, compute type, what was quantised and what was trained."""
+    """What each variant is: storage, compute type, what was quantized and what was trained."""
     rows = []
     for variant in facts.variants:
         precision, trained = variant.precision, variant.trained[0]
@@ -361,7 +361,7 @@ def variant_rows(facts: Facts) -> list[VariantRow]:
                 short=variant.short,
                 name=variant.name,
                 is_baseline=variant.is_baseline,
-                colour=drawing.STYLE[drawing.colour_of(variant)],
+                color=drawing.STYLE[drawing.color_of(variant)],
                 held_as=_held_as(precision),
                 computes_in=precision["compute"],
                 quantized=f"{precision['quantized_modules']:,} of {precision['linear_modules']:,}",
@@ -378,7 +378,7 @@ def variant_rows(facts: Facts) -> list[VariantRow]:
 def _held_as(precision: dict) -> str:
     if precision["base"] == "16bit" and precision["storage"] == "float32":
         return "float32 (rounded to 16 bits)"
-    return precision["storage"] + (", double-quantised" if precision["double_quantization"] else "")
+    return precision["storage"] + (", double-quantized" if precision["double_quantization"] else "")
 
 
 def form_rows(facts: Facts) -> list[FormRow]:
@@ -464,7 +464,7 @@ def _test_set(score: Score) -> str:
 
 
 def decomposition(facts: Facts) -> list[tuple[str, list[PartRow]]]:
-    """Of each quantised variant, the parts of its difference to the baseline in the primary metric."""
+    """Of each quantized variant, the parts of its difference to the baseline in the primary metric."""
     found: dict[str, list[PartRow]] = {}
     least = words.decimals_for(facts, facts.primary)
     for part in facts.compared.decomposition:

@@ -11,7 +11,7 @@ from workflow.report.drawing import (
     PAPER,
     ROW,
     Panel,
-    colour_of,
+    color_of,
     draw_svg,
     marker_of,
     over_row,
@@ -45,7 +45,7 @@ def cost_panels(facts: Facts) -> list[Panel]:
 
 
 def _curves(facts: Facts, column: str, validation_column: str, title: str, scale: int) -> Panel:
-    palette = {variant.name: colour_of(variant) for variant in facts.variants}
+    palette = {variant.name: color_of(variant) for variant in facts.variants}
     history = facts.history.assign(shown=facts.history[column] * scale)
     validation = facts.validation.assign(shown=facts.validation[validation_column] * scale)
     several = len(facts.asked.experiment.seeds) > 1
@@ -66,13 +66,13 @@ def _curves(facts: Facts, column: str, validation_column: str, title: str, scale
         )
         for variant in facts.variants:
             points = validation[validation["variant"] == variant.name].groupby("step")["shown"]
-            colour, middle = colour_of(variant), points.mean()
+            color, middle = color_of(variant), points.mean()
             for step, low, high in zip(middle.index, points.min(), points.max(), strict=True):
-                axes.plot([step] * 2, [low, high], color=colour, linewidth=1.6)
+                axes.plot([step] * 2, [low, high], color=color, linewidth=1.6)
             axes.plot(
                 middle.index,
                 middle,
-                color=colour,
+                color=color,
                 marker=marker_of(variant),
                 markersize=6,
                 markeredgecolor=PAPER,
@@ -96,7 +96,7 @@ def _curves(facts: Facts, column: str, validation_column: str, title: str, scale
 
 
 def _name_lines(axes: Axes, facts: Facts, history: pd.DataFrame) -> None:
-    """Write each variant's name at the end of its line, in its colour."""
+    """Write each variant's name at the end of its line, in its color."""
     last = history["step"].max()
     ends = [
         float(run[run["step"] == run["step"].max()]["shown"].mean())
@@ -114,7 +114,7 @@ def _name_lines(axes: Axes, facts: Facts, history: pd.DataFrame) -> None:
             va="center",
             fontsize=10.5,
             weight="bold",
-            color=colour_of(variant),
+            color=color_of(variant),
         ).set_in_layout(False)
     axes.set_xlim(None, last * NAME_ROOM)
 
@@ -134,7 +134,7 @@ def _bars(facts: Facts, metric: str) -> Panel:
             x=[cost.value for _, cost in shown],
             y=[variant.label for variant, _ in shown],
             hue=[variant.label for variant, _ in shown],
-            palette=[colour_of(variant) for variant, _ in shown],
+            palette=[color_of(variant) for variant, _ in shown],
             saturation=1,
             width=0.3,
             errorbar=None,

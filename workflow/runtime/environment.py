@@ -14,14 +14,14 @@ from workflow.runtime.git import read_at
 LOCK = Path("requirements.lock")
 PROJECT = Path("pyproject.toml")  # pins torch, whose build the lock leaves to the machine
 _MODEL = ("safetensors", "tokenizers", "torch", "transformers")
-_QUANTISED = (*_MODEL, "accelerate", "bitsandbytes", "numpy", "peft")
+_QUANTIZED = (*_MODEL, "accelerate", "bitsandbytes", "numpy", "peft")
 # By what is computed with them. A package that is not named reruns nothing: no number depends on it.
 PACKAGES = {
     "model": (*_MODEL, "gguf", "numpy"),
     "sample": ("datasets", "datasketch", "jinja2", "numpy", "tokenizers", "transformers"),
-    "training": (*_QUANTISED, "datasets", "jinja2", "trl"),
+    "training": (*_QUANTIZED, "datasets", "jinja2", "trl"),
     "evaluation": (
-        *_QUANTISED,
+        *_QUANTIZED,
         "datasets",
         "jinja2",
         "langdetect",

@@ -5,7 +5,7 @@ from difflib import get_close_matches
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:
-    """What a misspelt name was to be, to end a sentence with; nothing where no name is near."""
+    """What a misspelled name was to be, to end a sentence with; nothing where no name is near."""
     near = get_close_matches(name, list(known), n=1)
     return f" (did you mean {near[0]}?)" if near else ""
 
@@ -26,4 +26,4 @@ def _shown(character: str) -> str:
 
 
 class CheckError(UserError):
-    """What was loaded, tokenised, trained or scored is not what was asked for, so its numbers would mislead."""
+    """What was loaded, tokenized, trained or scored is not what was asked for, so its numbers would mislead."""

@@ -40,7 +40,7 @@ NEARLY_FULL = 2**20  # bytes: of a disk with less than this, an unclear error of
 NO_HUB = "what answered is a web page and no hub: see whether the network wants a log-in, and whether HF_ENDPOINT is right"
 CUT_OFF = "the connection ended before the whole file had come; run again"
 HUB_ERRORS = {  # by name: the library takes a second to import
-    "GatedRepoError": "it is gated: accept its licence on its page and set HF_TOKEN",
+    "GatedRepoError": "it is gated: accept its license on its page and set HF_TOKEN",
     "RevisionNotFoundError": "it has no such revision",
     "RepositoryNotFoundError": "there is no such repository, or HF_TOKEN may not see it",
     "DatasetNotFoundError": "there is no such repository, or HF_TOKEN may not see it",

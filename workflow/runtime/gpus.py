@@ -22,7 +22,7 @@ from workflow.runtime.lifetime import locked
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 PLACES = "STAGES_PER_GPU"
-# A neighbour on the GPU would be in their numbers.
+# A neighbor on the GPU would be in their numbers.
 MEASURING = ("benchmark", "benchmark_grid")
 # Seconds between two looks for a free GPU.
 PATIENCE = 1.0

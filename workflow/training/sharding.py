@@ -99,9 +99,9 @@ def use_fsdp_on_cpu(accelerator: Accelerator, plugin: dict) -> None:
 
 
 def keep_quantization(model: nn.Module, device: torch.device) -> None:
-    """Put what de-quantises a 4-bit layer beside its weight, which becomes an ordinary tensor when it is sharded.
+    """Put what dequantizes a 4-bit layer beside its weight, which becomes an ordinary tensor when it is sharded.
 
-    The constants stay whole on every device: with double quantisation a 64th of a byte a parameter, without
+    The constants stay whole on every device: with double quantization a 64th of a byte a parameter, without
     it a 16th.
     """
     for layer in quantized_linears(model):
@@ -121,7 +121,7 @@ def check_sharded(model: nn.Module, ranks: int) -> None:
 
 
 def held_gib(model: nn.Module) -> float:
-    """What this process holds of all weights and quantisation constants, a tied weight once."""
+    """What this process holds of all weights and quantization constants, a tied weight once."""
     held = [p.to_local() if isinstance(p, DTensor) else p for p in model.parameters()]
     for layer in quantized_linears(model):
         state = getattr(layer, "quant_state", None)

@@ -81,7 +81,7 @@ class SpeedUps:
 
 @dataclass(frozen=True)
 class Rows:
-    """What the tokenised training rows hold, counted as they are trained on."""
+    """What the tokenized training rows hold, counted as they are trained on."""
 
     rows: int
     rows_dropped: int  # no response token is left within max_length
@@ -99,7 +99,7 @@ class Trained:
 
     precision: Precision
     processes: int  # that held a part of the weights each and computed a part of the rows
-    weights_gib_per_process: float  # base, adapter and quantisation constants, when the training begins
+    weights_gib_per_process: float  # base, adapter and quantization constants, when the training begins
     speed_ups: SpeedUps
     deterministic: bool  # the same params on the same machine give the same bits
     rows: Rows
@@ -325,7 +325,7 @@ def build_trainer(
 
     The seed is set right before the adapter is made, and the adapter is kept in float32 in every
     variant, so that all variants of a seed begin with the same adapter: TRL would round it to
-    bfloat16 on a quantised base and keep it in float32 on a 16-bit one. The faults that params ask
+    bfloat16 on a quantized base and keep it in float32 on a 16-bit one. The faults that params ask
     for are put into the training rows alone: validation losses are of the same rows in every variant.
 
     Args:
@@ -899,7 +899,7 @@ def check_rendered(
 
 
 def with_faults(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, training: params.Training) -> Dataset:
-    """Put the faults that params ask for into tokenised rows: a second BOS token, no end token in the loss.
+    """Put the faults that params ask for into tokenized rows: a second BOS token, no end token in the loss.
 
     A second BOS token is learned where the first one is. A row with no label left is dropped.
 

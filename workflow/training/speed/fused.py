@@ -17,9 +17,9 @@ LOGITS_AT_ONCE = 2**24  # elements: 342 rows of 49,152 tokens, 64 MiB in float32
 
 
 def base_weight(base: nn.Linear, dtype: torch.dtype) -> Tensor:
-    """A linear layer's weight [out, in] in `dtype`: of a 4-bit layer, de-quantised for this call alone."""
+    """A linear layer's weight [out, in] in `dtype`: of a 4-bit layer, dequantized for this call alone."""
     if isinstance(base, bnb.nn.Linear4bit):
-        # A sharded weight is an ordinary tensor, and the layer keeps what de-quantises it.
+        # A sharded weight is an ordinary tensor, and the layer keeps what dequantizes it.
         state = getattr(base.weight, "quant_state", None) or base.quant_state
         return bnb.functional.dequantize_4bit(base.weight, state).to(dtype)
     return base.weight.to(dtype)

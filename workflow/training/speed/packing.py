@@ -40,7 +40,7 @@ class Pack:
 
 
 def pack(rows: list[dict], *, length: int | None = None, slots: int | None = None, pad: int = 0) -> Pack:
-    """Lay tokenised rows (input_ids, labels) end to end.
+    """Lay tokenized rows (input_ids, labels) end to end.
 
     Args:
         length: tokens of the pack; what the rows leave free becomes a row of padding that nothing is learned from.
