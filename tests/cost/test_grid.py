@@ -102,7 +102,7 @@ def test_operations_are_counted_as_autograd_does_them(tiny):
     from torch.utils.flop_counter import FlopCounterMode
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from workflow.training import train
+    from workflow.training.config import lora
 
     config = LlamaConfig(
         hidden_size=64,
@@ -113,7 +113,7 @@ def test_operations_are_counted_as_autograd_does_them(tiny):
         vocab_size=320,
         attn_implementation="eager",
     )
-    model = get_peft_model(LlamaForCausalLM(config), train.lora(tiny.training))
+    model = get_peft_model(LlamaForCausalLM(config), lora(tiny.training))
     ids = torch.arange(48)[None]
     with FlopCounterMode(display=False) as counter:
         model(input_ids=ids, labels=ids).loss.backward()

@@ -22,7 +22,7 @@ from workflow.runtime.errors import UserError
 from workflow.runtime.files import read_json, write_json, write_jsonl
 from workflow.runtime.lifetime import Terminated
 from workflow.runtime.paths import MODEL, checkpoints_folder, split_file, train_folder
-from workflow.training import checkpoints, train
+from workflow.training import checkpoints, history, train
 
 TIMES = {"seconds"}
 STEPS = 5
@@ -51,7 +51,7 @@ def run(asked, tiny_model, splits, folder: Path, *, name="lora_16bit", every=2, 
 def at_step(step: int, do):
     """Training.History that does something in the middle of a step."""
 
-    class Disturbed(train.History):
+    class Disturbed(history.History):
         def on_substep_end(self, args, state, control, **kwargs):
             if state.global_step + 1 == step:
                 do()

@@ -23,7 +23,7 @@ from workflow.runtime import launch
 from workflow.runtime.errors import CheckError
 from workflow.runtime.files import read_json, write_json, write_jsonl
 from workflow.runtime.paths import MODEL, split_file, train_folder
-from workflow.training import sharding
+from workflow.training import checks, sharding
 from workflow.training import train as training
 
 # What sharing a training between two processes may change in float32 on a CPU: a loss (nats per token) or a
@@ -357,16 +357,16 @@ def test_what_cannot_be_shared_is_refused_in_one_sentence(tmp_path, change, word
 def test_float16_and_a_process_alone_are_refused(monkeypatch):
     two = params.Params.model_validate(content()).variants["lora_16bit_shared"]
     with pytest.raises(CheckError, match="processes is 2, and 1 of them compute"):
-        training.check_processes(two, CPU)
+        checks.check_processes(two, CPU)
     monkeypatch.setattr(launch, "count", lambda: 2)
-    training.check_processes(two, CPU)
+    checks.check_processes(two, CPU)
     monkeypatch.setattr(training, "choose_compute", lambda *_: torch.float16)
     with pytest.raises(params.UserError, match="float16, whose scaled gradients .* use bfloat16 or float32"):
-        training.check_processes(two, CPU)
+        checks.check_processes(two, CPU)
     monkeypatch.setattr(training, "choose_device", lambda _: torch.device("cuda"))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(params.UserError, match="processes is 2, which takes a GPU each, and torch sees 1"):
-        training.check_processes(two, CPU)
+        checks.check_processes(two, CPU)
 
 
 @pytest.mark.parametrize("rows", [1, 5, 24, 26, 31])

@@ -70,19 +70,12 @@ def test_a_batch_has_the_shortest_length_that_holds_its_rows():
     collate = PackingCollator(lengths=[3, 6, 9], slots=4)  # one more than the most rows: the last pads
     for rows, length in (([FIRST], 3), ([FIRST, SECOND], 6), ([FIRST, FIRST, SECOND], 9)):
         batch = collate(rows)
-        assert batch["input_ids"].shape == batch["shift_labels"].shape == (1, length)
-        assert batch["tokens"].item() == sum(len(row["input_ids"]) for row in rows)
+        assert batch.input_ids.shape == batch.targets.shape == (1, length)
+        assert batch.tokens.item() == sum(len(row["input_ids"]) for row in rows)
     rows = [FIRST] * 4  # no length holds them
-    assert collate(rows)["input_ids"].shape == PackingCollator()(rows)["input_ids"].shape == (1, 12)
+    assert collate(rows).input_ids.shape == PackingCollator()(rows).input_ids.shape == (1, 12)
     with pytest.raises(ValueError, match="4 rows do not fit into 3 slots"):
         PackingCollator(lengths=[3, 6, 9], slots=3)(rows)
-
-
-def test_the_loss_is_divided_by_the_tokens_that_are_learned():
-    """Trainer counts shift_labels where there are any, and `labels` less each row's first where not."""
-    batch = PackingCollator()([FIRST, SECOND])
-    assert (batch["shift_labels"] != IGNORED).sum() == 3
-    assert torch.equal(batch["labels"], batch["shift_labels"])
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -22,7 +22,14 @@ from workflow.data import chat
 from workflow.precisions import load
 from workflow.runtime.errors import CheckError, UserError
 from workflow.training import train
+from workflow.training.checks import check_adapters, is_deterministic
+from workflow.training.history import History
+from workflow.training.order import LikeLengthSampler, pack_totals, planned, planned_steps
+from workflow.training.rows import check_rendered, check_rows, with_faults
 from workflow.training.speed import packing
+from workflow.training.speed.choice import choose_speed_ups
+from workflow.training.speed.fused import IGNORED
+from workflow.training.trainer import input_ids, model_of
 
 CPU = params.Hardware(device="cpu", compute_dtype="float32", data_workers=0)
 FAULTS = {"learn_end_token": False, "second_bos": True}
@@ -189,9 +196,9 @@ def test_graphs_are_for_work_that_is_the_same_for_every_batch(
     model = AutoModelForCausalLM.from_pretrained(tiny_model)
     on_a_gpu = replace(runs[name][0].precision, device="cuda", compute=compute)
     plan, variant = asked.training.model_copy(update=changes), asked.variants[name]
-    assert train.choose_speed_ups(model, plan, variant, on_a_gpu).cuda_graphs == graphs
+    assert choose_speed_ups(model, plan, variant, on_a_gpu).cuda_graphs == graphs
     without = plan.model_copy(update={"cuda_graphs": False})
-    assert not train.choose_speed_ups(model, without, variant, on_a_gpu).cuda_graphs
+    assert not choose_speed_ups(model, without, variant, on_a_gpu).cuda_graphs
 
 
 def made(kind, config, **changes):
@@ -252,7 +259,7 @@ def test_the_fused_loss_is_for_a_head_that_is_one_matrix(asked, runs, head):
         logits = hidden @ model.get_output_embeddings().weight.T
         one_matrix = torch.allclose(logits, model(input_ids=ids, use_cache=False).logits, atol=1e-3)
     assert one_matrix == fused_loss
-    chosen = train.choose_speed_ups(model, asked.training, variant, runs["lora_16bit"][0].precision)
+    chosen = choose_speed_ups(model, asked.training, variant, runs["lora_16bit"][0].precision)
     assert chosen.fused_loss == fused_loss
 
 
@@ -283,7 +290,7 @@ ARCHITECTURES = {
 def test_only_a_model_whose_rows_stay_apart_is_packed(asked, runs, name):
     model = ARCHITECTURES[name]()
     base = runs["lora_16bit"][0].precision
-    chosen = train.choose_speed_ups(model, asked.training, asked.variants["lora_16bit"], base)
+    chosen = choose_speed_ups(model, asked.training, asked.variants["lora_16bit"], base)
     ids = [list(range(3, 3 + length)) for length in (12, 20, 9)]
     packed = packing.pack([{"input_ids": row, "labels": row} for row in ids])
     with torch.no_grad():
@@ -343,9 +350,9 @@ def test_another_seed_gives_other_bits(asked, tiny_model, splits, runs, tmp_path
 
 def test_a_gpu_is_deterministic_only_where_pytorch_is_told_to_be(runs, monkeypatch):
     on_a_gpu = replace(runs["lora_16bit"][0].precision, device="cuda")
-    assert not train.is_deterministic(on_a_gpu)
+    assert not is_deterministic(on_a_gpu)
     monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)
-    assert train.is_deterministic(on_a_gpu)
+    assert is_deterministic(on_a_gpu)
 
 
 def response_scores(model, tokenizer, rows) -> list[list[float]]:
@@ -401,7 +408,7 @@ def test_adapters_begin_alike_in_every_precision(asked, tiny_model, rows, tmp_pa
     begun = []
     for name in ("lora_16bit", "qlora_nf4_dq", "lora_int8"):
         trainer = build(asked, tiny_model, rows, name=name, scratch=tmp_path)
-        begun.append({n: p for n, p in train.model_of(trainer).named_parameters() if p.requires_grad})
+        begun.append({n: p for n, p in model_of(trainer).named_parameters() if p.requires_grad})
     for other in begun[1:]:
         assert other.keys() == begun[0].keys()
         assert all(p.dtype == torch.float32 and torch.equal(p, begun[0][n]) for n, p in other.items())
@@ -414,7 +421,7 @@ def test_the_loss_is_on_the_response_and_its_end_token_alone(asked, tiny_model, 
         text = tokenizer.decode(made["input_ids"])
         assert text.startswith("<s>###") and text.count("<s>") == 1 and text.count("</s>") == 1
         assert row.user_message() in text
-        learned = [token for token in made["labels"] if token != train.IGNORED]
+        learned = [token for token in made["labels"] if token != IGNORED]
         assert tokenizer.decode(learned) == row.response + "</s>"
 
 
@@ -431,7 +438,7 @@ def test_rows_that_are_cut_or_dropped_are_counted(asked, tiny_model, rows, tmp_p
     length = 75  # tokens: the shortest prompts fit with a part of the response
     trainer = build(asked, tiny_model, rows, scratch=tmp_path, max_length=length)
     cut = asked.training.model_copy(update={"max_length": length})
-    counted = train.check_rows(trainer.train_dataset, trainer.processing_class, asked=len(rows), training=cut)
+    counted = check_rows(trainer.train_dataset, trainer.processing_class, asked=len(rows), training=cut)
     # A token is a byte; <s> and </s> are a token each.
     prompts = [1 + len(f"### Instruction:\n{row.user_message()}\n\n### Response:\n") for row in rows]
     whole = [prompt + len(row.response) + 1 for prompt, row in zip(prompts, rows, strict=True)]
@@ -452,26 +459,26 @@ def reaching_the_model(trainer) -> list[tuple[list[int], list[int]]]:
     reached, embedded = [], []
 
     def collect(model, inputs, *arguments):
-        ids = inputs["input_ids"]
-        if "boundaries" in inputs:
-            assert ids.shape == inputs["shift_labels"].shape == (1, inputs["boundaries"][-1])
-            cuts = inputs["boundaries"][1:-1].long()
+        ids = input_ids(inputs)
+        if isinstance(inputs, packing.Pack):
+            assert ids.shape == inputs.targets.shape == (1, inputs.boundaries[-1])
+            cuts = inputs.boundaries[1:-1].long()
             for row, targets in zip(
-                ids[0].tensor_split(cuts), inputs["shift_labels"][0].tensor_split(cuts), strict=True
+                ids[0].tensor_split(cuts), inputs.targets[0].tensor_split(cuts), strict=True
             ):
-                assert targets[-1] == train.IGNORED
+                assert targets[-1] == IGNORED
                 reached.append((row.tolist(), targets[:-1].tolist()))
         else:
             for row, labels, real in zip(ids, inputs["labels"], inputs["attention_mask"] == 1, strict=True):
                 assert real.tolist() == sorted(real.tolist(), reverse=True)
-                assert (labels[~real] == train.IGNORED).all()
+                assert (labels[~real] == IGNORED).all()
                 reached.append((row[real].tolist(), labels[real][1:].tolist()))
         loss = step(model, inputs, *arguments)
         assert torch.equal(embedded.pop(), ids) and not embedded
         return loss
 
     step, trainer.training_step = trainer.training_step, collect
-    embeddings = train.model_of(trainer).get_input_embeddings()
+    embeddings = model_of(trainer).get_input_embeddings()
     embeddings.register_forward_pre_hook(lambda module, arguments: embedded.append(arguments[0]))
     trainer.train()
     return reached
@@ -498,37 +505,37 @@ def test_the_faults_asked_for_and_no_others_reach_the_model(
             learned = ids[len(tokenizer(text[:marker], add_special_tokens=False)["input_ids"]) :]
         if "learn_end_token" in faults:
             learned = [token for token in learned if token != 1]
-        assert [target for target in targets if target != train.IGNORED] == learned
+        assert [target for target in targets if target != IGNORED] == learned
 
 
 def one_step(trainer) -> tuple[float, dict[str, torch.Tensor]]:
     """The loss and the adapter's gradients of the first batch, which an adapter that is not zero makes."""
     generator = torch.Generator().manual_seed(0)
-    for name, parameter in train.model_of(trainer).named_parameters():
+    for name, parameter in model_of(trainer).named_parameters():
         if "lora_" in name:
             parameter.data = torch.randn(parameter.shape, generator=generator) / 10
     batches, learned = trainer.get_batch_samples(iter(trainer.get_train_dataloader()), 2, torch.device("cpu"))
     loss = sum(trainer.training_step(trainer.model, batch, learned).item() for batch in batches)
-    grads = {n: p.grad for n, p in train.model_of(trainer).named_parameters() if p.requires_grad}
+    grads = {n: p.grad for n, p in model_of(trainer).named_parameters() if p.requires_grad}
     return loss, grads
 
 
 def test_each_row_of_a_pack_counts_its_positions_from_nought_in_the_model(asked, tiny_model, rows, tmp_path):
     trainer, positions = build(asked, tiny_model, rows, scratch=tmp_path), []
-    decoder = train.model_of(trainer).get_base_model().base_model
+    decoder = model_of(trainer).get_base_model().base_model
     decoder.register_forward_pre_hook(
         lambda module, arguments, named: positions.append(named["position_ids"][0].tolist()), with_kwargs=True
     )
     batch = next(iter(trainer.get_train_dataloader()))
     trainer.loss_of(batch, 1)
-    starts = batch["boundaries"].diff().tolist()
+    starts = batch.boundaries.diff().tolist()
     assert len(starts) == 2 and positions == [[*range(starts[0]), *range(starts[1])]]
 
 
 def test_each_switch_puts_its_own_form_into_the_model(asked, tiny_model, rows, tmp_path):
     def with_another_forward(switches) -> int:
         trainer = build(asked, tiny_model, rows, scratch=tmp_path, **switches)
-        return sum("forward" in vars(module) for module in train.model_of(trainer).modules())
+        return sum("forward" in vars(module) for module in model_of(trainer).modules())
 
     plain = with_another_forward(PLAIN)
     layers, linears = 4, 28
@@ -575,7 +582,7 @@ def test_gradient_checkpointing_runs_each_layer_twice(
 ):
     plan = {"steps": 2, "gradient_checkpointing": checkpointing, **switches}
     trainer, calls = build(asked, tiny_model, rows, scratch=tmp_path, **plan), []
-    perceptrons = [m for n, m in train.model_of(trainer).named_modules() if n.endswith(".mlp")]
+    perceptrons = [m for n, m in model_of(trainer).named_modules() if n.endswith(".mlp")]
     for module in perceptrons:
         module.register_forward_pre_hook(lambda module, arguments: calls.append(module))
     trainer.train()
@@ -601,7 +608,7 @@ def test_the_recorded_order_is_that_in_which_rows_reach_the_model(
         **plan,
         **switches,
     )
-    order, tokens = train.planned(trainer, len(sizes))
+    order, tokens = planned(trainer.train_dataset, trainer.sampler(), len(sizes))
     reached, digest = iter(reaching_the_model(trainer)), hashlib.sha256()
     seen = 0
     for size in sizes:
@@ -628,7 +635,7 @@ def test_the_order_is_the_same_in_every_variant_and_another_for_each_seed(
             asked, tiny_model, splits["train"], scratch=tmp_path,
             **{"learn_end_token": True} | {k: v for k, v in change.items() if k != "steps"},
         )  # fmt: skip
-        assert train.planned(trainer, change.get("steps", 4))[0] not in orders
+        assert planned(trainer.train_dataset, trainer.sampler(), change.get("steps", 4))[0] not in orders
 
 
 @pytest.mark.parametrize("plan", [{"steps": 7, "epochs": None}, {"steps": None, "epochs": 1.5}])
@@ -638,12 +645,12 @@ def test_the_packs_foreseen_are_those_that_are_trained_on(asked, tiny_model, row
     step = trainer.training_step
 
     def collect(model, inputs, *arguments):
-        totals.append(inputs["tokens"].item())
+        totals.append(inputs.tokens.item())
         return step(model, inputs, *arguments)
 
     trainer.training_step = collect
     trainer.train()
-    assert len(totals) > 10 and train.pack_totals(trainer)[: len(totals)] == totals
+    assert len(totals) > 10 and pack_totals(trainer.sampler(), trainer.args)[: len(totals)] == totals
 
 
 def test_validation_rows_have_no_fault(asked, tiny_model, splits, tmp_path):
@@ -682,9 +689,7 @@ def test_a_second_bos_pushes_the_last_token_out_of_a_row_that_is_full(asked, tin
     for twice in (False, True):
         trainer = build(asked, tiny_model, rows, scratch=tmp_path, max_length=length, second_bos=twice)
         plan = asked.training.model_copy(update={"max_length": length, "second_bos": twice})
-        counted.append(
-            train.check_rows(trainer.train_dataset, trainer.processing_class, asked=40, training=plan)
-        )
+        counted.append(check_rows(trainer.train_dataset, trainer.processing_class, asked=40, training=plan))
     assert [c.rows_dropped for c in counted] == [
         sum(bos + prompt >= length for prompt in prompts) for bos in (0, 1)
     ]
@@ -699,7 +704,7 @@ def test_a_second_bos_needs_a_first(asked, tiny_model, bos, first):
     row = {"input_ids": [first, 6, 1], "labels": [-100, 6, 1]}
     twice = asked.training.model_copy(update={"second_bos": True})
     with pytest.raises(UserError, match="training.second_bos repeats the BOS token .* they begin with none"):
-        train.with_faults(Dataset.from_list([row]), tokenizer, twice)
+        with_faults(Dataset.from_list([row]), tokenizer, twice)
 
 
 @pytest.mark.parametrize(
@@ -727,7 +732,7 @@ def test_rows_that_would_teach_something_else_are_refused(asked, tiny_model, ids
     plan = asked.training.model_copy(update=faults)
     for split in ("training", "validation"):
         with pytest.raises(CheckError, match=f"a {split} row .*{sentence}"):
-            train.check_rows(Dataset.from_list([row]), tokenizer, asked=1, training=plan, split=split)
+            check_rows(Dataset.from_list([row]), tokenizer, asked=1, training=plan, split=split)
 
 
 @pytest.mark.parametrize(("template", "bos"), [("{{ bos_token }}", 1), ("", 0)])
@@ -739,10 +744,10 @@ def test_rows_have_the_bos_token_that_the_template_gives_them(asked, tiny_model,
         row = {"input_ids": [*[0] * begins, 5, 1], "labels": [*[-100] * begins, 5, 1]}
         dataset = Dataset.from_list([row])
         if begins == bos:
-            assert train.check_rows(dataset, tokenizer, asked=1, training=asked.training).bos_per_row == bos
+            assert check_rows(dataset, tokenizer, asked=1, training=asked.training).bos_per_row == bos
             continue
         with pytest.raises(CheckError, match=f"begins with {begins} BOS tokens, and must begin with {bos}"):
-            train.check_rows(dataset, tokenizer, asked=1, training=asked.training)
+            check_rows(dataset, tokenizer, asked=1, training=asked.training)
 
 
 def test_rows_must_be_trained_on_as_the_template_writes_them(asked, tiny_model, rows):
@@ -750,10 +755,10 @@ def test_rows_must_be_trained_on_as_the_template_writes_them(asked, tiny_model, 
     plan = asked.training.model_copy(update={"max_length": 90})
     prompts = [(row.conversation()["prompt"], row.response) for row in rows]
     ids = [tokenizer(chat.whole(*pair, tokenizer))["input_ids"][:90] for pair in prompts]
-    train.check_rendered(Dataset.from_dict({"input_ids": ids}), rows, tokenizer, plan)
+    check_rendered(Dataset.from_dict({"input_ids": ids}), rows, tokenizer, plan)
     ids[3][5] += 1  # a date, say, of another day: as many tokens
     with pytest.raises(CheckError, match="row 3 of the dataset is trained on as another text than"):
-        train.check_rendered(Dataset.from_dict({"input_ids": ids}), rows, tokenizer, plan)
+        check_rendered(Dataset.from_dict({"input_ids": ids}), rows, tokenizer, plan)
 
 
 def test_an_answer_of_weight_0_is_never_learned(asked, tiny_model, splits, tmp_path):
@@ -786,9 +791,7 @@ def test_rows_are_counted_as_cut_whether_their_end_token_is_learned_or_not(asked
     for learned in (True, False):
         trainer = build(asked, tiny_model, rows, scratch=tmp_path, max_length=75, learn_end_token=learned)
         plan = asked.training.model_copy(update={"max_length": 75, "learn_end_token": learned})
-        counted.append(
-            train.check_rows(trainer.train_dataset, trainer.processing_class, asked=40, training=plan)
-        )
+        counted.append(check_rows(trainer.train_dataset, trainer.processing_class, asked=40, training=plan))
     assert counted[0].rows_cut == counted[1].rows_cut > 0
 
 
@@ -811,10 +814,13 @@ def test_the_benchmark_counts_the_same_tokens_however_batches_are_prepared(asked
         trainer.add_callback(watch)
         trainer.train()
         watches.append(watch)
-    longest = max(
-        sum(trainer._get_train_sampler().lengths[row] for row in rows) for rows in watch.longest.rows
+    longest = max(sum(trainer.sampler().lengths[row] for row in rows) for rows in watch.longest.rows)
+    assert (
+        max(watch.pass_tokens)
+        == watch.longest.tokens
+        == longest
+        >= max(pack_totals(trainer.sampler(), trainer.args))
     )
-    assert max(watch.pass_tokens) == watch.longest.tokens == longest >= max(train.pack_totals(trainer))
     trainer.speed_ups = replace(trainer.speed_ups, cuda_graphs=True)
     trainer.slots = 3
     trainer.expect_pass(10**4)
@@ -845,9 +851,7 @@ def test_a_validation_in_between_does_not_change_the_training(
 ):
     """On some CPUs an eval pass makes bitsandbytes cut the gradients of 4-bit layers."""
     run(asked, tiny_model, splits, tmp_path / "with", name="qlora_nf4_dq", dropout=dropout)
-    monkeypatch.setattr(
-        train.History, "validate", lambda self, *, step: self.validated.append((step, 0.0, 0.0))
-    )
+    monkeypatch.setattr(History, "validate", lambda self, *, step: self.validated.append((step, 0.0, 0.0)))
     run(asked, tiny_model, splits, tmp_path / "without", name="qlora_nf4_dq", dropout=dropout)
     with_it, without = (tmp_path / name / "weights/adapter_model.safetensors" for name in ("with", "without"))
     assert with_it.read_bytes() == without.read_bytes()
@@ -870,7 +874,7 @@ def test_paged_optimizers_are_refused_on_a_cpu(asked, tiny_model, splits, tmp_pa
 
 def test_a_window_of_one_batch_is_a_random_order():
     lengths = list(range(100))
-    order = list(train.LikeLengthSampler(lengths, batch_rows=5, window=1, seed=1))
+    order = list(LikeLengthSampler(lengths, batch_rows=5, window=1, seed=1))
     batches = [order[start : start + 5] for start in range(0, 100, 5)]
     assert all(max(batch) - min(batch) > 10 for batch in batches)
 
@@ -878,7 +882,7 @@ def test_a_window_of_one_batch_is_a_random_order():
 @pytest.mark.parametrize("rows", [1, 7, 64, 200])
 def test_batches_of_like_length_cover_every_row_once_with_little_padding(rows):
     lengths = np.random.default_rng(0).integers(5, 200, rows).tolist()
-    sampler = train.LikeLengthSampler(lengths, batch_rows=8, window=8, seed=1)
+    sampler = LikeLengthSampler(lengths, batch_rows=8, window=8, seed=1)
     order = list(sampler)
     assert sorted(order) == list(range(rows)) and order == list(sampler)
     sampler.set_epoch(1)
@@ -898,25 +902,25 @@ def test_batches_of_like_length_cover_every_row_once_with_little_padding(rows):
 @pytest.mark.parametrize(("epochs", "steps"), [(1.0, 3), (3.0, 9), (0.5, 2)])
 def test_planned_steps_count_a_last_smaller_batch(asked, epochs, steps):
     plan = asked.training.model_copy(update={"steps": None, "epochs": epochs, "batch_rows": 16})
-    planned = train.planned_steps(33, plan)
+    planned = planned_steps(33, plan)
     assert planned == steps and isinstance(planned, int)
 
 
 def test_planned_steps_are_those_that_are_taken(asked, tiny_model, splits, tmp_path):
     result = run(asked, tiny_model, splits, tmp_path, steps=None, epochs=0.3)
     plan = asked.training.model_copy(update={"steps": None, "epochs": 0.3})
-    assert result.steps == train.planned_steps(len(splits["train"]), plan) == len(history(tmp_path))
+    assert result.steps == planned_steps(len(splits["train"]), plan) == len(history(tmp_path))
 
 
 @pytest.mark.parametrize("name", ["lora_16bit", "qlora_nf4_dq", "lora_int8", "full_16bit"])
 def test_what_is_to_be_trained_must_be_float32(asked, tiny_model, rows, tmp_path, name):
     """What TRL would make of the adapter on a quantized base."""
     trainer = build(asked, tiny_model, rows, name=name, scratch=tmp_path)
-    train.check_adapters(trainer, asked.variants[name], asked.training)
-    trained = next(p for p in train.model_of(trainer).parameters() if p.requires_grad)
+    check_adapters(trainer, asked.variants[name], asked.training)
+    trained = next(p for p in model_of(trainer).parameters() if p.requires_grad)
     trained.data = trained.data.bfloat16()
     with pytest.raises(CheckError, match="is to be trained in torch.bfloat16, and must be in float32"):
-        train.check_adapters(trainer, asked.variants[name], asked.training)
+        check_adapters(trainer, asked.variants[name], asked.training)
 
 
 @pytest.mark.parametrize(
@@ -940,10 +944,10 @@ def test_the_layers_that_are_asked_for_and_no_others_have_an_adapter(
         asked.variants["lora_16bit"],
     )
     if error is CheckError:
-        train.check_adapters(trainer, variant, plan)
-    change(train.model_of(trainer))
+        check_adapters(trainer, variant, plan)
+    change(model_of(trainer))
     with pytest.raises(error, match=sentence):
-        train.check_adapters(trainer, variant, plan)
+        check_adapters(trainer, variant, plan)
 
 
 def lora_of(model) -> list[torch.nn.Parameter]:
@@ -952,7 +956,7 @@ def lora_of(model) -> list[torch.nn.Parameter]:
 
 def frozen_layer(trainer):
     """Nothing reaches the adapter of one layer."""
-    for name, parameter in train.model_of(trainer).named_parameters():
+    for name, parameter in model_of(trainer).named_parameters():
         if "layers.2.self_attn.o_proj.lora_B" in name or "layers.2.self_attn.o_proj.weight" in name:
             parameter.register_hook(torch.zeros_like)
 
@@ -977,14 +981,12 @@ def without_batches_of_like_length(trainer):
 def test_a_training_that_is_not_what_was_planned_leaves_no_weights(
     asked, tiny_model, splits, tmp_path, monkeypatch, name, fault, sentence
 ):
-    planned = train.planned
+    class Spoiled(History):
+        def __init__(self, trainer, *arguments, **named):
+            fault(trainer)
+            super().__init__(trainer, *arguments, **named)
 
-    def then_spoiled(trainer, steps):
-        found = planned(trainer, steps)
-        fault(trainer)
-        return found
-
-    monkeypatch.setattr(train, "planned", then_spoiled)
+    monkeypatch.setattr(train, "History", Spoiled)
     with pytest.raises(CheckError, match=sentence):
         run(asked, tiny_model, splits, tmp_path, name=name)
     assert not (tmp_path / "weights").exists()
@@ -995,10 +997,10 @@ def test_what_is_not_finite_stops_the_run(asked, tiny_model, splits, tmp_path, m
         run(
             asked, tiny_model, splits, tmp_path, name="full_16bit", learning_rate=1e30, max_gradient_norm=1e30
         )
-    validate = train.History.validate
+    validate = History.validate
 
     def infinite_weight(history):
-        lora_of(train.model_of(history.trainer))[3].data[0] = float("inf")
+        lora_of(model_of(history.trainer))[3].data[0] = float("inf")
 
     def infinite_loss(history):
         history.validated[-1] = (4, float("inf"), 0.0)
@@ -1013,7 +1015,7 @@ def test_what_is_not_finite_stops_the_run(asked, tiny_model, splits, tmp_path, m
             if step == 4:
                 fault(self)
 
-        monkeypatch.setattr(train.History, "validate", spoiled)
+        monkeypatch.setattr(History, "validate", spoiled)
         with pytest.raises(CheckError, match=sentence):
             run(asked, tiny_model, splits, tmp_path)
     assert not (tmp_path / "weights").exists()

@@ -29,6 +29,8 @@ from workflow.precisions.load import load_base
 from workflow.runtime.errors import UserError
 from workflow.runtime.files import read_jsonl, write_jsonl
 from workflow.training import train
+from workflow.training.rows import check_rows
+from workflow.training.speed.fused import IGNORED
 
 
 def examples(most: int) -> settings:
@@ -340,8 +342,8 @@ def test_any_response_is_learned_whole_with_one_first_and_one_end_token(
     for row, made in zip(drawn, trainer.train_dataset, strict=True):
         prompt, opening = instructions.render(row, tokenizer)
         ids, labels = made["input_ids"], made["labels"]
-        start = next(place for place, label in enumerate(labels) if label != train.IGNORED)
-        assert all(label == train.IGNORED for label in labels[:start]) and labels[start:] == ids[start:]
+        start = next(place for place, label in enumerate(labels) if label != IGNORED)
+        assert all(label == IGNORED for label in labels[:start]) and labels[start:] == ids[start:]
         learned = tokenizer.decode(labels[start:])
         assert row.response in learned and learned.endswith("</s>")
         assert (
@@ -353,7 +355,7 @@ def test_any_response_is_learned_whole_with_one_first_and_one_end_token(
         )
         assert ids.count(tokenizer.bos_token_id) == 1 == labels.count(tokenizer.eos_token_id)
         assert ids[0] == tokenizer.bos_token_id and labels[-1] == tokenizer.eos_token_id
-    train.check_rows(trainer.train_dataset, tokenizer, asked=len(drawn), training=asked)
+    check_rows(trainer.train_dataset, tokenizer, asked=len(drawn), training=asked)
 
 
 @examples(60)

@@ -19,7 +19,10 @@ from workflow.data.instructions import Instruction
 from workflow.data.model_files import load_tokenizer
 from workflow.precisions.load import Precision, load_base
 from workflow.runtime.stage import progress, say
-from workflow.training.train import build_trainer, check_possible
+from workflow.training.checks import check_possible
+from workflow.training.speed.packing import Pack
+from workflow.training.train import build_trainer
+from workflow.training.trainer import Batch, input_ids
 
 
 @dataclass(frozen=True)
@@ -219,17 +222,18 @@ def resident_gib() -> float:
     return psutil.Process().memory_info().rss / GIB
 
 
-def useful_tokens(batch: dict) -> int:
-    return int(batch["tokens"] if "tokens" in batch else batch["attention_mask"].sum())
+def useful_tokens(batch: Batch) -> int:
+    """Tokens of a batch, without padding."""
+    return int(batch.tokens if isinstance(batch, Pack) else batch["attention_mask"].sum())
 
 
-def row_lengths(batch: dict) -> list[int]:
+def row_lengths(batch: Batch) -> list[int]:
     """Tokens of each row of a batch, without padding."""
-    if "tokens" not in batch:
+    if not isinstance(batch, Pack):
         return batch["attention_mask"].sum(1).tolist()
-    lengths = batch["boundaries"].diff().tolist()
+    lengths = batch.boundaries.diff().tolist()
     # What a pack's rows leave free stands as a row of its own behind them.
-    while sum(lengths) > int(batch["tokens"]):
+    while sum(lengths) > int(batch.tokens):
         lengths.pop()
     return lengths
 
@@ -299,7 +303,7 @@ class LongestStep:
 
     @classmethod
     def of(cls, trainer) -> "LongestStep":
-        sampler, pass_rows = trainer._get_train_sampler(), trainer.args.per_device_train_batch_size
+        sampler, pass_rows = trainer.sampler(), trainer.args.per_device_train_batch_size
         sampler.set_epoch(0)
         order = list(sampler)
         steps = [order[i : i + sampler.batch_rows] for i in range(0, len(order), sampler.batch_rows)]
@@ -349,13 +353,16 @@ class Stopwatch(TrainerCallback):
                 arguments = (len(self.longest.rows), *arguments[1:])
             batches, tokens_in_loss = get_batches(iterator, *arguments)
             self.batches.append(
-                (sum(useful_tokens(batch) for batch in batches), sum(b["input_ids"].numel() for b in batches))
+                (
+                    sum(useful_tokens(batch) for batch in batches),
+                    sum(input_ids(batch).numel() for batch in batches),
+                )
             )
             packed = self.trainer.speed_ups.packing
             self.pass_tokens.append(
-                max(useful_tokens(batch) if packed else batch["input_ids"].numel() for batch in batches)
+                max(useful_tokens(batch) if packed else input_ids(batch).numel() for batch in batches)
             )
-            self.widest_pass.append(max(batch["input_ids"].numel() for batch in batches))
+            self.widest_pass.append(max(input_ids(batch).numel() for batch in batches))
             self.lengths.append([length for batch in batches for length in row_lengths(batch)])
             return batches, tokens_in_loss
 

@@ -228,7 +228,8 @@ def _measure(job: Job) -> dict:
     from workflow.cost.plain_loop import PlainLoop
     from workflow.fetch import sources
     from workflow.precisions import load
-    from workflow.training.train import build_trainer, check_possible
+    from workflow.training.checks import check_possible
+    from workflow.training.train import build_trainer
 
     variant = params.Variant.model_validate(job.variant_params)
     hardware = params.Hardware.model_validate(job.hardware)

@@ -13,7 +13,9 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from workflow import params
 from workflow.precisions.load import Precision
-from workflow.training.train import LikeLengthSampler, SpeedUps, lora
+from workflow.training.config import lora
+from workflow.training.order import LikeLengthSampler
+from workflow.training.speed.choice import SpeedUps
 
 
 class PlainLoop:
@@ -47,7 +49,7 @@ class PlainLoop:
     def add_callback(self, callback) -> None:
         self.callbacks.append(callback)
 
-    def _get_train_sampler(self) -> LikeLengthSampler:
+    def sampler(self) -> LikeLengthSampler:
         return LikeLengthSampler(
             [len(row["input_ids"]) for row in self.rows],
             batch_rows=self.training.batch_rows,
@@ -65,16 +67,16 @@ class PlainLoop:
 
     def batches(self):
         """Micro-batches of an optimizer step, on the device, epoch after epoch."""
-        asked, sampler = self.training, self._get_train_sampler()
+        training, sampler = self.training, self.sampler()
         epoch = 0
         while True:
             sampler.set_epoch(epoch)
             order = list(sampler)
-            for start in range(0, len(order), asked.batch_rows):
-                step = order[start : start + asked.batch_rows]
+            for start in range(0, len(order), training.batch_rows):
+                step = order[start : start + training.batch_rows]
                 yield [
-                    self.collated(step[i : i + asked.micro_batch_rows])
-                    for i in range(0, len(step), asked.micro_batch_rows)
+                    self.collated(step[i : i + training.micro_batch_rows])
+                    for i in range(0, len(step), training.micro_batch_rows)
                 ]
             epoch += 1
 

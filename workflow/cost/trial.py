@@ -18,7 +18,8 @@ from workflow.data.model_files import read_config, reason
 from workflow.fetch.sources import byte_tokenizer
 from workflow.precisions.load import load_base
 from workflow.runtime.errors import CheckError, UserError
-from workflow.training.train import build_trainer, check_adapters, check_model_fits
+from workflow.training.checks import check_adapters, check_model_fits
+from workflow.training.train import build_trainer
 
 FEWEST_LAYERS, VOCABULARY, LENGTHS = 2, 512, (12, 9)
 # Of the weights, what may lie outside of linear layers where these are to be quantized or adapted (positions, routers).

@@ -90,4 +90,5 @@ def _blank(length: int, slots: int, device: torch.device) -> Pack:
         torch.arange(length, device=device)[None],
         torch.zeros(1, length, dtype=torch.long, device=device),
         boundaries,
+        torch.tensor(length, device=device),
     )

@@ -28,11 +28,16 @@ class Pack:
     position_ids: Tensor
     targets: Tensor  # the next token, IGNORED where it is not learned
     boundaries: Tensor
+    tokens: Tensor  # of the rows, without what fills the pack up; a number
 
     def to(self, device: torch.device) -> "Pack":
         return Pack(
             *(getattr(self, name).to(device, non_blocking=True) for name in self.__dataclass_fields__)
         )
+
+    def pin_memory(self) -> "Pack":
+        """What a data loader calls where batches go on to a GPU."""
+        return Pack(*(getattr(self, name).pin_memory() for name in self.__dataclass_fields__))
 
     @property
     def length(self) -> int:
@@ -58,6 +63,7 @@ def pack(rows: list[dict], *, length: int | None = None, slots: int | None = Non
     ids += [pad] * free
     targets += [IGNORED] * free
     positions += range(free)
+    tokens = sum(lengths)
     starts = [0]
     for count in [*lengths, *([free] if free else [])]:
         starts.append(starts[-1] + count)
@@ -70,26 +76,23 @@ def pack(rows: list[dict], *, length: int | None = None, slots: int | None = Non
         torch.tensor([positions]),
         torch.tensor([targets]),
         torch.tensor(starts, dtype=torch.int32),
+        torch.tensor(tokens),
     )
 
 
 class PackingCollator:
-    """Makes a batch of one pack, as the dictionary that transformers' Trainer carries to the device."""
+    """Makes a pack of the rows of a forward pass."""
 
     def __init__(self, *, lengths: list[int] | None = None, slots: int | None = None):
         """lengths: ascending; a pack has the shortest that holds its rows, and their own length where none does."""
         self.lengths, self.slots = lengths, slots
 
-    def __call__(self, rows: list[dict]) -> dict[str, Tensor]:
+    def __call__(self, rows: list[dict]) -> Pack:
         tokens = sum(len(row["input_ids"]) for row in rows)
         length = (
             None if self.lengths is None else next((size for size in self.lengths if size >= tokens), None)
         )
-        packed = pack(rows, length=length, slots=self.slots)
-        batch = {name: getattr(packed, name) for name in packed.__dataclass_fields__}
-        # Trainer counts shift_labels to divide the loss by, and takes `labels` for the sign that there are any.
-        targets = batch.pop("targets")
-        return batch | {"labels": targets, "shift_labels": targets, "tokens": torch.tensor(tokens)}
+        return pack(rows, length=length, slots=self.slots)
 
 
 def lengths_needed(totals: list[int], *, step: float = 0.125, multiple: int = 64) -> list[int]:
@@ -214,7 +217,7 @@ def _row_attention(module, query, key, value, attention_mask, *, scaling, dropou
 
 
 def _check_plain(others: dict, dropout: float) -> None:
-    """Raise a CheckError if a model's attention asks for what packs have not (a window as long as rows is none)."""
+    """Raise a CheckError if a model's attention needs a soft cap, sinks or dropout, which packed attention lacks."""
     unknown = [name for name in ("softcap", "s_aux") if others.get(name) is not None]
     if unknown or dropout:
         raise CheckError(

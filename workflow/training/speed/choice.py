@@ -1,0 +1,93 @@
+"""Which of the speed-ups that params ask for a run can have."""
+
+from dataclasses import asdict, dataclass
+
+import torch
+from transformers import (
+    PreTrainedModel,
+)
+
+from workflow import params
+from workflow.precisions.load import Precision
+from workflow.training.speed.packing import (
+    can_be_packed,
+)
+
+
+@dataclass(frozen=True)
+class SpeedUps:
+    """Which of params' speed-ups are in force in a run: some need a GPU, an adapter or a plain output head."""
+
+    packing: bool
+    fused_adapters: bool
+    fused_layers: bool
+    fused_loss: bool
+    cuda_graphs: bool
+
+    @property
+    def any(self) -> bool:
+        return any(asdict(self).values())
+
+
+def choose_speed_ups(
+    model: PreTrainedModel, training: params.Training, variant: params.Variant, precision: Precision
+) -> SpeedUps:
+    """Those of params' speed-ups that this run can have.
+
+    Packing needs a model that computes of each row what it does of the row alone (no window, no recurrent
+    state), and a fused loss an output head that is one matrix. A graph needs packing, work that is the same
+    for every batch (int8 looks for outliers in each), no scale that float16's gradients are multiplied by,
+    and no random state that a recomputation would go back to.
+    """
+    lora = variant.method == "lora"
+    packing = training.packing and can_be_packed(model, longest=training.max_length)
+    return SpeedUps(
+        packing=packing,
+        fused_adapters=training.fused_adapters and lora,
+        fused_layers=training.fused_layers,
+        fused_loss=training.fused_loss and _has_plain_head(model),
+        cuda_graphs=training.cuda_graphs
+        and packing
+        and precision.device == "cuda"
+        and lora
+        and precision.base != "int8"
+        and precision.compute != "float16"
+        and not (training.gradient_checkpointing and training.dropout),
+    )
+
+
+def sharded_speed_ups(training: params.Training) -> SpeedUps:
+    """Those of params' speed-ups that a sharded training can have.
+
+    Fused adapters find their weights gathered, as they compute inside a decoder layer. The fused loss would use
+    the output head's weight past its module, where it is not gathered. Packing and fused layers are tried on the
+    model before they are used, and a model that is to be sharded is in host memory then, where a pass takes minutes.
+    """
+    return SpeedUps(
+        packing=False,
+        fused_adapters=training.fused_adapters,
+        fused_layers=False,
+        fused_loss=False,
+        cuda_graphs=False,
+    )
+
+
+def _has_plain_head(model: PreTrainedModel) -> bool:
+    """Whether logits are the last hidden state times the output embeddings, nothing added, scaled or capped.
+
+    It is tried on a few tokens; a cap that so small logits would not show is known by its name.
+    """
+    head = model.get_output_embeddings()
+    if head is None or getattr(head, "bias", None) is not None:
+        return False
+    ids = torch.arange(3, 9, device=model.device)[None]
+    training = model.training
+    model.eval()
+    with torch.no_grad():
+        hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+        plain = (hidden.to(head.weight.dtype) @ head.weight.t()).float()
+        logits = model(input_ids=ids, use_cache=False).logits.float()
+    model.train(training)
+    caps = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
+    capped = any(getattr(model.config.get_text_config(), name, None) is not None for name in caps)
+    return not capped and torch.allclose(plain, logits, rtol=2e-2, atol=1e-2 * float(logits.abs().mean()))
