@@ -85,16 +85,11 @@ def measure(name: str, folder: Path) -> dict[str, float]:
         weights = weights_folder(name, SEED)
         weights.parent.mkdir(parents=True)
         trained = train.train(
+            params.Run(name, variant, SEED, plan, CPU),
             model_folder=MODEL,
             train_rows=splits()["train"],
             validation_rows=splits()["validation"],
-            variant=variant,
-            training=plan,
-            hardware=CPU,
-            seed=SEED,
-            weights_folder=weights,
-            history_file=weights.parent / "history.csv",
-            validation_file=weights.parent / "validation.csv",
+            folder=weights.parent,
         )
         with (weights.parent / "history.csv").open() as file:
             losses = {f"loss at step {line['step']}": float(line["loss"]) for line in csv.DictReader(file)}

@@ -102,7 +102,7 @@ def test_operations_are_counted_as_autograd_does_them(tiny):
     from torch.utils.flop_counter import FlopCounterMode
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from workflow.training.config import lora
+    from workflow.methods.lora import LORA
 
     config = LlamaConfig(
         hidden_size=64,
@@ -113,12 +113,12 @@ def test_operations_are_counted_as_autograd_does_them(tiny):
         vocab_size=320,
         attn_implementation="eager",
     )
-    model = get_peft_model(LlamaForCausalLM(config), lora(tiny.training))
+    model = get_peft_model(LlamaForCausalLM(config), LORA.peft_config(tiny.training))
     ids = torch.arange(48)[None]
     with FlopCounterMode(display=False) as counter:
         model(input_ids=ids, labels=ids).loss.backward()
-    shape, variant = memory.Shape.of(config), tiny.variants["lora_16bit"]
-    counted = benchmark.model_operations(shape, variant, tiny.training, lengths=[48])
+    shape, run = memory.Shape.of(config), tiny.run("lora_16bit", 1)
+    counted = benchmark.model_operations(shape, run, lengths=[48])
     # Eager attention computes the whole square, of which causal attention asks for the lower half.
     counted += 3 * shape.layers * shape.query * 2 * 48**2
     # The first layer's input needs no gradient: q, k and v of one layer go without theirs.

@@ -11,9 +11,9 @@ from transformers import AutoConfig, LlamaConfig
 
 from workflow import params
 from workflow.cost import hardware, memory, plan
+from workflow.methods.lora import LORA, adapter_parameters
 from workflow.precisions import load
 from workflow.runtime.paths import HARDWARE
-from workflow.training import config
 from workflow.training.speed import fused
 
 STUDY = ROOT / "results/studies/reference_study"
@@ -52,8 +52,10 @@ def test_weights_and_constants_are_those_of_a_loaded_model(asked, name):
 def test_adapters_are_counted_as_peft_makes_them(asked, targets):
     wanted = asked.training.model_copy(update={"target_modules": targets, "rank": 5})
     model, _ = load.random_base(CONFIG, asked.variants["lora_16bit"], hardware=CPU, seed=0)
-    made = sum(p.numel() for p in get_peft_model(model, config.lora(wanted)).parameters() if p.requires_grad)
-    assert memory.adapter_parameters(memory.Shape.of(CONFIG), wanted) == made
+    made = sum(
+        p.numel() for p in get_peft_model(model, LORA.peft_config(wanted)).parameters() if p.requires_grad
+    )
+    assert adapter_parameters(memory.Shape.of(CONFIG), wanted) == made
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
@@ -65,7 +67,7 @@ def test_what_a_layer_keeps_is_what_autograd_keeps(asked, targets, dropout):
     tokens = 96
     wanted = asked.training.model_copy(update={"target_modules": targets, "dropout": dropout})
     model, _ = load.random_base(CONFIG, asked.variants["lora_16bit"], hardware=CPU, seed=0)
-    model = get_peft_model(model, config.lora(wanted)).train()
+    model = get_peft_model(model, LORA.peft_config(wanted)).train()
     model.enable_input_require_grads()  # the first layer keeps as much as the others
     fused.fuse_layers(model)
     fused.fuse_adapters(model, compute=torch.float32)

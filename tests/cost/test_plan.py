@@ -12,6 +12,7 @@ from transformers import AutoConfig
 
 from workflow import params
 from workflow.cost import architecture, memory, plan
+from workflow.methods.lora import LORA
 from workflow.precisions import load
 from workflow.training.speed import fused
 
@@ -142,7 +143,7 @@ def test_layers_that_are_promised_keep_what_the_formula_counts(tiny, kind):
     )  # fmt: skip
     plain = tiny.training.model_copy(update={"dropout": 0.0, "target_modules": "all-linear"})
     model, _ = load.random_base(config, tiny.variants["lora_16bit"], hardware=CPU, seed=0)
-    model = get_peft_model(model, config.lora(plain)).train()
+    model = get_peft_model(model, LORA.peft_config(plain)).train()
     model.enable_input_require_grads()
     fused.fuse_layers(model)
     fused.fuse_adapters(model, compute=torch.float32)

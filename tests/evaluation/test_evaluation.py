@@ -261,8 +261,8 @@ def test_a_conversation_is_scored_on_the_prompt_and_the_response_that_are_learne
 
     base, precision = load_base(MODEL, asked.variants["lora_16bit"], hardware=CPU)
     trainer = training.build_trainer(
-        base, tokenizer, train_rows=rows, validation_rows=rows, variant=asked.variants["lora_16bit"],
-        training=asked.training, precision=precision, seed=1, data_workers=0, scratch=tmp_path,
+        base, tokenizer, params.Run("lora_16bit", asked.variants["lora_16bit"], 1, asked.training, asked.hardware),
+        train_rows=rows, validation_rows=rows, precision=precision, scratch=tmp_path,
     )  # fmt: skip
     for row, learned in zip(rows, trainer.train_dataset, strict=True):
         assert tokenizer.decode(learned["input_ids"]) == f"{chat_text(row)}A: {row.response}</s>"

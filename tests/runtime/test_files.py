@@ -11,6 +11,7 @@ import torch
 from conftest import ROOT
 from safetensors.torch import save_file
 
+from workflow import methods
 from workflow.runtime.errors import UserError
 from workflow.runtime.files import expanded, whole_file, whole_folder, write_json
 from workflow.training import train
@@ -52,7 +53,7 @@ def test_a_trained_adapter_can_be_read_by_whom_the_umask_lets(tiny, tiny_model, 
 
     model = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_model), LoraConfig(r=2))
     weights = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    train.save(model, tiny.variants["lora_16bit"], tmp_path / "weights", weights=weights)
+    train.save(model, methods.get("lora"), tmp_path / "weights", weights=weights)
     umask = os.umask(0)
     os.umask(umask)
     found = modes(tmp_path / "weights") | {"model": stat.S_IMODE((tiny_model / "config.json").stat().st_mode)}

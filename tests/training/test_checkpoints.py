@@ -17,6 +17,7 @@ from conftest import CPU, ROOT, run_stage_in
 from ruamel.yaml import YAML
 from safetensors.torch import load_file
 
+from workflow import params
 from workflow.data import instructions
 from workflow.runtime.errors import UserError
 from workflow.runtime.files import read_json, write_json, write_jsonl
@@ -33,17 +34,13 @@ class Lost(Exception):
 
 
 def run(asked, tiny_model, splits, folder: Path, *, name="lora_16bit", every=2, **changes):
+    training = asked.training.model_copy(update={"learning_rate": 1e-2, "steps": STEPS} | changes)
     return train.train(
+        params.Run(name, asked.variants[name], 1, training, CPU),
         model_folder=tiny_model,
         train_rows=splits["train"],
         validation_rows=splits["validation"],
-        variant=asked.variants[name],
-        training=asked.training.model_copy(update={"learning_rate": 1e-2, "steps": STEPS} | changes),
-        hardware=CPU,
-        seed=1,
-        weights_folder=folder / "weights",
-        history_file=folder / "history.csv",
-        validation_file=folder / "validation.csv",
+        folder=folder,
         kept=checkpoints.Kept(every, "this") if every else None,
     )
 

@@ -75,16 +75,11 @@ def pair(request, folder, tiny_model, splits) -> tuple[Path, Path, subprocess.Co
     alone, shared = (folder / train_folder(n, 1) for n in (request.param, f"{request.param}_shared"))
     alone.mkdir(parents=True)
     trained = training.train(
+        params.Run(request.param, asked.variants[request.param], 1, asked.training_of(request.param), CPU),
         model_folder=tiny_model,
         train_rows=splits["train"],
         validation_rows=splits["validation"],
-        variant=asked.variants[request.param],
-        training=asked.training_of(request.param),
-        hardware=CPU,
-        seed=1,
-        weights_folder=alone / "weights",
-        history_file=alone / "history.csv",
-        validation_file=alone / "validation.csv",
+        folder=alone,
     )
     write_json(alone / "result.json", trained.as_dict())
     done = train(folder, f"{request.param}_shared")

@@ -17,8 +17,8 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from transformers.models.seed_oss.configuration_seed_oss import SeedOssConfig
 from transformers.models.seed_oss.modeling_seed_oss import SeedOssMLP
 
+from workflow.methods.lora import LORA
 from workflow.precisions import load
-from workflow.training import config
 from workflow.training.speed import fused
 from workflow.training.speed.fused import IGNORED, AdaptedLinear, GatedSilu, LinearCrossEntropy
 
@@ -365,7 +365,7 @@ def adapted(folder, tiny, name: str, *, compute: str = "float32", **changes) -> 
     """The tiny model in a variant's precision with an adapter that changes it, and its linear layers' number."""
     hardware = CPU.model_copy(update={"compute_dtype": compute})
     base, found = load.load_base(folder, tiny.variants[name], hardware=hardware)
-    model = get_peft_model(base, config.lora(tiny.training.model_copy(update=changes)))
+    model = get_peft_model(base, LORA.peft_config(tiny.training.model_copy(update=changes)))
     for parameter_name, parameter in model.named_parameters():
         if "lora_" in parameter_name:
             parameter.data = torch.randn(parameter.shape) / 10

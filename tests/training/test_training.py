@@ -16,13 +16,14 @@ from safetensors.torch import load_file, save_file
 from torch.utils.data import RandomSampler
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from workflow import params
+from workflow import methods, params
 from workflow.cost import benchmark, memory
 from workflow.data import chat
+from workflow.methods.lora import adapter_parameters
 from workflow.precisions import load
 from workflow.runtime.errors import CheckError, UserError
 from workflow.training import train
-from workflow.training.checks import check_adapters, is_deterministic
+from workflow.training.checks import check_trainable, is_deterministic
 from workflow.training.history import History
 from workflow.training.order import LikeLengthSampler, pack_totals, planned, planned_steps
 from workflow.training.rows import check_rendered, check_rows, with_faults
@@ -65,18 +66,19 @@ def run(
     data_workers=0,
     **changes,
 ) -> train.Trained:
+    hardware = CPU.model_copy(update={"data_workers": data_workers, "compute_dtype": compute_dtype})
     return train.train(
+        one_run(asked, name, seed=seed, hardware=hardware, **changes),
         model_folder=tiny_model,
         train_rows=splits["train"],
         validation_rows=splits["validation"],
-        variant=asked.variants[name],
-        training=asked.training.model_copy(update=changes),
-        hardware=CPU.model_copy(update={"data_workers": data_workers, "compute_dtype": compute_dtype}),
-        seed=seed,
-        weights_folder=folder / "weights",
-        history_file=folder / "history.csv",
-        validation_file=folder / "validation.csv",
+        folder=folder,
     )
+
+
+def one_run(asked, name="lora_16bit", *, seed=1, hardware=CPU, **changes) -> params.Run:
+    training = asked.training.model_copy(update=changes)
+    return params.Run(name, asked.variants[name], seed, training, hardware)
 
 
 @pytest.fixture(scope="module")
@@ -195,10 +197,10 @@ def test_graphs_are_for_work_that_is_the_same_for_every_batch(
 ):
     model = AutoModelForCausalLM.from_pretrained(tiny_model)
     on_a_gpu = replace(runs[name][0].precision, device="cuda", compute=compute)
-    plan, variant = asked.training.model_copy(update=changes), asked.variants[name]
-    assert choose_speed_ups(model, plan, variant, on_a_gpu).cuda_graphs == graphs
-    without = plan.model_copy(update={"cuda_graphs": False})
-    assert not choose_speed_ups(model, without, variant, on_a_gpu).cuda_graphs
+    plan = one_run(asked, name, **changes)
+    assert choose_speed_ups(model, plan, on_a_gpu).cuda_graphs == graphs
+    without = plan.with_training(cuda_graphs=False)
+    assert not choose_speed_ups(model, without, on_a_gpu).cuda_graphs
 
 
 def made(kind, config, **changes):
@@ -253,13 +255,13 @@ HEADS = {
 )
 def test_the_fused_loss_is_for_a_head_that_is_one_matrix(asked, runs, head):
     make, fused_loss = HEADS[head]
-    model, variant, ids = make(), asked.variants["lora_16bit"], torch.arange(3, 23)[None]
+    model, ids = make(), torch.arange(3, 23)[None]
     with torch.no_grad():
         hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
         logits = hidden @ model.get_output_embeddings().weight.T
         one_matrix = torch.allclose(logits, model(input_ids=ids, use_cache=False).logits, atol=1e-3)
     assert one_matrix == fused_loss
-    chosen = choose_speed_ups(model, asked.training, variant, runs["lora_16bit"][0].precision)
+    chosen = choose_speed_ups(model, one_run(asked), runs["lora_16bit"][0].precision)
     assert chosen.fused_loss == fused_loss
 
 
@@ -290,7 +292,7 @@ ARCHITECTURES = {
 def test_only_a_model_whose_rows_stay_apart_is_packed(asked, runs, name):
     model = ARCHITECTURES[name]()
     base = runs["lora_16bit"][0].precision
-    chosen = choose_speed_ups(model, asked.training, asked.variants["lora_16bit"], base)
+    chosen = choose_speed_ups(model, one_run(asked), base)
     ids = [list(range(3, 3 + length)) for length in (12, 20, 9)]
     packed = packing.pack([{"input_ids": row, "labels": row} for row in ids])
     with torch.no_grad():
@@ -392,13 +394,16 @@ def build(asked, tiny_model, rows, *, name="lora_16bit", seed=1, data_workers=0,
     return train.build_trainer(
         model,
         AutoTokenizer.from_pretrained(tiny_model),
+        one_run(
+            asked,
+            name,
+            seed=seed,
+            hardware=CPU.model_copy(update={"data_workers": data_workers}),
+            **changes,
+        ),
         train_rows=rows,
         validation_rows=rows[:2],
-        variant=asked.variants[name],
-        training=asked.training.model_copy(update=changes),
         precision=found,
-        seed=seed,
-        data_workers=data_workers,
         scratch=scratch,
     )
 
@@ -834,7 +839,7 @@ def test_the_benchmark_counts_the_same_tokens_however_batches_are_prepared(asked
         training=asked.training,
         compute=torch.float32,
     )
-    linear, adapters = shape.linear_parameters, memory.adapter_parameters(shape, asked.training)
+    linear, adapters = shape.linear_parameters, adapter_parameters(shape, asked.training)
     products = (
         4 * (linear + shape.vocabulary * shape.hidden) + 6 * adapters
     )  # a token; attention comes on top
@@ -916,11 +921,11 @@ def test_planned_steps_are_those_that_are_taken(asked, tiny_model, splits, tmp_p
 def test_what_is_to_be_trained_must_be_float32(asked, tiny_model, rows, tmp_path, name):
     """What TRL would make of the adapter on a quantized base."""
     trainer = build(asked, tiny_model, rows, name=name, scratch=tmp_path)
-    check_adapters(trainer, asked.variants[name], asked.training)
+    check_trainable(model_of(trainer), one_run(asked, name).method, asked.training)
     trained = next(p for p in model_of(trainer).parameters() if p.requires_grad)
     trained.data = trained.data.bfloat16()
     with pytest.raises(CheckError, match="is to be trained in torch.bfloat16, and must be in float32"):
-        check_adapters(trainer, asked.variants[name], asked.training)
+        check_trainable(model_of(trainer), one_run(asked, name).method, asked.training)
 
 
 @pytest.mark.parametrize(
@@ -939,15 +944,12 @@ def test_the_layers_that_are_asked_for_and_no_others_have_an_adapter(
     asked, tiny_model, rows, tmp_path, targets, change, error, sentence
 ):
     trainer = build(asked, tiny_model, rows, scratch=tmp_path, target_modules=targets)
-    plan, variant = (
-        asked.training.model_copy(update={"target_modules": targets}),
-        asked.variants["lora_16bit"],
-    )
+    plan = asked.training.model_copy(update={"target_modules": targets})
     if error is CheckError:
-        check_adapters(trainer, variant, plan)
+        check_trainable(model_of(trainer), methods.get("lora"), plan)
     change(model_of(trainer))
     with pytest.raises(error, match=sentence):
-        check_adapters(trainer, variant, plan)
+        check_trainable(model_of(trainer), methods.get("lora"), plan)
 
 
 def lora_of(model) -> list[torch.nn.Parameter]:

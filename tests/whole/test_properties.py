@@ -335,8 +335,8 @@ def test_any_response_is_learned_whole_with_one_first_and_one_end_token(
     asked = tiny.training.model_copy(update={"max_length": 2048})
     model, precision = load_base(tiny_model, variant, hardware=CPU)
     trainer = train.build_trainer(
-        model, tokenizer, train_rows=drawn, validation_rows=drawn[:1], variant=variant, training=asked,
-        precision=precision, seed=1, data_workers=0, scratch=tmp_path_factory.mktemp("scratch"),
+        model, tokenizer, params.Run("drawn", variant, 1, asked, CPU), train_rows=drawn, validation_rows=drawn[:1],
+        precision=precision, scratch=tmp_path_factory.mktemp("scratch"),
     )  # fmt: skip
     assert len(trainer.train_dataset) == len(drawn)
     for row, made in zip(drawn, trainer.train_dataset, strict=True):

@@ -14,9 +14,10 @@ from transformers import AutoConfig, TrainerCallback
 
 from workflow import params
 from workflow.cost import architecture
-from workflow.cost.memory import GIB, Shape, adapter_parameters
+from workflow.cost.memory import GIB, Shape
 from workflow.data.instructions import Instruction
 from workflow.data.model_files import load_tokenizer
+from workflow.params import Run
 from workflow.precisions.load import Precision, load_base
 from workflow.runtime.stage import progress, say
 from workflow.training.checks import check_possible
@@ -57,13 +58,11 @@ class Measured:
 
 
 def benchmark(
+    run: Run,
     *,
     model_folder: Path,
     train_rows: list[Instruction],
-    variant: params.Variant,
-    training: params.Training,
     benchmark: params.Benchmark,
-    hardware: params.Hardware,
     scratch: Path,
 ) -> Measured:
     """Load, attach the adapter and train some steps, as a run does; measure memory and time of each.
@@ -73,11 +72,11 @@ def benchmark(
     Args:
         scratch: a folder for the trainer, which writes nothing there.
     """
-    check_possible(training, hardware)
+    check_possible(run.training, run.hardware)
     tokenizer = load_tokenizer(model_folder)
     before = resident_gib()
     started = time.perf_counter()
-    model, precision = load_base(model_folder, variant, hardware=hardware)
+    model, precision = load_base(model_folder, run.variant, hardware=run.hardware)
     gauge = Gauge(precision.device)
     gauge.wait()
     load_seconds = time.perf_counter() - started
@@ -87,21 +86,16 @@ def benchmark(
     trainer = build_trainer(
         model,
         tokenizer,
+        run.alone().with_training(
+            steps=steps,
+            epochs=None,
+            batch_rows=benchmark.micro_batch_rows,
+            micro_batch_rows=benchmark.micro_batch_rows,
+            log_every_steps=steps,
+        ),
         train_rows=train_rows,
         validation_rows=train_rows[:1],
-        variant=variant,
-        training=training.model_copy(
-            update={
-                "steps": steps,
-                "epochs": None,
-                "batch_rows": benchmark.micro_batch_rows,
-                "micro_batch_rows": benchmark.micro_batch_rows,
-                "log_every_steps": steps,
-            }
-        ),
         precision=precision,
-        seed=benchmark.seed,
-        data_workers=hardware.data_workers,
         scratch=scratch,
     )
     stopwatch = Stopwatch(
@@ -133,8 +127,7 @@ def benchmark(
     measured += utilisation(
         stopwatch,
         shape=architecture.known_shape(AutoConfig.from_pretrained(model_folder, trust_remote_code=False)),
-        variant=variant,
-        training=training,
+        run=run,
         compute=getattr(torch, precision.compute),
     )
     return Measured(
@@ -181,8 +174,7 @@ def utilisation(
     stopwatch: "Stopwatch",
     *,
     shape: Shape | None,
-    variant: params.Variant,
-    training: params.Training,
+    run: Run,
     compute: torch.dtype,
 ) -> list[Measurement]:
     """The device's matrix rate, and the share of it that the counted steps reach; it takes memory of its own.
@@ -198,8 +190,7 @@ def utilisation(
     if shape is None:
         return reached
     operations = sum(
-        model_operations(shape, variant, training, lengths=lengths)
-        for lengths in stopwatch.lengths[stopwatch.uncounted :]
+        model_operations(shape, run, lengths=lengths) for lengths in stopwatch.lengths[stopwatch.uncounted :]
     )
     share = operations / sum(stopwatch.seconds) / rate
     return [
@@ -438,9 +429,7 @@ def matmul_flops(device: str, dtype: torch.dtype) -> float:
     return 2 * size**3 / min(seconds)
 
 
-def model_operations(
-    shape: Shape, variant: params.Variant, training: params.Training, *, lengths: list[int]
-) -> float:
+def model_operations(shape: Shape, run: Run, *, lengths: list[int]) -> float:
     """Floating-point operations that a step's arithmetic asks for (Kaplan et al. 2020: 2 per weight and token).
 
     Forward, and the gradient of each product's input; the gradient of a weight only where it is trained.
@@ -451,7 +440,6 @@ def model_operations(
     """
     tokens = sum(lengths)
     base = shape.linear_parameters + shape.vocabulary * shape.hidden
-    passes = 3 if variant.method == "full" else 2
-    adapters = 0 if variant.method == "full" else 3 * adapter_parameters(shape, training)
+    adapters = 3 * run.method.adapter_parameters(shape, run.training)
     attention = 3 * shape.layers * shape.query * sum(2 * length**2 for length in lengths)
-    return 2 * tokens * (passes * base + adapters) + attention
+    return 2 * tokens * (run.method.passes * base + adapters) + attention

@@ -232,7 +232,7 @@ def _measure(job: Job) -> dict:
     from workflow.training.train import build_trainer
 
     variant = params.Variant.model_validate(job.variant_params)
-    hardware = params.Hardware.model_validate(job.hardware)
+    hardware = params.Hardware.model_validate(job.hardware | {"data_workers": 0})
     steps = benchmark.uncounted(job.warmup_steps) + job.steps * job.repeats
     training = params.Training.model_validate(
         job.training
@@ -249,6 +249,7 @@ def _measure(job: Job) -> dict:
         }
     )
     check_possible(training, hardware)
+    this_run = params.Run(job.variant, variant, job.seed, training, hardware).alone()
     gauge = benchmark.Gauge(load.choose_device(hardware).type)
     started = time.perf_counter()
     if job.model_folder is None:
@@ -275,13 +276,10 @@ def _measure(job: Job) -> dict:
         trainer = build(
             model,
             sources.byte_tokenizer(vocabulary=config.vocab_size, max_positions=job.length),
+            this_run,
             train_rows=rows,
             validation_rows=rows[:1],
-            variant=variant,
-            training=training,
             precision=found,
-            seed=job.seed,
-            data_workers=0,
             scratch=Path(scratch),
         )
         held["after_adapters"] = gauge.now()
@@ -301,7 +299,7 @@ def _measure(job: Job) -> dict:
     share = None
     if shape is not None:
         operations = statistics.mean(
-            benchmark.model_operations(shape, variant, training, lengths=lengths)
+            benchmark.model_operations(shape, this_run, lengths=lengths)
             for lengths in watch.lengths[watch.uncounted :]
         )
         share = operations / statistics.mean(watch.seconds) / rate

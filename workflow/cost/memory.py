@@ -11,7 +11,8 @@ from dataclasses import asdict, dataclass, fields
 from math import ceil
 from typing import TYPE_CHECKING
 
-from workflow import params
+from workflow import methods, params
+from workflow.methods.lora import adapted
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig  # it takes seconds to import
@@ -123,7 +124,7 @@ def weights(shape: Shape, variant: params.Variant) -> tuple[int, int]:
     and tables. Embeddings, head and norms stay in 16 bits. A full fine-tuning holds float32.
     """
     others = shape.embedding_parameters + shape.norm_parameters
-    if variant.method == "full":
+    if methods.get(variant.method).master_weights:
         return 4 * (shape.linear_parameters + others), 0
     held = constants = 0
     for inputs, outputs in shape.linears.values():
@@ -144,17 +145,6 @@ def weights(shape: Shape, variant: params.Variant) -> tuple[int, int]:
                 else:
                     constants += rounded(4 * blocks) + tables
     return shape.layers * held + 2 * others, shape.layers * constants
-
-
-def adapted(shape: Shape, training: params.Training) -> dict[str, tuple[int, int]]:
-    """(in, out) of the layers of a decoder layer that get an adapter, by name."""
-    asked = training.target_modules
-    return {name: size for name, size in shape.linears.items() if asked == "all-linear" or name in asked}
-
-
-def adapter_parameters(shape: Shape, training: params.Training) -> int:
-    """rank x (in + out) for each adapted layer (Hu et al. 2021, section 4)."""
-    return shape.layers * training.rank * sum(a + b for a, b in adapted(shape, training).values())
 
 
 def kept_of_a_layer(shape: Shape, training: params.Training, tokens: int) -> int:
@@ -197,13 +187,9 @@ def predict(
     input is kept, and one layer is computed again.
     """
     held, constants = weights(shape, variant)
-    if variant.method == "full":
-        trained = shape.linear_parameters + shape.embedding_parameters + shape.norm_parameters
-        adapters = 0
-        training = training.model_copy(update={"target_modules": "all-linear", "dropout": 0.0})
-    else:
-        trained = adapter_parameters(shape, training)
-        adapters = 4 * trained
+    method = methods.get(variant.method)
+    trained, adapters = method.trained_parameters(shape, training), method.adapter_parameters(shape, training)
+    training = method.activation_settings(training)
     states = ADAM_STATES[training.optimizer] * trained
     layer = kept_of_a_layer(shape, training, tokens)
     stream = 2 * tokens * shape.hidden
@@ -225,7 +211,7 @@ def predict(
     return Memory(
         weights=held,
         quantization_constants=constants,
-        adapters=adapters,
+        adapters=4 * adapters,
         gradients=4 * trained,
         optimizer=states,
         activations=kept,

@@ -7,13 +7,11 @@ from itertools import islice
 from types import SimpleNamespace
 
 import torch
-from peft import get_peft_model
 from transformers import set_seed
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
-from workflow import params
+from workflow.params import Run
 from workflow.precisions.load import Precision
-from workflow.training.config import lora
 from workflow.training.order import LikeLengthSampler
 from workflow.training.speed.choice import SpeedUps
 
@@ -28,19 +26,19 @@ class PlainLoop:
         self,
         model,
         tokenizer,
+        run: Run,
         *,
         train_rows: list[dict],
-        training: params.Training,
         precision: Precision,
-        seed: int,
         **_,
     ):
-        set_seed(seed)
-        self.model = get_peft_model(model, lora(training))
+        training = run.training
+        set_seed(run.seed)
+        self.model = run.method.wrap(model, training)
         if training.gradient_checkpointing:
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
             self.model.enable_input_require_grads()
-        self.rows, self.training, self.precision, self.seed = train_rows, training, precision, seed
+        self.rows, self.training, self.precision, self.seed = train_rows, training, precision, run.seed
         self.collate = DataCollatorForLanguageModeling(pad_token_id=tokenizer.pad_token_id)
         self.args = SimpleNamespace(per_device_train_batch_size=training.micro_batch_rows)
         self.state = SimpleNamespace(global_step=0)

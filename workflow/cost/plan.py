@@ -17,17 +17,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from workflow import params
+from workflow import methods, params
 from workflow.cost import architecture
 from workflow.cost.memory import (
     Memory,
     Shape,
-    adapter_parameters,
     describes,
     largest_fit,
     predict,
     usable_gib,
 )
+from workflow.methods.lora import adapter_parameters
 from workflow.runtime import faults, variables
 from workflow.runtime.errors import UserError
 from workflow.runtime.files import expanded
@@ -51,7 +51,7 @@ def step_seconds(shape: Shape, variant: params.Variant, training: params.Trainin
     Products take 2 operations a weight and token, forward, for the input's gradient, and again if
     activations are recomputed; a 4-bit weight is read and written in 16 bits before each of them.
     """
-    passes = (3 if variant.method == "full" else 2) + training.gradient_checkpointing
+    passes = methods.get(variant.method).passes + training.gradient_checkpointing
     work = 2 * tokens * passes * (shape.linear_parameters + adapter_parameters(shape, training))
     work += 2 * tokens * 2 * shape.vocabulary * shape.hidden
     four_bits = variant.precision in ("nf4", "fp4")

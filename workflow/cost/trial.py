@@ -12,14 +12,16 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig, TrainerCallback
 
-from workflow import params
+from workflow import methods, params
 from workflow.cost import architecture
 from workflow.data.model_files import read_config, reason
 from workflow.fetch.sources import byte_tokenizer
+from workflow.methods import Method
 from workflow.precisions.load import load_base
 from workflow.runtime.errors import CheckError, UserError
-from workflow.training.checks import check_adapters, check_model_fits
+from workflow.training.checks import check_model_fits, check_trainable
 from workflow.training.train import build_trainer
+from workflow.training.trainer import model_of
 
 FEWEST_LAYERS, VOCABULARY, LENGTHS = 2, 512, (12, 9)
 # Of the weights, what may lie outside of linear layers where these are to be quantized or adapted (positions, routers).
@@ -67,7 +69,8 @@ def try_variant(folder: Path, variant: params.Variant, training: params.Training
         rest: what of the model can be neither quantized nor adapted; empty for nothing.
     """
     if rest and (
-        variant.precision != "16bit" or (variant.method == "lora" and training.target_modules == "all-linear")
+        variant.precision != "16bit"
+        or (methods.get(variant.method).leaves_adapter and training.target_modules == "all-linear")
     ):
         return rest
     # The rows of the trial are no rows of the data, and one step says nothing about rates.
@@ -85,6 +88,7 @@ def try_variant(folder: Path, variant: params.Variant, training: params.Training
         }
     )
     alone = variant.model_copy(update={"processes": 1, "compute_dtype": None})
+    run = params.Run("trial", alone, 1, training, CPU)
     try:
         model, precision = load_base(folder, alone, hardware=CPU)
         check_model_fits(model, training)
@@ -93,17 +97,14 @@ def try_variant(folder: Path, variant: params.Variant, training: params.Training
             trainer = build_trainer(
                 model,
                 byte_tokenizer(vocabulary=VOCABULARY, max_positions=training.max_length),
+                run,
                 train_rows=rows,
                 validation_rows=rows[:1],
-                variant=alone,
-                training=training,
                 precision=precision,
-                seed=1,
-                data_workers=0,
                 scratch=Path(scratch),
             )
-            check_adapters(trainer, alone, training)
-            trainer.add_callback(gradients := Gradients(lora=alone.method == "lora"))
+            check_trainable(model_of(trainer), run.method, training)
+            trainer.add_callback(gradients := Gradients(run.method))
             trainer.train()
     except (UserError, CheckError) as error:
         return str(error).replace(f"{folder} holds no model that can be loaded: ", "").rstrip(".")
@@ -115,15 +116,14 @@ def try_variant(folder: Path, variant: params.Variant, training: params.Training
 class Gradients(TrainerCallback):
     """Looks at the gradients of the first step: `problem` says which weight none has reached."""
 
-    def __init__(self, *, lora: bool):
-        self.lora = lora
+    def __init__(self, method: Method):
+        self.method = method
         self.problem = "no step was trained"
 
     def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
         self.problem = ""
         for name, parameter in model.named_parameters():
-            # An adapter's B begins at zero, so its A has no gradient in the first step.
-            if not parameter.requires_grad or (self.lora and "lora_B" not in name):
+            if not parameter.requires_grad or not self.method.learns_at_once(name):
                 continue
             if parameter.grad is None or not parameter.grad.any():
                 self.problem = f"no gradient reaches {name}"

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from workflow import params
+from workflow import methods, params
 from workflow.data import compatibility, lineage
 from workflow.data.lineage import Lineage
 from workflow.runtime.files import write_text
@@ -43,12 +43,13 @@ def metadata(
     """
     known = origin.known()
     known.pop("revision", None)
-    adapter = variant.method == "lora" and form == "as_trained"
+    method = methods.get(variant.method)
+    adapter = method.leaves_adapter and form == "as_trained"
     if origin.base_model:
         known["base_model_relation"] = "adapter" if adapter else "finetune"
-    tags = ["full-fine-tuning"] if variant.method == "full" else ["lora"]
-    if variant.method == "lora" and variant.precision in FOUR_BIT:
-        tags.append("qlora")
+    tags = [method.tag]
+    if method.tag_on_4_bits and variant.precision in FOUR_BIT:
+        tags.append(method.tag_on_4_bits)
     return ModelCardData(
         **known,
         datasets=[dataset] if dataset else None,
@@ -111,7 +112,7 @@ def loading_model(*, compute: str, device: str, folder: Path, in_4_bits: bool = 
 
 def loading(variant: params.Variant, origin: Lineage, *, compute: str, device: str, folder: Path) -> str:
     """Python that loads a run as it was trained, from the folder of its weights."""
-    if variant.method == "full":
+    if not methods.get(variant.method).leaves_adapter:
         return loading_model(compute=compute, device=device, folder=folder)
     return loading_adapter(variant, origin, compute=compute, device=device, folder=folder)
 
@@ -134,7 +135,7 @@ def complete(
     """
     origin = lineage.read(model_folder)
     lineage.copy_tokenizer(model_folder, written)
-    if variant.method == "full":
+    if not methods.get(variant.method).leaves_adapter:
         compatibility.make_compatible(written)
     else:
         compatibility.make_adapter_compatible(written)
@@ -151,7 +152,7 @@ def weights_card(variant: params.Variant, origin: Lineage, *, code: str, run: st
         code: loads the run as it was trained.
         run: its variant and seed, as the folders of its results are called.
     """
-    what = "A model with all of its weights trained" if variant.method == "full" else "A LoRA adapter"
+    what = methods.get(variant.method).product
     held = "16 bits" if variant.precision == "16bit" else variant.precision
     base = f"what `dvc repro fetch_model` stores in `{MODEL}`"
     if origin.base_model and origin.revision:

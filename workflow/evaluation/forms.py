@@ -16,21 +16,21 @@ from pathlib import Path
 
 import torch
 from peft import PeftModel, get_peft_model_state_dict
-from peft.tuners.lora import LoraLayer
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from transformers import AutoConfig
 
-from workflow import params
+from workflow import methods, params
 from workflow.data import lineage
 from workflow.data.model_files import reason
+from workflow.methods import Method
 from workflow.precisions.load import Precision, describe, load_base
 from workflow.runtime.errors import CheckError, UserError
 from workflow.runtime.files import read_json
 
 BASE = "base"
 WEIGHTS, PICKLE = "adapter_model.safetensors", "adapter_model.bin"  # PEFT's names
-SIXTEEN_BIT = {"method": "lora", "precision": "16bit", "double_quantization": False}
+SIXTEEN_BIT = {"precision": "16bit", "double_quantization": False}
 
 
 @dataclass(frozen=True)
@@ -72,9 +72,9 @@ def serve(
     """
     if weights_folder is not None and not weights_folder.is_dir():
         raise UserError(f"{weights_folder} is missing; `dvc repro` makes it.")
-    # A full fine-tuning is served in 16 bits like any other model: its float32 weights were for training.
-    held = variant.model_copy(update={"method": "lora"})
-    if form == BASE or variant.method == "full":
+    # A model whose own weights were trained is served in 16 bits like any other: its float32 weights were for training.
+    method, held = methods.get(variant.method), variant.model_copy(update={"method": methods.FROZEN})
+    if form == BASE or not method.leaves_adapter:
         folder = model_folder if form == BASE else weights_folder
         model, precision = load_base(folder, held, hardware=hardware)
         if form != BASE:
@@ -87,13 +87,15 @@ def serve(
             "merged_dequantized": merged_dequantized,
             "requantized": requantized,
         }[form]
-        check_adapter(weights_folder, model_folder, training)
+        check_adapter(weights_folder, model_folder, method, training)
         model, compute = make(model_folder, weights_folder, variant=held, hardware=hardware)
         if form in ("merged_16bit", "merged_dequantized"):
             held = held.model_copy(update=SIXTEEN_BIT)
         precision = describe(model, held, compute=compute)
-        expected = adapted_modules(weights_folder) if form == "as_trained" else 0
-    return model.eval(), check(Served(form, precision, *adapters_of(model)), variant, adapters=expected)
+        expected = method.saved_adapters(load_file(weights_folder / WEIGHTS)) if form == "as_trained" else 0
+    return model.eval(), check(
+        Served(form, precision, *adapters_of(model, method)), variant, adapters=expected
+    )
 
 
 def as_trained(
@@ -181,7 +183,7 @@ def check_moved(model: torch.nn.Module, model_folder: Path) -> None:
     raise CheckError("the model that was trained has the weights of its untouched base")
 
 
-def check_adapter(folder: Path, model_folder: Path, training: params.Training | None) -> None:
+def check_adapter(folder: Path, model_folder: Path, method: Method, training: params.Training | None) -> None:
     """Check an adapter's files before the base is loaded for it.
 
     Raises:
@@ -200,8 +202,8 @@ def check_adapter(folder: Path, model_folder: Path, training: params.Training | 
         config = read_json(config_file)
     except ValueError as error:
         raise UserError(f"{config_file} is not JSON: {error}; {again}.") from None
-    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
-        raise UserError(f"{config_file} is not that of a LoRA adapter; {again}.")
+    if not isinstance(config, dict) or config.get("peft_type") != method.peft_type:
+        raise UserError(f"{config_file} is not that of a {method.label} adapter; {again}.")
     if training is not None:
         base, origin = config.get("base_model_name_or_path"), lineage.read(model_folder)
         fetched = origin.revision and (base, config.get("revision")) == (origin.base_model, origin.revision)
@@ -209,7 +211,7 @@ def check_adapter(folder: Path, model_folder: Path, training: params.Training | 
             raise UserError(
                 f"{config_file} names the base {base}, and the base of this run is {model_folder}; {again}."
             )
-        for ours, theirs in (("rank", "r"), ("alpha", "lora_alpha")):
+        for ours, theirs in method.recorded:
             if config.get(theirs) != getattr(training, ours):
                 raise UserError(
                     f"{folder} has an adapter of {ours} {config.get(theirs)}, and params.yaml asks for "
@@ -268,18 +270,14 @@ def round_to_16_bits(model: torch.nn.Module, model_folder: Path) -> torch.nn.Mod
     return model
 
 
-def adapted_modules(weights_folder: Path) -> int:
-    """The number of modules that a saved adapter is for."""
-    return sum("lora_A" in name for name in load_file(weights_folder / WEIGHTS))
-
-
-def adapters_of(model: torch.nn.Module) -> tuple[int, str | None]:
+def adapters_of(model: torch.nn.Module, method: Method) -> tuple[int, str | None]:
     """How many modules have an adapter on them, and in which type."""
-    layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
+    layers = method.adapter_layers(model)
     types = {
         str(p.dtype).removeprefix("torch.")
-        for m in layers
-        for p in (*m.lora_A.parameters(), *m.lora_B.parameters())
+        for layer in layers
+        for name in layer.adapter_layer_names
+        for p in getattr(layer, name).parameters()
     }
     return len(layers), " and ".join(sorted(types)) or None
 

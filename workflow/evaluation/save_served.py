@@ -12,7 +12,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from workflow import params
+from workflow import methods, params
 from workflow.runtime import faults, outputs, variables
 from workflow.runtime.errors import UserError
 from workflow.runtime.files import read_json, whole_folder, write_text
@@ -46,7 +46,7 @@ def save_served(variant: str, seed: int | None, form: str, to: Path) -> None:
         raise UserError("--seed names a run, and form base has none: give one or the other.")
     check_target(to)
     weights = None if seed is None else weights_folder(variant, seed)
-    if form == "as_trained" and asked.variants[variant].method == "lora":
+    if form == "as_trained" and methods.get(asked.variants[variant].method).leaves_adapter:
         code = save_adapter(asked, variant, weights, to)
     else:
         code = save_model(asked, variant, seed, form, to)
@@ -84,7 +84,8 @@ def save_adapter(asked: params.Params, variant: str, weights: Path, to: Path) ->
     if not weights.is_dir():
         raise UserError(f"{weights} is missing; `dvc repro` makes it.")
     outputs.check_outputs(MODEL, weights)
-    forms.check_adapter(weights, MODEL, asked.training_of(variant))
+    method = methods.get(asked.variants[variant].method)
+    forms.check_adapter(weights, MODEL, method, asked.training_of(variant))
     check_space(to, sum(file.stat().st_size for file in weights.iterdir()))
     measured = CARDS / variant / weights.parent.name / lineage.CARD
     compute, device = _types(asked, variant)

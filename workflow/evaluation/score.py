@@ -16,7 +16,7 @@ import torch
 from lm_eval.models.huggingface import HFLM
 from tqdm import tqdm
 
-from workflow import params
+from workflow import methods, params
 from workflow.data import chat
 from workflow.data.instructions import as_rows, from_scored_rows
 from workflow.data.model_files import context_length, load_tokenizer
@@ -287,7 +287,7 @@ def commands(
     adapter, prepare = None, None
     if served.form == BASE and variant.precision == "16bit":
         model = MODEL
-    elif served.form == "as_trained" and variant.method == "full":
+    elif served.form == "as_trained" and not methods.get(variant.method).leaves_adapter:
         model = weights_folder(name, seed)
     else:
         kept = (name, seed, served.form)

@@ -44,6 +44,7 @@ from workflow.params.model import (
     load,
     schema,
 )
+from workflow.params.run import Run
 
 __all__ = [
     "CHAT_TEMPLATES",
@@ -72,6 +73,7 @@ __all__ = [
     "Model",
     "Params",
     "RandomModel",
+    "Run",
     "Size",
     "Task",
     "Training",

@@ -31,6 +31,8 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from workflow import methods
+from workflow.params.run import Run
 from workflow.runtime import inputs
 from workflow.runtime.errors import UserError, suggestion
 from workflow.runtime.files import read_yaml
@@ -98,6 +100,19 @@ OWN_TASKS = tuple(OWN_METRICS)
 
 # Keys that params have not always had, with the value that says what was done before.
 SINCE = {"model": {"chat_date": "2024-07-26", "end_token": None}}
+
+
+def _method(name: str) -> str:
+    known = methods.names()
+    if name not in known:
+        allowed = f"{', '.join(map(repr, known[:-1]))} or {known[-1]!r}"
+        raise PydanticCustomError("literal_error", f"input should be {allowed}")
+    return name
+
+
+MethodName = Annotated[
+    str, AfterValidator(_method), Field(json_schema_extra=lambda schema: schema.update(enum=methods.names()))
+]
 
 
 class Strict(BaseModel):
@@ -347,7 +362,7 @@ class Training(Strict):
 class Variant(Strict):
     """A training method and the precision of its frozen base."""
 
-    method: Literal["lora", "full"]
+    method: MethodName
     precision: Literal["16bit", "int8", "nf4", "fp4"]
     double_quantization: bool
     compute_dtype: Literal["float32", "bfloat16", "float16"] | None
@@ -356,17 +371,18 @@ class Variant(Strict):
 
     @model_validator(mode="after")
     def _possible(self):
-        if self.method == "full" and self.precision != "16bit":
+        method = methods.get(self.method)
+        if not method.quantized_bases and self.precision != "16bit":
             raise ValueError(
-                f"precision is {self.precision}, but method full trains every weight and allows 16bit alone"
+                f"precision is {self.precision}, but method {method.name} trains {method.trains} and allows 16bit alone"
             )
         if self.double_quantization and self.precision not in ("nf4", "fp4"):
             raise ValueError(
                 f"double_quantization is true, which precision {self.precision} does not have; "
                 "only nf4 and fp4 do"
             )
-        if self.processes > 1 and (self.method == "full" or self.precision == "int8"):
-            what = "method is full" if self.method == "full" else "precision is int8"
+        if self.processes > 1 and (not method.may_shard or self.precision == "int8"):
+            what = "precision is int8" if method.may_shard else f"method is {method.name}"
             raise ValueError(
                 f"processes is {self.processes} and {what}, which is not sharded: "
                 "method lora on a base in 16bit, nf4 or fp4 is"
@@ -378,7 +394,7 @@ def can_be_served(variant: Variant | None, form: str) -> bool:
     """Whether a variant has this serving form: an adapter can be merged, a quantized base dequantized."""
     if variant is None or form == "as_trained":
         return variant is not None
-    if variant.method == "full":
+    if not methods.get(variant.method).leaves_adapter:
         return False
     return form == "merged_16bit" or variant.precision != "16bit"
 
@@ -628,6 +644,10 @@ class Params(Strict):
     def forms_of(self, variant: str) -> list[str]:
         """The serving forms in which a variant's runs are scored, in the order of evaluation.forms."""
         return [form for form in self.evaluation.forms if can_be_served(self.variants[variant], form)]
+
+    def run(self, variant: str, seed: int) -> Run:
+        """One run of the experiment, with all that its training needs to know."""
+        return Run(variant, self.variants[variant], seed, self.training_of(variant), self.hardware)
 
     def training_of(self, variant: str) -> Training:
         """The shared training params with the variant's own put over them."""

@@ -16,7 +16,7 @@ from transformers import (
 )
 from transformers.integrations.bitsandbytes import replace_with_bnb_linear
 
-from workflow import params
+from workflow import methods, params
 from workflow.data import model_files
 from workflow.runtime.errors import CheckError, UserError
 
@@ -185,8 +185,8 @@ def random_base(
 
 
 def held_in(variant: params.Variant, compute: torch.dtype) -> torch.dtype:
-    """The type of the weights that are not quantized: master weights of a full fine-tuning are float32."""
-    return torch.float32 if variant.method == "full" else compute
+    """The type of the weights that are not quantized: where the base itself is trained, float32."""
+    return torch.float32 if methods.get(variant.method).master_weights else compute
 
 
 def describe(

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
+from workflow import methods
 from workflow.comparison.compare import Contrast, Cost, Score
 from workflow.params import OWN_TASKS
 from workflow.report import formatting
@@ -748,7 +749,7 @@ def held_as_float32(facts: Facts) -> list[Variant]:
     return [
         variant
         for variant in facts.variants
-        if facts.asked.variants[variant.name].method == "lora"
+        if methods.get(facts.asked.variants[variant.name].method).leaves_adapter
         and variant.precision["base"] == "16bit"
         and variant.precision["storage"] == "float32"
     ]

@@ -5,6 +5,7 @@ import re
 import pandas as pd
 from huggingface_hub import EvalResult
 
+from workflow import methods
 from workflow.comparison.compare import ALL, Contrast, Cost, Score
 from workflow.data import cards, lineage
 from workflow.data.lineage import Lineage
@@ -151,6 +152,7 @@ def _contrast_row(contrast: Contrast | None) -> dict:
 def model_card(facts: Facts, variant: Variant, seed: int) -> str:
     """The card of one run's adapter (or of its full model) in the hub's format: metadata, numbers, limits."""
     settings = facts.asked.variants[variant.name]
+    method = methods.get(settings.method)
     origin = lineage.of_record(facts.asked.model, facts.model)
     dataset = dataset_name(facts.asked.dataset)
     scores = [
@@ -181,7 +183,7 @@ def model_card(facts: Facts, variant: Variant, seed: int) -> str:
     parts = [
         f"---\n{data.to_yaml()}\n---",
         f"# {escaped(variant.label)} on {escaped(model_name(facts.asked.model))}, seed {seed}",
-        f"{'All weights' if settings.method == 'full' else 'A LoRA adapter'}, trained on {run['rows']['rows']:,} rows of "
+        f"{method.product if method.leaves_adapter else method.trains.capitalize()}, trained on {run['rows']['rows']:,} rows of "
         f"{escaped(dataset)} with the base held in {variant.precision['storage']}, computing in "
         f"{variant.precision['compute']}, on {escaped(variant.precision['device_name'])}. It is one run of a "
         f"comparison of precisions, made to be compared and not to be used.",
@@ -282,7 +284,7 @@ def _training(facts: Facts, variant: Variant, run: dict) -> str:
     training = facts.asked.training_of(variant.name)
     adapter = f"rank {training.rank}, alpha {training.alpha}, dropout {training.dropout:g}; "
     return (
-        f"{adapter if facts.asked.variants[variant.name].method != 'full' else ''}"
+        f"{adapter if methods.get(facts.asked.variants[variant.name].method).leaves_adapter else ''}"
         f"{english.count(run['steps'], 'step')} of {english.count(training.batch_rows, 'row')}, "
         f"{run['tokens_seen']:,} tokens, {training.optimizer}, learning rate {training.learning_rate:g} "
         f"({training.schedule}), loss on the {training.loss_on.replace('_', ' ')}, seed {run['seed']}; "
@@ -292,7 +294,7 @@ def _training(facts: Facts, variant: Variant, run: dict) -> str:
 
 def _made_by(facts: Facts, variant: Variant, run: dict) -> str:
     origin = facts.lock.origins.get(weights_folder(variant.name, run["seed"]).as_posix())
-    what = "model" if facts.asked.variants[variant.name].method == "full" else "adapter"
+    what = "adapter" if methods.get(facts.asked.variants[variant.name].method).leaves_adapter else "model"
     versions = ", ".join(f"{name} {version}" for name, version in run["versions"].items())
     digest = f"; the {what}’s md5 in dvc.lock is `{origin.md5}`" if origin and origin.md5 else ""
     return f"`dvc repro train@{variant.name}-{run['seed']}`{digest}. Versions: {versions}."

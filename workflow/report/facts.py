@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from workflow import params
+from workflow import methods, params
 from workflow.comparison.compare import ALL, Claim, Comparison, Contrast, Cost, Part, Rise, Score
 from workflow.comparison.inference import Difference, Equivalence
 from workflow.cost import memory
@@ -521,9 +521,10 @@ def short_labels(asked: params.Params) -> dict[str, str]:
     found = {}
     for name in asked.experiment.variants:
         variant = asked.variants[name]
+        method = methods.get(variant.method)
         precision = {"16bit": "16-bit", "int8": "8-bit"}.get(variant.precision, variant.precision.upper())
         doubly = " + DQ" if variant.double_quantization else ""
-        found[name] = f"{precision}{doubly}{', full' if variant.method == 'full' else ''}"
+        found[name] = f"{precision}{doubly}{', ' + method.short if method.short else ''}"
     taken = list(found.values())
     unlike = {name: short if taken.count(short) == 1 else name for name, short in found.items()}
     if max(map(len, unlike.values())) > LONGEST_SHORT:
@@ -532,16 +533,15 @@ def short_labels(asked: params.Params) -> dict[str, str]:
 
 
 def _label(variant: params.Variant) -> str:
-    if variant.method == "full":
-        return "16-bit full fine-tuning"
+    method = methods.get(variant.method)
     match variant.precision:
         case "16bit":
-            return "16-bit LoRA"
+            return f"16-bit {method.label}"
         case "int8":
-            return "8-bit LoRA"
+            return f"8-bit {method.label}"
         case four_bit:
             doubly = ", double-quantized" if variant.double_quantization else ""
-            return f"4-bit QLoRA ({four_bit.upper()}{doubly})"
+            return f"4-bit {method.label_on_4_bits} ({four_bit.upper()}{doubly})"
 
 
 def _hardware(asked: params.Params, labels: dict[str, str]) -> list[Device]:

@@ -5,6 +5,7 @@ from itertools import product
 
 from markupsafe import Markup
 
+from workflow import methods
 from workflow.comparison.compare import ALL, HELD_OUT, SEEN, Score
 from workflow.report import drawing, formatting, hardware_figures
 from workflow.report import english as words
@@ -721,11 +722,12 @@ def training_words(facts: Facts) -> str:
     modules = (
         "all linear layers" if asked.target_modules == "all-linear" else words.listed(asked.target_modules)
     )
+    method = methods.get(facts.asked.variants[facts.baseline.name].method)
     adapter = (
-        f"A LoRA adapter of rank {asked.rank} (alpha {asked.alpha}, dropout {asked.dropout:g}) on {modules} "
+        f"{method.product} of rank {asked.rank} (alpha {asked.alpha}, dropout {asked.dropout:g}) on {modules} "
         f"({trained['adapted_modules']:,} of them)"
-        if facts.asked.variants[facts.baseline.name].method == "lora"
-        else "Every weight"
+        if method.leaves_adapter
+        else method.trains.capitalize()
     )
     part = "the response alone" if asked.loss_on == "response" else "prompt and response"
     return (

@@ -14,18 +14,16 @@ from workflow.runtime.versions import installed
 
 def benchmark(variant: str) -> None:
     """Train some steps of one variant and measure what they cost."""
-    asked = params.load()
-    params.check_variant(asked, variant)
+    settings = params.load()
+    params.check_variant(settings, variant)
     from workflow.cost import benchmark as benchmarking
 
     with tempfile.TemporaryDirectory() as scratch:
         measured = benchmarking.benchmark(
+            settings.run(variant, settings.benchmark.seed),
             model_folder=MODEL,
             train_rows=instructions.from_rows(read_jsonl(split_file("train"))),
-            variant=asked.variants[variant],
-            training=asked.training_of(variant),
-            benchmark=asked.benchmark,
-            hardware=asked.hardware,
+            benchmark=settings.benchmark,
             scratch=Path(scratch),
         )
     for m in measured.measurements:

@@ -14,35 +14,30 @@ if TYPE_CHECKING:
     from workflow.training.checkpoints import Kept
 
 # What decides a training, beside its rows and its params: an edit there begins it anew.
-DECIDING_ROOMS = ("data", "precisions", "training")
+DECIDING_ROOMS = ("data", "methods", "precisions", "training")
 
 
 def train(variant: str, seed: int) -> None:
     """Fine-tune one variant with one seed; save its adapter, its curves and what was done."""
-    asked = params.load()
-    params.check_variant(asked, variant)
+    settings = params.load()
+    params.check_variant(settings, variant)
     from workflow.data import cards
     from workflow.training import checkpoints
     from workflow.training import train as training
 
-    folder = train_folder(variant, seed)
+    run, folder = settings.run(variant, seed), train_folder(variant, seed)
     folder.mkdir(parents=True, exist_ok=True)
     trained = training.train(
+        run,
         model_folder=MODEL,
         train_rows=instructions.from_rows(read_jsonl(split_file("train"))),
         validation_rows=instructions.from_rows(read_jsonl(split_file("validation"))),
-        variant=asked.variants[variant],
-        training=asked.training_of(variant),
-        hardware=asked.hardware,
-        seed=seed,
-        weights_folder=weights_folder(variant, seed),
-        history_file=folder / "history.csv",
-        validation_file=folder / "validation.csv",
-        kept=what_is_kept(asked, variant, seed),
+        folder=folder,
+        kept=what_is_kept(settings, variant, seed),
         finish=lambda written, precision: cards.complete(
             written,
             weights_folder(variant, seed),
-            asked.variants[variant],
+            settings.variants[variant],
             model_folder=MODEL,
             compute=precision.compute,
             device=precision.device,
@@ -66,28 +61,28 @@ def train(variant: str, seed: int) -> None:
     checkpoints.remove(checkpoints_folder(variant, seed))
 
 
-def what_is_kept(asked: params.Params, variant: str, seed: int) -> "Kept | None":
+def what_is_kept(settings: params.Params, variant: str, seed: int) -> "Kept | None":
     """What this training keeps of itself, to go on from by one of the same params, rows, model and code."""
     from workflow.training import checkpoints
 
-    if asked.checkpoints.every_steps is None:
+    if settings.checkpoints.every_steps is None:
         return None
     belongs_to = checkpoints.identity(
         [MODEL, split_file("train"), split_file("validation"), *(CODE / room for room in DECIDING_ROOMS)],
-        variant=asked.variants[variant].model_dump(mode="json"),
-        training=asked.training_of(variant).model_dump(mode="json"),
-        hardware=asked.hardware.model_dump(mode="json"),
+        variant=settings.variants[variant].model_dump(mode="json"),
+        training=settings.training_of(variant).model_dump(mode="json"),
+        hardware=settings.hardware.model_dump(mode="json"),
         seed=seed,
         versions=installed(),
     )
-    return checkpoints.Kept(asked.checkpoints.every_steps, belongs_to)
+    return checkpoints.Kept(settings.checkpoints.every_steps, belongs_to)
 
 
 def processes_of(variant: str, seed: int) -> int:
     """How many processes share the training of this variant."""
-    asked = params.load()
-    params.check_variant(asked, variant)
-    return asked.variants[variant].processes
+    settings = params.load()
+    params.check_variant(settings, variant)
+    return settings.variants[variant].processes
 
 
 def gpus_needed(variant: str, seed: int) -> int:

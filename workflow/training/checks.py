@@ -7,14 +7,13 @@ from torch import Tensor
 from transformers import (
     PreTrainedModel,
 )
-from trl import SFTTrainer
 
 from workflow import params
+from workflow.methods import Method
 from workflow.precisions.load import Precision, base_linears, choose_compute, choose_device
 from workflow.runtime import launch
 from workflow.runtime.errors import CheckError, UserError
-from workflow.training.history import History
-from workflow.training.trainer import model_of
+from workflow.training.trainer import RunTrainer, model_of
 
 
 def check_possible(training: params.Training, hardware: params.Hardware) -> None:
@@ -35,11 +34,11 @@ def check_model_fits(model: PreTrainedModel, training: params.Training) -> None:
             f"holds {context}."
         )
     linear = base_linears(model)
-    for wanted in [] if training.target_modules == "all-linear" else training.target_modules:
-        if not any(name == wanted or name.endswith(f".{wanted}") for name in linear):
+    for target in [] if training.target_modules == "all-linear" else training.target_modules:
+        if not any(name == target or name.endswith(f".{target}") for name in linear):
             last = sorted({name.rpartition(".")[2] for name in linear})
             raise UserError(
-                f"training.target_modules names {wanted}, and no linear layer of the model has that name; they are "
+                f"training.target_modules names {target}, and no linear layer of the model has that name; they are "
                 f"{', '.join(last)}."
             )
 
@@ -66,47 +65,42 @@ def check_processes(variant: params.Variant, hardware: params.Hardware) -> None:
         )
 
 
-def check_adapters(trainer: SFTTrainer, variant: params.Variant, training: params.Training) -> None:
-    """Raise an error unless what is to be trained is float32, and of LoRA on every layer that was asked for.
+def check_trainable(model: torch.nn.Module, method: Method, training: params.Training) -> None:
+    """Raise an error unless the weights that the method trains, and no others, are to be trained, in float32.
 
     Raises:
         UserError: the model has no linear layer of a name in training.target_modules.
-        CheckError: a layer has no adapter, or what is to be trained is in another type.
+        CheckError: another weight is to be trained or one is not, or it is in another type.
     """
-    model = model_of(trainer)
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     for name, parameter in trained.items():
         if parameter.dtype != torch.float32:
             raise CheckError(f"{name} is to be trained in {parameter.dtype}, and must be in float32")
-    if variant.method == "full":
-        return
-    linears = [name.removesuffix(".base_layer") for name in base_linears(model)]
-    if training.target_modules != "all-linear":
-        kinds = {name.rpartition(".")[2] for name in linears}
-        unknown = [target for target in training.target_modules if target.rpartition(".")[2] not in kinds]
-        if unknown:
-            raise UserError(
-                f"training.target_modules names {unknown[0]}, and the model has no linear layer of that name; it has "
-                f"{', '.join(sorted(kinds))}."
-            )
-        linears = [
-            name for name in linears if f".{name}".endswith(tuple(f".{t}" for t in training.target_modules))
-        ]
-    wanted = {f"{name}.lora_{part}.default.weight" for name in linears for part in "AB"}
-    for name in sorted(wanted ^ trained.keys()):
+    expected = method.expected(model, _targets(model, training) if method.leaves_adapter else [])
+    for name in sorted(expected ^ trained.keys()):
         raise CheckError(
-            f"{name} {'is not to be trained' if name in wanted else 'is to be trained, unasked'}"
+            f"{name} {'is not to be trained' if name in expected else 'is to be trained, unasked'}"
         )
 
 
+def _targets(model: torch.nn.Module, training: params.Training) -> list[str]:
+    """The names of the linear layers that training.target_modules selects."""
+    linears = [name.removesuffix(".base_layer") for name in base_linears(model)]
+    if training.target_modules == "all-linear":
+        return linears
+    kinds = {name.rpartition(".")[2] for name in linears}
+    unknown = [target for target in training.target_modules if target.rpartition(".")[2] not in kinds]
+    if unknown:
+        raise UserError(
+            f"training.target_modules names {unknown[0]}, and the model has no linear layer of that name; it has "
+            f"{', '.join(sorted(kinds))}."
+        )
+    ends = tuple(f".{target}" for target in training.target_modules)
+    return [name for name in linears if f".{name}".endswith(ends)]
+
+
 def check_trained(
-    trainer: SFTTrainer,
-    history: "History",
-    variant: params.Variant,
-    weights: dict[str, Tensor],
-    *,
-    steps: int,
-    tokens: int,
+    trainer: RunTrainer, method: Method, weights: dict[str, Tensor], *, steps: int, tokens: int
 ) -> None:
     """Raise a CheckError unless the run is the one that was planned, finite, and every weight has learned.
 
@@ -115,10 +109,11 @@ def check_trained(
         steps: planned.
         tokens: of the rows that these steps learn from.
     """
+    history = trainer.history
     if trainer.state.global_step != steps:
         raise CheckError(f"{trainer.state.global_step} steps were trained, and {steps} were planned")
-    if int(history.tokens) != tokens:
-        raise CheckError(f"{int(history.tokens)} tokens were trained on, and {tokens} were planned")
+    if history.tokens != tokens:
+        raise CheckError(f"{history.tokens} tokens were trained on, and {tokens} were planned")
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     if not losses or not all(map(math.isfinite, losses)):
         raise CheckError("the training loss is not finite")
@@ -129,18 +124,13 @@ def check_trained(
             raise CheckError(f"{name} was trained in {weight.dtype}, and must be in float32")
         if not weight.isfinite().all():
             raise CheckError(f"{name} is not finite after training")
-        # B begins at zero, so a number in it is the trace of a gradient, which A then gets as well.
-        if variant.method == "lora" and "lora_B" in name and not weight.any():
-            raise CheckError(f"{name} is still zero after training: no gradient reached it")
-    if variant.method == "full":
-        for name, parameter in model_of(trainer).named_parameters():
-            if not _second_moment(trainer, parameter).any():
-                raise CheckError(f"{name} was not trained: no gradient reached it")
+    parameters = dict(model_of(trainer).named_parameters())
+    method.check_learned(weights, lambda name: _second_moment(trainer.optimizer, parameters[name]))
 
 
-def _second_moment(trainer: SFTTrainer, parameter: Tensor) -> Tensor:
+def _second_moment(optimizer: torch.optim.Optimizer, parameter: Tensor) -> Tensor:
     """Adam's running mean of a weight's squared gradients, as PyTorch or bitsandbytes names it."""
-    state = trainer.optimizer.state.get(parameter, {})
+    state = optimizer.state.get(parameter, {})
     return state.get("exp_avg_sq", state.get("state2", torch.zeros(1)))
 
 

@@ -2,26 +2,18 @@
 
 from pathlib import Path
 
-from peft import LoraConfig
 from trl import SFTConfig
 
-from workflow import params
+from workflow.params import Run
 from workflow.precisions.load import Precision
 from workflow.training.sharding import (
     FSDP,
 )
 
 
-def arguments(
-    training: params.Training,
-    precision: Precision,
-    *,
-    seed: int,
-    data_workers: int,
-    scratch: Path,
-    ranks: int = 1,
-) -> SFTConfig:
+def arguments(run: Run, precision: Precision, *, scratch: Path) -> SFTConfig:
     """TRL's configuration: each of our params under the library's name, and nothing left to drift."""
+    training, ranks = run.training, run.variant.processes
     return SFTConfig(
         output_dir=str(scratch / "checkpoints"),
         max_steps=training.steps or -1,
@@ -49,8 +41,8 @@ def arguments(
         fsdp=ranks > 1 or None,
         fsdp_config=dict(FSDP) if ranks > 1 else None,
         average_tokens_across_devices=True,
-        seed=seed,
-        data_seed=seed,
+        seed=run.seed,
+        data_seed=run.seed,
         logging_strategy="steps",
         logging_steps=training.log_every_steps,
         logging_first_step=True,
@@ -59,15 +51,5 @@ def arguments(
         save_strategy="no",
         report_to="none",
         disable_tqdm=True,
-        dataloader_num_workers=data_workers,
-    )
-
-
-def lora(training: params.Training) -> LoraConfig:
-    return LoraConfig(
-        r=training.rank,
-        lora_alpha=training.alpha,
-        lora_dropout=training.dropout,
-        target_modules=training.target_modules,
-        task_type="CAUSAL_LM",
+        dataloader_num_workers=run.hardware.data_workers,
     )

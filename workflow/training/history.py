@@ -38,16 +38,15 @@ class History(TrainerCallback):
     def __init__(
         self,
         trainer: RunTrainer,
-        history_file: Path,
-        validation_file: Path,
+        folder: Path,
         *,
         steps: int,
         validations: int,
         kept: Kept | None = None,
     ):
         self.trainer = trainer
-        self.validation_file = validation_file
-        self.history_file = history_file
+        self.history_file = folder / "history.csv"
+        self.validation_file = folder / "validation.csv"
         self.every = max(1, steps // validations)
         self.kept = kept
         self.asked_to_end: Callable[[], bool] = lambda: False
@@ -59,8 +58,8 @@ class History(TrainerCallback):
         self.seconds = self.logged_seconds = 0.0
         self.tokens = 0
         self.steps = steps
-        self.write(history_file, self.COLUMNS, new=True)
-        self.write(validation_file, self.VALIDATION_COLUMNS, new=True)
+        self.write(self.history_file, self.COLUMNS, new=True)
+        self.write(self.validation_file, self.VALIDATION_COLUMNS, new=True)
 
     def write(self, path: Path, values: tuple, *, new: bool = False) -> None:
         """Append a line to a CSV that is read while it grows (`dvc plots`, `tail -f`)."""

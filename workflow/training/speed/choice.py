@@ -8,6 +8,8 @@ from transformers import (
 )
 
 from workflow import params
+from workflow.methods import Method
+from workflow.params import Run
 from workflow.precisions.load import Precision
 from workflow.training.speed.packing import (
     can_be_packed,
@@ -29,9 +31,7 @@ class SpeedUps:
         return any(asdict(self).values())
 
 
-def choose_speed_ups(
-    model: PreTrainedModel, training: params.Training, variant: params.Variant, precision: Precision
-) -> SpeedUps:
+def choose_speed_ups(model: PreTrainedModel, run: Run, precision: Precision) -> SpeedUps:
     """Those of params' speed-ups that this run can have.
 
     Packing needs a model that computes of each row what it does of the row alone (no window, no recurrent
@@ -39,24 +39,26 @@ def choose_speed_ups(
     for every batch (int8 looks for outliers in each), no scale that float16's gradients are multiplied by,
     and no random state that a recomputation would go back to.
     """
-    lora = variant.method == "lora"
+    training, method = run.training, run.method
+    if run.variant.processes > 1:
+        return _sharded(training, method)
     packing = training.packing and can_be_packed(model, longest=training.max_length)
     return SpeedUps(
         packing=packing,
-        fused_adapters=training.fused_adapters and lora,
+        fused_adapters=training.fused_adapters and method.may_fuse_adapters,
         fused_layers=training.fused_layers,
         fused_loss=training.fused_loss and _has_plain_head(model),
         cuda_graphs=training.cuda_graphs
         and packing
         and precision.device == "cuda"
-        and lora
+        and method.may_graph
         and precision.base != "int8"
         and precision.compute != "float16"
         and not (training.gradient_checkpointing and training.dropout),
     )
 
 
-def sharded_speed_ups(training: params.Training) -> SpeedUps:
+def _sharded(training: params.Training, method: Method) -> SpeedUps:
     """Those of params' speed-ups that a sharded training can have.
 
     Fused adapters find their weights gathered, as they compute inside a decoder layer. The fused loss would use
@@ -65,7 +67,7 @@ def sharded_speed_ups(training: params.Training) -> SpeedUps:
     """
     return SpeedUps(
         packing=False,
-        fused_adapters=training.fused_adapters,
+        fused_adapters=training.fused_adapters and method.may_fuse_adapters,
         fused_layers=False,
         fused_loss=False,
         cuda_graphs=False,

@@ -1,0 +1,136 @@
+"""Methods that this file makes up go through the whole pipeline to the page, and no other file knows of them."""
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+
+from workflow import methods
+from workflow.methods.full import FULL, Full
+from workflow.methods.lora import LORA, Lora, adapted
+from workflow.runtime.errors import UserError
+
+
+@dataclass(frozen=True)
+class Norms(Full):
+    """Trains the norms' weights alone."""
+
+    def wrap(self, model, settings):
+        for parameter in model.parameters():
+            parameter.requires_grad_(parameter.dim() == 1)
+        return model
+
+    def expected(self, model, linears):
+        return {name for name, _ in model.named_parameters() if "norm" in name}
+
+    def trained_parameters(self, shape, settings):
+        return shape.norm_parameters
+
+
+@dataclass(frozen=True)
+class Dora(Lora):
+    """LoRA whose product changes a weight's direction, beside a magnitude of its own (Liu et al. 2024)."""
+
+    def peft_config(self, settings):
+        config = super().peft_config(settings)
+        config.use_dora = True
+        return config
+
+    def adapter_parameters(self, shape, settings):
+        outputs = sum(out for _, out in adapted(shape, settings).values())
+        return super().adapter_parameters(shape, settings) + shape.layers * outputs
+
+
+def register() -> None:
+    shared = {field: getattr(FULL, field) for field in FULL.__dataclass_fields__}
+    methods.register(
+        Norms(**shared | {"name": "norms", "label": "norm tuning", "short": "norms", "tag": "norm-tuning", "passes": 2,
+                          "trains": "the norms", "product": "A model whose norms were trained"})
+    )  # fmt: skip
+    shared = {field: getattr(LORA, field) for field in LORA.__dataclass_fields__}
+    methods.register(
+        Dora(**shared | {"name": "dora", "label": "DoRA", "label_on_4_bits": "QDoRA", "short": "DoRA", "tag": "dora",
+                         "product": "A DoRA adapter", "may_fuse_adapters": False, "may_graph": False,
+                         "parts": (*LORA.parts, "lora_magnitude_vector.default.weight")})
+    )  # fmt: skip
+
+
+def test_an_unknown_method_is_refused_by_name():
+    with pytest.raises(UserError, match="there is no method dora; known are lora, full"):
+        methods.get("dora")
+
+
+def test_an_entry_is_known_by_its_name(monkeypatch):
+    monkeypatch.setattr(methods, "TABLE", {})
+    entry = methods.register(replace(LORA, name="other"))
+    assert methods.get("other") is entry and methods.names() == ["other"]
+
+
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory) -> Path:
+    """A finished pipeline of LoRA and the two methods, in a clone whose processes import this file first."""
+    from real_pipeline import TINY, clone, run
+
+    folder, hook = tmp_path_factory.mktemp("clone"), tmp_path_factory.mktemp("hook")
+    rows = [{"instruction": f"Say {n} words.", "response": " word" * (n % 9 + 1)} for n in range(80)]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    digest = hashlib.sha256((folder / "rows.jsonl").read_bytes()).hexdigest()
+
+    def change(content):
+        columns = {"instruction": "instruction", "context": None, "response": "response", "category": None}
+        content["dataset"] = {
+            "source": "file", "path": "rows.jsonl", "sha256": digest, "format": "jsonl", "columns": columns,
+        }  # fmt: skip
+        content["variants"] |= {
+            "norms": content["variants"]["full_16bit"] | {"method": "norms"},
+            "dora_nf4": content["variants"]["qlora_nf4"] | {"method": "dora"},
+        }
+        content["experiment"]["variants"] = ["lora_16bit", "norms", "dora_nf4"]
+        content["benchmark"]["grid"] |= {
+            "micro_batch_rows": [1],
+            "gradient_checkpointing": [False],
+            "repeats": 1,
+        }
+
+    clone(folder, TINY, change)
+    (hook / "sitecustomize.py").write_text(
+        f"import {Path(__file__).stem}\n{Path(__file__).stem}.register()\n"
+    )
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join(map(str, (hook, folder, Path(__file__).parent)))
+    try:
+        run(folder, "dvc", "repro")
+    finally:
+        if before is None:
+            del os.environ["PYTHONPATH"]
+        else:
+            os.environ["PYTHONPATH"] = before
+    return folder
+
+
+def result(folder: Path, variant: str) -> dict:
+    return json.loads((folder / "results/train" / variant / "1/result.json").read_text())
+
+
+def test_made_up_methods_train_what_they_say(pipeline):
+    norms, dora, lora = (result(pipeline, name) for name in ("norms", "dora_nf4", "lora_16bit"))
+    assert 0 < norms["trainable_parameters"] < lora["trainable_parameters"] < dora["trainable_parameters"]
+    assert norms["adapted_modules"] == 0 and dora["adapted_modules"] == lora["adapted_modules"] > 0
+    assert not dora["speed_ups"]["fused_adapters"] and lora["speed_ups"]["fused_adapters"]
+    for run in (norms, dora):
+        assert run["validation_loss_after"] != run["validation_loss_before"]
+
+
+def test_made_up_methods_are_served_in_their_own_forms(pipeline):
+    scores = json.loads((pipeline / "results/compare/comparison.json").read_text())["scores"]
+    forms = {name: {s["form"] for s in scores if s["variant"] == name} for name in ("norms", "dora_nf4")}
+    assert forms["norms"] == {"base", "as_trained"}
+    assert forms["dora_nf4"] == {"base", "as_trained", "merged_16bit", "merged_dequantized", "requantized"}
+
+
+def test_made_up_methods_are_called_by_their_labels_on_the_page(pipeline):
+    page = (pipeline / "report/index.html").read_text()
+    assert "16-bit norm tuning" in page and "4-bit QDoRA (NF4)" in page

@@ -1,0 +1,146 @@
+"""What the pipeline asks of a method of fine-tuning."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+if TYPE_CHECKING:  # torch takes seconds to import, and params are read without it
+    from pathlib import Path
+
+    from torch import Tensor, nn
+
+
+class Settings(Protocol):
+    """The training params that a method reads."""
+
+    rank: int
+    alpha: int
+    dropout: float
+    target_modules: Literal["all-linear"] | list[str]
+
+    def model_copy(self, *, update: dict[str, Any]) -> Settings: ...
+
+
+class Shape(Protocol):
+    """The sizes of a model that a method counts with."""
+
+    layers: int
+    linears: dict[str, tuple[int, int]]  # (in, out) of each linear layer of a decoder layer
+    linear_parameters: int
+    embedding_parameters: int
+    norm_parameters: int
+    parameters: int
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method of fine-tuning: one file of this room, or one entry that `register` adds.
+
+    A subclass says how a model is wrapped, what must be trained and how it is saved.
+
+    Attributes:
+        name: in params.yaml.
+        label: in a sentence, after the precision of the base.
+        label_on_4_bits: the same on a base in 4 bits.
+        short: where there is little room; empty for the method that needs no mention.
+        tag, tag_on_4_bits: of a model card; the second is added to the first.
+        trains: what it trains, as the object of a sentence.
+        product: what it leaves, as the subject of a sentence.
+        leaves_adapter: whether it leaves a PEFT adapter, which can be merged; else a whole model.
+        master_weights: whether unquantized weights are held in float32 while it trains.
+        quantized_bases: whether it trains on a quantized base.
+        may_shard: whether several processes can share a training.
+        may_fuse_adapters: whether the adapters compute what `AdaptedLinear` does.
+        may_graph: whether a step can be captured in a CUDA graph.
+        passes: passes of a base weight's products in a step: forward, for the gradient of the input, and (3) for its own.
+        peft_type: in the adapter's configuration; None without an adapter.
+        recorded: training params that the adapter's configuration holds, each with PEFT's name for it.
+    """
+
+    name: str
+    label: str
+    label_on_4_bits: str
+    short: str
+    tag: str
+    tag_on_4_bits: str | None
+    trains: str
+    product: str
+    leaves_adapter: bool
+    master_weights: bool
+    quantized_bases: bool
+    may_shard: bool
+    may_fuse_adapters: bool
+    may_graph: bool
+    passes: Literal[2, 3]
+    peft_type: str | None = None
+    recorded: tuple[tuple[str, str], ...] = ()
+
+    # The model.
+
+    def wrap(self, model: nn.Module, settings: Settings) -> nn.Module:
+        """The model with what is to be trained in it, and that alone set to be trained."""
+        raise NotImplementedError
+
+    def expected(self, model: nn.Module, linears: Iterable[str]) -> set[str]:
+        """The names of the weights that must be trained, no more and no fewer.
+
+        Args:
+            linears: names of the base's linear layers that `settings.target_modules` selects.
+        """
+        raise NotImplementedError
+
+    def adapter_layers(self, model: nn.Module) -> list[nn.Module]:
+        """The modules that have an adapter on them."""
+        return []
+
+    # Its size.
+
+    def adapter_parameters(self, shape: Shape, settings: Settings) -> int:
+        """Parameters that are added to the base."""
+        return 0
+
+    def trained_parameters(self, shape: Shape, settings: Settings) -> int:
+        """Parameters that have a gradient and an optimizer state, each in float32."""
+        raise NotImplementedError
+
+    def activation_settings(self, settings: Settings) -> Settings:
+        """The settings of an adapter that keeps the activations that this method keeps."""
+        return settings
+
+    # Its checks.
+
+    def learns_at_once(self, name: str) -> bool:
+        """Whether a trained weight has a gradient other than zero in the first step."""
+        return True
+
+    def check_learned(self, weights: dict[str, Tensor], second_moment: Callable[[str], Tensor]) -> None:
+        """Raise a CheckError if a weight has not learned.
+
+        Args:
+            weights: what was trained, by name, after the training.
+            second_moment: a weight's name to Adam's running mean of its squared gradients.
+        """
+        raise NotImplementedError
+
+    # Its files.
+
+    def save(self, model: nn.Module, folder: Path, weights: dict[str, Tensor], *, gathered: bool) -> None:
+        """Write the adapter, or the model in 16 bits.
+
+        Args:
+            weights: what was trained, by name.
+            gathered: whether the model holds only a part of each.
+        """
+        raise NotImplementedError
+
+    def saved(
+        self, model: nn.Module, folder: Path, weights: dict[str, Tensor]
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """What the files hold of the trained weights, and what they must hold, under the same names."""
+        raise NotImplementedError
+
+    def saved_adapters(self, names: Iterable[str]) -> int:
+        """The number of modules that a saved adapter is for, by the names of its weights."""
+        return 0
