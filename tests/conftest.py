@@ -13,8 +13,8 @@ from engine_fixture import EVERYTHING, VARIANT, Repository, create_repository
 from stub_hub import REVISION, start_hub, use_hub, without_waiting
 
 from workflow import params
-from workflow.data import instructions
-from workflow.data.instructions import Instruction
+from workflow.data.rows import Instruction
+from workflow.data.split import split as split_rows
 from workflow.fetch import sources
 from workflow.runtime import digests
 from workflow.runtime.files import sha256
@@ -132,7 +132,7 @@ def rows() -> list[Instruction]:
 
 @pytest.fixture(scope="session")
 def splits(rows) -> dict[str, list[Instruction]]:
-    return instructions.split(rows, validation=6, test=8, seed=3, held_out_categories=[])
+    return split_rows(rows, validation=6, test=8, seed=3, held_out_categories=[])
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,9 @@ from transformers import AutoConfig, AutoTokenizer
 
 from workflow import params
 from workflow.cost import memory
-from workflow.data import instructions
+from workflow.data.choices import scored_rows
+from workflow.data.rows import Instruction
+from workflow.data.split import split as split_rows
 from workflow.evaluation import score
 from workflow.fetch import sources
 from workflow.runtime.files import write_json, write_jsonl
@@ -70,12 +72,12 @@ def prepare(folder: Path) -> None:
     (folder / MODEL).mkdir(parents=True)
     sources.fetch_model(preset("tiny").model, folder / MODEL)
     tokenizer = AutoTokenizer.from_pretrained(folder / MODEL)
-    scored = instructions.scored_rows(splits()["test"], tokenizer, choice_seed=55, held_out_categories=[])
+    scored = scored_rows(splits()["test"], tokenizer, choice_seed=55, held_out_categories=[])
     write_jsonl(folder / split_file("test"), scored)
 
 
-def splits() -> dict[str, list[instructions.Instruction]]:
-    return instructions.split(made_up_rows(), validation=6, test=8, seed=3, held_out_categories=[])
+def splits() -> dict[str, list[Instruction]]:
+    return split_rows(made_up_rows(), validation=6, test=8, seed=3, held_out_categories=[])
 
 
 def measure(name: str, folder: Path) -> dict[str, float]:

@@ -6,7 +6,9 @@ import pandas as pd
 import pytest
 
 from workflow import params
-from workflow.data import conversations, instructions
+from workflow.data import conversations
+from workflow.data.read import read as read_dataset
+from workflow.data.rows import Instruction, as_rows, from_rows
 from workflow.runtime.errors import UserError
 
 ASKED = {"role": "user", "content": "Which?"}
@@ -15,7 +17,7 @@ CALL = {"id": "c1", "type": "function", "function": {"name": "look_up", "argumen
 PICTURE = {"type": "image_url", "image_url": {"url": "a.png"}}
 
 
-def read(path, rows: list[dict], kind: str = "jsonl") -> list[instructions.Instruction]:
+def read(path, rows: list[dict], kind: str = "jsonl") -> list[Instruction]:
     """The rows as the pipeline reads them from a file."""
     columns = params.ChatColumns(messages="messages", category=None)
     source = params.FileDataset(source="file", path="x", sha256="0" * 64, format=kind, columns=columns)
@@ -28,7 +30,7 @@ def read(path, rows: list[dict], kind: str = "jsonl") -> list[instructions.Instr
         case "csv":
             as_text = [{key: json.dumps(value) for key, value in row.items()} for row in rows]
             pd.DataFrame(as_text).to_csv(file, index=False)
-    return instructions.read(file, source)
+    return read_dataset(file, source)
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "parquet", "csv"])
@@ -86,7 +88,7 @@ def test_the_last_answer_with_a_weight_is_the_response(tmp_path):
     assert (first.response, len(first.earlier), first.not_learned) == ("Two.", 2, [1])
     assert (second.response, second.not_learned) == ("Four.", [])
     assert set(first.earlier[1]) == {"role", "content"}
-    assert instructions.from_rows(json.loads(json.dumps(instructions.as_rows([first, second])))) == [
+    assert from_rows(json.loads(json.dumps(as_rows([first, second])))) == [
         first,
         second,
     ]

@@ -11,8 +11,11 @@ from conftest import ROOT, run_stage_in
 from ruamel.yaml import YAML
 
 from workflow import params
-from workflow.data import instructions, near_duplicates
-from workflow.data.instructions import Instruction
+from workflow.data import near_duplicates
+from workflow.data.read import read as read_dataset
+from workflow.data.rows import Instruction, as_rows, from_scored_rows, normal
+from workflow.data.split import draw as draw_rows
+from workflow.data.split import split as split_rows
 from workflow.runtime.errors import CheckError, UserError
 from workflow.runtime.files import read_jsonl, write_jsonl
 from workflow.runtime.paths import INSTRUCTIONS, MODEL, SAMPLE, split_file
@@ -125,10 +128,10 @@ def test_an_instruction_in_two_splits_is_refused(pair):
 
 def test_rows_that_differ_in_case_spacing_and_punctuation_are_split_together(rows):
     copies = [replace(one, id=one.id + 100, instruction=f"“{one.instruction.upper()}”?") for one in rows[:20]]
-    splits = instructions.split([*copies, *rows], validation=6, test=12, seed=3, held_out_categories=[])
+    splits = split_rows([*copies, *rows], validation=6, test=12, seed=3, held_out_categories=[])
     near_duplicates.check_apart(splits)
     assert sum(map(len, splits.values())) == 60
-    assert instructions.normal("Don't — stop!") == "don t stop" and instructions.normal(" ?! ") == "?!"
+    assert normal("Don't — stop!") == "don t stop" and normal(" ?! ") == "?!"
 
 
 def a_folder(folder: Path, tiny_model: Path, rows: list[Instruction], **sample) -> Path:
@@ -140,7 +143,7 @@ def a_folder(folder: Path, tiny_model: Path, rows: list[Instruction], **sample) 
         yaml.dump(content, file)
     (folder / MODEL).parent.mkdir(parents=True)
     (folder / MODEL).symlink_to(tiny_model)
-    write_jsonl(folder / INSTRUCTIONS, instructions.as_rows(rows))
+    write_jsonl(folder / INSTRUCTIONS, as_rows(rows))
     return folder
 
 
@@ -152,10 +155,10 @@ def test_the_stage_counts_near_duplicates_and_drops_them_if_asked(tmp_path, tiny
     assert done.returncode == 0, done.stderr
     counts = json.loads((folder / SAMPLE / "counts.json").read_text())
     splits = {
-        name: instructions.from_scored_rows(read_jsonl(folder / split_file(name)))
+        name: from_scored_rows(read_jsonl(folder / split_file(name)))
         for name in ("train", "validation", "test")
     }
-    whole = instructions.split(rows, validation=6, test=8, seed=3, held_out_categories=[])
+    whole = split_rows(rows, validation=6, test=8, seed=3, held_out_categories=[])
     pairs = by_brute_force(whole, 0.75)
     tests, others = ({pair[side] for pair in pairs} for side in (0, 1))
     assert 0 < len(others) < 32 and 0 < len(tests) <= 8
@@ -177,7 +180,7 @@ def test_the_stage_stops_where_splits_share_an_instruction(tmp_path, tiny_model,
     """A split that forgets what belongs together, in a process of its own."""
     folder = a_folder(tmp_path, tiny_model, rows, test_rows=7)  # the rows are in pairs
     (folder / "sitecustomize.py").write_text(
-        "from workflow.data.instructions import Instruction\n"
+        "from workflow.data.rows import Instruction\n"
         "Instruction.group = property(lambda self: f'{self.id} {self.instruction}')\n"
         "from workflow.data import near_duplicates\n"
         "check = near_duplicates.check_apart\n"
@@ -197,8 +200,8 @@ def test_the_stage_stops_where_splits_share_an_instruction(tmp_path, tiny_model,
 def test_dolly_is_looked_through_in_two_seconds():
     columns = params.Columns(instruction="instruction", context="context", response="response", category=None)
     asked = params.FileDataset(source="file", path="x", sha256="0" * 64, format="jsonl", columns=columns)
-    drawn = instructions.sample(instructions.read(DOLLY, asked), size=1000, seed=55)
-    splits = instructions.split(drawn, validation=50, test=150, seed=55, held_out_categories=[])
+    drawn = draw_rows(read_dataset(DOLLY, asked), size=1000, seed=55)
+    splits = split_rows(drawn, validation=50, test=150, seed=55, held_out_categories=[])
     near_duplicates.near_duplicates(
         {name: rows[:5] for name, rows in splits.items()}, threshold=0.7
     )  # imports

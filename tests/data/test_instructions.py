@@ -13,8 +13,12 @@ from ruamel.yaml import YAML
 from transformers import AutoTokenizer
 
 from workflow import params
-from workflow.data import instructions
-from workflow.data.instructions import Instruction
+from workflow.data.choices import choose_from, scored_rows
+from workflow.data.choices import render as render_row
+from workflow.data.read import read as read_dataset
+from workflow.data.rows import Instruction, as_rows, from_rows, from_scored_rows
+from workflow.data.split import draw as draw_rows
+from workflow.data.split import split as split_rows
 from workflow.runtime.errors import UserError
 from workflow.runtime.files import read_jsonl, write_jsonl
 from workflow.runtime.paths import INSTRUCTIONS, MODEL, SAMPLE, split_file
@@ -49,23 +53,21 @@ def chats(kind: str = "jsonl", category: str | None = "topic") -> params.FileDat
 
 def read_chat(tmp_path, turns) -> list[Instruction]:
     (tmp_path / "rows.jsonl").write_text(json.dumps({"talk": turns}))
-    return instructions.read(tmp_path / "rows.jsonl", chats(category=None))
+    return read_dataset(tmp_path / "rows.jsonl", chats(category=None))
 
 
 def split(rows, **changes):
     asked = {"validation": 6, "test": 8, "seed": 3, "held_out_categories": []}
-    return instructions.split(rows, **asked | changes)
+    return split_rows(rows, **asked | changes)
 
 
 def scores(rows, tiny_model, *, held_out_categories=()):
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
-    return instructions.scored_rows(
-        rows, tokenizer, choice_seed=55, held_out_categories=list(held_out_categories)
-    )
+    return scored_rows(rows, tokenizer, choice_seed=55, held_out_categories=list(held_out_categories))
 
 
 def choose(row, rows, *, seed=55):
-    return instructions.choose_from(row, rows, seed=seed)
+    return choose_from(row, rows, seed=seed)
 
 
 def test_columns_are_renamed_and_order_is_kept(tmp_path):
@@ -75,7 +77,7 @@ def test_columns_are_renamed_and_order_is_kept(tmp_path):
     pd.DataFrame(table).to_parquet(tmp_path / "rows.parquet")
     wanted = [Instruction(i, f"q{i}", "", f"a{i} “ü”", None) for i in range(5)]
     for kind in ("jsonl", "csv", "parquet"):
-        assert instructions.read(tmp_path / f"rows.{kind}", source(kind)) == wanted
+        assert read_dataset(tmp_path / f"rows.{kind}", source(kind)) == wanted
 
 
 def test_of_a_conversation_the_last_answer_is_the_response_in_every_format(tmp_path):
@@ -96,12 +98,12 @@ def test_of_a_conversation_the_last_answer_is_the_response_in_every_format(tmp_p
         Instruction(1, "Name a fruit.", "", "Apple", None),
         Instruction(2, "Another?", "", "Pear", "x", earlier),
     ]
-    assert instructions.read(tmp_path / "rows.jsonl", chats()) == wanted
-    assert instructions.read(tmp_path / "rows.parquet", chats("parquet")) == wanted[:2]
-    from_csv = instructions.read(tmp_path / "rows.csv", chats("csv"))
+    assert read_dataset(tmp_path / "rows.jsonl", chats()) == wanted
+    assert read_dataset(tmp_path / "rows.parquet", chats("parquet")) == wanted[:2]
+    from_csv = read_dataset(tmp_path / "rows.csv", chats("csv"))
     assert [replace(row, category=row.category or None) for row in from_csv] == wanted
-    assert instructions.from_rows(json.loads(json.dumps(instructions.as_rows(wanted)))) == wanted
-    assert ["earlier" in row for row in instructions.as_rows(wanted)] == [True, False, True]
+    assert from_rows(json.loads(json.dumps(as_rows(wanted)))) == wanted
+    assert ["earlier" in row for row in as_rows(wanted)] == [True, False, True]
     assert wanted[0].conversation() == {
         "prompt": [*earlier, {"role": "user", "content": "Another?"}],
         "completion": [{"role": "assistant", "content": "Pear"}],
@@ -144,7 +146,7 @@ def test_a_conversation_and_its_continuation_are_never_in_two_splits(tmp_path):
     table = [{"talk": conversation(number, turns)} for number in range(20) for turns in range(3)]
     table[3]["talk"][0]["content"] = "  begin 1"
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, table)))
-    rows = instructions.read(tmp_path / "rows.jsonl", chats(category=None))
+    rows = read_dataset(tmp_path / "rows.jsonl", chats(category=None))
     begun = {
         name: {" ".join(row.conversation()["prompt"][0]["content"].lower().split()) for row in members}
         for name, members in split(rows).items()
@@ -156,7 +158,7 @@ def test_a_conversation_and_its_continuation_are_never_in_two_splits(tmp_path):
 def test_earlier_turns_are_in_the_prompt_whose_tokens_are_not_scored(tmp_path, tiny_model):
     (row,) = read_chat(tmp_path, TURNS)
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
-    prompt, opening = instructions.render(row, tokenizer)
+    prompt, opening = render_row(row, tokenizer)
     assert prompt == (
         "<s>Be brief.\n\n### Instruction:\nName a fruit.\n\n### Response:\nApple</s>"
         "### Instruction:\nAnother?\n\n### Response:\n"
@@ -166,14 +168,14 @@ def test_earlier_turns_are_in_the_prompt_whose_tokens_are_not_scored(tmp_path, t
     scored, *rest = scores([row, *others], tiny_model)
     assert (scored["prompt"], scored["response_tokens"]) == ("Another?", 4) and "opening" not in scored
     assert scored["earlier"] == TURNS[:3] and not any("earlier" in other for other in rest)
-    assert instructions.from_scored_rows([scored, *rest]) == [row, *others]
+    assert from_scored_rows([scored, *rest]) == [row, *others]
 
 
 def test_chatterbot_gives_first_turn_and_second(tmp_path, capsys):
     (tmp_path / "b.yml").write_text("categories: [x]\nconversations:\n- - Hi\n  - Hello\n  - Bye\n")
     # In the real corpus a dash is missing once, and YAML makes one text of question and answer.
     (tmp_path / "a.yml").write_text("categories: [x]\nconversations:\n- - One\n  - Two\n- Three?\n  - Four\n")
-    rows = instructions.read(tmp_path, source("chatterbot"))
+    rows = read_dataset(tmp_path, source("chatterbot"))
     assert "a.yml conversation 2 lacks the dash before its first turn" in capsys.readouterr().out
     assert [(r.instruction, r.response, r.category) for r in rows] == [
         ("One", "Two", "a"),
@@ -205,24 +207,24 @@ def test_a_bad_row_is_named(tmp_path, text, sentence):
     path = tmp_path / "rows.jsonl"
     path.write_text(text)
     with pytest.raises(UserError, match=sentence):
-        instructions.read(path, source())
+        read_dataset(path, source())
 
 
 def test_text_that_is_not_utf8_is_named(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_bytes(b'{"ask": "\xff"}')
     with pytest.raises(UserError, match="rows.jsonl is not UTF-8"):
-        instructions.read(path, source())
+        read_dataset(path, source())
 
 
 def test_the_sample_is_the_seed_recipes(rows):
-    by_the_recipe = datasets.Dataset.from_list(instructions.as_rows(rows)).shuffle(seed=55).select(range(10))
-    assert instructions.as_rows(instructions.sample(rows, size=10, seed=55)) == list(by_the_recipe)
+    by_the_recipe = datasets.Dataset.from_list(as_rows(rows)).shuffle(seed=55).select(range(10))
+    assert as_rows(draw_rows(rows, size=10, seed=55)) == list(by_the_recipe)
 
 
 def test_fewer_rows_than_asked_for_is_said(rows):
     with pytest.raises(UserError, match="sample.rows asks for 41 rows, and the dataset has 40"):
-        instructions.sample(rows, size=41, seed=55)
+        draw_rows(rows, size=41, seed=55)
 
 
 def test_no_instruction_is_in_two_splits(rows):
@@ -296,7 +298,7 @@ def test_response_lengths_are_those_of_the_response_alone(rows, tiny_model):
             made["response_tokens"] == made["response_bytes"] == len(row.response.encode())
         )  # bytes are tokens
         assert made["prompt"] == row.user_message()
-    assert instructions.from_scored_rows(scored) == rows
+    assert from_scored_rows(scored) == rows
 
 
 def test_a_row_says_whether_its_category_is_held_out(rows, tiny_model):
@@ -388,7 +390,7 @@ def test_the_stage_says_and_counts_what_is_held_out(
         yaml.dump(content, file)
     (tmp_path / MODEL).parent.mkdir(parents=True)
     (tmp_path / MODEL).symlink_to(tiny_model)
-    write_jsonl(tmp_path / INSTRUCTIONS, instructions.as_rows(rows))
+    write_jsonl(tmp_path / INSTRUCTIONS, as_rows(rows))
     monkeypatch.chdir(tmp_path)
     sample()
     metrics = json.loads((SAMPLE / "counts.json").read_text())
@@ -408,10 +410,6 @@ def test_the_stage_says_and_counts_what_is_held_out(
     assert f"  {metrics['choices_from_other_categories']} test rows have a response of another" in printed
 
 
-def test_one_row_per_instruction_keeps_the_order(rows):
-    assert instructions.one_per_instruction(rows) == rows[::2]
-
-
 @pytest.mark.parametrize(
     ("labels", "categories"),
     [
@@ -426,9 +424,9 @@ def test_class_labels_that_are_numbers_are_categories_by_their_text(tmp_path, la
     pd.DataFrame(rows).to_parquet(tmp_path / "rows.parquet")
     for form in ("jsonl", "parquet"):
         dataset = table_of(tmp_path / f"rows.{form}", form)
-        assert [row.category for row in instructions.read(tmp_path / f"rows.{form}", dataset)] == categories
+        assert [row.category for row in read_dataset(tmp_path / f"rows.{form}", dataset)] == categories
     (tmp_path / "rows.csv").write_text("q,a,topic\nq0,b,3\nq1,b,007\n")
-    read = instructions.read(tmp_path / "rows.csv", table_of(tmp_path / "rows.csv", "csv"))
+    read = read_dataset(tmp_path / "rows.csv", table_of(tmp_path / "rows.csv", "csv"))
     assert [row.category for row in read] == ["3", "007"]
 
 
@@ -442,7 +440,7 @@ def test_class_labels_of_the_datasets_library_are_categories_by_their_names(tmp_
     )
     table = {"q": ["1", "2", "3"], "a": ["b"] * 3, "topic": [1, 0, -1]}
     datasets.Dataset.from_dict(table, features=features).to_parquet(tmp_path / "rows.parquet")
-    rows = instructions.read(tmp_path / "rows.parquet", table_of(tmp_path / "rows.parquet", "parquet"))
+    rows = read_dataset(tmp_path / "rows.parquet", table_of(tmp_path / "rows.parquet", "parquet"))
     assert [row.category for row in rows] == ["y", "x", None]
 
 

@@ -18,7 +18,8 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from workflow import params
-from workflow.data import instructions
+from workflow.data.choices import scored_rows
+from workflow.data.rows import Instruction
 from workflow.evaluation import harness, task_data
 from workflow.evaluation import score as evaluation
 from workflow.runtime.errors import CheckError
@@ -45,7 +46,7 @@ def workspace(tiny, tiny_model, splits, tmp_path_factory) -> Path:
     shutil.copytree(ROOT / "workflow", folder / "workflow", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(tiny_model, folder / MODEL)
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
-    rows = instructions.scored_rows(splits["test"], tokenizer, choice_seed=55, held_out_categories=["words"])
+    rows = scored_rows(splits["test"], tokenizer, choice_seed=55, held_out_categories=["words"])
     write_jsonl(folder / split_file("test"), rows)
     for name in ("lora_16bit", NAME):
         training = tiny.training_of(name)
@@ -186,7 +187,7 @@ CHAT = (
 
 
 @pytest.fixture(scope="module")
-def chats(tiny, tiny_model, tmp_path_factory) -> tuple[Path, list[instructions.Instruction]]:
+def chats(tiny, tiny_model, tmp_path_factory) -> tuple[Path, list[Instruction]]:
     """A repository whose test split has conversations and single questions, and whose template opens the response."""
     folder = tmp_path_factory.mktemp("chats")
     shutil.copytree(ROOT / "workflow", folder / "workflow", ignore=shutil.ignore_patterns("__pycache__"))
@@ -200,19 +201,17 @@ def chats(tiny, tiny_model, tmp_path_factory) -> tuple[Path, list[instructions.I
         {"role": "assistant", "content": "Fig"},
     ]
     rows = [
-        instructions.Instruction(
-            index, "Another?", "", f"Answer {index}", None, earlier[: (0, 1, 3)[index % 3]]
-        )
+        Instruction(index, "Another?", "", f"Answer {index}", None, earlier[: (0, 1, 3)[index % 3]])
         for index in range(3)
-    ] + [instructions.Instruction(3 + n, f"Say {n}", "", f"It is {n}", None) for n in range(4)]
-    scored = instructions.scored_rows(rows, tokenizer, choice_seed=55, held_out_categories=[])
+    ] + [Instruction(3 + n, f"Say {n}", "", f"It is {n}", None) for n in range(4)]
+    scored = scored_rows(rows, tokenizer, choice_seed=55, held_out_categories=[])
     write_jsonl(folder / split_file("test"), scored)
     random_adapter(tiny_model, folder / weights_folder("lora_16bit", SEED))
     shutil.copy(ROOT / "workflow/params/presets/tiny.yaml", folder / "params.yaml")
     return folder, rows
 
 
-def chat_text(row: instructions.Instruction) -> str:
+def chat_text(row: Instruction) -> str:
     text = "<s>"
     for turn in [*row.earlier, {"role": "user", "content": row.instruction}]:
         text += (

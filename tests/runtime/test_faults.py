@@ -20,7 +20,7 @@ from stub_hub import REVISION, start_index, use_hub
 from workflow import params
 from workflow.engine.pipeline import job_command
 from workflow.evaluation import harness
-from workflow.fetch import sources
+from workflow.fetch import convert, sources
 from workflow.runtime import faults
 from workflow.runtime.errors import UserError
 from workflow.runtime.files import read_json, whole_folder, write_jsonl, write_text
@@ -130,7 +130,7 @@ def _parquet(folder: Path) -> None:
 
 
 def _tokenizer(folder: Path) -> None:
-    sources.byte_tokenizer(vocabulary=30000, max_positions=100).save_pretrained(folder)
+    convert.byte_tokenizer(vocabulary=30000, max_positions=100).save_pretrained(folder)
 
 
 def _datasets(folder: Path) -> None:
@@ -442,10 +442,10 @@ def ready_to_train(tiny_model, rows, splits, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("train")
     (folder / "params.yaml").write_text(TINY)
     shutil.copytree(tiny_model, folder / MODEL)
-    from workflow.data import instructions
+    from workflow.data.rows import as_rows
 
     for name in ("train", "validation"):
-        write_jsonl(folder / split_file(name), instructions.as_rows(splits[name]))
+        write_jsonl(folder / split_file(name), as_rows(splits[name]))
     write_text(folder / TASKS_READY, "Every task can be loaded.\n")
     return folder
 

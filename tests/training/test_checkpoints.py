@@ -18,7 +18,7 @@ from ruamel.yaml import YAML
 from safetensors.torch import load_file
 
 from workflow import params
-from workflow.data import instructions
+from workflow.data.rows import as_rows
 from workflow.runtime.errors import UserError
 from workflow.runtime.files import read_json, write_json, write_jsonl
 from workflow.runtime.lifetime import Terminated
@@ -310,7 +310,7 @@ def folder(tiny_model, splits, tmp_path) -> Path:
     (tmp_path / MODEL).parent.mkdir(parents=True)
     (tmp_path / MODEL).symlink_to(tiny_model)
     for split in ("train", "validation"):
-        write_jsonl(tmp_path / split_file(split), instructions.as_rows(splits[split]))
+        write_jsonl(tmp_path / split_file(split), as_rows(splits[split]))
     put_params(tmp_path, steps=60)
     return tmp_path
 

@@ -18,7 +18,7 @@ from torch.utils.data import SequentialSampler
 from transformers import AutoModelForCausalLM
 
 from workflow import params
-from workflow.data import instructions
+from workflow.data.rows import as_rows
 from workflow.runtime import launch
 from workflow.runtime.errors import CheckError
 from workflow.runtime.files import read_json, write_json, write_jsonl
@@ -59,7 +59,7 @@ def folder(tiny_model, splits, tmp_path_factory) -> Path:
     (folder / MODEL).parent.mkdir(parents=True)
     (folder / MODEL).symlink_to(tiny_model)
     for split in ("train", "validation"):
-        write_jsonl(folder / split_file(split), instructions.as_rows(splits[split]))
+        write_jsonl(folder / split_file(split), as_rows(splits[split]))
     put_params(folder, content())
     return folder
 

@@ -25,7 +25,7 @@ from transformers import (
 from workflow import params
 from workflow.data import cards, compatibility
 from workflow.evaluation import save_served
-from workflow.fetch import sources
+from workflow.fetch import convert, sources
 from workflow.runtime.errors import UserError
 from workflow.runtime.files import read_json, write_json
 from workflow.runtime.paths import MODEL, weights_folder
@@ -54,7 +54,7 @@ CONFIGS = {
 def sharp_model(folder: Path, **changes) -> Path:
     """A tiny Llama whose attention depends on positions so much that another rotary embedding shows in the loss."""
     torch.manual_seed(5)
-    tokenizer = sources.byte_tokenizer(vocabulary=319, max_positions=2048)
+    tokenizer = convert.byte_tokenizer(vocabulary=319, max_positions=2048)
     tokenizer.add_special_tokens({"additional_special_tokens": ["<tool>"]})
     config = LlamaConfig(
         vocab_size=320, hidden_size=64, intermediate_size=128, num_hidden_layers=4, num_attention_heads=4,

@@ -23,8 +23,14 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from workflow import params
-from workflow.data import chat, instructions, texts
-from workflow.data.instructions import Instruction
+from workflow.data import chat, texts
+from workflow.data.choices import choose_from, scored_rows
+from workflow.data.choices import render as render_row
+from workflow.data.read import read as read_dataset
+from workflow.data.rows import Instruction, as_rows, from_rows, plain
+from workflow.data.sample import check_special_tokens
+from workflow.data.split import draw as draw_rows
+from workflow.data.split import split as split_rows
 from workflow.precisions.load import load_base
 from workflow.runtime.errors import UserError
 from workflow.runtime.files import read_jsonl, write_jsonl
@@ -193,7 +199,7 @@ def test_texts_come_out_of_a_file_as_they_went_in_or_are_refused(tmp_path, form,
     write(path, form, table)
     silent = [n for n, row in enumerate(table, 1) if not all(map(texts.says_something, (row["q"], row["a"])))]
     try:
-        rows = instructions.read(path, source(form))
+        rows = read_dataset(path, source(form))
     except UserError as refused:
         assert silent and f" {silent[0]} has no " in str(refused)
         return
@@ -201,8 +207,8 @@ def test_texts_come_out_of_a_file_as_they_went_in_or_are_refused(tmp_path, form,
     assert [(row.instruction, row.context, row.response, row.category) for row in rows] == [
         (row["q"].strip(), row["c"].strip(), row["a"].strip(), row["k"]) for row in table
     ]
-    write_jsonl(tmp_path / "stored.jsonl", instructions.as_rows(rows))
-    assert instructions.from_rows(read_jsonl(tmp_path / "stored.jsonl")) == rows
+    write_jsonl(tmp_path / "stored.jsonl", as_rows(rows))
+    assert from_rows(read_jsonl(tmp_path / "stored.jsonl")) == rows
 
 
 @examples(60)
@@ -215,7 +221,7 @@ def test_a_file_of_any_bytes_is_read_or_refused(tmp_path, content, data):
     path.write_bytes(content)
     asked = source("jsonl").model_copy(update={"format": form})
     try:
-        instructions.read(path, asked)
+        read_dataset(path, asked)
     except UserError as refused:
         assert path.name in str(refused) and str(refused).isprintable()
 
@@ -226,7 +232,7 @@ def test_a_sample_is_that_of_shuffle_and_select(rows, seed, data):
     size = data.draw(st.integers(1, len(rows)))
     table = datasets.Dataset.from_list([{"id": row.id, "response": row.response} for row in rows])
     wanted = table.shuffle(seed=seed).select(range(size))
-    drawn = instructions.sample(rows, size=size, seed=seed)
+    drawn = draw_rows(rows, size=size, seed=seed)
     assert [(row.id, row.response) for row in drawn] == [(row["id"], row["response"]) for row in wanted]
     assert len({row.id for row in drawn}) == size
 
@@ -237,7 +243,7 @@ def test_a_split_parts_the_rows_by_what_is_said_first(rows, validation, test, se
     how = {"validation": validation, "test": test, "seed": seed, "held_out_categories": []}
     groups = Counter(row.group for row in rows)
     try:
-        splits = instructions.split(rows, **how)
+        splits = split_rows(rows, **how)
     except UserError as refused:
         # Whole groups fill the splits in turn: only where they are few or large is nothing left.
         assert "nothing to train on" in str(refused) or "two different instructions" in str(refused)
@@ -250,7 +256,7 @@ def test_a_split_parts_the_rows_by_what_is_said_first(rows, validation, test, se
     for name, wanted in (("test", test), ("validation", validation)):
         # As many as asked for, and the last group whole.
         assert wanted <= len(splits[name]) < wanted + max(groups[group] for group in found[name])
-    again = instructions.split(data.draw(st.permutations(rows)), **how)
+    again = split_rows(data.draw(st.permutations(rows)), **how)
     assert {name: [row.texts() for row in members] for name, members in again.items()} == {
         name: [row.texts() for row in members] for name, members in splits.items()
     }
@@ -260,15 +266,15 @@ def test_a_split_parts_the_rows_by_what_is_said_first(rows, validation, test, se
 @given(tables(most=16), st.integers(0, 2**32 - 1))
 def test_choices_are_four_different_responses_with_the_right_one_among_them(rows, seed):
     for row in rows:
-        others = {instructions._plain(other.response) for other in rows if other.group != row.group}
-        enough = len(others - {instructions._plain(row.response)}) >= 3
+        others = {plain(other.response) for other in rows if other.group != row.group}
+        enough = len(others - {plain(row.response)}) >= 3
         try:
-            made = instructions.choose_from(row, rows, seed=seed)
+            made = choose_from(row, rows, seed=seed)
         except UserError:
             assert not enough
             continue
         assert enough and made["choices"][made["choice"]] == row.response
-        assert len({instructions._plain(choice) for choice in made["choices"]}) == 4
+        assert len({plain(choice) for choice in made["choices"]}) == 4
 
 
 # Formatting
@@ -303,7 +309,7 @@ def tokenizers(tiny_model) -> dict[str, PreTrainedTokenizerFast]:
 def test_a_text_with_the_models_own_token_is_refused_and_no_other(tokenizers, rows, kind):
     own = [row.id for row in rows if any(token in text for token in SPECIAL for text in row.texts())]
     try:
-        instructions.check_special_tokens(rows, tokenizers[kind])
+        check_special_tokens(rows, tokenizers[kind])
     except UserError as refused:
         more = f"(and {len(own) - 1} more rows)" if len(own) > 1 else "in its"
         assert own and f"row {own[0]} of the dataset" in str(refused) and more in str(refused)
@@ -340,7 +346,7 @@ def test_any_response_is_learned_whole_with_one_first_and_one_end_token(
     )  # fmt: skip
     assert len(trainer.train_dataset) == len(drawn)
     for row, made in zip(drawn, trainer.train_dataset, strict=True):
-        prompt, opening = instructions.render(row, tokenizer)
+        prompt, opening = render_row(row, tokenizer)
         ids, labels = made["input_ids"], made["labels"]
         start = next(place for place, label in enumerate(labels) if label != IGNORED)
         assert all(label == IGNORED for label in labels[:start]) and labels[start:] == ids[start:]
@@ -368,5 +374,5 @@ def test_a_scored_response_has_the_tokens_that_follow_its_prompt(tokenizers, row
     tokenizer.chat_template = (
         (chat.CHAT_TEMPLATES / f"{template}.jinja").read_text(encoding="utf-8").rstrip("\n")
     )
-    scored, *_ = instructions.scored_rows([one, *others], tokenizer, choice_seed=1, held_out_categories=[])
+    scored, *_ = scored_rows([one, *others], tokenizer, choice_seed=1, held_out_categories=[])
     assert scored["response_tokens"] == scored["response_bytes"] == len(one.response.encode())

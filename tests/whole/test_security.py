@@ -28,7 +28,8 @@ from report_reader import facts
 from stub_hub import REVISION, start_hub, start_index, use_hub, without_waiting
 
 from workflow import params
-from workflow.data import chat, instructions
+from workflow.data import chat
+from workflow.data.read import read as read_dataset
 from workflow.evaluation import harness
 from workflow.fetch import sources
 from workflow.report import exports
@@ -187,7 +188,7 @@ def test_a_table_that_brings_a_pickle_does_not_get_it_opened(tmp_path, mark):
     schema = pyarrow.schema([text, pyarrow.field("response", pyarrow.string())])
     parquet.write_table(pyarrow.table([["a"], ["b"]], schema=schema), tmp_path / "rows.parquet")
     dataset = params.FileDataset(source="file", path="x", sha256="0" * 64, format="parquet", columns=COLUMNS)
-    (row,) = instructions.read(tmp_path / "rows.parquet", dataset)
+    (row,) = read_dataset(tmp_path / "rows.parquet", dataset)
     assert row.instruction == "a" and not mark.exists()
 
 
@@ -205,7 +206,7 @@ def test_a_corpus_that_asks_yaml_to_call_something_is_refused(tmp_path, mark):
         columns=None,
     )
     with pytest.raises(Exception):  # noqa: B017
-        instructions.read(tmp_path / "a.yml", dataset)
+        read_dataset(tmp_path / "a.yml", dataset)
     assert not mark.exists()
 
 

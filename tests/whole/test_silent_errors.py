@@ -11,7 +11,8 @@ from conftest import ROOT, run_stage_in
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
-from workflow.data import instructions
+from workflow.data.choices import scored_rows
+from workflow.data.rows import as_rows
 from workflow.runtime.files import read_jsonl, write_jsonl
 from workflow.runtime.paths import MODEL, split_file
 
@@ -23,10 +24,10 @@ def folder(tmp_path, tiny_model, splits) -> Path:
     shutil.copytree(tiny_model, tmp_path / MODEL)
     shutil.copy(ROOT / "workflow" / "params" / "presets" / "tiny.yaml", tmp_path / "params.yaml")
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
-    scored = instructions.scored_rows(splits["test"], tokenizer, choice_seed=55, held_out_categories=[])
+    scored = scored_rows(splits["test"], tokenizer, choice_seed=55, held_out_categories=[])
     write_jsonl(tmp_path / split_file("test"), scored)
     for name in ("train", "validation"):
-        write_jsonl(tmp_path / split_file(name), instructions.as_rows(splits[name]))
+        write_jsonl(tmp_path / split_file(name), as_rows(splits[name]))
     return tmp_path
 
 

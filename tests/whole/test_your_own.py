@@ -21,7 +21,7 @@ from stub_hub import REVISION, start_hub
 from test_end_to_end import TINY, clone
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from workflow.data import instructions
+from workflow.data.rows import from_scored_rows
 from workflow.runtime.files import read_json, read_jsonl
 
 PAGE = (ROOT / "docs" / "your_own.md").read_text()
@@ -273,7 +273,7 @@ def all_rows(splits: dict[str, list[dict]]) -> list[dict]:
 def openings(splits: dict[str, list[dict]]) -> dict[str, set[str]]:
     """What is said first in each split's rows."""
     return {
-        name: {row.conversation()["prompt"][0]["content"] for row in instructions.from_scored_rows(rows)}
+        name: {row.conversation()["prompt"][0]["content"] for row in from_scored_rows(rows)}
         for name, rows in splits.items()
     }
 
@@ -325,7 +325,7 @@ def test_conversations_with_several_turns(user):
     assert {len(row["earlier"]) for row in all_rows(answers)} == {1, 3}
     said = [
         {next(m["content"] for m in row.conversation()["prompt"] if m["role"] == "user")
-         for row in instructions.from_scored_rows(rows)}
+         for row in from_scored_rows(rows)}
         for rows in answers.values()
     ]  # fmt: skip
     assert (
@@ -380,7 +380,7 @@ def test_a_format_of_your_own(user):
         user.do(block)
     (splits,) = user.follow(OWN_FORMAT)
     assert user.source("fetch_model")["chat_template"] == "workflow/data/chat_templates/alpaca.jinja"
-    (row,) = instructions.from_scored_rows(splits["test"][:1])
+    (row,) = from_scored_rows(splits["test"][:1])
     system, question, answer = (turn["content"] for turn in row.earlier)
     assert user.said == (
         f"<s>{system}\n\n### Instruction:\n{question}\n\n### Response:\n{answer}</s>"

@@ -15,8 +15,8 @@ from transformers import AutoConfig, TrainerCallback
 from workflow import params
 from workflow.cost import architecture
 from workflow.cost.memory import GIB, Shape
-from workflow.data.instructions import Instruction
 from workflow.data.model_files import load_tokenizer
+from workflow.data.rows import Instruction
 from workflow.params import Run
 from workflow.precisions.load import Precision, load_base
 from workflow.runtime.stage import progress, say

@@ -226,7 +226,7 @@ def _measure(job: Job) -> dict:
 
     from workflow.cost import architecture, benchmark, memory
     from workflow.cost.plain_loop import PlainLoop
-    from workflow.fetch import sources
+    from workflow.fetch.convert import byte_tokenizer
     from workflow.precisions import load
     from workflow.training.checks import check_possible
     from workflow.training.train import build_trainer
@@ -275,7 +275,7 @@ def _measure(job: Job) -> dict:
     with tempfile.TemporaryDirectory() as scratch:
         trainer = build(
             model,
-            sources.byte_tokenizer(vocabulary=config.vocab_size, max_positions=job.length),
+            byte_tokenizer(vocabulary=config.vocab_size, max_positions=job.length),
             this_run,
             train_rows=rows,
             validation_rows=rows[:1],

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from workflow import params
 from workflow.cost import grid
-from workflow.data import instructions
+from workflow.data.rows import from_rows
 from workflow.runtime import faults, gpus, variables
 from workflow.runtime.errors import UserError
 from workflow.runtime.files import read_json, read_jsonl, write_json, write_jsonl
@@ -157,7 +157,7 @@ def tokenize(rows: Path, tokenizer: Path, training: params.Training) -> tuple[li
     words = AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=False)
     encode = words.apply_chat_template
     made = []
-    for row in instructions.from_rows(read_jsonl(rows)):
+    for row in from_rows(read_jsonl(rows)):
         told = row.conversation(use_context=training.use_context)
         prompt = encode(told["prompt"], add_generation_prompt=True, return_dict=False)
         whole = encode(told["prompt"] + told["completion"], return_dict=False)[: training.max_length]

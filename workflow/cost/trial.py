@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, TrainerCallback
 from workflow import methods, params
 from workflow.cost import architecture
 from workflow.data.model_files import read_config, reason
-from workflow.fetch.sources import byte_tokenizer
+from workflow.fetch.convert import byte_tokenizer
 from workflow.methods import Method
 from workflow.precisions.load import load_base
 from workflow.runtime.errors import CheckError, UserError

@@ -1,38 +1,39 @@
-"""Write a saved model's settings so that transformers 4.57 and 5, PEFT, vLLM and llama.cpp read the same from them.
+"""Write the settings of a saved model so that transformers 4.57 and 5, PEFT, vLLM and llama.cpp read the same values.
 
-Newer libraries read what older ones wrote. The other way they mostly do so too, without a word and with other
-numbers: transformers 5 writes the base of the rotary embedding where 4 does not look, which then takes its default.
+Newer libraries read what older ones wrote. Older libraries mostly read newer files as well, but silently compute other
+numbers: transformers 5 stores the base of the rotary embedding where transformers 4 does not look, so 4 falls back to
+its default.
 """
 
+from collections.abc import Callable
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
 from workflow.runtime.files import read_json, write_json
 
-OWN_CLASS, COMMON_CLASS = (
-    "TokenizersBackend",
-    "PreTrainedTokenizerFast",
-)  # one class, by its names in 5 and in 4
+# One class, by its names in transformers 5 and 4.
+OWN_CLASS, COMMON_CLASS = ("TokenizersBackend", "PreTrainedTokenizerFast")
+CODE = "auto_map"  # names code that came with the model, which a library that loads it later could run
 # How and from where a model was read.
 MACHINE = ("is_local", "local_files_only", "name_or_path", "_name_or_path", "_model_name_or_path")
-# What rope_parameters holds, by the keys that architectures before transformers 5 have for it.
+# The keys that architectures of transformers 4 have in place of those in rope_parameters.
 ROTARY_KEYS = {
     "gpt_neox": {"rope_theta": "rotary_emb_base", "partial_rotary_factor": "rotary_pct"},
     "gpt_neox_japanese": {"rope_theta": "rotary_emb_base", "partial_rotary_factor": "rotary_pct"},
     "modernbert-decoder": {"rope_theta": "global_rope_theta"},
 }
-# Architectures with a rotary embedding for each type of layer, and their key for the base of those with a window.
+# Architectures with one rotary embedding per layer type, and their key for the base of the sliding-window layers.
 BY_LAYER = {
     "gemma3_text": "rope_local_base_freq",
     "gemma3n_text": "rope_local_base_freq",
     "modernbert-decoder": "local_rope_theta",
     "olmo3": None,
 }
-# What a scaled embedding's settings are called where they are checked one by one; None: not among them.
+# What architectures that check each key of rope_scaling call it; None: they do not accept the key.
 PHI_KEYS = {"rope_type": "type", "original_max_position_embeddings": None, "factor": None}
 SCALING_KEYS = {"phi3": PHI_KEYS, "phi4_multimodal": PHI_KEYS, "phimoe": {"rope_type": "type"}}
-# What every version of PEFT, and what else reads its adapters, expects to find.
+# The keys that every version of PEFT, and every other reader of its adapters, expects.
 ADAPTER_KEYS = frozenset(
     ("alpha_pattern", "base_model_name_or_path", "bias", "fan_in_fan_out", "inference_mode", "init_lora_weights",
      "layers_pattern", "layers_to_transform", "lora_alpha", "lora_dropout", "modules_to_save", "peft_type", "r",
@@ -41,9 +42,9 @@ ADAPTER_KEYS = frozenset(
 
 
 def make_compatible(folder: Path) -> None:
-    """Rewrite the settings in a model's folder: those of the model, of its generation and of its tokenizer.
+    """Rewrite the settings of the model, of generation and of the tokenizer in a model's folder.
 
-    The weights and tokenizer.json stay as they are. The same model has the same bytes on every machine.
+    Weights and tokenizer.json are not touched. The same model has the same bytes on every machine.
     """
     _rewrite(folder / "config.json", model_settings)
     _rewrite(folder / "generation_config.json", generation_settings)
@@ -52,12 +53,12 @@ def make_compatible(folder: Path) -> None:
 
 
 def make_adapter_compatible(folder: Path) -> None:
-    """Rewrite the settings in an adapter's folder: PEFT refuses or warns of keys that it does not know."""
+    """Rewrite the settings in an adapter's folder: PEFT refuses keys that it does not know, or warns about them."""
     _rewrite(folder / "adapter_config.json", adapter_settings)
 
 
-def _rewrite(file: Path, change) -> None:
-    """Write what `change` makes of a JSON file's object; a file that is missing or right stays as it is."""
+def _rewrite(file: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    """Apply `change` to the object in a JSON file; a file that is missing or needs no change is left alone."""
     if not file.exists():
         return
     content = read_json(file)
@@ -67,15 +68,20 @@ def _rewrite(file: Path, change) -> None:
 
 
 def model_settings(config: dict[str, Any]) -> dict[str, Any]:
-    """A config.json with its rotary embedding and its type in the keys of transformers 5 and in those of 4."""
-    config = _with_rotary_keys({key: value for key, value in config.items() if key not in MACHINE})
+    """Return a config.json with rotary embedding and type under the keys of both transformers 5 and 4."""
+    config = _with_rotary_keys(_without_origin(config))
     if dtype := config.get("dtype") or config.get("torch_dtype"):
         config |= {"dtype": dtype, "torch_dtype": dtype}
     return config
 
 
+def _without_origin(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return settings that name neither this machine nor code that came with the model."""
+    return {key: value for key, value in settings.items() if key not in (*MACHINE, CODE)}
+
+
 def _with_rotary_keys(config: dict[str, Any]) -> dict[str, Any]:
-    """A configuration, and those inside it, with its `rope_parameters` in the keys of transformers 4 as well."""
+    """Return a configuration, nested ones included, with `rope_parameters` under the keys of transformers 4 as well."""
     config = {
         key: _with_rotary_keys(value) if key.endswith("_config") and isinstance(value, dict) else value
         for key, value in config.items()
@@ -106,7 +112,7 @@ def _with_rotary_keys(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def generation_settings(settings: dict[str, Any]) -> dict[str, Any]:
-    """A generation_config.json of what decides the answers: not what a forward pass is to give beside its logits."""
+    """Return a generation_config.json without the keys that request further outputs of a forward pass."""
     return {
         key: value
         for key, value in settings.items()
@@ -115,12 +121,12 @@ def generation_settings(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def tokenizer_settings(settings: dict[str, Any], length: int | None) -> dict[str, Any]:
-    """A tokenizer_config.json of a class and keys that transformers 4 and 5 know, and of nothing of this machine.
+    """Return a tokenizer_config.json with a class and keys that both transformers 4 and 5 know.
 
     Args:
-        length: the tokens that the model can hold; the tokenizer says no more than that.
+        length: the tokens that the model can hold, which caps `model_max_length`; None if it does not say.
     """
-    settings = {key: value for key, value in settings.items() if key not in MACHINE}
+    settings = _without_origin(settings)
     if settings.get("tokenizer_class") == OWN_CLASS:
         settings["tokenizer_class"] = COMMON_CLASS
         settings.pop("backend", None)
@@ -135,7 +141,7 @@ def tokenizer_settings(settings: dict[str, Any], length: int | None) -> dict[str
 
 
 def context_length(config: dict[str, Any]) -> int | None:
-    """The tokens that a model of this config.json can hold; None where it does not say."""
+    """Return the tokens that a model with this config.json can hold; None if it does not say."""
     for level in (config, config.get("text_config")):
         for key in (
             "max_position_embeddings",
@@ -150,7 +156,7 @@ def context_length(config: dict[str, Any]) -> int | None:
 
 
 def adapter_settings(settings: dict[str, Any]) -> dict[str, Any]:
-    """An adapter_config.json without the keys that are at their defaults and that not every version of PEFT knows."""
+    """Return an adapter_config.json without keys that have their default value and are unknown to some PEFT versions."""
     from peft import LoraConfig
 
     defaults = {

@@ -18,8 +18,8 @@ from tqdm import tqdm
 
 from workflow import methods, params
 from workflow.data import chat
-from workflow.data.instructions import as_rows, from_scored_rows
 from workflow.data.model_files import context_length, load_tokenizer
+from workflow.data.rows import as_rows, from_scored_rows
 from workflow.evaluation import harness
 from workflow.evaluation.forms import BASE, Served, serve
 from workflow.runtime.errors import CheckError, UserError

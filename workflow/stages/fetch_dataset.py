@@ -4,7 +4,8 @@ import tempfile
 from pathlib import Path
 
 from workflow import params
-from workflow.data import instructions
+from workflow.data.read import read
+from workflow.data.rows import as_rows
 from workflow.fetch import sources
 from workflow.runtime.files import write_json, write_jsonl
 from workflow.runtime.paths import DATASET_SOURCE, INSTRUCTIONS
@@ -16,8 +17,8 @@ def fetch_dataset() -> None:
     dataset = params.load().dataset
     with tempfile.TemporaryDirectory() as scratch:
         path, source = sources.fetch_dataset(dataset, Path(scratch))
-        rows = instructions.read(path, dataset)
-    write_jsonl(INSTRUCTIONS, instructions.as_rows(rows))
+        rows = read(path, dataset)
+    write_jsonl(INSTRUCTIONS, as_rows(rows))
     write_json(DATASET_SOURCE, source | {"rows": len(rows)})
     say(f"  {len(rows)} rows")
 

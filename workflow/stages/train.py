@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from workflow import params
-from workflow.data import instructions
+from workflow.data.rows import from_rows
 from workflow.runtime import inputs, launch
 from workflow.runtime.files import read_jsonl, sync, write_json
 from workflow.runtime.paths import CODE, MODEL, checkpoints_folder, split_file, train_folder, weights_folder
@@ -30,8 +30,8 @@ def train(variant: str, seed: int) -> None:
     trained = training.train(
         run,
         model_folder=MODEL,
-        train_rows=instructions.from_rows(read_jsonl(split_file("train"))),
-        validation_rows=instructions.from_rows(read_jsonl(split_file("validation"))),
+        train_rows=from_rows(read_jsonl(split_file("train"))),
+        validation_rows=from_rows(read_jsonl(split_file("validation"))),
         folder=folder,
         kept=what_is_kept(settings, variant, seed),
         finish=lambda written, precision: cards.complete(

@@ -9,7 +9,7 @@ from transformers import (
 
 from workflow import params
 from workflow.data import chat
-from workflow.data.instructions import Instruction
+from workflow.data.rows import Instruction
 from workflow.runtime.errors import CheckError, UserError
 from workflow.training.speed.fused import IGNORED
 

@@ -15,8 +15,8 @@ from transformers import (
     set_seed,
 )
 
-from workflow.data.instructions import Instruction
 from workflow.data.model_files import load_tokenizer
+from workflow.data.rows import Instruction
 from workflow.methods import Method
 from workflow.params import Run
 from workflow.precisions.load import Precision, load_base

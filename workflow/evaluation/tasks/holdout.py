@@ -71,7 +71,7 @@ def scored_choices(doc: dict) -> list[str]:
 
 
 def test_split(**_) -> dict[str, Dataset]:
-    """Every test row, with what workflow/data/instructions.py put beside it."""
+    """Every test row, with what workflow/data/choices.py added to it."""
     return {"test": Dataset.from_list(test_rows())}
 
 
