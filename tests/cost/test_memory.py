@@ -7,6 +7,7 @@ import pytest
 import torch
 from conftest import ROOT
 from peft import get_peft_model
+from plan_command import run_plan
 from transformers import AutoConfig, LlamaConfig
 
 from workflow import params
@@ -172,12 +173,6 @@ def test_the_largest_fit_fits_and_a_larger_one_does_not(asked):
     assert memory.fits(memory.predict(shape, dq, asked.training, tokens=most), gib)
     assert not memory.fits(memory.predict(shape, dq, asked.training, tokens=most + 64), gib)
     assert memory.largest_fit(shape, asked.variants["lora_16bit"], asked.training, gib=4) == 0
-
-
-def run_plan(capsys, monkeypatch, *arguments: str) -> str:
-    monkeypatch.setattr("sys.argv", ["plan", *arguments])
-    plan.main()
-    return capsys.readouterr().out
 
 
 def test_the_plan_says_what_fits_before_anything_is_downloaded(capsys, monkeypatch):

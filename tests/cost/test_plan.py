@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import CPU, ROOT
 from peft import get_peft_model
-from test_memory import run_plan
+from plan_command import run_plan
 from transformers import AutoConfig
 
 from workflow import params

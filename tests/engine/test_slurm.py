@@ -19,8 +19,8 @@ from engine_fixture import (
     create_repository,
     snakemake_command,
 )
+from real_pipeline import TINY, clone, run
 from slurm_fixture import Slurm, running_slurm, wait_until
-from test_end_to_end import TINY, clone, run
 
 PLUGIN = "the SLURM executor is not installed: make slurm"
 # Looks for ended jobs every second or so, where the profile waits for trainings of hours.

@@ -11,9 +11,9 @@ import gguf
 import pytest
 import torch
 from conftest import file_model, hub_model
+from gguf_models import write_gguf
 from safetensors.torch import load_file
 from stub_hub import REVISION
-from test_your_own import write_gguf
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from workflow import params

@@ -8,6 +8,7 @@ from datetime import date
 
 import pytest
 from conftest import PRESETS, ROOT
+from edit_params import drop, put
 from jsonschema import Draft202012Validator
 from ruamel.yaml import YAML
 
@@ -37,26 +38,6 @@ def refused(tmp_path, change) -> str:
     sentence = str(error.value)
     assert "\n" not in sentence and sentence.endswith(".")
     return sentence.removeprefix(str(path))
-
-
-def put(path: str, value):
-    def change(changed: dict) -> None:
-        *sections, key = path.split(".")
-        for section in sections:
-            changed = changed[section]
-        changed[key] = value
-
-    return change
-
-
-def drop(path: str):
-    def change(changed: dict) -> None:
-        *sections, key = path.split(".")
-        for section in sections:
-            changed = changed[section]
-        del changed[key]
-
-    return change
 
 
 @pytest.mark.parametrize(

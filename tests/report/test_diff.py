@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import ROOT
+from made_up_scores import ITEMS, SEEDS, ask, write_results
 from ruamel.yaml import YAML
-from test_comparison import ITEMS, SEEDS, ask, write_results
 
 from workflow import params
 from workflow.comparison.compare import compare

@@ -20,11 +20,10 @@ import pyarrow.parquet
 import pytest
 import torch
 from conftest import ROOT, run_stage_in
+from edit_params import drop, put
+from gguf_models import write_gguf
 from ruamel.yaml import YAML
 from safetensors.torch import load_file, save_file
-from test_chat import TURN_ENDS, end_turns_as
-from test_params import drop, put
-from test_your_own import write_gguf
 from transformers import (
     AutoTokenizer,
     BertConfig,
@@ -37,6 +36,7 @@ from transformers import (
     T5Config,
     T5ForConditionalGeneration,
 )
+from turn_templates import TURN_ENDS, end_turns_as
 from warm_stages import Ended, WarmStages
 
 from workflow.cost import plan

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT, file_model, random_adapter
-from test_your_own import write_gguf
+from gguf_models import write_gguf
 from transformers import (
     AutoModelForCausalLM,
     Gemma3TextConfig,
