@@ -13,7 +13,8 @@ from snakemake.exceptions import WorkflowError
 from snakemake.utils import min_version, validate
 
 sys.path.insert(0, str(workflow.basedir))
-from workflow.engine import pipeline, snakemake_options
+from workflow.engine import engine_locks, prune, snakemake_options, snakemake_rules
+from workflow.engine.dvc_repository import open_repo
 from workflow.params import load
 from workflow.runtime.errors import UserError
 
@@ -27,7 +28,7 @@ workdir: workflow.basedir
 container: "docker://python:3.11"
 
 
-held_to_the_end = ExitStack()  # of this process
+until_exit = ExitStack()
 
 try:
     if workflow.is_main_process:
@@ -35,17 +36,17 @@ try:
     PARAMS = load()
     # Without `--jobs` there is no cluster, and `gpu` says which jobs may not run at once.
     local = workflow.resource_settings.nodes is None
-    with pipeline.open_repo() as repo:
-        STAGES = pipeline.load_stages(
+    with open_repo() as repo:
+        RULES = snakemake_rules.load_rules(
             repo,
-            gpus=local or pipeline.cluster_offers_gpus(PARAMS.hardware.device),
+            gpus=local or snakemake_rules.cluster_offers_gpus(PARAMS.hardware.device),
             processes={
-                name: asked.processes for name, asked in PARAMS.variants.items()
+                name: variant.processes for name, variant in PARAMS.variants.items()
             },
         )
         if workflow.is_main_process:  # a job on a cluster reads this file again
-            held_to_the_end.enter_context(pipeline.hold_workspace())
-            pipeline.mark_fresh_stages(repo)
+            until_exit.enter_context(engine_locks.snakemake_running())
+            snakemake_rules.mark_fresh_stages(repo)
 except UserError as error:
     raise WorkflowError(str(error)) from None
 
@@ -59,38 +60,38 @@ validate(config, "workflow/params/schemas/params.schema.json")
 
 
 onstart:
-    held_to_the_end.enter_context(pipeline.only_engine())
-    pipeline.wait_for_jobs()
-    pipeline.prune_and_tell()
+    until_exit.enter_context(engine_locks.only_engine())
+    engine_locks.wait_for_jobs()
+    prune.prune_and_report()
 
 
-for stage in STAGES:
+for dvc_stage in RULES:
 
     rule:
         name:
-            stage.name
-        default_target: stage.name == "report"
+            dvc_stage.name
+        default_target: dvc_stage.name == "report"
         input:
-            ancient(stage.upstream_marks),
+            ancient(dvc_stage.upstream_marks),
         output:
-            touch(stage.mark),
+            touch(dvc_stage.mark),
             # DVC writes these; `update`, or Snakemake would delete them first.
             [
                 update(
                     report(
-                        shown.path,
-                        caption=shown.caption,
-                        category=shown.category,
-                        labels=shown.labels,
+                        file.path,
+                        caption=file.caption,
+                        category=file.category,
+                        labels=file.labels,
                     )
                 )
-                for shown in stage.shown
+                for file in dvc_stage.report_files
             ],
         log:
-            stage.log,
+            dvc_stage.log,
         resources:
-            **stage.resources,
+            **dvc_stage.resources,
         params:
-            command=stage.command,
+            command=dvc_stage.command,
         shell:
             "{params.command}"

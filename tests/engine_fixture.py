@@ -30,9 +30,15 @@ REAL_FILES = (
     "workflow/__init__.py",
     "workflow/pipeline.py",
     "workflow/engine/__init__.py",
-    "workflow/engine/dvc_guards.py",
+    "workflow/engine/dvc_patch_recording.py",
+    "workflow/engine/dvc_patch_state.py",
+    "workflow/engine/dvc_repair.py",
+    "workflow/engine/dvc_repository.py",
+    "workflow/engine/engine_locks.py",
     "workflow/engine/pipeline.py",
+    "workflow/engine/prune.py",
     "workflow/engine/snakemake_options.py",
+    "workflow/engine/snakemake_rules.py",
     "workflow/report/captions/curves.rst",
     "workflow/report/captions/page.rst",
     "workflow/report/captions/tables.rst",
@@ -320,15 +326,15 @@ def resolve(text: str, item: dict[str, str]) -> str:
 
 def play_stage(name: str, *options: str) -> None:
     """Do what every stage does at its door, and then the stub's work."""
-    from workflow.runtime import inputs, lifetime, mending
+    from workflow.runtime import dvc_lock, inputs, lifetime
     from workflow.runtime.errors import UserError
 
     lifetime.end_with_engines()
-    mending.keep_copy_of_lock()
+    dvc_lock.keep_copy_of_lock()
     item = {flag.removeprefix("--"): value for flag, value in zip(options[::2], options[1::2], strict=True)}
     label = name + ("@" + "-".join(item.values()) if item else "")
     try:
-        with inputs.taken_down(name, item):
+        with inputs.recording(name, item):
             write_outputs(name, item, label)
             inputs.check()
     except UserError as error:

@@ -146,15 +146,15 @@ def test_what_is_measured_already_is_not_measured_again(tiny, tmp_path, monkeypa
     rows_file = tmp_path / "rows.jsonl"
     write_jsonl(rows_file, [])
     arguments = {"rows": rows_file, "tokenizer": tmp_path, "parts": ["paths", "grid"], "again": False}
-    path = hardware.hardware(tiny, **arguments)
+    path = hardware.measure(tiny, **arguments)
     settings = len(hardware.PATHS) + 4
     assert path.name == "a_card_80gb.json" and len(measured) == settings * 2
     # The run's rows hold tokens that a shape's own vocabulary can be too small for.
     assert {(job.vocabulary, job.rows_file is None) for job in measured} == {(9000, False), (None, True)}
     assert len(json.loads(path.read_text())["points"]) == len(measured)
-    hardware.hardware(tiny, **arguments)
+    hardware.measure(tiny, **arguments)
     assert len(measured) == settings * 2
-    hardware.hardware(tiny, **(arguments | {"again": True}))
+    hardware.measure(tiny, **(arguments | {"again": True}))
     assert len(measured) == settings * 4 and len(json.loads(path.read_text())["points"]) == settings * 2
 
 
@@ -167,16 +167,16 @@ def test_an_unknown_shape_is_named(tiny):
 
 def test_a_benchmark_can_be_narrowed_to_variants_and_shapes():
     preset = params.load(hardware.PRESET)
-    one = hardware.narrowed(preset, variants=["seed_recipe"], shapes=["llama2_13b", "llama3_8b"])
+    one = hardware.select(preset, variants=["seed_recipe"], shapes=["llama2_13b", "llama3_8b"])
     assert one.experiment.variants == ["seed_recipe"]
     assert one.benchmark.grid.shapes == ["llama2_13b", "llama3_8b"]
-    assert hardware.narrowed(preset, variants=None, shapes=None) == preset
+    assert hardware.select(preset, variants=None, shapes=None) == preset
     for asked, word in (
         ({"variants": ["seed"]}, "--variants names seed"),
         ({"shapes": ["7b"]}, "--shapes names 7b"),
     ):
         with pytest.raises(UserError, match=f"^{word}, and the params file has l"):
-            hardware.narrowed(preset, **({"variants": None, "shapes": None} | asked))
+            hardware.select(preset, **({"variants": None, "shapes": None} | asked))
 
 
 def test_the_preset_covers_the_shapes_of_the_study_and_the_recipe_beside_our_default():
@@ -184,6 +184,6 @@ def test_the_preset_covers_the_shapes_of_the_study_and_the_recipe_beside_our_def
     assert {"llama2_7b", "llama2_13b", "llama3_8b"} <= set(preset.benchmark.grid.shapes)
     assert preset.benchmark.grid.shapes[0] == "llama2_7b"  # where the run's own rows are measured
     assert {"lora_16bit", "qlora_nf4_dq", "seed_recipe"} <= set(preset.variants)
-    jobs = list(grid.jobs(hardware.narrowed(preset, variants=["seed_recipe"], shapes=["llama2_7b"]),
+    jobs = list(grid.jobs(hardware.select(preset, variants=["seed_recipe"], shapes=["llama2_7b"]),
                           "seed_recipe", "llama2_7b", model_folder=None))  # fmt: skip
     assert {(job.training["rank"], job.variant_params["compute_dtype"]) for job in jobs} == {(64, "float16")}

@@ -19,7 +19,8 @@ from engine_fixture import (
     wait_until,
 )
 
-from workflow.runtime import dvc_patches, lock_text
+from workflow.engine import dvc_patch_state
+from workflow.runtime import dvc_lock
 from workflow.runtime.files import md5
 
 STAGE = f"train@{VARIANT}-1"
@@ -95,7 +96,7 @@ def test_an_emptied_or_cut_dvc_lock_is_put_back_and_nothing_runs_again(repositor
         repository.dvc("status", fails=True)
     said = repository.prune() if door == "prune" else repository.snakemake("--dry-run", "report")
     assert "put back" in said and "Traceback" not in said
-    assert lock_text.split(lock.read_text()).keys() == lock_text.split(committed).keys()
+    assert dvc_lock.split_blocks(lock.read_text()).keys() == dvc_lock.split_blocks(committed).keys()
     repository.dvc("repro", STAGE)
     assert repository.ran() == []
     assert_clean(repository, STAGE)
@@ -173,10 +174,10 @@ def test_braces_in_the_path_are_a_sentence(repository, tmp_path):
 def test_a_block_of_dvc_lock_is_written_as_dvc_writes_it(tmp_path, monkeypatch, value, name):
     entry = {"cmd": "run it", "params": {"params.yaml": {"key": value, "other": 1}}}
     entry["outs"] = [{"path": "x", "hash": "md5", "md5": "0" * 32, "size": 3}]
-    monkeypatch.setattr(dvc_patches.serialize, "to_lockfile", lambda stage: {stage.name: stage.entry})
+    monkeypatch.setattr(dvc_patch_state.serialize, "to_lockfile", lambda stage: {stage.name: stage.entry})
     texts = []
-    for patches in (nullcontext, dvc_patches.whole_files):
-        lock = dvc_patches.dvcfile.Lockfile.__new__(dvc_patches.dvcfile.Lockfile)
+    for patches in (nullcontext, dvc_patch_state.applied):
+        lock = dvc_patch_state.dvcfile.Lockfile.__new__(dvc_patch_state.dvcfile.Lockfile)
         lock.path = str(tmp_path / "dvc.lock")
         lock.repo = SimpleNamespace(
             fs=None, root_dir=".", scm_context=SimpleNamespace(track_file=lambda path: None)

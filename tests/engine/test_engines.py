@@ -36,7 +36,7 @@ from engine_fixture import (
     wait_until,
 )
 
-from workflow.engine import pipeline
+from workflow.engine.dvc_repository import open_repo
 
 SNAKEMAKE = [str(snakemake_command()), "--cores", "1", "--nolock"]
 
@@ -198,7 +198,7 @@ def test_a_job_killed_while_dvc_writes_its_locks_leaves_them_whole(
         file.flush()
         raise Killed
 
-    with pipeline.open_repo(repository.root) as repo, monkeypatch.context() as patch:
+    with open_repo(repository.root) as repo, monkeypatch.context() as patch:
         patch.setattr(rwlock.json, "dump", die)
         with pytest.raises(Killed), rwlock.rwlock(repo.tmp_dir, repo.fs, "job", [], ["/a/file"], False):
             pass

@@ -1,6 +1,5 @@
 """A working week on one pipeline with two engines: experiments, interruptions, hands on the outputs, clones."""
 
-import fcntl
 import json
 import os
 import shutil
@@ -25,6 +24,7 @@ from engine_fixture import (
     snakemake_command,
     wait_until,
 )
+from filelock import ReadWriteLock
 
 DVC = [sys.executable, "-m", "dvc"]
 DVC_REPRO = [*DVC, "repro"]
@@ -119,8 +119,7 @@ def test_a_killed_engine_takes_its_stage_with_it_and_leaves_no_lock(repository, 
 def test_a_snakemake_waits_for_the_jobs_of_one_that_was_killed(repository):
     repository.edit_params(change_evaluation)
     # A job that outlives its Snakemake for as long as this test likes.
-    with (repository.root / ".snakemake" / "jobs").open("a") as job:
-        fcntl.flock(job, fcntl.LOCK_SH)
+    with ReadWriteLock(repository.root / ".snakemake" / "jobs.lock").read_lock():
         run = subprocess.Popen(
             [str(snakemake_command()), "--cores", "1", "report"],
             cwd=repository.root,

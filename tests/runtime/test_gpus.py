@@ -29,10 +29,9 @@ from engine_fixture import (
 from workflow import params
 from workflow.runtime.errors import UserError
 
-# The calls of NVML that say which GPUs there are. GPUS lists them, each with its MIG instances.
+# The calls of NVML that say which GPUs there are, from the variable GPUS.
 DRIVER = """
 import json, os
-NVML_DEVICE_MIG_ENABLE = 1
 class NVMLError(Exception): pass
 def nvmlInit():
     if "GPUS" not in os.environ: raise NVMLError("Driver Not Loaded")
@@ -40,14 +39,7 @@ def nvmlShutdown(): pass
 def gpus(): return json.loads(os.environ["GPUS"])
 def nvmlDeviceGetCount(): return len(gpus())
 def nvmlDeviceGetHandleByIndex(index): return gpus()[index]
-def nvmlDeviceGetUUID(handle): return handle[0] if isinstance(handle, list) else handle
-def nvmlDeviceGetMigMode(handle):
-    if len(handle) == 1: raise NVMLError("Not Supported")
-    return [1, 1]
-def nvmlDeviceGetMaxMigDeviceCount(handle): return 7
-def nvmlDeviceGetMigDeviceHandleByIndex(handle, index):
-    if index + 1 >= len(handle): raise NVMLError("Not Found")
-    return handle[index + 1]
+def nvmlDeviceGetUUID(handle): return handle
 """
 STAGE = """
 import os, sys
@@ -58,8 +50,7 @@ def stage(count: int, run: int) -> None:
     sys.stdin.read()
 run_stage(os.environ["STAGE"], stage, arguments={"count": int, "run": int}, gpus_needed=lambda count, run: count)
 """
-FOUR = [["GPU-aa11"], ["GPU-bb22"], ["GPU-cc33"], ["GPU-dd44"]]
-SPLIT = [["GPU-aa11", "MIG-a1", "MIG-a2"], ["GPU-bb22"]]
+FOUR = ["GPU-aa11", "GPU-bb22", "GPU-cc33", "GPU-dd44"]
 
 Start = Callable[..., subprocess.Popen]
 
@@ -71,7 +62,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
     started = []
 
     def start(
-        gpus: list[list[str]] | None,
+        gpus: list[str] | None,
         visible: str | None = None,
         count: int = 1,
         stage: str = "train",
@@ -191,9 +182,8 @@ def test_another_number_of_places_is_one_sentence(start: Start, places):
         pytest.param(FOUR, "2,0", ["2", "0"], id="indices"),
         pytest.param(FOUR, " GPU-dd, 1", ["GPU-dd", "1"], id="the beginning of a UUID"),
         pytest.param(FOUR, "3,9,0", ["3"], id="nothing after one that is not there"),
-        pytest.param(SPLIT, None, ["MIG-a1", "MIG-a2", "GPU-bb22"], id="every instance of a split GPU"),
-        pytest.param(SPLIT, "MIG-a2,1", ["MIG-a2", "1"], id="an instance"),
-        pytest.param(FOUR, "MIG-GPU-aa11/1/0", ["MIG-GPU-aa11/1/0"], id="an instance's older name"),
+        pytest.param(FOUR, "MIG-a2,1", ["MIG-a2", "1"], id="a MIG instance"),
+        pytest.param(FOUR, "MIG-GPU-aa11/1/0", ["MIG-GPU-aa11/1/0"], id="a MIG instance's older name"),
     ],
 )
 def test_stages_spread_over_what_is_visible_under_the_name_it_has(start: Start, gpus, visible, expected):
@@ -206,8 +196,6 @@ def test_a_gpu_is_the_same_under_all_its_names(start: Start):
     assert seen(start(FOUR, "1")) == "1"
     for name in ("GPU-bb22", "GPU-b", "1"):
         assert "waits for a GPU" in seen(start(FOUR, name))
-    assert seen(start(SPLIT, "0")) == "0"
-    assert "waits for a GPU" in seen(start(SPLIT, "MIG-a1"))  # CUDA's choice for the whole GPU
     assert seen(start(FOUR)) == "GPU-aa11"
 
 

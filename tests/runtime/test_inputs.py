@@ -253,6 +253,6 @@ def test_code_that_is_edited_while_a_stage_starts_stops_it(tmp_path, monkeypatch
     Path("params.yaml").write_text("a: {b: 1}\n")
     Path("code.py").write_text("first")
     with pytest.raises(UserError, match=r"^code\.py was edited while this stage was starting"):
-        inputs.take("some", {})
+        inputs.snapshot("some", {})
     monkeypatch.setattr("workflow.BEGAN", time.time())
-    assert inputs.take("some", {}).params == {"a.b": 1}
+    assert inputs.snapshot("some", {}).params == {"a.b": 1}

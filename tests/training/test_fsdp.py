@@ -255,17 +255,17 @@ def test_a_shared_training_goes_on_with_the_same_bits(folder, tmp_path):
 # The launcher alone, with modules that need no torch.
 PROGRAM = """
 import os, sys, time
-from workflow import processes
-processes.end_with_launcher()
-print("process", processes.rank(), "of", processes.count(), flush=True)
+from workflow.runtime import launch
+launch.end_with_launcher()
+print("process", launch.rank(), "of", launch.count(), flush=True)
 {}
 """
 LAUNCH = """
 import sys
-from workflow import processes
+from workflow.runtime import launch
 from workflow.runtime.errors import UserError
 try:
-    processes.launch("program", [], processes=3, label="stage x")
+    launch.launch("program", [], processes=3, label="stage x")
 except UserError as error:
     sys.exit(f"stage x: {error}")
 """
@@ -287,13 +287,13 @@ def launched(folder: Path, body: str) -> subprocess.Popen:
     ("body", "code", "errors"),
     [
         ("", 0, ""),
-        ("if processes.rank() == 0: print('a warning', file=sys.stderr)", 0, "a warning\n"),
-        ("if processes.rank() == 1: sys.exit('stage x: the key is wrong.')\ntime.sleep(60)", 1,
+        ("if launch.rank() == 0: print('a warning', file=sys.stderr)", 0, "a warning\n"),
+        ("if launch.rank() == 1: sys.exit('stage x: the key is wrong.')\ntime.sleep(60)", 1,
          "stage x: the key is wrong.\n"),
-        ("if processes.rank() == 2: os.kill(os.getpid(), 9)\ntime.sleep(60)", 1,
+        ("if launch.rank() == 2: os.kill(os.getpid(), 9)\ntime.sleep(60)", 1,
          "stage x: process 3 of 3 was killed by SIGKILL (out of memory, if nobody killed it), "
          "and the others were ended.\n"),
-        ("if processes.rank() == 1: print('why', file=sys.stderr); os._exit(3)\ntime.sleep(60)", 1,
+        ("if launch.rank() == 1: print('why', file=sys.stderr); os._exit(3)\ntime.sleep(60)", 1,
          "why\nstage x: process 2 of 3 ended with code 3, and the others were ended; "
          "its own words stand above.\n"),
     ],

@@ -1,8 +1,8 @@
-"""Measure a GPU: the training path beside the plain loop, and the grid of every shape. `make benchmark` runs it.
+"""Measure a GPU: each training path, the plain loop, and the grid of every model shape. `make benchmark` runs it.
 
-It needs the sample's rows and a tokenizer (`dvc repro sample`), no model: shapes get random weights. Every
-point is written as soon as it is measured to results/hardware/DEVICE.json, which the report shows; a point
-that is there already is measured again only with --again.
+It needs the sample's rows and a tokenizer (`dvc repro sample`) but no model: shapes get random weights. Each point is
+written to results/hardware/DEVICE.json as soon as it is measured, and the report shows it; points in that file are measured
+again only with --again.
 """
 
 import argparse
@@ -41,57 +41,75 @@ PATHS = {
 }
 
 
-def narrowed(asked: params.Params, *, variants: list[str] | None, shapes: list[str] | None) -> params.Params:
-    """Params that name these variants and shapes alone; None for those that they name.
+def select(settings: params.Params, *, variants: list[str] | None, shapes: list[str] | None) -> params.Params:
+    """Return params with only these variants and shapes; None keeps those of the params.
 
     Raises:
-        UserError: a variant or a shape is not in the file.
+        UserError: the params have no such variant or shape.
     """
-    grid = asked.benchmark.grid
-    for key, named, known in (
-        ("--variants", variants, list(asked.variants)),
+    grid = settings.benchmark.grid
+    for option, names, known in (
+        ("--variants", variants, list(settings.variants)),
         ("--shapes", shapes, grid.shapes),
     ):
-        for name in named or []:
+        for name in names or []:
             if name not in known:
-                raise UserError(f"{key} names {name}, and the params file has {', '.join(known)}.")
-    chosen = {
-        "experiment": asked.experiment.model_copy(update={"variants": variants or asked.experiment.variants}),
-        "benchmark": asked.benchmark.model_copy(
+                raise UserError(f"{option} names {name}, and the params file has {', '.join(known)}.")
+    changes = {
+        "experiment": settings.experiment.model_copy(
+            update={"variants": variants or settings.experiment.variants}
+        ),
+        "benchmark": settings.benchmark.model_copy(
             update={"grid": grid.model_copy(update={"shapes": shapes or grid.shapes})}
         ),
     }
-    return asked.model_copy(update=chosen)
+    return settings.model_copy(update=changes)
 
 
-def hardware(asked: params.Params, *, rows: Path, tokenizer: Path, parts: list[str], again: bool) -> Path:
-    """Measure what `asked` names on this machine's device; return the file that holds it."""
+def measure(settings: params.Params, *, rows: Path, tokenizer: Path, parts: list[str], again: bool) -> Path:
+    """Measure the variants and shapes of the params on this machine's device.
+
+    Args:
+        settings: whose `benchmark` says what to measure.
+        rows: the sample as JSON lines.
+        tokenizer: a folder with a tokenizer.
+        parts: of "paths", the training paths at the first shape, and "grid".
+        again: whether to repeat points that were measured before.
+
+    Returns:
+        The file with every point of the device.
+    """
     with tempfile.TemporaryDirectory() as scratch:
         tokenized = Path(scratch) / "rows.jsonl"
         if "paths" in parts:
-            encoded, vocabulary = tokenize(rows, tokenizer, asked.training)
+            encoded, vocabulary = tokenize(rows, tokenizer, settings.training)
             write_jsonl(tokenized, encoded)
-        wanted = []
-        for shape in asked.benchmark.grid.shapes:
-            for variant in asked.experiment.variants:
-                points = list(grid.jobs(asked, variant, shape, model_folder=None))
-                if "paths" in parts and shape == asked.benchmark.grid.shapes[0]:
-                    wanted += [
-                        (name, path_job(points[0], tokenized, vocabulary, loop, changes, asked))
+        jobs = []
+        for shape in settings.benchmark.grid.shapes:
+            for variant in settings.experiment.variants:
+                points = list(grid.jobs(settings, variant, shape, model_folder=None))
+                if "paths" in parts and shape == settings.benchmark.grid.shapes[0]:
+                    jobs += [
+                        (name, path_job(points[0], tokenized, vocabulary, loop, changes, settings))
                         for name, (loop, changes) in PATHS.items()
                     ]
                 if "grid" in parts:
-                    wanted += [("grid", point) for point in points]
-        return _measure(wanted, asked, again=again)
+                    jobs += [("grid", point) for point in points]
+        return _measure(jobs, settings, again=again)
 
 
 def path_job(
-    point: grid.Job, rows: Path, vocabulary: int, loop: str, changes: dict, asked: params.Params
+    point: grid.Job, rows: Path, vocabulary: int, loop: str, changes: dict, settings: params.Params
 ) -> grid.Job:
-    """A job on the run's own rows, with the batch that `training` asks for.
+    """Return a job on the run's own rows, with the batch of its `training`.
 
     Args:
-        vocabulary: tokens that the rows are made of: a shape's own embedding can be smaller.
+        point: a job of the grid with the same variant and shape.
+        rows: a file of tokenized rows.
+        vocabulary: number of the tokenizer's tokens; a shape's own embedding can be smaller.
+        loop: "ours" or "plain".
+        changes: to the point's training.
+        settings: the params, for the number of steps.
     """
     training = params.Training.model_validate(point.training | changes)
     return replace(
@@ -104,30 +122,32 @@ def path_job(
         length=training.max_length,
         gradient_checkpointing=training.gradient_checkpointing,
         training=training.model_dump(),
-        warmup_steps=asked.benchmark.warmup_steps,
-        steps=asked.benchmark.steps,
+        warmup_steps=settings.benchmark.warmup_steps,
+        steps=settings.benchmark.steps,
         repeats=1,
     )
 
 
-def _measure(wanted: list[tuple[str, grid.Job]], asked: params.Params, *, again: bool) -> Path:
+def _measure(jobs: list[tuple[str, grid.Job]], settings: params.Params, *, again: bool) -> Path:
     device = _device_name()
     path = HARDWARE / f"{re.sub('[^a-z0-9]+', '_', device.lower()).strip('_')}.json"
     points = read_json(path)["points"] if path.exists() else []
-    known = {_key(point["setting"], point) for point in points}
-    todo = [
+    measured = {_key(point["setting"], point) for point in points}
+    pending = [
         (name, job)
-        for name, job in wanted
-        if again or _key(name, job.as_dict() | {"rank": job.training["rank"]}) not in known
+        for name, job in jobs
+        if again or _key(name, job.as_dict() | {"rank": job.training["rank"]}) not in measured
     ]
     ahead = 2 if device.startswith("NVIDIA") else 0
-    results = grid.run([job for _, job in todo], time_limit=asked.benchmark.grid.time_limit, ahead=ahead)
-    for number, ((name, _), result) in enumerate(zip(todo, results, strict=True), start=1):
+    results = grid.run(
+        [job for _, job in pending], time_limit=settings.benchmark.grid.time_limit, ahead=ahead
+    )
+    for number, ((name, _), result) in enumerate(zip(pending, results, strict=True), start=1):
         result = {"setting": name, **result}
         key = _key(name, result)
         points = [point for point in points if _key(point["setting"], point) != key] + [result]
         write_json(path, {"device": device, "versions": installed(), "points": points})
-        say(f"{number} of {len(todo)}, {name}: {grid.describe(result)}")
+        say(f"{number} of {len(pending)}, {name}: {grid.describe(result)}")
     return path
 
 
@@ -143,50 +163,56 @@ def _device_name() -> str:
     return device_name(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
 
 
-def tokenize(rows: Path, tokenizer: Path, training: params.Training) -> tuple[list[dict], int]:
-    """The rows as tokens and labels, and how many tokens there are.
+def tokenize(rows: Path, tokenizer_folder: Path, training: params.Training) -> tuple[list[dict], int]:
+    """Tokenize the rows of a sample, cut at max_length; rows without a response token left are dropped.
 
-    Rows are cut at max_length; those with no response token left are left out.
+    Returns:
+        The token ids and labels of each row, and the number of the tokenizer's tokens.
+
+    Raises:
+        UserError: the rows or the tokenizer are missing.
     """
     from transformers import AutoTokenizer
 
-    if not rows.is_file() or not tokenizer.is_dir():
+    if not rows.is_file() or not tokenizer_folder.is_dir():
         raise UserError(
-            f"{rows} and {tokenizer} are needed, and one is missing: run `dvc repro sample` first."
+            f"{rows} and {tokenizer_folder} are needed, and one is missing: run `dvc repro sample` first."
         )
-    words = AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=False)
-    encode = words.apply_chat_template
-    made = []
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder, trust_remote_code=False)
+    encode = tokenizer.apply_chat_template
+    tokenized = []
     for row in from_rows(read_jsonl(rows)):
-        told = row.conversation(use_context=training.use_context)
-        prompt = encode(told["prompt"], add_generation_prompt=True, return_dict=False)
-        whole = encode(told["prompt"] + told["completion"], return_dict=False)[: training.max_length]
-        if len(whole) > len(prompt):
-            made.append({"input_ids": whole, "labels": [-100] * len(prompt) + whole[len(prompt) :]})
-    return made, len(words)
+        conversation = row.conversation(use_context=training.use_context)
+        prompt = encode(conversation["prompt"], add_generation_prompt=True, return_dict=False)
+        messages = conversation["prompt"] + conversation["completion"]
+        tokens = encode(messages, return_dict=False)[: training.max_length]
+        if len(tokens) > len(prompt):
+            tokenized.append({"input_ids": tokens, "labels": [-100] * len(prompt) + tokens[len(prompt) :]})
+    return tokenized, len(tokenizer)
 
 
 def main() -> None:
+    """Parse the command line and measure; exit with one sentence on a UserError."""
     parser = argparse.ArgumentParser(prog="python -m workflow.hardware", description=__doc__)
     parser.add_argument("--params", type=Path, default=PRESET, help=f"a params file (default {PRESET})")
     parser.add_argument("--rows", type=Path, default=split_file("train"), help="the sample, JSON lines")
     parser.add_argument("--tokenizer", type=Path, default=MODEL, help="a folder that holds a tokenizer")
     parser.add_argument("--parts", nargs="+", choices=["paths", "grid"], default=["paths", "grid"])
     parser.add_argument(
-        "--variants", nargs="+", help="of those that the file defines, in place of its experiment's"
+        "--variants", nargs="+", help="of those that the file defines; by default those of its experiment"
     )
     parser.add_argument(
         "--shapes", nargs="+", help="of the file's benchmark.grid.shapes; paths are measured at the first"
     )
-    parser.add_argument("--again", action="store_true", help="measure again what is there already")
+    parser.add_argument("--again", action="store_true", help="measure points again that are in the file")
     options = parser.parse_args()
     go_offline()
     quiet_libraries()
     try:
         variables.check(os.environ, network=False)
-        with faults.as_user_errors("benchmark"), gpus.taken(1, say=say):
-            path = hardware(
-                narrowed(params.load(options.params), variants=options.variants, shapes=options.shapes),
+        with faults.as_user_errors("benchmark"), gpus.reserved(1, say=say):
+            path = measure(
+                select(params.load(options.params), variants=options.variants, shapes=options.shapes),
                 rows=options.rows,
                 tokenizer=options.tokenizer,
                 parts=options.parts,

@@ -128,9 +128,9 @@ def bring_up_to_date(folder: Path, *, engine: str, targets: list[str], cores: in
     Raises:
         UserError: a stage failed; it has said why.
     """
-    _in(folder, "workflow.engine.pipeline", "prune")
+    _in(folder, "workflow.pipeline", "prune")
     if engine == "dvc":
-        _in(folder, "workflow.engine.pipeline", "dvc", "repro", *targets)
+        _in(folder, "workflow.pipeline", "dvc", "repro", *targets)
         return
     count = max(1, len(gpus.visible()))
     shared = per_gpu > 1 and targets == ["report"]
@@ -138,17 +138,17 @@ def bring_up_to_date(folder: Path, *, engine: str, targets: list[str], cores: in
         environment = {}
         if places > 1:
             threads = os.environ.get("OMP_NUM_THREADS", str(max(1, cores // (places * count))))
-            environment = {gpus.PLACES: str(places), "OMP_NUM_THREADS": threads}
+            environment = {gpus.STAGES_PER_GPU: str(places), "OMP_NUM_THREADS": threads}
         _in(folder, "snakemake", *_stages(folder, names), "--cores", str(cores), "--keep-going",
             "--quiet", "rules", "--resources", f"gpu={places * count}", **environment)  # fmt: skip
 
 
 def _stages(folder: Path, names: Iterable[str]) -> list[str]:
     """The stages of these names in dvc.yaml, each item of a matrix; a name that is none's stays as it is."""
-    from workflow.engine import pipeline
+    from workflow.engine.dvc_repository import open_repo, stage_graph
 
-    with pipeline.open_repo(folder) as repo:
-        known = [stage.name for stage in pipeline.load_stages(repo)]
+    with open_repo(folder) as repo:
+        known = [stage.name for stage in stage_graph(repo)]
     return [
         stage for name in names for stage in [item for item in known if item.startswith(f"{name}@")] or [name]
     ]
@@ -170,7 +170,7 @@ def finish(folder: Path) -> None:
     """
     read_lock(folder / DVC_LOCK)
     for stage in ("compare", "report"):
-        _in(folder, "workflow.engine.pipeline", "dvc", "repro", "--single-item", stage)
+        _in(folder, "workflow.pipeline", "dvc", "repro", "--single-item", stage)
 
 
 def record_environment(folder: Path, **how: str | int) -> None:

@@ -1,29 +1,38 @@
 """The errors that end a stage with a sentence for the terminal instead of a traceback."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
+
+MOST_NAMED = 4  # items in one sentence
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:
-    """What a misspelled name was to be, to end a sentence with; nothing where no name is near."""
+    """Return what a misspelled name probably means, as the end of a sentence; empty if no name is close."""
     near = get_close_matches(name, list(known), n=1)
     return f" (did you mean {near[0]}?)" if near else ""
 
 
-class UserError(Exception):
-    """Something that the user can mend; its text is one clear sentence on one line.
+def first_of(items: Sequence[str], separator: str = ", ") -> str:
+    """Join the first few items for a sentence, and count the others."""
+    more = len(items) - MOST_NAMED
+    text = separator.join(items[:MOST_NAMED])
+    return f"{text}{separator}and {more} more" if more > 0 else text
 
-    What it quotes from a file may hold anything: a line break or a terminal's control character is shown escaped.
+
+class UserError(Exception):
+    """An error that the user can fix; its text is one clear sentence on one line.
+
+    It may quote anything from a file, so line breaks and a terminal's control characters are escaped.
     """
 
     def __str__(self) -> str:
         text = super().__str__()
-        return text if text.isprintable() else "".join(map(_shown, text))
+        return text if text.isprintable() else "".join(map(_escaped, text))
 
 
-def _shown(character: str) -> str:
+def _escaped(character: str) -> str:
     return character if character.isprintable() else character.encode("unicode_escape").decode()
 
 
 class CheckError(UserError):
-    """What was loaded, tokenized, trained or scored is not what was asked for, so its numbers would mislead."""
+    """What was loaded, tokenized, trained or scored differs from the params, so its numbers would mislead."""

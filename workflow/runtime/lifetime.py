@@ -1,6 +1,5 @@
-"""How long a stage lives: one process at a time, no longer than the engine that started it, until a SIGTERM."""
+"""How long a stage lives: until a SIGTERM, and no longer than the engine that started it."""
 
-import fcntl
 import os
 import signal
 import threading
@@ -9,13 +8,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import IO
 
-LOCKS = Path(".cache") / "running"
-# Seconds between two looks at a lock, and at the engine.
+# Seconds between two looks at the engine.
 PATIENCE = 0.5
 # What starts stages, as the first words of its command line name it.
-ENGINES = {"dvc", "snakemake", "workflow.engine.pipeline"}
+ENGINES = {"dvc", "snakemake", "workflow.pipeline"}
 
 
 class Terminated(BaseException):
@@ -23,42 +20,6 @@ class Terminated(BaseException):
 
     def __str__(self) -> str:
         return ": ".join(["ended by SIGTERM", *map(str, self.args)])
-
-
-@contextmanager
-def alone(name: str, *, say: Callable[[str], None], work: str = "this stage") -> Iterator[None]:
-    """Hold the lock of a stage while the block runs; wait until no other process of this repository has it.
-
-    An engine that was killed leaves its stage behind, which ends a little later: the next run of that stage must
-    not write beside it. The kernel frees the lock of a process that dies, however it dies.
-
-    Args:
-        name: the stage's, or that of other work which one process does at a time.
-        say: called with a line when it has to wait.
-        work: what the other process runs, for that line.
-    """
-    LOCKS.mkdir(parents=True, exist_ok=True)
-    # Opened to append: another process' id in it is not to be lost.
-    with (LOCKS / name).open("a+") as file:
-        waited = False
-        while not locked(file):
-            if not waited:
-                file.seek(0)
-                say(f"waits for process {file.read() or 'unknown'}, which is running {work}")
-            waited = True
-            time.sleep(PATIENCE)
-        file.truncate(0)
-        print(os.getpid(), end="", file=file, flush=True)
-        yield
-
-
-def locked(file: IO[str], how: int = fcntl.LOCK_EX) -> bool:
-    """Lock an open file, alone or (LOCK_SH) together with others, if that can be done at once; whether it could."""
-    try:
-        fcntl.flock(file, how | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 @contextmanager

@@ -1,6 +1,6 @@
-"""Whether what stages wrote is still what dvc.lock says, and how to get again what is not.
+"""Whether the outputs of stages still match dvc.lock, and how to restore those that do not.
 
-What comes out of DVC's cache or a remote is trusted by DVC; here the md5 is computed before it is used or shown.
+DVC trusts what comes from its cache or a remote; here the md5 is computed before a file is used or shown.
 """
 
 import hashlib
@@ -15,42 +15,45 @@ from pathlib import Path
 import yaml
 
 from workflow.runtime import digests
-from workflow.runtime.errors import CheckError, UserError
+from workflow.runtime.errors import MOST_NAMED, CheckError, UserError, first_of
 from workflow.runtime.files import write_text
 
 DVC_LOCK = Path("dvc.lock")
-MOST_NAMED = 4  # files in one sentence
 
 
 @dataclass(frozen=True)
 class Written:
-    """An output of a stage, with the digest that dvc.lock has of it."""
+    """An output of a stage, with its digest in dvc.lock."""
 
     stage: str
     path: str
     md5: str
 
 
-def check_read(deps: Iterable[str], found: Mapping[Path, str]) -> None:
-    """Raise a UserError if something that a stage reads and another one wrote is not what dvc.lock says.
+def check_read(deps: Iterable[str], file_md5s: Mapping[Path, str]) -> None:
+    """Check that what a stage reads and another stage wrote matches dvc.lock.
 
     Args:
         deps: the files and folders that it reads.
-        found: the md5 of every file of them.
+        file_md5s: the md5 of every file in them.
+
+    Raises:
+        CheckError: something does not match.
     """
     deps, wrong = list(deps), {}
     for path, (stage, md5s) in written().items():
         if any(path == dep or path.startswith(f"{dep}/") for dep in deps):
-            digest = digests.known_digest(Path(path), found)
+            digest = digests.known_digest(Path(path), file_md5s)
             if digest is not None and digest not in md5s:
                 wrong[path] = Written(stage, path, md5s[-1])
     _refuse(wrong)
 
 
 def check_outputs(*paths: Path) -> None:
-    """Raise a UserError if one of these files and folders is not what dvc.lock says that its stage wrote.
+    """Check that these files and folders match dvc.lock, for commands that are not stages but read their outputs.
 
-    For commands that are no stages and read what stages wrote.
+    Raises:
+        CheckError: one does not match.
     """
     check_read(
         [path.as_posix() for path in paths],
@@ -59,46 +62,50 @@ def check_outputs(*paths: Path) -> None:
 
 
 def check_content(content: bytes, path: Path, lock: str, *, of: str) -> None:
-    """Raise a CheckError unless this is what a file's stage wrote.
+    """Check that the content of a file at a commit matches that commit's dvc.lock.
 
     Args:
-        content: that DVC gave of the file as it was at a commit.
+        content: what DVC returned for the file.
+        path: of the file.
         lock: the text of that commit's dvc.lock.
         of: what the commit is called.
+
+    Raises:
+        CheckError: it does not match.
     """
     md5 = hashlib.md5(content, usedforsecurity=False).hexdigest()
     _, md5s = written(lock).get(path.as_posix(), ("", [md5]))
     if md5 not in md5s:
-        place = digests.object_of(md5s[-1], _cache())
+        cached = digests.object_of(md5s[-1], _cache())
         raise CheckError(
             f"{path} of {of} is damaged: its md5 is not that in the dvc.lock of {of}; remove it from DVC's cache by "
-            f"`rm -f {place}`, and it comes from the remote, if there is one."
+            f"`rm -f {cached}`, and it comes from the remote, if there is one."
         )
 
 
 def mend_listings() -> list[tuple[Path, bool]]:
-    """Put right what DVC's cache lists of the folders in dvc.lock, as DVC runs their stages again where it cannot read it.
+    """Repair the lists of folders' files in DVC's cache: DVC would run a stage again if it cannot read one.
 
-    A damaged list is written again from a folder that is whole, and removed where none is there.
+    A damaged list is rebuilt from the folder in the workspace if that is intact, and removed otherwise.
 
     Returns:
-        The damaged ones, and whether each is whole again.
+        The paths of the damaged lists, and whether each was rebuilt.
     """
-    mended = []
+    repaired = []
     folders = [(Path(path), md5) for path, (_, md5s) in written().items() for md5 in md5s if _is_folder(md5)]
     cache = _cache() if folders else Path()
     for folder, md5 in folders:
-        place = digests.object_of(md5, cache)
-        if not place.is_file() or digests.digest(place) + ".dir" == md5:
+        listing = digests.object_of(md5, cache)
+        if not listing.is_file() or digests.digest(listing) + ".dir" == md5:
             continue
-        found = digests.digests(digests.files_of(folder))
-        whole = folder.is_dir() and digests.folder_digest(folder, found) == md5
-        place.unlink()
+        file_md5s = digests.digests(digests.files_of(folder))
+        whole = folder.is_dir() and digests.folder_digest(folder, file_md5s) == md5
+        listing.unlink()
         if whole:
-            write_text(place, digests.listing(folder, found))
-            place.chmod(0o444)  # as DVC has it
-        mended.append((place, whole))
-    return mended
+            write_text(listing, digests.listing(folder, file_md5s))
+            listing.chmod(0o444)  # as DVC writes it
+        repaired.append((listing, whole))
+    return repaired
 
 
 def _is_folder(md5: str) -> bool:
@@ -106,17 +113,19 @@ def _is_folder(md5: str) -> bool:
 
 
 def written(lock: str | None = None) -> dict[str, tuple[str, list[str]]]:
-    """By path, the stage of dvc.lock that wrote it and its digest; digests, where a renamed stage wrote it as well.
+    """Return the outputs in dvc.lock: by path, the stage that wrote it and its digests.
+
+    There are several digests if a stage of another name wrote the same path before.
 
     Args:
-        lock: the text of another dvc.lock than that of the working directory.
+        lock: the text of a dvc.lock; by default that of the working directory.
 
     Raises:
         UserError: dvc.lock cannot be read.
     """
     if lock is None and not DVC_LOCK.is_file():
         return {}
-    # Of the readers of YAML the fastest, and all values as text: a study's dvc.lock has ten thousand lines.
+    # The fastest reader of YAML, with all values as text: a study's dvc.lock has ten thousand lines.
     loader = getattr(yaml, "CBaseLoader", yaml.BaseLoader)
     try:
         text = DVC_LOCK.read_text(encoding="utf-8") if lock is None else lock
@@ -124,45 +133,39 @@ def written(lock: str | None = None) -> dict[str, tuple[str, list[str]]]:
         outs = [(name, out) for name, stage in stages.items() for out in stage.get("outs", [])]
     except (yaml.YAMLError, UnicodeDecodeError, AttributeError) as error:
         raise UserError(f"{DVC_LOCK} is not sound YAML: {' '.join(str(error).split())}") from None
-    found: dict[str, tuple[str, list[str]]] = {}
+    outputs: dict[str, tuple[str, list[str]]] = {}
     for name, out in outs:
         if out.get("md5") and out.get("hash", "md5") == "md5":
-            found.setdefault(out["path"], (name, []))[1].append(out["md5"])
-    return found
+            outputs.setdefault(out["path"], (name, []))[1].append(out["md5"])
+    return outputs
 
 
 def _refuse(wrong: dict[str, Written]) -> None:
-    """Raise a CheckError about the first of what is wrong, unless there is nothing."""
+    """Raise a CheckError about the first of these outputs, if there is one."""
     if not wrong:
         return
     more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
     out = next(iter(wrong.values()))
     files, objects = _damage(out, _cache())
-    named = ", ".join(files[:MOST_NAMED]) + (
-        f" and {len(files) - MOST_NAMED} more" if files[MOST_NAMED:] else ""
-    )
     raise CheckError(
-        f"{named or out.path}{more} is damaged or was changed: its md5 is not that in dvc.lock, which stage {out.stage} "
+        f"{first_of(files) or out.path}{more} is damaged or was changed: its md5 is not that in dvc.lock, which stage {out.stage} "
         f"wrote; {_way_back(out, files, objects)}."
     )
 
 
 def _damage(out: Written, cache: Path) -> tuple[list[str], list[Path]]:
-    """The files of an output that are not what was written, and the objects in DVC's cache that are not either.
-
-    An object that is missing is none: there is nothing to remove.
-    """
+    """Return the changed files of an output, and the damaged objects in DVC's cache; missing objects do not count."""
     listing = digests.object_of(out.md5, cache)
     if not _is_folder(out.md5):
         return [out.path], _unsound({out.md5}, cache)
     sound = listing.is_file() and digests.digest(listing) + ".dir" == out.md5
-    if not sound:  # which of the files are wrong cannot be told
+    if not sound:  # then nothing says which of the files changed
         return [out.path], [listing] if listing.is_file() else []
     expected = {entry["relpath"]: entry["md5"] for entry in json.loads(listing.read_text(encoding="utf-8"))}
     folder = Path(out.path)
-    found = digests.digests(digests.files_of(folder))
-    there = {file.relative_to(folder).as_posix(): md5 for file, md5 in found.items()}
-    wrong = [name for name in sorted(expected | there) if expected.get(name) != there.get(name)]
+    file_md5s = digests.digests(digests.files_of(folder))
+    present = {file.relative_to(folder).as_posix(): md5 for file, md5 in file_md5s.items()}
+    wrong = [name for name in sorted(expected | present) if expected.get(name) != present.get(name)]
     objects = _unsound({expected[name] for name in wrong if name in expected}, cache)
     return [f"{out.path}/{name}" for name in wrong], objects
 
@@ -173,10 +176,10 @@ def _unsound(md5s: set[str], cache: Path) -> list[Path]:
 
 
 def _way_back(out: Written, files: list[str], objects: list[Path]) -> str:
-    """How to get an output again, in commands: from the cache, where that is sound, or a remote, or made again."""
+    """Return the commands that restore an output: from an intact cache, from a remote, or by another run."""
     if not objects:
-        place = " ".join(files) if files and len(files) <= MOST_NAMED else out.path
-        return f"get it again by `rm -rf {place} && dvc repro {out.stage}`, which takes it from the cache if it is there"
+        paths = " ".join(files) if files and len(files) <= MOST_NAMED else out.path
+        return f"get it again by `rm -rf {paths} && dvc repro {out.stage}`, which takes it from the cache if it is there"
     remove = f"DVC's cache holds it damaged as well, so remove both by `rm -rf {' '.join([out.path, *map(str, objects)])}`"
     if remote := _dvc("config", "core.remote"):
         return (
@@ -187,11 +190,11 @@ def _way_back(out: Written, files: list[str], objects: list[Path]) -> str:
 
 
 def _cache() -> Path:
-    """DVC's cache, from the working directory."""
+    """Return the path of DVC's cache, relative to the working directory."""
     return Path(os.path.relpath(_dvc("cache", "dir") or Path(".dvc") / "cache"))
 
 
-def _dvc(*words: str) -> str:
-    """What a command of DVC prints; nothing where it fails."""
-    done = subprocess.run([sys.executable, "-m", "dvc", *words], capture_output=True, text=True)
+def _dvc(*arguments: str) -> str:
+    """Return what a command of DVC prints; empty if it fails."""
+    done = subprocess.run([sys.executable, "-m", "dvc", *arguments], capture_output=True, text=True)
     return done.stdout.strip() if done.returncode == 0 else ""

@@ -20,6 +20,13 @@ REPORT = Path("report") / "index.html"
 SUMMARY = RESULTS / "summary.md"
 SUMMARY_TABLE = RESULTS / "summary.csv"
 CARDS = RESULTS / "cards"
+LOGS = Path("logs")
+# What stages keep for one another and for their next run.
+CACHE = Path(".cache")
+LOCKS = CACHE / "running"
+INPUT_RECORDS = CACHE / "inputs"
+DIGESTS = CACHE / "digests"
+SERVED = CACHE / "served"
 
 
 def environment_file(kind: str) -> Path:
@@ -52,7 +59,7 @@ def evaluate_base_folder(variant: str) -> Path:
 
 def served_folder(variant: str, seed: int | None, form: str) -> Path:
     """Where the commands that repeat an evaluation by hand write a model in a serving form."""
-    return Path(".cache") / "served" / "-".join([variant, *([] if seed is None else [str(seed)]), form])
+    return SERVED / "-".join([variant, *([] if seed is None else [str(seed)]), form])
 
 
 def benchmark_file(variant: str) -> Path:

@@ -1,4 +1,4 @@
-"""What every stage does at its door: quiet libraries, no network, a log, one sentence for a user's error."""
+"""What every stage does when it starts and ends: quiet libraries, no network, a log, one sentence for a user's error."""
 
 import argparse
 import logging
@@ -13,12 +13,12 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from workflow.runtime import faults, inputs, launch, lifetime, mending, redaction, variables
+from workflow.runtime import dvc_lock, faults, gpus, inputs, launch, lifetime, locks, redaction, variables
 from workflow.runtime.errors import UserError
 from workflow.runtime.lifetime import Terminated
+from workflow.runtime.paths import LOGS
 
-LOGS = Path("logs")
-FAILED = "failed"  # the Snakefile's jobs show the line of their log that says so
+FAILED = "failed"  # Snakemake's jobs show the line of their log that says so
 AGAIN = "run the same command again: what is done is kept."
 
 
@@ -33,22 +33,19 @@ def run_stage(
 ) -> None:
     """Parse the command line and call the stage, with a copy of what it prints in logs/STAGE.log.
 
-    What it reads must be what dvc.lock says that other stages wrote, and must not change before it ends.
-    A failure ends with exit code 1 and one line: which stage, variant and seed, why, where its log is and what
-    to do. An error that is nobody's mistake but ours has its traceback above that line. A SIGTERM, which is also
-    what a stage gets whose engine was killed, ends with exit code 143 as shells count it.
+    What the stage reads must match dvc.lock and must not change before it ends. A failure ends with exit code 1 and one
+    line: which stage, variant and seed, why, where its log is and what to do. An error in this code has its traceback above
+    that line. A SIGTERM, which a stage also gets if its engine was killed, ends with exit code 143, as shells count it.
 
     Args:
-        name: the stage's name in dvc.yaml; it stands before every line of progress.
+        name: the stage's name in dvc.yaml; it begins every line of progress.
         stage: called with the arguments by keyword; its docstring is the command's `--help`.
         arguments: name of each required option and its type.
         network: whether the stage may reach a hub; only the fetch stages may.
-        gpus_needed: called like the stage, says on how many GPUs it computes; None for a stage that has no model.
-            It waits until so many are free, and sees no others.
-        processes_of: called like the stage; how many processes run it together.
+        gpus_needed: called like the stage, returns on how many GPUs it computes; None for a stage without a model.
+            The stage waits until so many are free, and sees no others.
+        processes_of: called like the stage, returns how many processes run it together.
     """
-    from workflow.runtime import gpus
-
     parser = argparse.ArgumentParser(prog=f"workflow/run {name}", description=stage.__doc__)
     for argument, kind in (arguments or {}).items():
         parser.add_argument(f"--{argument}", type=kind, required=True)
@@ -63,48 +60,56 @@ def run_stage(
         return
     lifetime.end_with_engines()
     started, code = time.monotonic(), 1
-    last = f"Log: {log}. {AGAIN.capitalize()}"
-    with lifetime.ends_on_sigterm(), ExitStack() as held:
+    with lifetime.ends_on_sigterm(), ExitStack() as stack:
         try:
             with faults.as_user_errors(name):
-                held.enter_context(lifetime.alone(log.stem, say=lambda text: say(f"{label}: {text}")))
-                # Not before: a process that still runs this stage writes to the log.
-                held.enter_context(copied_to(log))
-                held.enter_context(faults.witnessed(f"{label}: {FAILED}", stage=name, last=last))
-                mending.keep_copy_of_lock()
-                say(f"{label}: started")
+                _begin(name, options, label, log, stack)
                 variables.check(os.environ, network=network)
-                held.enter_context(inputs.taken_down(name, options))
-                count, wanted = gpus_needed(**options) if gpus_needed else 0, processes_of(**options)
-                places = gpus.places(name, gpus=count)
-                taken = held.enter_context(
-                    gpus.taken(count, places=places, say=lambda text: say(f"  {text}"))
-                )
-                if taken:
-                    say(f"  on {', '.join(gpu.name for gpu in taken)}")
+                stack.enter_context(inputs.recording(name, options))
+                _reserve_gpus(name, gpus_needed(**options) if gpus_needed else 0, stack)
                 inputs.check()  # it may have waited for a GPU for hours
-                if wanted == 1:
+                processes = processes_of(**options)
+                if processes == 1:
                     stage(**options)
                 else:
-                    launch.launch(f"workflow.stages.{name}", sys.argv[1:], processes=wanted, label=label)
+                    launch.launch(f"workflow.stages.{name}", sys.argv[1:], processes=processes, label=label)
                 inputs.check()
                 say(f"{label}: done in {time.monotonic() - started:.0f} s")
                 return
         except UserError as error:
-            why, advice = str(error), f"Mend it and {AGAIN}"
+            reason, advice = str(error), f"Mend it and {AGAIN}"
         except KeyboardInterrupt:
-            why, advice = "interrupted", AGAIN.capitalize()
+            reason, advice = "interrupted", AGAIN.capitalize()
         except Terminated as ended:
-            why, advice, code = str(ended), AGAIN.capitalize(), 128 + signal.SIGTERM
+            reason, advice, code = str(ended), AGAIN.capitalize(), 128 + signal.SIGTERM
         except Exception as error:
             traceback.print_exc()
-            why, advice = f"unforeseen {type(error).__name__}", "Please report it with the log."
-        faults.last_words(f"{label}: {FAILED}: {why.removesuffix('.')}. Log: {log}. {advice}")
+            reason, advice = f"unforeseen {type(error).__name__}", "Please report it with the log."
+        faults.last_words(f"{label}: {FAILED}: {reason.removesuffix('.')}. Log: {log}. {advice}")
         sys.exit(code)
 
 
+def _begin(name: str, options: dict, label: str, log: Path, stack: ExitStack) -> None:
+    """Wait until this stage runs nowhere else, and begin its log; `stack` ends both."""
+    stack.enter_context(locks.exclusive(log.stem, say=lambda text: say(f"{label}: {text}")))
+    # Not before: a process that still runs this stage writes to the log.
+    stack.enter_context(copied_to(log))
+    last = f"Log: {log}. {AGAIN.capitalize()}"
+    stack.enter_context(faults.witnessed(f"{label}: {FAILED}", stage=name, last=last))
+    dvc_lock.keep_copy_of_lock()
+    say(f"{label}: started")
+
+
+def _reserve_gpus(name: str, count: int, stack: ExitStack) -> None:
+    """Reserve GPUs for a stage until `stack` ends, and say which."""
+    sharers = gpus.allowed_sharers(name, gpus=count)
+    reserved = stack.enter_context(gpus.reserved(count, sharers=sharers, say=lambda text: say(f"  {text}")))
+    if reserved:
+        say(f"  on {', '.join(gpu.name for gpu in reserved)}")
+
+
 def _run_launched(stage: Callable[..., None], options: dict, label: str) -> None:
-    """Call the stage as one of several processes: their launcher has the log and the last word."""
+    """Call the stage as one of several processes; their launcher writes the log and the last line."""
     launch.end_with_launcher()
     try:
         with lifetime.ends_on_sigterm(), faults.as_user_errors(label.partition(",")[0]):
@@ -119,9 +124,9 @@ def _run_launched(stage: Callable[..., None], options: dict, label: str) -> None
 
 @contextmanager
 def copied_to(path: Path) -> Iterator[None]:
-    """Copy what this process and its children print to a file, unless they print to that file already.
+    """Copy what this process and its children print to a file, unless they already print to that file.
 
-    No secret is in what comes out of it.
+    Secrets are removed from both copies.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -129,18 +134,18 @@ def copied_to(path: Path) -> Iterator[None]:
         if not is_copy:
             path.write_bytes(b"")
     except OSError as error:
-        why = faults.sentence(error) or f"its log {path} cannot be written ({error.strerror})."
-        sys.exit(f"{path.stem}: {FAILED}: {why} Mend it and {AGAIN}")
-    kept, copies = [], []
+        reason = faults.sentence(error) or f"its log {path} cannot be written ({error.strerror})."
+        sys.exit(f"{path.stem}: {FAILED}: {reason} Mend it and {AGAIN}")
+    terminals, copies = [], []
     for stream in (1, 2):
-        # Out of reach of what ends the stage's process group: the stage still has its last line to say.
+        # In a session of its own: a signal to the stage's process group must not end it before the stage's last line.
         copy = subprocess.Popen(
             [sys.executable, "-IS", redaction.__file__, *([] if is_copy else [path])],
             stdin=subprocess.PIPE,
             stdout=stream,
             start_new_session=True,
         )
-        kept.append(os.dup(stream))
+        terminals.append(os.dup(stream))
         os.dup2(copy.stdin.fileno(), stream)
         copy.stdin.close()
         copies.append(copy)
@@ -149,7 +154,7 @@ def copied_to(path: Path) -> Iterator[None]:
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
-        for stream, terminal in zip((1, 2), kept, strict=True):
+        for stream, terminal in zip((1, 2), terminals, strict=True):
             os.dup2(terminal, stream)
             os.close(terminal)
         for copy in copies:
@@ -157,30 +162,30 @@ def copied_to(path: Path) -> Iterator[None]:
 
 
 def log_file(stage: str) -> Path:
-    """Where the log of a stage, or of an item of its matrix, lies under either engine."""
+    """Return the path of the log of a stage, or of an item of its matrix, under either engine."""
     return LOGS / f"{stage}.log"
 
 
 def say(text: str) -> None:
-    """Print a plain line at once, so that a log can be followed."""
-    # In one write, under PYTHONUNBUFFERED too: the other stream's line could come before the end of this one.
+    """Print a line and flush it, so that a log can be followed."""
+    # In one write, even with PYTHONUNBUFFERED: otherwise a line of the other stream could come before its line break.
     print(f"{text}\n", end="", flush=True)
 
 
 def go_offline() -> None:
-    """Tell the Hugging Face libraries that no stage but the fetch stages may use the network."""
+    """Keep the Hugging Face libraries from using the network, which only the fetch stages may."""
     for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "HF_EVALUATE_OFFLINE", "TRANSFORMERS_OFFLINE"):
         os.environ[name] = "1"
 
 
 def quiet_libraries() -> None:
-    """Silence telemetry and the libraries' chatter, which would bury our own lines in a log."""
+    """Silence telemetry and the libraries' messages, which would bury our own lines in a log."""
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
     os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     if not sys.stderr.isatty():
         os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
-        os.environ["TQDM_MININTERVAL"] = "30"  # seconds: bars that cannot be switched off stay short in a log
+        os.environ["TQDM_MININTERVAL"] = "30"  # seconds; keeps bars that cannot be disabled short in a log
     for name in (
         "bitsandbytes",
         "transformers",
@@ -198,7 +203,14 @@ def quiet_libraries() -> None:
 
 
 def progress(done: int, total: int, seconds: float, text: str) -> None:
-    """Say how far a loop is, and how long it still needs at the pace so far."""
+    """Print how far a loop is, and how long the rest takes at the pace so far.
+
+    Args:
+        done: steps so far, at least one.
+        total: steps in all.
+        seconds: that they took.
+        text: the end of the line.
+    """
     left = seconds / done * (total - done)
     say(f"  step {done} of {total}, {_clock(seconds)} so far, {_clock(left)} left: {text}")
 
