@@ -18,7 +18,7 @@ from engine_fixture import assert_clean, create_repository
 from stub_hub import REVISION, start_index, use_hub
 
 from workflow import params
-from workflow.engine.pipeline import job_command
+from workflow.engine.snakemake_rules import job_command
 from workflow.evaluation import harness
 from workflow.fetch import convert, sources
 from workflow.runtime import faults
@@ -291,9 +291,7 @@ def test_other_refusals_of_the_system_have_a_sentence(number, words):
     assert said.startswith(words) and said.endswith(".")
 
 
-def door(
-    folder: Path, name: str, code: str, *, stdin=None, **environment: str
-) -> subprocess.CompletedProcess:
+def door(folder: Path, name: str, code: str, **environment: str) -> subprocess.CompletedProcess:
     """Run a line of code as a stage, at a stage's door."""
     program = (
         "import os, resource, sys\nfrom pathlib import Path\nfrom workflow.runtime import files, stage as console\n"
@@ -303,7 +301,6 @@ def door(
         [sys.executable, "-c", program],
         cwd=folder,
         env=os.environ | {"PYTHONPATH": str(ROOT)} | environment,
-        stdin=stdin,
         capture_output=True,
         text=True,
     )
@@ -523,12 +520,8 @@ def test_a_stage_that_reaches_a_limit_on_its_memory_ends_in_one_sentence(tmp_pat
 
 
 def test_one_of_several_processes_that_has_no_memory_tells_its_launcher(tmp_path):
-    reading, writing = os.pipe()  # open for as long as its launcher is there
-    done = door(
-        tmp_path, "train", "raise MemoryError", stdin=reading, WORKFLOW_LAUNCHED="1", RANK="1", WORLD_SIZE="2"
-    )
-    os.close(reading)
-    os.close(writing)
+    launcher = {"WORKFLOW_LAUNCHER": str(os.getpid()), "RANK": "1", "WORLD_SIZE": "2"}
+    done = door(tmp_path, "train", "raise MemoryError", **launcher)
     assert done.returncode == 1
     assert done.stderr.startswith("train: the machine is out of memory: lower training.micro_batch_rows")
     assert len(done.stderr.splitlines()) == 1

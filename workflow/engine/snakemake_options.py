@@ -1,4 +1,4 @@
-"""Options of Snakemake that would say something untrue here, since DVC alone decides what is up to date."""
+"""Options of Snakemake that would mislead here, because DVC alone decides what is up to date."""
 
 import sys
 from pathlib import Path
@@ -33,11 +33,11 @@ REFUSED = {
 
 
 def check(folder: Path, workdir: Path | str | None) -> None:
-    """Refuse the options of this process that have no effect, or another one than they say.
+    """Check the command line for options that have no effect here, or another effect than they say.
 
     Args:
-        folder: that of the Snakefile.
-        workdir: what `--directory` says.
+        folder: the Snakefile's folder.
+        workdir: the value of `--directory`.
 
     Raises:
         UserError: there is such an option.
@@ -47,13 +47,13 @@ def check(folder: Path, workdir: Path | str | None) -> None:
             f"--directory {workdir} is not the folder of the Snakefile ({folder}), and DVC works there alone: leave "
             f"it out, or clone the repository into {workdir}."
         )
-    if Path(sys.argv[0]).name not in ("snakemake", "__main__.py"):  # Snakemake's own interface for programs
+    if Path(sys.argv[0]).name not in ("snakemake", "__main__.py"):  # Snakemake's API
         return
     parser = get_argument_parser()
     options, _ = parser.parse_known_args(sys.argv[1:])
-    for name, why in REFUSED.items():
+    for name, reason in REFUSED.items():
         # `--config` without a value, or `--forcerun` without a target, is an empty list.
         if (value := getattr(options, name)) != parser.get_default(name) and value is not False:
-            raise UserError(f"Snakemake's --{name.replace('_', '-')} is refused here: {why}.")
+            raise UserError(f"Snakemake's --{name.replace('_', '-')} is refused here: {reason}.")
     if options.executor == "touch":
         raise UserError(f"Snakemake's --executor touch is refused here: {_TOUCH}.")

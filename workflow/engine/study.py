@@ -3,8 +3,8 @@
     python -m workflow.study run reference_study     # a preset, or the path of a params file; again to go on
 
 runs it to its page and packs it into studies/reference_study.tar.gz. A study has its own params, results, cache and
-dvc.lock, so that it leaves those of the repository alone. Its folder needs no git. It shares the repository's downloads,
-and the local files that its params name.
+dvc.lock, so it leaves those of the repository alone. Its folder needs no git. It shares the repository's downloads and the
+local files that its params name.
 """
 
 import argparse
@@ -36,7 +36,7 @@ from workflow.runtime.stage import LOGS, say
 STUDIES = Path("studies")
 PRESETS = Path("workflow/params/presets")
 NAME = re.compile(r"[a-z0-9_]+")
-# What a study needs of the repository, besides its params.
+# What a study needs from the repository, besides its params.
 CODE = (
     ".dvc/config",
     ".dvcignore",
@@ -52,18 +52,18 @@ DOWNLOADS = Path(".cache")
 PARAMS, DVC_LOCK, ENVIRONMENT = Path("params.yaml"), Path("dvc.lock"), Path("environment.json")
 LOCKED_VERSIONS = Path("requirements.lock")
 ITEMS = COMPARE / "items.parquet"
-# Models, data and adapters stay: their digests are in dvc.lock. So do the rows of the data.
+# Models, data, rows and adapters are not packed: their digests are in dvc.lock.
 SMALL = {".csv", ".json", ".md"}
-# What computes with the model and measures no time: several can share a GPU.
+# These compute with the model and measure no time, so several can share a GPU.
 SHARING = ("evaluate_base", "evaluate")
 DONE = re.compile(r"^(\w+)(?:, .*)?: done in (\d+) s$", re.MULTILINE)
 
 
 def name_of(study: str) -> str:
-    """A study's name: that of its preset, or of its params file.
+    """Return a study's name: that of its preset or its params file.
 
     Raises:
-        UserError: it cannot be a folder's name.
+        UserError: it cannot be the name of a folder.
     """
     name = Path(study).stem
     if not NAME.fullmatch(name):
@@ -72,40 +72,41 @@ def name_of(study: str) -> str:
 
 
 def lay_out(study: str, *, folder: Path, repository: Path) -> None:
-    """Put the code and a study's params into its folder. What it has computed stays.
+    """Put the code and the params of a study into its folder, and leave its results there alone.
 
     Args:
         study: a preset's name, or the path of a params file.
-        repository: whose code it is; relative paths in the params are relative to it.
+        folder: of the study.
+        repository: the source of the code; relative paths in the params start there.
 
     Raises:
-        UserError: there are no such params, or they do not validate.
+        UserError: there are no such params, or they are invalid.
     """
     source = Path(study) if study.endswith(".yaml") else repository / PRESETS / f"{study}.yaml"
-    asked = params.load(source)
+    settings = params.load(source)
     for name in CODE:
         _copy(repository / name, folder / name)
     # DVC would take a git repository above for the study's own, and refuse files that it ignores.
     write_text(folder / ".dvc" / "config.local", "[core]\n    no_scm = true\n")
     _copy(source, folder / PARAMS)
     (repository / DOWNLOADS).mkdir(exist_ok=True)
-    for path in [DOWNLOADS, *local_files(asked)]:
+    for path in [DOWNLOADS, *local_files(settings)]:
         link = folder / path
         if not path.is_absolute() and not link.is_symlink():
             link.parent.mkdir(parents=True, exist_ok=True)
             link.symlink_to((repository / path).resolve())
 
 
-def local_files(asked: params.Params) -> list[Path]:
-    """The files of this machine that params name."""
-    sources = [source for source in (asked.model, asked.dataset) if source.source == "file"]
-    for task in asked.evaluation.tasks.values():
+def local_files(settings: params.Params) -> list[Path]:
+    """Return the local files that params name."""
+    sources = [source for source in (settings.model, settings.dataset) if source.source == "file"]
+    for task in settings.evaluation.tasks.values():
         sources += (task.files or {}).values()
     return [expanded(source.path, key="path") for source in sources]
 
 
 def _copy(source: Path, target: Path) -> None:
-    """Copy a file or a folder over what is there; what is not there is left out."""
+    """Replace a file or a folder by a copy; do nothing if the source is missing."""
     target.parent.mkdir(parents=True, exist_ok=True)
     if source.is_dir():
         shutil.rmtree(target, ignore_errors=True)
@@ -115,22 +116,24 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def bring_up_to_date(folder: Path, *, engine: str, targets: list[str], cores: int, per_gpu: int) -> None:
-    """Run what is stale of a study, by its own stages.
+    """Run the stale stages of a study.
 
-    Where stages share a GPU, those that may come first: one that measures would wait for all of them, or they for it.
+    Stages that may share a GPU run first: otherwise one that measures would wait for all of them, or they for it.
 
     Args:
-        engine: dvc, one stage after the other; or snakemake, `per_gpu` stages that compute with the model at a time on
-            each GPU.
-        targets: the stages to end with; one that is run for each variant, by its name alone, for all of them.
-        per_gpu: stages that share a GPU.
+        folder: of the study.
+        engine: "dvc", which runs one stage after another, or "snakemake", which runs `per_gpu` stages that compute with the
+            model on each GPU.
+        targets: the last stages to run; the name of a stage with a matrix stands for all of its items.
+        cores: for Snakemake.
+        per_gpu: number of stages that share a GPU.
 
     Raises:
-        UserError: a stage failed; it has said why.
+        UserError: a stage failed; it has printed why.
     """
-    _in(folder, "workflow.pipeline", "prune")
+    _run_module(folder, "workflow.pipeline", "prune")
     if engine == "dvc":
-        _in(folder, "workflow.pipeline", "dvc", "repro", *targets)
+        _run_module(folder, "workflow.pipeline", "dvc", "repro", *targets)
         return
     count = max(1, len(gpus.visible()))
     shared = per_gpu > 1 and targets == ["report"]
@@ -139,64 +142,66 @@ def bring_up_to_date(folder: Path, *, engine: str, targets: list[str], cores: in
         if places > 1:
             threads = os.environ.get("OMP_NUM_THREADS", str(max(1, cores // (places * count))))
             environment = {gpus.STAGES_PER_GPU: str(places), "OMP_NUM_THREADS": threads}
-        _in(folder, "snakemake", *_stages(folder, names), "--cores", str(cores), "--keep-going",
+        _run_module(folder, "snakemake", *_stages(folder, names), "--cores", str(cores), "--keep-going",
             "--quiet", "rules", "--resources", f"gpu={places * count}", **environment)  # fmt: skip
 
 
 def _stages(folder: Path, names: Iterable[str]) -> list[str]:
-    """The stages of these names in dvc.yaml, each item of a matrix; a name that is none's stays as it is."""
+    """Return the stages of dvc.yaml with these names, item by item for a matrix; unknown names stay as they are."""
     from workflow.engine.dvc_repository import open_repo, stage_graph
 
     with open_repo(folder) as repo:
-        known = [stage.name for stage in stage_graph(repo)]
+        stages = [stage.name for stage in stage_graph(repo)]
     return [
-        stage for name in names for stage in [item for item in known if item.startswith(f"{name}@")] or [name]
+        stage
+        for name in names
+        for stage in [item for item in stages if item.startswith(f"{name}@")] or [name]
     ]
 
 
-def _in(folder: Path, module: str, *words: str, **environment: str) -> None:
-    """Run a module's command line in a study's folder."""
-    # Stages find their interpreter on PATH where there is no .venv.
+def _run_module(folder: Path, module: str, *arguments: str, **environment: str) -> None:
+    """Run a module's command line in a study's folder, with additional environment variables."""
+    # Without a .venv, stages find their interpreter on PATH.
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"} | environment
-    if subprocess.run([sys.executable, "-m", module, *words], cwd=folder, env=environment).returncode:
+    if subprocess.run([sys.executable, "-m", module, *arguments], cwd=folder, env=environment).returncode:
         raise UserError(f"the study is not finished: its logs are in {folder / LOGS}; run it again to go on.")
 
 
 def finish(folder: Path) -> None:
-    """Compare and render, from the small results alone: those of a study whose runs were made on another machine.
+    """Compare and render from the small results alone, for a study whose runs were made on another machine.
 
     Raises:
-        UserError: a run is missing, or a stage failed; it has said why.
+        UserError: a run is missing, or a stage failed; it has printed why.
     """
     read_lock(folder / DVC_LOCK)
     for stage in ("compare", "report"):
-        _in(folder, "workflow.pipeline", "dvc", "repro", "--single-item", stage)
+        _run_module(folder, "workflow.pipeline", "dvc", "repro", "--single-item", stage)
 
 
-def record_environment(folder: Path, **how: str | int) -> None:
-    """Write what the study was run on, and when it last began or ended, beside its results."""
+def record_environment(folder: Path, **settings: str | int) -> None:
+    """Record with the results what the study ran on and when it last began or ended."""
     write_json(
         folder / ENVIRONMENT,
         {
             "finished": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-            **how,
+            **settings,
             **_machine(),
             "packages": dict(
-                sorted((found.name, found.version) for found in importlib.metadata.distributions())
+                sorted((package.name, package.version) for package in importlib.metadata.distributions())
             ),
         },
     )
 
 
 def _machine() -> dict:
-    """Operating system, processor, memory, and NVIDIA's driver and GPUs where there are any."""
+    """Return the operating system, processor, memory, and NVIDIA's driver and GPUs if there are any."""
     import psutil
     import pynvml
     import torch
 
     from workflow.precisions.load import device_name
 
-    found = {
+    machine = {
         "python": platform.python_version(),
         "system": platform.platform(),
         "processor": device_name(torch.device("cpu")),
@@ -209,8 +214,8 @@ def _machine() -> dict:
     with suppress(pynvml.NVMLError):  # no driver
         pynvml.nvmlInit()
         handles = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
-        found["driver"] = pynvml.nvmlSystemGetDriverVersion()
-        found["gpus"] = [
+        machine["driver"] = pynvml.nvmlSystemGetDriverVersion()
+        machine["gpus"] = [
             {
                 "name": pynvml.nvmlDeviceGetName(handle),
                 "memory_gib": round(pynvml.nvmlDeviceGetMemoryInfo(handle).total / 2**30, 1),
@@ -218,44 +223,47 @@ def _machine() -> dict:
             for handle in handles
         ]
         pynvml.nvmlShutdown()
-    return found
+    return machine
 
 
 def stage_seconds(folder: Path) -> dict[str, list[int]]:
-    """How long each stage's runs took, their start-up included, by the stage's name, from their logs."""
-    found: dict[str, list[int]] = {}
+    """Return the seconds that each stage's runs took, including their start, by the stage's name, from the logs."""
+    seconds_by_stage: dict[str, list[int]] = {}
     for log in sorted((folder / LOGS).glob("*.log")):
         for stage, seconds in DONE.findall(log.read_text(encoding="utf-8", errors="replace")):
-            found.setdefault(stage, []).append(int(seconds))
-    return found
+            seconds_by_stage.setdefault(stage, []).append(int(seconds))
+    return seconds_by_stage
 
 
 def small_results(lock: dict) -> list[Path]:
-    """The results that are published, by a dvc.lock: tables, records and the items' scores."""
+    """Return the results in a dvc.lock that are published: tables, records and the items' scores."""
     outs = [Path(out["path"]) for stage in lock["stages"].values() for out in stage.get("outs", [])]
     small = [path for path in outs if path.suffix in SMALL and path.is_relative_to(RESULTS)]
     return sorted({*small, ITEMS})
 
 
 def read_lock(path: Path) -> dict:
-    """A dvc.lock.
+    """Read a dvc.lock.
 
     Raises:
-        UserError: it is missing, or it is not sound.
+        UserError: it is missing or invalid.
     """
     try:
-        found = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
+        lock = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path.name} is missing: the study was not run.") from None
     except (YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path.name} is not sound YAML: {' '.join(str(error).split())}.") from None
-    if not isinstance(found, dict) or not isinstance(found.get("stages"), dict):
+    if not isinstance(lock, dict) or not isinstance(lock.get("stages"), dict):
         raise UserError(f"{path.name} names no stages.")
-    return found
+    return lock
 
 
 def pack(folder: Path, packed: Path) -> list[Path]:
-    """Write the small results, the logs and the page of a finished study into one archive; return their paths.
+    """Pack the small results, the logs and the page of a finished study into one archive.
+
+    Returns:
+        The paths of the files, relative to the study's folder.
 
     Raises:
         UserError: the study is not finished.
@@ -270,13 +278,13 @@ def pack(folder: Path, packed: Path) -> list[Path]:
         LOCKED_VERSIONS,
         *(path.relative_to(folder) for path in sorted((folder / LOGS).glob("*.log"))),
     ]
-    with whole_file(packed) as beside:
-        _write_archive(folder, files, beside)
+    with whole_file(packed) as partial:
+        _write_archive(folder, files, partial)
     return files
 
 
 def _write_archive(folder: Path, files: Iterable[Path], archive: Path) -> None:
-    """The same files make the same bytes: no dates, no owners."""
+    """Write an archive without dates and owners, so that the same files give the same bytes."""
 
     def plain(member: tarfile.TarInfo) -> tarfile.TarInfo:
         member.mtime = member.uid = member.gid = 0
@@ -294,7 +302,7 @@ def _write_archive(folder: Path, files: Iterable[Path], archive: Path) -> None:
 
 
 def main() -> None:
-    """Parse the command line and do as it says; exit 1 with one sentence on a UserError."""
+    """Parse the command line and run it; exit with code 1 and one sentence on a UserError."""
     parser = argparse.ArgumentParser(prog="python -m workflow.study", description=__doc__)
     actions = parser.add_subparsers(dest="action", required=True)
     run = actions.add_parser("run", help="run what is stale of a study, by its own stages")
@@ -327,14 +335,16 @@ def main() -> None:
 
 
 def _run(options: argparse.Namespace, folder: Path) -> bool:
-    """Run a study up to the stage that was asked for; whether it is finished."""
+    """Run a study up to its target stages, and return whether it is finished."""
     lay_out(options.study, folder=folder, repository=Path.cwd())
-    how = {"engine": options.engine, "per_gpu": options.per_gpu}
-    record_environment(folder, study=name_of(options.study), **how)  # a machine can be gone before the end
+    settings = {"engine": options.engine, "per_gpu": options.per_gpu}
+    record_environment(
+        folder, study=name_of(options.study), **settings
+    )  # a machine can be gone before the end
     try:
-        bring_up_to_date(folder, targets=options.target, cores=options.cores, **how)
+        bring_up_to_date(folder, targets=options.target, cores=options.cores, **settings)
     finally:
-        record_environment(folder, study=name_of(options.study), **how)
+        record_environment(folder, study=name_of(options.study), **settings)
     for stage, seconds in stage_seconds(folder).items():
         say(
             f"{stage}: {len(seconds)} x {statistics.median(seconds):.0f} s (median), "

@@ -1,4 +1,4 @@
-"""What every stage stands on: how it starts, speaks, fails and leaves whole files behind.
+"""What every stage relies on: how it starts, logs, fails, locks and writes files.
 
-In: paths, the environment, signals. Out: streams, locks, digests, messages; nothing here knows a model.
+In: paths, the environment, signals. Out: logs, locks, digests, messages; nothing here knows a model.
 """

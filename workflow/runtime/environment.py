@@ -1,4 +1,4 @@
-"""The locked versions that can move a stage's numbers, so that it depends on them and on no others.
+"""The locked versions that can change a stage's numbers, so that the stage depends on those alone.
 
 `python -m workflow.environment diff REV` shows which locked versions changed since a commit, and what that reruns.
 """
@@ -15,7 +15,7 @@ LOCK = Path("requirements.lock")
 PROJECT = Path("pyproject.toml")  # pins torch, whose build the lock leaves to the machine
 _MODEL = ("safetensors", "tokenizers", "torch", "transformers")
 _QUANTIZED = (*_MODEL, "accelerate", "bitsandbytes", "numpy", "peft")
-# By what is computed with them. A package that is not named reruns nothing: no number depends on it.
+# By what is computed with them. Other packages rerun nothing: no number depends on them.
 PACKAGES = {
     "model": (*_MODEL, "gguf", "numpy"),
     "sample": ("datasets", "datasketch", "jinja2", "numpy", "tokenizers", "transformers"),
@@ -38,17 +38,17 @@ NOTHING_CHANGED = "No locked version changed."
 
 
 def locked_at(revision: str | None) -> dict[str, str]:
-    """Each locked package's version at a commit, tag or branch; None for the workspace.
+    """Return each locked package's version at a commit, tag or branch; None means the workspace.
 
     Raises:
-        UserError: git knows no such revision, it has no lock file, or its pyproject.toml pins no torch.
+        UserError: there is no such revision, it has no lock file, or its pyproject.toml pins no torch.
     """
     texts = (path.read_text() if revision is None else read_at(revision, path) for path in (LOCK, PROJECT))
     return locked(*texts)
 
 
 def locked(lock: str, project: str) -> dict[str, str]:
-    """Each locked package's version, torch's included.
+    """Return each locked package's version, including torch's.
 
     Args:
         lock: the text of a requirements.lock.
@@ -64,18 +64,18 @@ def locked(lock: str, project: str) -> dict[str, str]:
 
 
 def versions(lock: str) -> dict[str, str]:
-    """Each package's version in a requirements.lock, with the condition where it depends on the Python or the system."""
-    found: dict[str, list[str]] = {}
+    """Return each package's version in a requirements.lock, with its condition on the Python or the system, if any."""
+    versions: dict[str, list[str]] = {}
     for name, version, marker in re.findall(r"^([\w.-]+)==(\S+)(?: ; (.+?))?(?: \\)?$", lock, re.MULTILINE):
-        found.setdefault(name, []).append(version + (f" ({marker})" if marker else ""))
-    return {name: ", ".join(found[name]) for name in found}
+        versions.setdefault(name, []).append(version + (f" ({marker})" if marker else ""))
+    return {name: ", ".join(entries) for name, entries in versions.items()}
 
 
 def chosen(versions: dict[str, str]) -> dict[str, dict[str, str]]:
-    """The versions that each kind of work depends on.
+    """Return the versions that each kind of work depends on.
 
     Raises:
-        UserError: the lock lacks a package that it is known to need.
+        UserError: the lock lacks one of the packages.
     """
     missing = sorted({name for names in PACKAGES.values() for name in names} - set(versions))
     if missing:
@@ -84,7 +84,7 @@ def chosen(versions: dict[str, str]) -> dict[str, dict[str, str]]:
 
 
 def changed(before: dict[str, str], after: dict[str, str]) -> list[tuple[str, str, str, str]]:
-    """What changed, as rows under `HEAD`: package, version before and after, and the work that depends on it."""
+    """Return what changed, as rows under `HEAD`: package, version before and after, and the work that depends on it."""
     return [
         (
             name,

@@ -1,4 +1,4 @@
-"""What the system or the network refuses, as one sentence that says what happened and what to do."""
+"""Faults of the system or the network, explained in one sentence that says what happened and what to do."""
 
 import errno
 import json
@@ -19,12 +19,12 @@ from workflow.runtime.redaction import redacted
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 REFUSED = {errno.EACCES, errno.EPERM}
-FAILING = {errno.EIO, errno.ESTALE}  # a disk that breaks, a network file system that went away
+FAILING = {errno.EIO, errno.ESTALE}  # a broken disk, or a network file system that is gone
 TOO_MANY_FILES = {errno.EMFILE, errno.ENFILE}
-# What the libraries write of these errors where they raise another type, or none of the system's numbers.
+# How libraries word these errors if they raise another type, or leave the system's number out.
 FULL_WORDS = re.compile(r"No space left on device|Disk quota exceeded|os error (28|122)\b")
 SHORT_WRITE = re.compile(r"\d+ requested and \d+ written")  # numpy's
-# PyTorch's and SQLite's, for a disk that is full among other things.
+# PyTorch's and SQLite's words for a full disk, among other things.
 UNCLEAR_WRITE = re.compile(
     r"PytorchStreamWriter failed|iostream error|unexpected pos \d+ vs \d+|disk I/O error|database or disk is full"
 )
@@ -33,13 +33,13 @@ REFUSED_WORDS = re.compile(r"os error 13\b")
 GPU_MEMORY = re.compile(r"CUDA( error:)? out of memory|CUBLAS_STATUS_ALLOC_FAILED|HIP out of memory")
 HOST_MEMORY = re.compile(r"DefaultCPUAllocator|Cannot allocate memory|killed by signal: Killed")
 SHARED_MEMORY = re.compile(r"Bus error.*shared memory|out of shared memory|unable to open shared memory")
-# Any of which may be a disk of its own.
+# Each may be on a disk of its own.
 OUR_PLACES = ("results", "report", "logs", ".cache", ".dvc", ".snakemake")
-NEARLY_FULL = 2**20  # bytes: of a disk with less than this, an unclear error of a write is its being full
+NEARLY_FULL = 2**20  # bytes; with less free space than this, an unclear error of a write means a full disk
 
 NO_HUB = "what answered is a web page and no hub: see whether the network wants a log-in, and whether HF_ENDPOINT is right"
 CUT_OFF = "the connection ended before the whole file had come; run again"
-HUB_ERRORS = {  # by name: the library takes a second to import
+HUB_ERRORS = {  # by name, as the library takes a second to import
     "GatedRepoError": "it is gated: accept its license on its page and set HF_TOKEN",
     "RevisionNotFoundError": "it has no such revision",
     "RepositoryNotFoundError": "there is no such repository, or HF_TOKEN may not see it",
@@ -73,38 +73,42 @@ OTHERWISE = "end what else uses it, or take a machine with more of it"
 
 @contextmanager
 def as_user_errors(stage: str = "") -> Iterator[None]:
-    """Raise a UserError with the sentence of a fault of the system in place of the error; let others pass.
+    """Turn faults of the system in the block into a UserError; other errors pass.
 
     Args:
-        stage: the name of the stage that runs, whose params say how it needs less memory.
+        stage: name of the running stage, for advice on how it needs less memory.
+
+    Raises:
+        UserError: the system refused something; the sentence says what, and what to do.
     """
     try:
         yield
     except UserError:
         raise
     except Exception as error:
-        said = sentence(error, stage=stage)
-        if said is None:
+        explanation = sentence(error, stage=stage)
+        if explanation is None:
             raise
-        raise UserError(said) from error
+        raise UserError(explanation) from error
 
 
 @contextmanager
 def witnessed(label: str, *, stage: str, last: str) -> Iterator[None]:
-    """If this process is killed inside the block, have a line printed about it, which it cannot do itself.
+    """Have another process print a line if this one is killed inside the block, which it cannot do itself.
 
-    The system kills without a word where memory runs out, and an engine knows a signal's number at most.
+    The system kills a process without a message when memory runs out, and an engine reports a signal's number at most.
 
     Args:
-        label: what the line begins with.
-        last: its end.
+        label: begins the line.
+        stage: the stage's name, for advice on how it needs less memory.
+        last: ends the line.
     """
     less = LESS_MEMORY.get(stage, OTHERWISE)
     text = (
         f"{label}: the process was killed: if nobody did it, the machine ran out of memory, so {less}. {last}"
     )
     reading, writing = os.pipe()
-    # The shell waits until the block ends or this process does, whichever closes the pipe.
+    # The shell waits for the pipe to close, at the end of the block or of this process.
     wait = 'IFS= read -r text; read -r end; test "$end" = over || printf "%s\\n" "$text" >&2'
     witness = subprocess.Popen(["sh", "-c", wait], stdin=reading, stdout=subprocess.DEVNULL)
     os.write(writing, f"{text}\n".encode())
@@ -119,90 +123,96 @@ def witnessed(label: str, *, stage: str, last: str) -> Iterator[None]:
 
 
 def last_words(text: str) -> None:
-    """Print the line that a process ends with; where its log is on a full disk, no error follows from that."""
+    """Print the last line of a process, and ignore a full disk under its log."""
     try:
-        # In one write, as console.say does.
+        # In one write, as stage.say does.
         print(f"{redacted(text)}\n", end="", file=sys.stderr, flush=True)
     except OSError:
-        nowhere = os.open(os.devnull, os.O_WRONLY)
+        devnull = os.open(os.devnull, os.O_WRONLY)
         for stream in (1, 2):
-            os.dup2(nowhere, stream)  # or Python would end with an error and a code of its own
+            os.dup2(devnull, stream)  # otherwise Python would exit with an error and a code of its own
 
 
 def sentence(error: BaseException, *, stage: str = "") -> str | None:
-    """What happened and what to do, if the error or one that it came from is a fault of the system; else None."""
+    """Return what happened and what to do, if the error or one of its causes is a fault of the system; else None."""
     written = None
-    for one in _chain(error):
-        written = written or _written(one)
-        said = _memory(one, stage) or _disk(one, written)
-        if said:
-            return said
+    for cause in _chain(error):
+        written = written or _path_being_written(cause)
+        explanation = _memory(cause, stage) or _disk(cause, written)
+        if explanation:
+            return explanation
     return None
 
 
 def why_not_fetched(error: BaseException) -> str | None:
-    """Why the hub's library could not fetch something and what to do, for the end of a sentence; else None.
+    """Return why the hub's library could not fetch something and what to do, as the end of a sentence; else None.
 
-    No token is in it, and no address, which may hold one.
+    It has no token in it, and no address, which may contain one.
     """
     chain = list(_chain(error, suppressed=True))
-    names = {kind.__name__ for one in chain for kind in type(one).__mro__}
-    # The datasets library's error of a gated one is of no type of its own.
-    if any("is a gated dataset" in str(one) for one in chain):
+    names = {kind.__name__ for cause in chain for kind in type(cause).__mro__}
+    # The datasets library has no type of its own for a gated repository.
+    if any("is a gated dataset" in str(cause) for cause in chain):
         names.add("GatedRepoError")
-    for name, why in HUB_ERRORS.items():  # the more exact ones first
+    for name, reason in HUB_ERRORS.items():  # the more specific ones first
         if name in names:
-            return why
-    for one in chain:
-        status = getattr(getattr(one, "response", None), "status_code", None)
+            return reason
+    for cause in chain:
+        status = getattr(getattr(cause, "response", None), "status_code", None)
         if status is not None:
-            return why_status(status, who="the hub", retry_after=_retry_after(one.response))
-    for one in chain:
-        if isinstance(one, json.JSONDecodeError):
+            return why_status(status, who="the hub", retry_after=_retry_after(cause.response))
+    for cause in chain:
+        if isinstance(cause, json.JSONDecodeError):
             return NO_HUB
-        if "Consistency check failed" in str(one):
+        if "Consistency check failed" in str(cause):
             return CUT_OFF
-    for one in reversed(chain):
-        if type(one).__name__ in UNREACHABLE:
-            # The datasets library says only that it could not.
-            known = "Couldn't reach" not in str(one)
-            reason = f" ({without_secrets(str(one))})" if known else ""
+    for cause in reversed(chain):
+        if type(cause).__name__ in UNREACHABLE:
+            # The datasets library gives no reason.
+            is_known = "Couldn't reach" not in str(cause)
+            reason = f" ({without_secrets(str(cause))})" if is_known else ""
             return f"the hub could not be reached{reason}, and the local cache does not hold it; check the network"
     return None
 
 
 def why_status(status: int, *, who: str, retry_after: str | None = None) -> str:
-    """What a server's answer means and what to do."""
+    """Return what a server's status code means and what to do.
+
+    Args:
+        status: of HTTP.
+        who: the server, for the sentence.
+        retry_after: when it may be asked again, in words.
+    """
     answered = f"{who} answered {status}"
     if status in (401, 403):
         return f"{answered}: it refuses this user; check the token or password, and what it may see"
     if status == 404:
         return f"{answered}: it has no such file; check the names in params.yaml"
     if status == 429:
-        when = f"after {retry_after}" if retry_after else "in some minutes"
-        return f"{answered}: too many requests came from here; run again {when}"
+        pause = f"after {retry_after}" if retry_after else "in some minutes"
+        return f"{answered}: too many requests came from here; run again {pause}"
     return f"{answered}: it fails at the moment; try again later"
 
 
 def _retry_after(response: object) -> str | None:
-    """When a server wants to be asked again, in words."""
+    """Return when a server may be asked again, in words."""
     value = response.headers.get("Retry-After", "").strip()
     return f"{value} seconds" if value.isdigit() else value or None
 
 
 def is_web_page(path: Path) -> bool:
-    """Whether a file is a page, as a network answers with that wants a log-in first."""
+    """Return whether a file is a web page, such as the log-in page of a network."""
     with path.open("rb") as file:
         return file.read(1000).lstrip().lower().startswith((b"<!doctype html", b"<html"))
 
 
 def without_secrets(text: str) -> str:
-    """The text without what stands for a user in addresses: names, passwords and signatures."""
+    """Return the text without user names, passwords and queries, which may be signatures, in its addresses."""
     return re.sub(r"(\w+://)(?:[^/\s@]+@)?([^\s?'\")]*)(?:\?[^\s'\")]*)?", r"\1\2", text)
 
 
 def keep_secrets_out_of_logs() -> None:
-    """Let the hub's library warn without what stands for a user in the addresses that it names."""
+    """Remove user names, passwords and signatures from the addresses in warnings of the hub's library."""
 
     def redact(record: logging.LogRecord) -> bool:
         record.msg, record.args = without_secrets(record.getMessage()), ()
@@ -213,7 +223,7 @@ def keep_secrets_out_of_logs() -> None:
 
 
 def _chain(error: BaseException | None, *, suppressed: bool = False) -> Iterator[BaseException]:
-    """The error, and those that it came from; with `suppressed` also where it was raised `from None`."""
+    """Yield the error and its causes; with `suppressed`, also those that `from None` hides."""
     while error is not None:
         yield error
         hidden = error.__suppress_context__ and not suppressed
@@ -223,19 +233,19 @@ def _chain(error: BaseException | None, *, suppressed: bool = False) -> Iterator
 def _memory(error: BaseException, stage: str) -> str | None:
     text = str(error)
     less = LESS_MEMORY.get(stage, OTHERWISE)
-    # By name: a stage that has no model has not imported torch.
+    # By name, as a stage without a model has not imported torch.
     if type(error).__name__ == "OutOfMemoryError" or GPU_MEMORY.search(text):
-        asked = re.search(r"Tried to allocate ([\d.]+ [KMG]iB)", text)
-        whole = re.search(r"total capacity of ([\d.]+ [KMG]iB)", text)
-        what = f" ({asked[1]} more were asked for" if asked else ""
-        what += f", and it has {whole[1]} in all)" if asked and whole else ")" if asked else ""
-        return f"the GPU is out of memory{what}: {less}."
+        request = re.search(r"Tried to allocate ([\d.]+ [KMG]iB)", text)
+        capacity = re.search(r"total capacity of ([\d.]+ [KMG]iB)", text)
+        amount = f" ({request[1]} more were asked for" if request else ""
+        amount += f", and it has {capacity[1]} in all)" if request and capacity else ")" if request else ""
+        return f"the GPU is out of memory{amount}: {less}."
     if SHARED_MEMORY.search(text):
         return "the processes that prepare batches ran out of shared memory (/dev/shm): set hardware.data_workers: 0."
     if isinstance(error, MemoryError) or HOST_MEMORY.search(text) or _number(error) == errno.ENOMEM:
-        asked = re.search(r"tried to allocate (\d+) bytes", text)
-        what = f" ({_size(int(asked[1]))} more were asked for)" if asked else ""
-        return f"the machine is out of memory{what}: {less}."
+        request = re.search(r"tried to allocate (\d+) bytes", text)
+        amount = f" ({_size(int(request[1]))} more were asked for)" if request else ""
+        return f"the machine is out of memory{amount}: {less}."
     if text == "can't start new thread":
         return "the system lets this user start no more processes or threads: end some, or raise `ulimit -u`."
     return None
@@ -271,21 +281,21 @@ def _full(path: Path, number: int | None) -> str:
         return f"{_named(path)} would be larger than the system lets a file be: raise `ulimit -f`, or use another disk."
     if number == errno.EDQUOT:
         return f"this user's disk quota is used up, so {_named(path)} could not be written: free some of it."
-    there = _existing(path)
-    left = os.statvfs(there)
-    if left.f_files and not left.f_favail:
+    folder = _existing(path)
+    status = os.statvfs(folder)
+    if status.f_files and not status.f_favail:
         return (
             f"the disk of {_named(path)} has no room for another file (no inodes): remove some files from it."
         )
-    # What had been begun is removed by now and counts as free: it was too little all the same.
+    # The unfinished file is removed by now and counts as free space, which was still too little.
     return (
         f"the disk is full: {_named(path)} could not be written, and the {_size(_room(path))} that are free are too "
-        f"little; free some{_elsewhere(there)}."
+        f"little; free some{_elsewhere(folder)}."
     )
 
 
 def _elsewhere(folder: Path) -> str:
-    """How to use another disk for what lies there, if a variable decides where it lies."""
+    """Return how to use another disk for the files of a folder, if a variable sets the folder."""
     if folder.is_relative_to(_hub_cache()):
         return ", or set HF_HOME to a folder with more room"
     if folder.is_relative_to(_temporary()) and not folder.is_relative_to(Path.cwd()):
@@ -294,7 +304,7 @@ def _elsewhere(folder: Path) -> str:
 
 
 def _path(error: BaseException) -> Path | None:
-    """The file that an error is about; its folder, if the file is one of ours that was being written."""
+    """Return the file that an error is about, or the folder of a hidden file that was being written."""
     name = getattr(error, "filename2", None) or getattr(error, "filename", None)
     if not isinstance(name, str | bytes | os.PathLike) or not name:
         return None
@@ -306,14 +316,14 @@ def _number(error: BaseException) -> int | None:
     return error.errno if isinstance(error, OSError) else None
 
 
-def _written(error: BaseException) -> Path | None:
-    """The file or folder that was being written when the error was raised, as workflow.runtime.files notes it."""
+def _path_being_written(error: BaseException) -> Path | None:
+    """Return the file or folder that was being written when the error was raised, from the note of runtime/files.py."""
     notes = [note for note in getattr(error, "__notes__", ()) if note.startswith(WRITING)]
     return Path(notes[0].removeprefix(WRITING)) if notes else None
 
 
 def _fuller(written: Path | None) -> Path:
-    """What was being written, or a place with less room than its, such as that of temporary files."""
+    """Return what was being written, or another folder in use, such as that of temporary files, whose disk is full."""
     places = [Path(), *map(Path, OUR_PLACES), _temporary(), _hub_cache()]
     fullest = min(places, key=_room)
     return written if written and (_room(written) < NEARLY_FULL or _room(fullest) >= NEARLY_FULL) else fullest
@@ -324,7 +334,7 @@ def _room(place: Path) -> int:
 
 
 def _temporary() -> Path:
-    # Without a look at the disk, which tempfile takes the first time.
+    # Unlike tempfile.gettempdir(), this does not touch the disk.
     return Path(tempfile.tempdir or os.environ.get("TMPDIR") or "/tmp")
 
 
@@ -333,7 +343,7 @@ def _hub_cache() -> Path:
 
 
 def _existing(path: Path) -> Path:
-    """The path, or the nearest folder above it that is there."""
+    """Return the path, or its nearest parent that exists."""
     path = path.absolute()
     with suppress(OSError):
         while not path.exists():
@@ -342,7 +352,7 @@ def _existing(path: Path) -> Path:
 
 
 def _named(path: Path | None) -> str:
-    """The path, from the working directory where it lies below it."""
+    """Return the path, relative to the working directory if it is below it."""
     if path is None:
         return "a file"
     path = path.absolute()

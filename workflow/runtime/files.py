@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and the hashes that say what they hold."""
+"""Files that appear whole or not at all, readers with clear errors, and hashes of content."""
 
 import errno
 import hashlib
@@ -12,58 +12,58 @@ from typing import Any
 
 from workflow.runtime.errors import UserError
 
-WRITING = "while writing "  # how a note on an error begins that says what was being written
+WRITING = "while writing "  # begins the note on an error that names what was being written
 
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Yield a path beside `path` to write to; it takes the name `path` when the block ends well.
+    """Yield a temporary path to write to, which replaces `path` if the block succeeds.
 
-    The disk holds it then, and its mode is what the umask asks for: some libraries write files that nobody else may
-    read. Beside a path there is one place alone, so that the next attempt takes away what a killed one left.
+    The content is on the disk by then, with the mode that the umask gives: some libraries write files that no other user
+    can read. The temporary name is always the same, so that the next attempt removes what a killed one left.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = _beside(path)
+    partial = _partial_path(path)
     try:
-        beside.unlink(missing_ok=True)
-        beside.touch()
-        mode = beside.stat().st_mode
-        yield beside
-        sync(beside)
-        beside.chmod(mode)
-        beside.replace(path)
+        partial.unlink(missing_ok=True)
+        partial.touch()
+        mode = partial.stat().st_mode
+        yield partial
+        sync(partial)
+        partial.chmod(mode)
+        partial.replace(path)
         sync(path.parent)
     except Exception as error:
         _note(error, path)
         raise
     finally:
-        beside.unlink(missing_ok=True)
+        partial.unlink(missing_ok=True)
 
 
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
-    """Yield a new folder beside `path`; it replaces `path` when the block ends well, as `whole_file` does a file."""
+    """Yield a new folder to write to, which replaces `path` if the block succeeds, as `whole_file` does for a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = _beside(path)
-    if beside.exists():
-        shutil.rmtree(beside)
-    beside.mkdir()
+    partial = _partial_path(path)
+    if partial.exists():
+        shutil.rmtree(partial)
+    partial.mkdir()
     try:
-        yield beside
-        finish_folder(beside)
+        yield partial
+        finish_folder(partial)
         if path.exists():
             shutil.rmtree(path)
-        beside.replace(path)
+        partial.replace(path)
         sync(path.parent)
     except Exception as error:
         _note(error, path)
         raise
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def finish_folder(folder: Path) -> None:
-    """Have the disk hold all that a folder holds, with the modes that the umask asks for, as the folder itself has it."""
+    """Sync everything in a folder to the disk, with the modes that the umask gives, which the folder itself has."""
     mode = folder.stat().st_mode
     for path in folder.rglob("*"):
         if not path.is_symlink():
@@ -73,33 +73,33 @@ def finish_folder(folder: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """Wait until the disk holds the content of a file, or the names in a folder: a power cut takes what it does not."""
+    """Wait until the disk holds the content of a file, or the names in a folder, so that a power cut loses neither."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # of a file system that cannot sync a folder
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # the file system cannot sync a folder
             raise
     finally:
         os.close(descriptor)
 
 
-def _beside(path: Path) -> Path:
-    """Where a path is written before it is whole. The name is hidden: neither git nor DVC sees it."""
+def _partial_path(path: Path) -> Path:
+    """Return where a path is written until it is whole. The name is hidden, so git and DVC ignore it."""
     return path.with_name(f".{path.name}.partial")
 
 
 def _note(error: Exception, path: Path) -> None:
-    """Say with an error what was being written: the system's own, of a write, does not."""
+    """Add to an error what was being written, which the system's error of a write does not say."""
     if not isinstance(error, UserError):
         error.add_note(f"{WRITING}{path}")
 
 
 def expanded(path: str, *, key: str) -> Path:
-    """A path of params.yaml, its `~` expanded.
+    """Return a path of params.yaml with `~` expanded.
 
     Raises:
-        UserError: it is the home folder of a user that the system does not know.
+        UserError: it names the home folder of an unknown user.
     """
     try:
         return Path(path).expanduser()
@@ -108,8 +108,8 @@ def expanded(path: str, *, key: str) -> Path:
 
 
 def write_text(path: Path, text: str) -> None:
-    with whole_file(path) as beside:
-        beside.write_text(text, encoding="utf-8")
+    with whole_file(path) as partial:
+        partial.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -129,7 +129,7 @@ def read_jsonl(path: Path) -> list[dict]:
     """Read a file that an earlier stage wrote.
 
     Raises:
-        UserError: it is missing, or is not what the stage wrote.
+        UserError: it is missing or damaged.
     """
     try:
         # Not splitlines(): it also splits at U+2028 and the like, which JSON strings may hold.
@@ -137,7 +137,7 @@ def read_jsonl(path: Path) -> list[dict]:
             return [json.loads(line) for line in lines if line.strip()]
     except FileNotFoundError:
         raise UserError(f"{path} is missing; `dvc repro` makes it.") from None
-    except ValueError as error:  # no JSON, or no UTF-8
+    except ValueError as error:  # not JSON, or not UTF-8
         raise UserError(f"{path} is damaged ({error}): delete it, and `dvc repro` makes it again.") from None
 
 
@@ -147,16 +147,16 @@ def sha256(path: Path) -> str:
 
 
 def md5(path: Path) -> str:
-    """What DVC calls a file by."""
+    """Return the digest by which DVC identifies a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "md5").hexdigest()
 
 
 def read_yaml(path: Path) -> Any:
-    """Read a YAML file whose author may have erred: nothing but plain data, and no key twice.
+    """Read a YAML file that a user wrote: plain data only, and no duplicate keys.
 
     Raises:
-        UserError: the file is missing, or is not such YAML; the sentence has the line where there is one.
+        UserError: the file is missing or not such YAML; the sentence names the line if the parser does.
     """
     from ruamel.yaml import YAML
     from ruamel.yaml.error import YAMLError
@@ -169,15 +169,15 @@ def read_yaml(path: Path) -> Any:
     except IsADirectoryError:
         raise UserError(f"{path} is a folder, and must be a file.") from None
     except YAMLError as error:
-        where = getattr(error, "problem_mark", None)
-        at = f" (line {where.line + 1})" if where else ""
+        mark = getattr(error, "problem_mark", None)
+        at = f" (line {mark.line + 1})" if mark else ""
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
         if isinstance(error, ReaderError):
             at = f" (line {path.read_text(encoding='utf-8').count(chr(10), 0, error.position) + 1})"
         raise UserError(f"{path} is not valid YAML{at}: {problem}.") from None
     except RecursionError:
         raise UserError(f"{path} is not valid YAML: it is nested too deeply.") from None
-    except (ValueError, TypeError, AttributeError) as error:  # what a date or a number cannot be made of
+    except (ValueError, TypeError, AttributeError) as error:  # an impossible date or number
         raise UserError(f"{path} is not valid YAML: {str(error).split(';')[0].rstrip('.')}.") from None
 
 
@@ -192,11 +192,11 @@ SIGNATURES = {
 
 
 def not_utf8(path: Path) -> str:
-    """What a file that is not UTF-8 is, where its first bytes say so, or else the first line that is not."""
+    """Return what a file that is not UTF-8 is, from its first bytes, or else the first line that is not UTF-8."""
     content = path.read_bytes()
-    for signature, what in SIGNATURES.items():
+    for signature, description in SIGNATURES.items():
         if content.startswith(signature):
-            return what
-    whole = content.decode(errors="ignore").encode()
-    same = next((at for at, (a, b) in enumerate(zip(content, whole, strict=False)) if a != b), len(whole))
-    return f"line {content.count(10, 0, same) + 1}"
+            return description
+    valid = content.decode(errors="ignore").encode()
+    first = next((at for at, (a, b) in enumerate(zip(content, valid, strict=False)) if a != b), len(valid))
+    return f"line {content.count(10, 0, first) + 1}"

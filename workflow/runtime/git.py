@@ -1,4 +1,4 @@
-"""Files as they stood at a commit of this repository."""
+"""Files at a commit of this repository."""
 
 import json
 import subprocess
@@ -9,16 +9,16 @@ from workflow.runtime.errors import UserError
 
 
 def read_at(revision: str, path: Path) -> str:
-    """The text of a file that git tracks, as it stood at a commit, tag or branch.
+    """Return the text of a file that git tracks, at a commit, tag or branch.
 
     Raises:
-        UserError: git knows no such revision, or it had no such file.
+        UserError: there is no such revision, or it has no such file.
     """
     return _git("show", f"{resolved(revision)}:{path}", f"{revision} has no {path}.")
 
 
 def parsed_at(revision: str, path: Path) -> Any | None:
-    """The content of a JSON file at a revision; None where it had no such file."""
+    """Return the content of a JSON file at a revision; None if there is no such file."""
     try:
         return json.loads(read_at(revision, path))
     except UserError:
@@ -26,20 +26,20 @@ def parsed_at(revision: str, path: Path) -> Any | None:
 
 
 def resolved(revision: str) -> str:
-    """The commit that a name stands for.
+    """Return the commit that a name stands for.
 
     Raises:
-        UserError: git knows none.
+        UserError: there is no such commit.
     """
     refused = f"git knows no revision {revision}; give a commit, a tag or a branch."
-    # --end-of-options: a name that begins with a dash is no option.
+    # --end-of-options: a name that begins with a dash is not an option.
     return _git(
         "rev-parse", "--verify", "--quiet", "--end-of-options", f"{revision}^{{commit}}", refused
     ).strip()
 
 
 def _git(*arguments: str) -> str:
-    """Run git; the last argument is the sentence for a user where it fails."""
+    """Run git; the last argument is the error for the user if it fails."""
     *command, refused = arguments
     done = subprocess.run(["git", *command], capture_output=True, text=True)
     if done.returncode:

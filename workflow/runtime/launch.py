@@ -1,134 +1,145 @@
-"""Run one stage as several processes that compute together, and end all of them when one ends badly."""
+"""Run one stage as several processes that compute together, and end all of them when one fails.
 
+`torch.distributed.launcher`, the library behind `torchrun`, starts, watches and ends them.
+"""
+
+import logging
 import os
 import signal
-import socket
-import subprocess
 import sys
 import tempfile
 import threading
 import time
-from contextlib import ExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from workflow.runtime.errors import UserError
+from workflow.runtime.lifetime import PATIENCE
 
-LAUNCHED = "WORKFLOW_LAUNCHED"  # set in the processes that `launch` starts
+if TYPE_CHECKING:  # torch is imported only to launch
+    from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
+
+LAUNCHER = "WORKFLOW_LAUNCHER"  # set to the launcher's process id in the processes that `launch` starts
 SECONDS_TO_END = 20  # a training that is asked to end finishes its step and writes a checkpoint
 
 
 def rank() -> int:
-    """This process' number among those that `launch` started together; 0 in a process that stands alone."""
+    """Return this process' number among those that `launch` started together; 0 for a single process."""
     return int(os.environ["RANK"]) if is_launched() else 0
 
 
 def count() -> int:
-    """How many processes compute together; 1 for a process that stands alone."""
+    """Return how many processes compute together; 1 for a single process."""
     return int(os.environ["WORLD_SIZE"]) if is_launched() else 1
 
 
 def is_launched() -> bool:
-    """Whether `launch` started this process. Other launchers' variables, which a cluster may set, do not count."""
-    return LAUNCHED in os.environ
+    """Return whether `launch` started this process. Variables of other launchers, such as a cluster's, do not count."""
+    own = str(os.getpid())
+    return os.environ.get(LAUNCHER, own) != own
 
 
 def launch(module: str, arguments: list[str], *, processes: int, label: str) -> None:
-    """Run `python -m module arguments` so many times at once, as torch.distributed expects it, and wait.
+    """Run `python -m module arguments` in several processes on this machine, and wait for them.
 
-    The first process speaks for all: what it prints is printed, and of the others only an error is.
+    The output of the first is printed; of the others, only an error is.
 
     Args:
-        label: what stands before a process' own sentence about a user's error.
+        module: the name of a module.
+        arguments: of its command line.
+        processes: how many.
+        label: precedes a process' sentence about a UserError.
 
     Raises:
-        UserError: a process ended badly; the others have been ended.
+        UserError: a process failed; the others have been ended.
     """
-    environment = os.environ | {
-        LAUNCHED: "1",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(_free_port()),
-        "WORLD_SIZE": str(processes),
-        "LOCAL_WORLD_SIZE": str(processes),
-    }
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    environment.setdefault("OMP_NUM_THREADS", str(max(1, cores // processes)))
-    if sys.platform == "linux":
-        environment.setdefault("GLOO_SOCKET_IFNAME", "lo")  # a machine's own name may not resolve
-    with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        started: list[subprocess.Popen] = []
-        stack.callback(_end, started)
-        for number in range(processes):
-            started.append(
-                subprocess.Popen(
-                    [sys.executable, "-m", module, *arguments],
-                    env=environment | {"RANK": str(number), "LOCAL_RANK": str(number)},
-                    stdin=subprocess.PIPE,  # closed when this process ends, however it does
-                    stdout=None if number == 0 else subprocess.DEVNULL,
-                    stderr=stack.enter_context((folder / str(number)).open("wb")),
-                )
-            )
-        while True:
-            codes = [process.poll() for process in started]
-            if any(codes):
-                break
-            if None not in codes:
-                sys.stderr.write(_errors(folder, 0))
-                return
-            time.sleep(0.1)
-        raise UserError(_what_happened(codes, [_errors(folder, n) for n in range(processes)], label))
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    _silence_launcher()
+    _set_environment(processes)
+    with tempfile.TemporaryDirectory() as folder:
+        redirects = {rank: Std.ALL if rank else Std.ERR for rank in range(processes)}
+        config = LaunchConfig(
+            min_nodes=1,
+            max_nodes=1,
+            nproc_per_node=processes,
+            run_id="stage",
+            rdzv_backend="c10d",
+            rdzv_endpoint="localhost:0",  # any free port
+            local_addr="localhost",  # a machine's own name may not resolve
+            max_restarts=0,
+            logs_specs=DefaultLogsSpecs(log_dir=folder, redirects=redirects),
+            signals_to_handle="SIGQUIT",  # the stage handles SIGTERM and SIGINT
+            shutdown_timeout=SECONDS_TO_END,
+        )
+        try:
+            elastic_launch(config, sys.executable)("-m", module, *arguments)
+        except ChildFailedError as error:
+            errors = {rank: _stderr(folder, rank) for rank in error.failures}
+            raise UserError(_explanation(error.failures, errors, label, processes)) from None
+        sys.stderr.write(_stderr(folder, 0))
 
 
 def end_with_launcher() -> None:
-    """End this process when the one that launched it is gone, or it would wait for the others for ever."""
+    """End this process when its launcher is gone: it would wait for the other processes forever."""
 
-    def wait() -> None:
-        os.read(sys.stdin.fileno(), 1)  # nothing is ever written
+    def watch() -> None:
+        while os.getppid() == int(os.environ[LAUNCHER]):
+            time.sleep(PATIENCE)
         os._exit(1)
 
     if is_launched():
-        threading.Thread(target=wait, daemon=True).start()
+        threading.Thread(target=watch, daemon=True).start()
 
 
-def _what_happened(codes: list[int | None], errors: list[str], label: str) -> str:
-    """One sentence about the process that ended first: of several, the one that knows most about the cause."""
-    for text in errors:
+def _silence_launcher() -> None:
+    """Drop the log of torch's launcher: the stage has its own lines."""
+    logger = logging.getLogger("torch.distributed.elastic")
+    logger.addHandler(logging.NullHandler())
+    logger.propagate = False
+
+
+def _set_environment(processes: int) -> None:
+    """Set what the processes inherit from this one."""
+    os.environ[LAUNCHER] = str(os.getpid())
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // processes)))
+    if sys.platform == "linux":
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # a machine's own name may not resolve
+
+
+def _explanation(
+    failures: dict[int, "ProcessFailure"], errors: dict[int, str], label: str, processes: int
+) -> str:
+    """Return one sentence about the failed process that knows most about the cause.
+
+    Args:
+        failures: of the processes that failed or were ended, by rank, the first to fail first.
+        errors: what each of them printed to stderr.
+        label: as for `launch`.
+        processes: how many there were.
+    """
+    for text in errors.values():
         last = text.strip().rpartition("\n")[2]
         if last.startswith(f"{label}: "):
             return last.removeprefix(f"{label}: ")
-    failed = [number for number, code in enumerate(codes) if code]
-    killed = [number for number in failed if codes[number] < 0]
-    number = (killed or failed)[0]
-    others = f"process {number + 1} of {len(codes)} {{}}, and the others were ended"
-    if codes[number] == -signal.SIGKILL:
-        return others.format("was killed by SIGKILL (out of memory, if nobody killed it)") + "."
-    sys.stderr.write(errors[number])
-    ended = (
-        f"was ended by {signal.Signals(-codes[number]).name}"
-        if killed
-        else f"ended with code {codes[number]}"
-    )
-    return others.format(ended) + "; its own words stand above."
+    rank, first = next(iter(failures.items()))
+    for other, failure in failures.items():
+        # One that dies so late was killed by the launcher, because it did not end when it was asked to.
+        is_late = failure.timestamp >= first.timestamp + SECONDS_TO_END
+        if failure.exitcode == -signal.SIGKILL and not is_late:
+            return (
+                f"process {other + 1} of {processes} was killed by SIGKILL (out of memory, if nobody killed it), "
+                "and the others were ended."
+            )
+    sys.stderr.write(errors[rank])
+    code = first.exitcode
+    ended = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
+    return f"process {rank + 1} of {processes} {ended}, and the others were ended; its own words stand above."
 
 
-def _errors(folder: Path, number: int) -> str:
-    return (folder / str(number)).read_text(encoding="utf-8", errors="replace")
-
-
-def _end(started: list[subprocess.Popen]) -> None:
-    for process in started:
-        process.terminate()
-    deadline = time.monotonic() + SECONDS_TO_END
-    for process in started:
-        try:
-            process.wait(max(0, deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-        process.stdin.close()
-
-
-def _free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
+def _stderr(folder: str, rank: int) -> str:
+    (path,) = Path(folder).glob(f"*/attempt_0/{rank}/stderr.log")
+    return path.read_text(encoding="utf-8", errors="replace")

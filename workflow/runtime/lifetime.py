@@ -9,14 +9,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
-# Seconds between two looks at the engine.
-PATIENCE = 0.5
-# What starts stages, as the first words of its command line name it.
+PATIENCE = 0.5  # seconds between two checks of another process
+# Programs that start stages, as the first words of their command line name them.
 ENGINES = {"dvc", "snakemake", "workflow.pipeline"}
 
 
 class Terminated(BaseException):
-    """A SIGTERM asked this process to end. Like a KeyboardInterrupt, it is no error that code should survive."""
+    """A SIGTERM asked this process to end. Like KeyboardInterrupt, it is not an Exception that code may swallow."""
 
     def __str__(self) -> str:
         return ": ".join(["ended by SIGTERM", *map(str, self.args)])
@@ -24,7 +23,7 @@ class Terminated(BaseException):
 
 @contextmanager
 def ends_on_sigterm() -> Iterator[None]:
-    """Within the block a SIGTERM, which clusters send before they kill, raises `Terminated`: files are left whole."""
+    """Let a SIGTERM in the block, which clusters send before they kill, raise `Terminated`, so that files stay whole."""
 
     def leave(number: int, frame: FrameType | None) -> None:
         raise Terminated
@@ -35,10 +34,10 @@ def ends_on_sigterm() -> Iterator[None]:
 
 @contextmanager
 def sigterm_noted() -> Iterator[Callable[[], bool]]:
-    """Within the block a SIGTERM is only noted; yields what says whether there was one."""
-    came = threading.Event()
-    with _handled_by(lambda number, frame: came.set()):
-        yield came.is_set
+    """Only note a SIGTERM in the block; yields a function that returns whether there was one."""
+    received = threading.Event()
+    with _handled_by(lambda number, frame: received.set()):
+        yield received.is_set
 
 
 @contextmanager
@@ -51,9 +50,9 @@ def _handled_by(handler: Callable[[int, FrameType | None], None]) -> Iterator[No
 
 
 def end_with_engines() -> None:
-    """Send this process a SIGTERM when DVC or Snakemake, if one of them started it, is gone.
+    """Send this process a SIGTERM when the DVC or Snakemake that started it is gone.
 
-    Killed by SIGKILL, they cannot end what they started, and nobody would wait for its results.
+    If they are killed by SIGKILL, they cannot end what they started, and nobody would wait for its results.
     """
     import psutil  # not needed to import the graph
 
@@ -69,7 +68,7 @@ def end_with_engines() -> None:
 
 
 def is_engine(process) -> bool:
-    """Whether a process of psutil's is DVC's or Snakemake's, as far as this user may see."""
+    """Return whether a `psutil.Process` is DVC or Snakemake, as far as this user may see."""
     import psutil
 
     try:

@@ -1,4 +1,4 @@
-"""Where each stage's outputs lie. dvc.yaml names the same paths; a test holds the two together."""
+"""The paths of every stage's outputs, as dvc.yaml names them (a test compares the two), and of what stages keep."""
 
 from pathlib import Path
 
@@ -21,7 +21,7 @@ SUMMARY = RESULTS / "summary.md"
 SUMMARY_TABLE = RESULTS / "summary.csv"
 CARDS = RESULTS / "cards"
 LOGS = Path("logs")
-# What stages keep for one another and for their next run.
+# What stages keep for one another and for their next run; git and DVC ignore it.
 CACHE = Path(".cache")
 LOCKS = CACHE / "running"
 INPUT_RECORDS = CACHE / "inputs"
@@ -58,7 +58,7 @@ def evaluate_base_folder(variant: str) -> Path:
 
 
 def served_folder(variant: str, seed: int | None, form: str) -> Path:
-    """Where the commands that repeat an evaluation by hand write a model in a serving form."""
+    """Return where the commands that repeat an evaluation by hand write a model in a serving form."""
     return SERVED / "-".join([variant, *([] if seed is None else [str(seed)]), form])
 
 

@@ -1,8 +1,8 @@
-"""Secrets are taken out of what is printed. As a program it copies its input so, to its output and to a file.
+"""Remove secrets from text. As a program, copy the input without secrets to the output and to a file.
 
     python workflow/runtime/redaction.py [FILE] < TEXT
 
-It needs the standard library alone, and begins in some 20 ms.
+It imports only the standard library, so that it starts in some 20 ms.
 """
 
 import os
@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterable, Mapping
 
 HIDDEN = "***"
-SHORTEST = 6  # characters of a secret that is looked for everywhere: a shorter one is a word of other texts
+SHORTEST = 6  # characters; a shorter secret would match ordinary words
 SECRET_NAME = re.compile(r"(TOKEN|PASSWORD|PASSWD|SECRET|API_KEY|ACCESS_KEY)$", re.IGNORECASE)
 # Up to the last @ before the path, a query or a space: a password may hold one.
 USER = re.compile(r"(\w+://)[^/?#\s'\"]*@")
@@ -24,7 +24,7 @@ HUB_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{20,}")
 
 
 def secrets_of(environment: Mapping[str, str]) -> list[str]:
-    """What must not be printed of the environment: values of secret names, and passwords of addresses; longest first."""
+    """Return the secrets in the environment, longest first: values of variables with secret names, and passwords in URLs."""
     secrets = set()
     for name, value in environment.items():
         if SECRET_NAME.search(name):
@@ -41,10 +41,11 @@ def secrets_of(environment: Mapping[str, str]) -> list[str]:
 
 
 def redacted(text: str, secrets: Iterable[str] | None = None) -> str:
-    """The text without users, passwords and signatures of addresses, tokens, and the environment's secrets.
+    """Return the text without users, passwords and signatures in addresses, tokens, and other secrets.
 
     Args:
-        secrets: what is looked for besides; those of the environment by default.
+        text: any text.
+        secrets: the other secrets; by default those of the environment.
     """
     for secret in secrets_of(os.environ) if secrets is None else secrets:
         text = text.replace(secret, HIDDEN)
@@ -54,10 +55,10 @@ def redacted(text: str, secrets: Iterable[str] | None = None) -> str:
 
 
 def copy(source: int, targets: list[int]) -> None:
-    """Copy what comes from a file descriptor to others, redacted, until it ends.
+    """Copy from one file descriptor to others until it ends, without secrets.
 
-    Words are copied when they are whole, since no secret has a space in it. What cannot be written to one target, on
-    a full disk or to a terminal that is gone, still goes to the other.
+    Only whole words are copied, since no secret has a space in it. If one target cannot be written, because its disk is
+    full or its terminal is gone, the others still are.
     """
     secrets = secrets_of(os.environ)
     rest = b""
@@ -70,7 +71,7 @@ def copy(source: int, targets: list[int]) -> None:
 
 
 def _write(content: bytes, targets: list[int], secrets: list[str]) -> None:
-    # Bytes that are no UTF-8 come out as they came in.
+    # Bytes that are not UTF-8 pass unchanged.
     content = redacted(content.decode(errors="surrogateescape"), secrets).encode(errors="surrogateescape")
     for target in targets:
         left = content

@@ -117,9 +117,9 @@ def _run_launched(stage: Callable[..., None], options: dict, label: str) -> None
     except UserError as error:
         sys.exit(f"{label}: {error}")
     except KeyboardInterrupt:
-        sys.exit(f"{label}: interrupted")
-    except Terminated as ended:
-        sys.exit(f"{label}: {ended}")
+        sys.exit(128 + signal.SIGINT)
+    except Terminated:
+        sys.exit(128 + signal.SIGTERM)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Variables of the environment that libraries read: what they hold is checked before a library trips over it."""
+"""Checks of the environment variables that libraries read, before a library fails on one."""
 
 import os
 import ssl
@@ -10,30 +10,38 @@ from urllib.parse import urlsplit
 from workflow.runtime.errors import UserError
 from workflow.runtime.redaction import HIDDEN, SECRET_NAME, redacted
 
-# A check returns what is allowed, as a clause, where the value is not; else None.
+# A check returns None for a valid value, and otherwise a clause that says what is allowed.
 Check = Callable[[str], str | None]
 PROXY_SCHEMES = ("http", "https", "socks5", "socks5h")
 
 
 def check(environment: Mapping[str, str], *, network: bool) -> None:
-    """Raise a UserError that names the variable, what it holds and what is allowed, for the first that is wrong.
+    """Check environment variables.
 
     Args:
-        network: whether those are checked too that only a download reads.
+        environment: values by name.
+        network: whether to check those as well that only a download reads.
+
+    Raises:
+        UserError: a value is invalid; the sentence names the first such variable, its value and what is allowed.
     """
     for name, value in environment.items():
         test = ANYWHERE.get(name) or (DOWNLOADS.get(name.upper()) if network else None)
-        # To the libraries an empty variable is one that is not set, if it is no number.
+        # Libraries treat an empty variable as unset, unless it is a number.
         allowed = test(value) if test and (value or test is _seconds) else None
         if allowed:
-            shown = HIDDEN if SECRET_NAME.search(name) else redacted(value)
-            raise UserError(f"the environment variable {name} is {shown!r}; it must be {allowed}.")
+            safe_value = HIDDEN if SECRET_NAME.search(name) else redacted(value)
+            raise UserError(f"the environment variable {name} is {safe_value!r}; it must be {allowed}.")
     if network:
         _check_together()
 
 
 def _check_together() -> None:
-    """Try what the hub's library does with proxies and certificates, of which NO_PROXY has a syntax of its own."""
+    """Check that the hub's library accepts the proxies and certificates together; NO_PROXY has a syntax of its own.
+
+    Raises:
+        UserError: it does not.
+    """
     from huggingface_hub.utils import get_session
 
     names = [name for name, value in os.environ.items() if value and name.upper() in TOGETHER]
@@ -68,14 +76,14 @@ def _positive(value: str) -> str | None:
 
 
 def _folder(value: str) -> str | None:
-    """A folder, or what one can be made of; `~` is the home folder to the libraries too."""
+    """Check for a folder that exists or can be made; libraries expand `~` as well."""
     path = Path(os.path.expandvars(os.path.expanduser(value))).absolute()
     try:
         nearest = next(place for place in (path, *path.parents) if place.exists())
     except OSError as error:
         return f"a folder ({error.strerror})"
-    what = "and is a file" if nearest == path else f"and {nearest} is a file"
-    return None if nearest.is_dir() else f"a folder, {what}"
+    problem = "and is a file" if nearest == path else f"and {nearest} is a file"
+    return None if nearest.is_dir() else f"a folder, {problem}"
 
 
 def _token(value: str) -> str | None:
@@ -87,7 +95,7 @@ def _token(value: str) -> str | None:
 def _token_file(value: str) -> str | None:
     path = Path(value).expanduser()
     try:
-        # A file that is not there is no token to the hub's library.
+        # To the hub's library, a missing file means no token.
         return (
             _token(path.read_text(encoding="utf-8")) and "a file that holds a token"
             if path.exists()
@@ -112,7 +120,7 @@ def _url(value: str, schemes: tuple[str, ...]) -> str | None:
     try:
         parts = urlsplit(value.strip())
         sound = parts.scheme in schemes and bool(parts.hostname) and (parts.port or 1) > 0
-    except ValueError:  # a port that is no number, or an unfinished IPv6 address
+    except ValueError:  # a port that is not a number, or an incomplete IPv6 address
         sound = False
     sound = sound and value.isprintable() and " " not in value.strip()
     return None if sound else f"an address such as {schemes[0]}://host:8080 ({', '.join(schemes)})"
@@ -127,8 +135,8 @@ def _certificates(value: str) -> str | None:
     except FileNotFoundError:
         return "a file of certificates, and there is none of that name"
     except OSError as error:  # ssl's errors among them
-        why = "it holds none" if isinstance(error, ssl.SSLError) else error.strerror
-        return f"a file of certificates in PEM form ({why})"
+        reason = "it holds none" if isinstance(error, ssl.SSLError) else error.strerror
+        return f"a file of certificates in PEM form ({reason})"
     return None
 
 
@@ -152,7 +160,7 @@ ANYWHERE: dict[str, Check] = {
     "MKL_NUM_THREADS": _threads,
     "OPENBLAS_NUM_THREADS": _threads,
 }
-# Read when something is downloaded; in small letters too.
+# Read when something is downloaded; the lowercase names count as well.
 DOWNLOADS: dict[str, Check] = {
     "HF_ENDPOINT": _address,
     "HF_TOKEN": _token,

@@ -1,4 +1,4 @@
-"""The versions of what computed a number, recorded beside it."""
+"""The versions of the libraries that computed a number, recorded with it."""
 
 from contextlib import suppress
 from importlib import metadata
@@ -19,9 +19,9 @@ LIBRARIES = (
 
 
 def installed() -> dict[str, str]:
-    """Python's version and those of the libraries that move numbers, as far as they are installed here."""
+    """Return the versions of Python and of those libraries that can change numbers and are installed."""
     versions = {"Python": python_version()}
     for library in LIBRARIES:
-        with suppress(metadata.PackageNotFoundError):  # measuring a GPU needs no harness
+        with suppress(metadata.PackageNotFoundError):  # measuring a GPU works without lm-eval
             versions[library] = metadata.version(library)
     return versions
