@@ -55,4 +55,6 @@ def job_lock() -> ReadWriteLock:
 
 def _read_write_lock(name: str) -> ReadWriteLock:
     SNAKEMAKE.mkdir(exist_ok=True)
-    return ReadWriteLock(SNAKEMAKE / f"{name}.lock")
+    path = SNAKEMAKE / f"{name}.lock"
+    path.touch()  # with the mode of the umask: the library would let only this user open it
+    return ReadWriteLock(path)
