@@ -70,7 +70,7 @@ def prune_and_report() -> None:
         UserError: DVC refused, or dvc.lock cannot be read.
     """
     with open_repo() as repo:
-        listings = outputs.mend_listings()
+        listings = outputs.repair_listings()
         pruned = prune(repo)
     for path, is_whole in listings:
         action = "written again" if is_whole else "removed"

@@ -17,6 +17,8 @@ from workflow.runtime import faults, outputs, variables
 from workflow.runtime.errors import UserError
 from workflow.runtime.files import read_json, whole_folder, write_text
 from workflow.runtime.paths import (
+    AS_TRAINED,
+    BASE,
     CARDS,
     MODEL,
     RESULTS,
@@ -42,11 +44,11 @@ def save_served(variant: str, seed: int | None, form: str, to: Path) -> None:
     params.check_variant(asked, variant)
     if form != "base" and not params.can_be_served(asked.variants[variant], form):
         raise UserError(f"{variant} cannot be served as {form}.")
-    if (seed is None) != (form == "base"):
+    if (seed is None) != (form == BASE):
         raise UserError("--seed names a run, and form base has none: give one or the other.")
     check_target(to)
     weights = None if seed is None else weights_folder(variant, seed)
-    if form == "as_trained" and methods.get(asked.variants[variant].method).leaves_adapter:
+    if form == AS_TRAINED and methods.get(asked.variants[variant].method).leaves_adapter:
         code = save_adapter(asked, variant, weights, to)
     else:
         code = save_model(asked, variant, seed, form, to)

@@ -27,8 +27,8 @@ from workflow.methods import Method
 from workflow.precisions.load import Precision, describe, load_base
 from workflow.runtime.errors import CheckError, UserError
 from workflow.runtime.files import read_json
+from workflow.runtime.paths import AS_TRAINED, BASE, MERGED_16BIT, MERGED_DEQUANTIZED, REQUANTIZED
 
-BASE = "base"
 WEIGHTS, PICKLE = "adapter_model.safetensors", "adapter_model.bin"  # PEFT's names
 SIXTEEN_BIT = {"precision": "16bit", "double_quantization": False}
 
@@ -82,17 +82,17 @@ def serve(
         expected = 0
     else:
         make = {
-            "as_trained": as_trained,
-            "merged_16bit": merged_16bit,
-            "merged_dequantized": merged_dequantized,
-            "requantized": requantized,
+            AS_TRAINED: as_trained,
+            MERGED_16BIT: merged_16bit,
+            MERGED_DEQUANTIZED: merged_dequantized,
+            REQUANTIZED: requantized,
         }[form]
         check_adapter(weights_folder, model_folder, method, training)
         model, compute = make(model_folder, weights_folder, variant=held, hardware=hardware)
-        if form in ("merged_16bit", "merged_dequantized"):
+        if form in (MERGED_16BIT, MERGED_DEQUANTIZED):
             held = held.model_copy(update=SIXTEEN_BIT)
         precision = describe(model, held, compute=compute)
-        expected = method.saved_adapters(load_file(weights_folder / WEIGHTS)) if form == "as_trained" else 0
+        expected = method.saved_adapters(load_file(weights_folder / WEIGHTS)) if form == AS_TRAINED else 0
     return model.eval(), check(
         Served(form, precision, *adapters_of(model, method)), variant, adapters=expected
     )

@@ -21,10 +21,10 @@ from workflow.data import chat
 from workflow.data.model_files import context_length, load_tokenizer
 from workflow.data.rows import as_rows, from_scored_rows
 from workflow.evaluation import harness
-from workflow.evaluation.forms import BASE, Served, serve
+from workflow.evaluation.forms import Served, serve
 from workflow.runtime.errors import CheckError, UserError
 from workflow.runtime.files import read_jsonl
-from workflow.runtime.paths import MODEL, served_folder, split_file, weights_folder
+from workflow.runtime.paths import AS_TRAINED, BASE, MODEL, served_folder, split_file, weights_folder
 from workflow.runtime.stage import say
 
 UNITS = {
@@ -287,11 +287,11 @@ def commands(
     adapter, prepare = None, None
     if served.form == BASE and variant.precision == "16bit":
         model = MODEL
-    elif served.form == "as_trained" and not methods.get(variant.method).leaves_adapter:
+    elif served.form == AS_TRAINED and not methods.get(variant.method).leaves_adapter:
         model = weights_folder(name, seed)
     else:
         kept = (name, seed, served.form)
-        if served.form == "as_trained":
+        if served.form == AS_TRAINED:
             adapter, kept = weights_folder(name, seed), (name, None, BASE)
         model = MODEL
         if kept[2] != BASE or variant.precision != "16bit":

@@ -11,13 +11,19 @@ import pandas as pd
 from workflow import params
 from workflow.report.formatting import clean
 from workflow.runtime.files import read_jsonl
-from workflow.runtime.paths import COMPARE, evaluate_base_folder, evaluate_folder
+from workflow.runtime.paths import (
+    AS_TRAINED,
+    BASE,
+    COMPARE,
+    MERGED_16BIT,
+    evaluate_base_folder,
+    evaluate_folder,
+)
 
 TASK = "holdout_generation"
 ITEMS = COMPARE / "items.parquet"
 METRICS = ("rouge_l", "chrf")  # the first that was measured decides who won
 SAMPLED, DISAGREEING = 12, 8  # rows that are shown, at most
-BASE, AS_TRAINED, MERGED = "base", "as_trained", "merged_16bit"
 MOST_MERGED = 4  # variants of which the merged form is shown too
 TIE = "tie"
 WORDS = re.compile(r"\s+|[^\s]+")
@@ -144,8 +150,8 @@ def _arms(asked: params.Params, labels: dict[str, str]) -> list[Arm]:
         found.append(Arm(name, AS_TRAINED, f"{labels[name]}, seed {seed}"))
         merged = [form for form in asked.forms_of(name) if form != AS_TRAINED]
         if name in shown_merged and merged:
-            form = MERGED if MERGED in merged else merged[0]
-            words = "merged" if form == MERGED else form.replace("_", " ")
+            form = MERGED_16BIT if MERGED_16BIT in merged else merged[0]
+            words = "merged" if form == MERGED_16BIT else form.replace("_", " ")
             found.append(Arm(name, form, f"{labels[name]}, {words}, seed {seed}"))
     return found
 

@@ -26,10 +26,9 @@ from workflow.runtime import environment, faults, outputs
 from workflow.runtime.errors import UserError
 from workflow.runtime.files import read_json
 from workflow.runtime.git import parsed_at, read_at, resolved
-from workflow.runtime.paths import COMPARE
+from workflow.runtime.paths import AS_TRAINED, COMPARE
 
 COMPARISON, ITEMS = COMPARE / "comparison.json", COMPARE / "items.parquet"
-SERVED = "as_trained"
 COSTS = ("peak_memory", "training_speed")
 NOTHING, UNPAIRED = "-", "no interval"
 PARTS = {
@@ -201,7 +200,11 @@ def _scores(before: State, after: State) -> Changes:
 
 
 def _is_headline(score: dict, primary: str) -> bool:
-    return (f"{score['task']}/{score['metric']}", score["form"], score["subset"]) == (primary, SERVED, ALL)
+    return (f"{score['task']}/{score['metric']}", score["form"], score["subset"]) == (
+        primary,
+        AS_TRAINED,
+        ALL,
+    )
 
 
 def _change(
@@ -227,13 +230,13 @@ def paired_change(variant: str, before: State, after: State, asked: params.Compa
     if before.items is None or after.items is None:
         return None
     task, metric = asked.primary.split("/")
-    wanted = {"variant": variant, "form": SERVED, "task": task, "metric": metric}
+    wanted = {"variant": variant, "form": AS_TRAINED, "task": task, "metric": metric}
     tables = []
     for state in (before, after):
         frame = state.items[(state.items[list(wanted)] == pd.Series(wanted)).all(axis=1)]
         if frame.empty:
             return None
-        tables.append(table_of(frame, Arm(variant, SERVED)))
+        tables.append(table_of(frame, Arm(variant, AS_TRAINED)))
     old, new = tables
     seeds = [seed for seed in new.seeds if seed in old.seeds]
     if not seeds or not new.items.equals(old.items) or (new.denominators != old.denominators).any():

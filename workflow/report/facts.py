@@ -22,6 +22,8 @@ from workflow.runtime import environment
 from workflow.runtime.errors import UserError
 from workflow.runtime.files import read_json, sha256
 from workflow.runtime.paths import (
+    AS_TRAINED,
+    BASE,
     COMPARE,
     DATASET_SOURCE,
     HARDWARE,
@@ -41,7 +43,6 @@ if TYPE_CHECKING:
 COMPARISON = COMPARE / "comparison.json"
 SAMPLE_COUNTS = SAMPLE / "counts.json"
 ENVIRONMENT = Path("requirements.lock")
-BASE, AS_TRAINED = "base", "as_trained"
 SPLITS = ("train", "validation", "test")
 CATEGORY = "category/"  # a subset of one category is called so, and then by the category's name
 GRID = "grid"  # the setting of a point on random rows; any other is on the run's rows

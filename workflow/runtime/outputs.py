@@ -83,7 +83,7 @@ def check_content(content: bytes, path: Path, lock: str, *, of: str) -> None:
         )
 
 
-def mend_listings() -> list[tuple[Path, bool]]:
+def repair_listings() -> list[tuple[Path, bool]]:
     """Repair the lists of folders' files in DVC's cache: DVC would run a stage again if it cannot read one.
 
     A damaged list is rebuilt from the folder in the workspace if that is intact, and removed otherwise.
