@@ -12,7 +12,7 @@ from conftest import ROOT
 from safetensors.torch import save_file
 
 from workflow import methods
-from workflow.runtime.errors import UserError
+from workflow.runtime.errors import UserError, first_of
 from workflow.runtime.files import expanded, whole_file, whole_folder, write_json
 from workflow.training import train
 
@@ -107,3 +107,9 @@ def test_the_plan_expands_a_tilde_and_says_which_variable_is_wrong(tmp_path):
         "plan: the environment variable HF_HUB_DOWNLOAD_TIMEOUT is 'abc'; "
         "it must be a whole number of seconds above zero.\n"
     )
+
+
+def test_a_sentence_names_the_first_few_and_counts_the_others():
+    assert first_of(["a", "b", "c", "d"]) == "a, b, c, d"
+    assert first_of(list("abcdef")) == "a, b, c, d, and 2 more"
+    assert first_of(list("abcde"), "; ") == "a; b; c; d; and 1 more"
