@@ -23,8 +23,9 @@ from ruamel.yaml import YAML
 from workflow import params
 from workflow.comparison import compare
 from workflow.engine import publish, study
-from workflow.report import drawing, exports
+from workflow.report import drawing
 from workflow.report.page import render
+from workflow.report.summary import summary_markdown, summary_table
 from workflow.runtime import environment
 from workflow.runtime.errors import UserError
 from workflow.runtime.files import read_json, write_json, write_text
@@ -52,8 +53,8 @@ def made(tmp_path_factory) -> Path:
         write_text(weights_folder(QLORA, 1) / "adapter_config.json", "{}")  # what stays where it was made
         made_up_results.write_lock()
         found = facts()
-        write_text(SUMMARY, exports.summary_markdown(found))
-        write_text(SUMMARY_TABLE, exports.summary_table(found).to_csv(index=False))
+        write_text(SUMMARY, summary_markdown(found))
+        write_text(SUMMARY_TABLE, summary_table(found).to_csv(index=False))
         write_text(REPORT, render(found))
         made_up_results.write_lock()
         write_json(
@@ -118,7 +119,11 @@ def test_the_readme_shows_the_headline_from_the_published_files(folder, home):
         "The base had been quantized once before (GGUF Q4_1): what 4 bits cost one that had not may be more"
         in readme
     )
-    rows = [line.strip("| ").split(" | ") for line in readme.splitlines() if line.startswith("| `")]
+    rows = [
+        [cell.strip() for cell in line.strip("|").split(" | ")]
+        for line in readme.splitlines()
+        if line.startswith("| `")
+    ]
     assert [row[0] for row in rows] == ["`lora_16bit`", f"`{QLORA}`"]
     table = pd.read_csv(folder / SUMMARY_TABLE)
     own = table[(table.variant == QLORA) & (table.form == "as_trained") & (table.metric == "nats_per_token")]

@@ -104,8 +104,10 @@ def command(*arguments: str) -> subprocess.CompletedProcess:
 def row(text: str, start: str, *, below: str = "###") -> list[str]:
     """The cells of the first row that begins so below a heading."""
     lines = text[text.index(below) :].splitlines()
-    line = next(line for line in lines if line.startswith(f"| {start} |"))
-    return [cell.strip() for cell in line.strip("|").split("|")]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| ")]
+    return next(
+        row for row in rows if row[: start.count("|") + 1] == [cell.strip() for cell in start.split("|")]
+    )
 
 
 def numbers(cell: str) -> list[float]:
@@ -120,7 +122,7 @@ def test_params_and_results_are_set_side_by_side(repository):
     assert float(before) - float(after) == pytest.approx(BETTER, abs=2e-3) and verdict == "better"
     # The same was taken off every token of every item: nothing is left to vary.
     assert numbers(change) == [-BETTER] * 3
-    assert row(text, "lora_16bit", below=QUALITY)[3:] == ["0.000 [95%: 0.000 to 0.000]", "equivalent"]
+    assert row(text, "lora_16bit", below=QUALITY)[3:] == ["0.000 (95%: 0.000 to 0.000)", "equivalent"]
     was, now = row(text, "qlora_nf4_dq", below="### Difference")[1:]
     assert was.endswith("worse") and now.endswith("better")
     assert numbers(was)[0] - numbers(now)[0] == pytest.approx(BETTER, abs=2e-3)

@@ -5,8 +5,10 @@ import pytest
 from made_up_results import BASELINE, write
 from report_reader import Reader, facts
 
-from workflow.report import english, exports
+from workflow.report import english
+from workflow.report.cards import model_card
 from workflow.report.page import render
+from workflow.report.summary import summary_markdown, summary_table
 
 QLORA = "qlora_nf4_dq"
 USUAL = {
@@ -24,14 +26,14 @@ def _in_a_folder_of_its_own(tmp_path, monkeypatch):
 
 
 def missing_and_page() -> tuple[set[str], Reader]:
-    """What is missing, by itself and as the page lists it; the page is drawn, and its exports are made."""
+    """What is missing, by itself and as the page lists it; the page is drawn, and its summary and card are made."""
     found = facts()
     missing = {" ".join(one.split()) for one in english.missing(found)}
     page = Reader(render(found))
     assert all(one in page.text for one in missing)
-    exports.summary_markdown(found)
-    exports.summary_table(found)
-    exports.model_card(found, found.variants[-1], found.asked.experiment.seeds[0])
+    summary_markdown(found)
+    summary_table(found)
+    model_card(found, found.variants[-1], found.asked.experiment.seeds[0])
     return missing, page
 
 

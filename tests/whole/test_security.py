@@ -32,9 +32,10 @@ from workflow.data import chat
 from workflow.data.read import read as read_dataset
 from workflow.evaluation import harness
 from workflow.fetch import sources
-from workflow.report import exports
+from workflow.report.cards import model_card
 from workflow.report.page import render
-from workflow.runtime import faults, gpus, redaction
+from workflow.report.summary import summary_markdown, summary_table
+from workflow.runtime import faults, gpus, markdown, redaction
 from workflow.runtime.errors import UserError
 from workflow.runtime.files import read_json, write_json
 
@@ -658,9 +659,9 @@ def hostile_results(tmp_path_factory) -> Path:
         )
         found = facts()
         Path("page.html").write_text(render(found), encoding="utf-8")
-        Path("summary.md").write_text(exports.summary_markdown(found))
-        Path("card.md").write_text(exports.model_card(found, found.variants[1], 1))
-        exports.summary_table(found).to_csv("summary.csv", index=False)
+        Path("summary.md").write_text(summary_markdown(found))
+        Path("card.md").write_text(model_card(found, found.variants[1], 1))
+        summary_table(found).to_csv("summary.csv", index=False)
     return folder
 
 
@@ -735,7 +736,7 @@ def test_markdown_shows_hostile_texts_as_texts(hostile_results):
     "hostile", ["[x](javascript:alert(1))", "![x](http://tracker/x.png)", "`code`", "a\\|b", "<b>"]
 )
 def test_a_name_in_markdown_begins_no_link_picture_code_cell_or_tag(hostile):
-    shown = exports.escaped(hostile)
+    shown = markdown.escaped(hostile)
     assert re.sub(r"\\([\\`\[\]|])", r"\1", shown).replace("&lt;", "<") == hostile
     assert not re.search(r"(?<!\\)(?:\\\\)*[`\[\]|<]", shown)
 

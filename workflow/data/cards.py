@@ -7,6 +7,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from workflow import methods, params
 from workflow.data import compatibility, lineage
 from workflow.data.lineage import Lineage
+from workflow.runtime import markdown
 from workflow.runtime.files import write_text
 from workflow.runtime.paths import MODEL
 
@@ -177,12 +178,14 @@ def served_card(
         scores: of the form, by `task`, `metric`, `value`, `unit` and `items`; empty where it was not scored.
     """
     rows = [
-        f"| {score['task']}: {score['metric']} | {score['value']:.4f} | {score['unit']} | {score['items']:,} |"
+        (f"{score['task']}: {score['metric']}", f"{score['value']:.4f}", score["unit"], f"{score['items']:,}")
         for score in scores
     ]
-    table = "\n".join(["| Metric | Value | Unit | Items |", "| --- | ---: | --- | ---: |", *rows])
+    numbers = "It was not scored.\n"
+    if rows:
+        table = markdown.table(("Metric", "Value", "Unit", "Items"), rows, right=[1, 3])
+        numbers = f"Of this form, loaded so:\n\n{table}\n"
     return (
         f"---\n{metadata(origin, variant, form=form).to_yaml()}\n---\n\n# {run} as {form}\n\n{FORMS[form]}\n\n"
-        f"## How to load it\n\n```python\n{code}\n```\n\n## Numbers\n\n"
-        + (f"Of this form, loaded so:\n\n{table}\n" if rows else "It was not scored.\n")
+        f"## How to load it\n\n```python\n{code}\n```\n\n## Numbers\n\n{numbers}"
     )

@@ -30,12 +30,13 @@ from workflow.comparison.compare import ALL
 from workflow.engine import study
 from workflow.engine.study import DVC_LOCK, ENVIRONMENT, ITEMS, PARAMS
 from workflow.report.drawing import INK, MUTED, PAPER, RULE, SETTINGS
-from workflow.report.exports import escaped
 from workflow.report.facts import AS_TRAINED, dataset_name, model_name
 from workflow.report.formatting import number, percent, signed
 from workflow.report.quality_figures import SHORT_FORMS
+from workflow.runtime import markdown
 from workflow.runtime.errors import CheckError, UserError
 from workflow.runtime.files import md5, read_json, whole_folder, write_text
+from workflow.runtime.markdown import Code, escaped
 from workflow.runtime.paths import COMPARE, MODEL_SOURCE, REPORT, RESULTS, SAMPLE, SUMMARY_TABLE, train_folder
 from workflow.runtime.stage import say
 
@@ -311,36 +312,34 @@ def _headline_table(table: pd.DataFrame, asked: params.Params) -> str:
     """A row for each variant as it was trained."""
     task, metric = asked.comparison.primary.split("/")
     primary = table[(table["task"] == task) & (table["metric"] == metric)]
-    unit = primary["unit"].iloc[0]
-    head = [
-        "variant",
-        escaped(unit),
-        f"difference ({percent(asked.comparison.confidence)} interval)",
-        "verdict",
-    ]
     costs = [
-        (name, title)
-        for name, title in (("peak_memory", "peak memory, GiB"), ("training_speed", "training, tokens/s"))
+        (name, title, decimals)
+        for name, title, decimals in (
+            ("peak_memory", "peak memory, GiB", 2),
+            ("training_speed", "training, tokens/s", 0),
+        )
         if (table["metric"] == name).any()
     ]
-    lines = [[*head, *(title for _, title in costs)], ["---", "---:", "---:", "---", *["---:"] * len(costs)]]
+    head = [
+        "variant",
+        primary["unit"].iloc[0],
+        f"difference ({percent(asked.comparison.confidence)} interval)",
+        "verdict",
+        *(title for _, title, _ in costs),
+    ]
+    rows = []
     for variant in asked.experiment.variants:
         own = table[table["variant"] == variant]
         row = primary[(primary["variant"] == variant) & (primary["form"] == AS_TRAINED)].iloc[0]
-        compared = pd.notna(row["difference"])
-        lines.append(
-            [
-                f"`{variant}`",
-                number(row["value"], 3),
-                f"{signed(row['difference'], 3)} ({signed(row['low'], 3)} to {signed(row['high'], 3)})"
-                if compared
-                else "",
-                row["verdict"] if compared else "baseline",
-                *(number(own[own["metric"] == name]["value"].iloc[0], 2 if name == "peak_memory" else 0)
-                  for name, _ in costs),
-            ]
-        )  # fmt: skip
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        difference, verdict = "", "baseline"
+        if pd.notna(row["difference"]):
+            value, low, high = (signed(row[key], 3) for key in ("difference", "low", "high"))
+            difference, verdict = f"{value} ({low} to {high})", row["verdict"]
+        values = (
+            number(own[own["metric"] == name]["value"].iloc[0], decimals) for name, _, decimals in costs
+        )
+        rows.append([Code(variant), number(row["value"], 3), difference, verdict, *values])
+    return markdown.table(head, rows, right=[1, 2, *range(4, len(head))])
 
 
 def _caveats(files: Files, asked: params.Params) -> list[str]:

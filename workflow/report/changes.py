@@ -22,10 +22,11 @@ from workflow import params
 from workflow.comparison.compare import ALL, Arm, bootstrap, span_of, table_of
 from workflow.comparison.inference import Difference, difference, equivalence, verdict
 from workflow.report.formatting import decimals_of, number, quantity, ratio, signed
-from workflow.runtime import environment, faults, outputs
+from workflow.runtime import environment, faults, markdown, outputs
 from workflow.runtime.errors import UserError
 from workflow.runtime.files import read_json
 from workflow.runtime.git import parsed_at, read_at, resolved
+from workflow.runtime.markdown import Code
 from workflow.runtime.paths import AS_TRAINED, COMPARE
 
 COMPARISON, ITEMS = COMPARE / "comparison.json", COMPARE / "items.parquet"
@@ -283,7 +284,7 @@ def _interval_of(one: dict) -> str:
 def _interval(value: float, low: float, high: float, confidence: float) -> str:
     decimals = max(3, decimals_of(low, high))
     return (
-        f"{signed(value, decimals)} [{confidence:.0%}: {signed(low, decimals)} to {signed(high, decimals)}]"
+        f"{signed(value, decimals)} ({confidence:.0%}: {signed(low, decimals)} to {signed(high, decimals)})"
     )
 
 
@@ -324,10 +325,9 @@ def _table(changes: Changes) -> str:
     if not changes.rows:
         return ""
     rows = [
-        [f"`{cell}`" if changes.code and cell != NOTHING else cell for cell in row] for row in changes.rows
+        [Code(cell) if changes.code and cell != NOTHING else cell for cell in row] for row in changes.rows
     ]
-    lines = [changes.head, ("---",) * len(changes.head), *rows]
-    return "\n".join(f"| {' | '.join(cell.replace('|', '&#124;') for cell in line)} |" for line in lines)
+    return markdown.table(changes.head, rows)
 
 
 def main() -> None:

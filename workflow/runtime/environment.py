@@ -8,6 +8,7 @@ import re
 import sys
 from pathlib import Path
 
+from workflow.runtime import markdown
 from workflow.runtime.errors import UserError
 from workflow.runtime.git import read_at
 
@@ -105,11 +106,7 @@ def main() -> None:
     options = parser.parse_args()
     try:
         rows = changed(locked_at(options.revision), locked_at(None))
-        print(
-            "\n".join(f"| {' | '.join(row)} |" for row in (HEAD, ["---"] * 4, *rows))
-            if rows
-            else NOTHING_CHANGED
-        )
+        print(markdown.table(HEAD, rows) if rows else NOTHING_CHANGED)
     except UserError as error:
         sys.exit(str(error))
 

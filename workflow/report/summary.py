@@ -1,0 +1,129 @@
+"""The page's headline in other formats: Markdown for READMEs and pull requests, and a tidy table."""
+
+import pandas as pd
+
+from workflow.comparison.compare import ALL, Contrast, Cost, Score
+from workflow.report import english
+from workflow.report.facts import AS_TRAINED, BASE, Facts, Variant
+from workflow.report.formatting import number, quantity, ratio
+from workflow.runtime import markdown
+from workflow.runtime.markdown import escaped
+
+COSTS = ("peak_memory", "training_speed", "step_time")
+COLUMNS = ("variant", "label", "form", "task", "metric", "unit", "higher_is_better", "value", "seeds", "items",
+           "difference", "low", "high", "confidence", "p_adjusted", "verdict", "margin", "ratio_to_baseline",
+           "device")  # fmt: skip
+
+
+def summary_markdown(facts: Facts) -> str:
+    """The answer and the headline table, as Markdown."""
+    headline = english.headline(facts)
+    lines = [f"- {escaped(_plain(line))}" for line in headline.lines]
+    notes = " ".join(_plain(note).replace(" (see Limits)", "") for note in headline.notes)
+    setting = "; ".join(_plain(part) for part in english.setting(facts))
+    parts = [
+        f"## {escaped(facts.asked.report.title)}",
+        *(escaped(_plain(sentence)) for sentence in headline.sentences),
+        "\n".join(lines),
+        _headline_table(facts),
+        escaped(notes),
+        escaped(f"Setting: {setting}."),
+        "The page with intervals, tests, curves, answers and limits is `report/index.html`; "
+        "the numbers are in `results/summary.csv`.",
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _headline_table(facts: Facts) -> str:
+    """A row per variant and serving form: quality with its difference and verdict, and costs."""
+    metric, decimals = facts.primary, english.decimals_for(facts, facts.primary)
+    cost_metrics = [name for name in COSTS if name in facts.cost_metrics]
+    confidence = english.formatting.percent(facts.compared.confidence)
+    head = [
+        "Variant",
+        "Served",
+        english.quality_name(metric),
+        f"Difference ({confidence} interval)",
+        "Verdict",
+        *map(english.cost_name, cost_metrics),
+    ]
+    rows = []
+    for variant in facts.variants:
+        for form in facts.forms_of(variant.name):
+            score = facts.score(variant.name, form, metric)
+            contrast = facts.to_baseline(variant.name, form, metric)
+            change = contrast and english.change(facts, contrast, decimals)
+            is_baseline = variant.is_baseline and form == AS_TRAINED
+            costs = [
+                facts.cost_of(variant.name, name) if form == AS_TRAINED else None for name in cost_metrics
+            ]
+            rows.append(
+                [
+                    variant.label,
+                    english.form_name(form),
+                    number(score.value, decimals) if score else "not scored",
+                    f"{change.value} ({change.interval})" if change else "",
+                    change.verdict if change else ("baseline" if is_baseline else "not compared"),
+                    *(cost_text(cost, variant) if cost else "" for cost in costs),
+                ]
+            )
+    return markdown.table(head, rows, right=[2, 3, *range(5, len(head))])
+
+
+def cost_text(cost: Cost, variant: Variant) -> str:
+    """A cost with its unit and, unless the variant is the baseline, its ratio to the baseline's."""
+    text = quantity(cost.value, cost.unit)
+    return text if variant.is_baseline else f"{text} ({ratio(cost.ratio_to_baseline)})"
+
+
+def _plain(text: str) -> str:
+    """A sentence of the page without its HTML."""
+    return text.striptags() if hasattr(text, "striptags") else str(text)
+
+
+def summary_table(facts: Facts) -> pd.DataFrame:
+    """A tidy table, one row per variant, form and metric: its value, and how it differs from the baseline.
+
+    Columns: variant, label, form, task, metric, unit, higher_is_better, value, seeds, items, difference, low, high,
+    confidence, p_adjusted, verdict, margin (of the difference; empty where none was taken), ratio_to_baseline (of
+    a cost), device.
+    """
+    variants = {variant.name: variant for variant in facts.variants}
+    rows = []
+    for score in facts.compared.scores:
+        if score.subset == ALL and score.variant in variants:
+            metric = (score.task, score.metric)
+            contrast = None if score.form == BASE else facts.to_baseline(score.variant, score.form, metric)
+            rows.append(_score_row(score) | _contrast_row(contrast))
+    rows += [_cost_row(cost) for cost in facts.compared.cost]
+    for row in rows:
+        row["label"] = variants[row["variant"]].label
+        row["device"] = variants[row["variant"]].precision["device_name"]
+    return pd.DataFrame(rows, columns=list(COLUMNS)).astype(
+        {"seeds": "Int64", "items": "Int64", "higher_is_better": "boolean"}
+    )
+
+
+def _score_row(score: Score) -> dict:
+    columns = ("variant", "form", "task", "metric", "unit", "higher_is_better", "value", "items")
+    return {column: getattr(score, column) for column in columns} | {"seeds": len(score.per_seed)}
+
+
+def _cost_row(cost: Cost) -> dict:
+    columns = ("variant", "metric", "unit", "higher_is_better", "value", "ratio_to_baseline")
+    return {"form": "training", "task": "benchmark"} | {column: getattr(cost, column) for column in columns}
+
+
+def _contrast_row(contrast: Contrast | None) -> dict:
+    if contrast is None:
+        return {}
+    difference = contrast.difference
+    return {
+        "difference": difference.value,
+        "low": difference.low,
+        "high": difference.high,
+        "confidence": difference.confidence,
+        "p_adjusted": contrast.p_adjusted,
+        "verdict": contrast.verdict,
+        "margin": contrast.equivalence.margin if contrast.equivalence else None,
+    }
