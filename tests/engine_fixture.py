@@ -326,11 +326,11 @@ def resolve(text: str, item: dict[str, str]) -> str:
 
 def play_stage(name: str, *options: str) -> None:
     """Do what every stage does at its door, and then the stub's work."""
-    from workflow.runtime import dvc_lock, inputs, lifetime
+    from workflow.runtime import dvc_lock_text, inputs, lifetime
     from workflow.runtime.errors import UserError
 
     lifetime.end_with_engines()
-    dvc_lock.keep_copy_of_lock()
+    dvc_lock_text.keep_copy_of_lock()
     item = {flag.removeprefix("--"): value for flag, value in zip(options[::2], options[1::2], strict=True)}
     label = name + ("@" + "-".join(item.values()) if item else "")
     try:

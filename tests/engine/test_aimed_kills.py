@@ -20,7 +20,7 @@ from engine_fixture import (
 )
 
 from workflow.engine import dvc_patch_state
-from workflow.runtime import dvc_lock
+from workflow.runtime import dvc_lock_text
 from workflow.runtime.files import md5
 
 STAGE = f"train@{VARIANT}-1"
@@ -96,7 +96,7 @@ def test_an_emptied_or_cut_dvc_lock_is_put_back_and_nothing_runs_again(repositor
         repository.dvc("status", fails=True)
     said = repository.prune() if door == "prune" else repository.snakemake("--dry-run", "report")
     assert "put back" in said and "Traceback" not in said
-    assert dvc_lock.split_blocks(lock.read_text()).keys() == dvc_lock.split_blocks(committed).keys()
+    assert dvc_lock_text.split_blocks(lock.read_text()).keys() == dvc_lock_text.split_blocks(committed).keys()
     repository.dvc("repro", STAGE)
     assert repository.ran() == []
     assert_clean(repository, STAGE)

@@ -4,11 +4,16 @@ import re
 from collections.abc import Iterable
 
 from workflow import params
-from workflow.runtime import environment, inputs
+from workflow.runtime import dvc_lock, environment, inputs
 from workflow.runtime.errors import CheckError
 from workflow.runtime.files import read_yaml
-from workflow.runtime.outputs import DVC_LOCK
-from workflow.runtime.paths import benchmark_file, evaluate_base_folder, evaluate_folder, train_folder
+from workflow.runtime.paths import (
+    PARAMS,
+    benchmark_file,
+    evaluate_base_folder,
+    evaluate_folder,
+    train_folder,
+)
 
 # The params that decide which rows a run learns from, in which order and steps, and which of their tokens.
 DECIDE_ROWS = (
@@ -139,14 +144,12 @@ def check_inputs(asked: params.Params) -> None:
         for seed in experiment.seeds:
             files[f"train@{name}-{seed}"] = train_folder(name, seed) / "result.json"
             files[f"evaluate@{name}-{seed}"] = evaluate_folder(name, seed) / "result.json"
-    lock = read_yaml(DVC_LOCK) if DVC_LOCK.is_file() else {}
-    stages, now = lock.get("stages", {}), read_yaml(inputs.params_file(inputs.PARAMS))
+    lock, now = dvc_lock.read(), read_yaml(inputs.params_file(PARAMS))
     for stage, path in files.items():
-        recorded = inputs.record_in(path)
-        contradictions = [
-            *inputs.contradictions(recorded, stages.get(stage, {})),
-            *inputs.contradictions(recorded, {"params": {"params.yaml": now}}, source="params.yaml"),
-        ]
+        recorded, contradictions = inputs.record_in(path), []
+        if locked := lock.get(stage):
+            contradictions += inputs.contradictions(recorded, params=locked.params, deps=locked.deps)
+        contradictions += inputs.contradictions(recorded, params=now, source="params.yaml")
         if contradictions:
             raise CheckError(
                 f"{path} was made with {contradictions[0]}; `dvc repro --force --single-item {stage}` makes it again"

@@ -31,7 +31,7 @@ from dvc.stage import PipelineStage, serialize
 from dvc.stage.cache import StageCache
 from dvc.utils.serialize import dumps_yaml
 
-from workflow.runtime import dvc_lock, faults
+from workflow.runtime import dvc_lock_text, faults
 from workflow.runtime.files import whole_file
 from workflow.runtime.lifetime import PATIENCE, is_engine
 
@@ -153,7 +153,7 @@ def _dump_stages(dump_all: Callable[..., None]) -> Callable[..., None]:
         path = Path(lockfile.path)
         try:
             before = path.read_text(encoding="utf-8")
-            blocks = dvc_lock.split_blocks(before)
+            blocks = dvc_lock_text.split_blocks(before)
             for stage in stages:
                 blocks |= _block(serialize.to_lockfile(stage, **kwargs))
             if any(map(_ALIAS.search, blocks.values())):
@@ -161,7 +161,7 @@ def _dump_stages(dump_all: Callable[..., None]) -> Callable[..., None]:
         except (FileNotFoundError, ValueError):
             dump_all(lockfile, stages, **kwargs)
             return
-        after = dvc_lock.join_blocks(blocks)
+        after = dvc_lock_text.join_blocks(blocks)
         if after != before:
             dvcfile.logger.info("Updating lock file '%s'", lockfile.relpath)
             with _AtomicFiles.open(str(path), "w", encoding="utf-8") as file:
@@ -172,7 +172,7 @@ def _dump_stages(dump_all: Callable[..., None]) -> Callable[..., None]:
 
 
 def _block(entry: dict[str, Any]) -> dict[str, str]:
-    return dvc_lock.split_blocks(f"schema: '2.0'\n{dumps_yaml({'stages': entry})}")
+    return dvc_lock_text.split_blocks(f"schema: '2.0'\n{dumps_yaml({'stages': entry})}")
 
 
 def _load_without_unfinished(load: Callable[..., Any]) -> Callable[..., Any]:

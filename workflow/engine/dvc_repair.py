@@ -23,10 +23,11 @@ from dvc.utils.serialize import parse_yaml
 from voluptuous import Invalid
 
 from workflow.engine.dvc_patch_state import remove_unfinished_entries, unfinished_entries
-from workflow.runtime import dvc_lock
-from workflow.runtime.dvc_lock import COPY, LOCK, TEMPORARY
+from workflow.runtime import dvc_lock_text
+from workflow.runtime.dvc_lock_text import COPY, TEMPORARY
 from workflow.runtime.errors import UserError
 from workflow.runtime.files import write_text
+from workflow.runtime.paths import DVC_LOCK
 
 DAMAGED = TEMPORARY / "dvc.lock.damaged"
 
@@ -45,7 +46,7 @@ def repair(repo: Repo) -> None:
     if unfinished_entries(runs):
         with repo.lock:
             remove_unfinished_entries(runs)
-    path = Path(repo.root_dir, LOCK)
+    path = Path(repo.root_dir, DVC_LOCK)
     if _is_whole(_text(path)):
         return
     with repo.lock:  # its holder is the one who may write the file
@@ -66,7 +67,7 @@ def recorded_stage(project: ProjectFile, name: str, entry: dict[str, Any]) -> Pi
 
 
 def _restore(repo: Repo, path: Path, text: str) -> None:
-    if conflict := dvc_lock.CONFLICT.search(text):
+    if conflict := dvc_lock_text.CONFLICT.search(text):
         line = text.count("\n", 0, conflict.start()) + 1
         raise UserError(
             f"dvc.lock holds a merge conflict (line {line}): keep one side with `git checkout --ours dvc.lock` or "
@@ -74,7 +75,7 @@ def _restore(repo: Repo, path: Path, text: str) -> None:
         )
     root = Path(repo.root_dir)
     sources = [
-        dvc_lock.salvage_blocks(text),
+        dvc_lock_text.salvage_blocks(text),
         _whole_blocks(_text(root / COPY) or ""),
         _whole_blocks(_committed(root)),
     ]
@@ -85,7 +86,7 @@ def _restore(repo: Repo, path: Path, text: str) -> None:
     }
     shutil.copyfile(path, root / DAMAGED)
     if blocks:
-        write_text(path, dvc_lock.join_blocks(blocks))
+        write_text(path, dvc_lock_text.join_blocks(blocks))
     else:
         path.unlink()
     print(
@@ -102,7 +103,7 @@ def _best_block(repo: Repo, blocks: list[str]) -> str:
     if len(set(blocks)) > 1:
         project = load_file(repo, str(Path(repo.root_dir, PROJECT_FILE)))
         for block in blocks:
-            ((name, entry),) = _parsed(dvc_lock.HEAD + block)["stages"].items()
+            ((name, entry),) = _parsed(dvc_lock_text.HEAD + block)["stages"].items()
             outs = recorded_stage(project, name, entry).outs
             if all(out.exists and not out.changed_checksum() for out in outs):
                 return block
@@ -116,10 +117,10 @@ def _is_whole(text: str | None) -> bool:
     if "\0" in text or "\ufffd" in text:
         return False
     try:
-        blocks = dvc_lock.split_blocks(text)
+        blocks = dvc_lock_text.split_blocks(text)
     except ValueError:  # edited by hand; a cut file almost always ends within a line
         return text.endswith("\n") and _is_valid(text)
-    last = dvc_lock.HEAD + list(blocks.values())[-1] if blocks else ""
+    last = dvc_lock_text.HEAD + list(blocks.values())[-1] if blocks else ""
     return _is_valid(last) and all(
         "md5" in out for entry in _parsed(last)["stages"].values() for out in entry.get("outs", [{}])
     )
@@ -139,7 +140,7 @@ def _parsed(text: str) -> dict[str, Any]:
         ValueError: DVC would refuse it.
     """
     try:
-        return COMPILED_LOCKFILE_SCHEMA(parse_yaml(text, LOCK))
+        return COMPILED_LOCKFILE_SCHEMA(parse_yaml(text, DVC_LOCK.name))
     except (DvcException, Invalid) as error:
         raise ValueError(str(error)) from None
 
@@ -155,14 +156,14 @@ def _text(path: Path) -> str | None:
 def _committed(root: Path) -> str:
     """Return the dvc.lock of the last commit; empty without one."""
     with suppress(OSError):  # no git
-        command = ["git", "show", f"HEAD:./{LOCK}"]
+        command = ["git", "show", f"HEAD:./{DVC_LOCK}"]
         return subprocess.run(command, cwd=root, capture_output=True, text=True).stdout
     return ""
 
 
 def _whole_blocks(text: str) -> dict[str, str]:
     with suppress(ValueError):
-        return dvc_lock.split_blocks(text)
+        return dvc_lock_text.split_blocks(text)
     return {}
 
 

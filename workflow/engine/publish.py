@@ -23,21 +23,31 @@ from typing import Any
 import matplotlib
 import pandas as pd
 from matplotlib.figure import Figure
-from ruamel.yaml import YAML
 
 from workflow import params
 from workflow.comparison.compare import ALL
 from workflow.engine import study
-from workflow.engine.study import DVC_LOCK, ENVIRONMENT, ITEMS, PARAMS
+from workflow.engine.study import ENVIRONMENT, ITEMS
 from workflow.report.drawing import INK, MUTED, PAPER, RULE, SETTINGS
 from workflow.report.facts import AS_TRAINED, dataset_name, model_name
 from workflow.report.formatting import number, percent, signed
 from workflow.report.quality_figures import SHORT_FORMS
-from workflow.runtime import markdown
+from workflow.runtime import dvc_lock, markdown
+from workflow.runtime.dvc_lock import LockedStage
 from workflow.runtime.errors import CheckError, UserError
-from workflow.runtime.files import md5, read_json, whole_folder, write_text
+from workflow.runtime.files import md5, read_json, read_yaml, whole_folder, write_text
 from workflow.runtime.markdown import Code, escaped
-from workflow.runtime.paths import COMPARE, MODEL_SOURCE, REPORT, RESULTS, SAMPLE, SUMMARY_TABLE, train_folder
+from workflow.runtime.paths import (
+    COMPARE,
+    DVC_LOCK,
+    MODEL_SOURCE,
+    PARAMS,
+    REPORT,
+    RESULTS,
+    SAMPLE,
+    SUMMARY_TABLE,
+    train_folder,
+)
 from workflow.runtime.stage import say
 
 PUBLISHED, PAGES, README = Path("results/studies"), Path("report/studies"), Path("README.md")
@@ -54,7 +64,7 @@ Files = Mapping[Path, Path]  # where each file of a study lies, by its path in t
 
 
 def check(files: Files) -> params.Params:
-    """Hold a study's files against each other; return its params.
+    """Check that a study's files agree with each other, and return its params.
 
     Raises:
         UserError: a file is missing or cannot be read.
@@ -63,16 +73,18 @@ def check(files: Files) -> params.Params:
     for path in (PARAMS, DVC_LOCK, ENVIRONMENT, REPORT):
         _existing(files, path)
     try:
-        asked = params.load(files[PARAMS], published=True)
+        settings = params.load(files[PARAMS], published=True)
     except UserError as error:
         raise UserError(str(error).replace(str(files[PARAMS]), PARAMS.name)) from None
-    lock = study.read_lock(files[DVC_LOCK])
-    _check_lock(lock, asked)
-    _check_params(lock, YAML(typ="safe").load(files[PARAMS].read_text(encoding="utf-8")))
-    _check_digests(lock, files)
+    stages = study.read_lock(files[DVC_LOCK])
+    _check_lock(stages, settings)
+    for path in study.small_results(stages):
+        if path != ITEMS:  # they may be too large for git
+            _existing(files, path)
+    _check_files(stages, files)
     _check_page(files)
-    _check_environment(files, asked)
-    return asked
+    _check_environment(files, settings)
+    return settings
 
 
 def _existing(files: Files, path: Path) -> Path:
@@ -88,41 +100,38 @@ def _json(files: Files, path: Path) -> Any:
         raise UserError(f"{path} is not sound JSON.") from None
 
 
-def _check_lock(lock: dict, asked: params.Params) -> None:
-    """Whether it has every run that params name, and no stage read what another one did not write."""
-    experiment = asked.experiment
+def _check_lock(stages: Mapping[str, LockedStage], settings: params.Params) -> None:
+    """Check that dvc.lock has every run that params name, and that every stage read what another one wrote."""
+    experiment = settings.experiment
     for name in experiment.variants:
         for seed in experiment.seeds:
             for stage in ("train", "evaluate"):
-                if f"{stage}@{name}-{seed}" not in lock["stages"]:
+                if f"{stage}@{name}-{seed}" not in stages:
                     raise CheckError(f"dvc.lock has no {stage}@{name}-{seed}, which params.yaml names.")
-    wrote = {out["path"]: out for stage in lock["stages"].values() for out in stage.get("outs", [])}
-    for name, stage in lock["stages"].items():
-        for dep in stage.get("deps", []):
-            out = wrote.get(dep["path"], dep)
-            if out.get("md5") != dep.get("md5"):
-                raise CheckError(f"by dvc.lock, {name} read another {dep['path']} than was written.")
+    outs = {path: digest for stage in stages.values() for path, digest in stage.outs.items()}
+    for name, stage in stages.items():
+        for path, digest in stage.deps.items():
+            if outs.get(path, digest) != digest:
+                raise CheckError(f"by dvc.lock, {name} read another {path} than was written.")
 
 
-def _check_params(lock: dict, asked: dict) -> None:
-    for name, stage in lock["stages"].items():
-        for key, value in stage.get("params", {}).get("params.yaml", {}).items():
-            if _at(asked, key) != value:
-                raise CheckError(f"params.yaml has another value of {key} than {name} was run with.")
+def _check_files(stages: Mapping[str, LockedStage], files: Files) -> None:
+    """Check that params.yaml and every file that is here are what the stages were run with, read and wrote."""
 
+    def digest_of(path: str) -> str | None:
+        return md5(files[Path(path)]) if Path(path) in files else None
 
-def _check_digests(lock: dict, files: Files) -> None:
-    """Whether every result is there and is what its stage wrote, and the params are those that the page was made of."""
-    for path in study.small_results(lock):
-        if path != ITEMS:  # they may be too large for git
-            _existing(files, path)
-    for name, stage in lock["stages"].items():
-        for entry in [*stage.get("outs", []), *stage.get("deps", [])]:
-            path = Path(entry["path"])
-            if path in files and md5(files[path]) != entry.get("md5"):
-                raise CheckError(
-                    f"{path} is not what dvc.lock says: its md5 is not that in the entry of {name}."
-                )
+    differences = [
+        difference
+        for difference in dvc_lock.differences(stages, read_yaml(files[PARAMS]), digest_of)
+        if not difference.missing  # models, data and adapters stay where they were made
+    ]
+    # params.yaml itself is read by a stage: the key says more.
+    for difference in sorted(differences, key=lambda difference: difference.kind != "param"):
+        name, stage = difference.name, difference.stage
+        if difference.kind == "param":
+            raise CheckError(f"params.yaml has another value of {name} than {stage} was run with.")
+        raise CheckError(f"{name} is not what dvc.lock says: its md5 is not that in the entry of {stage}.")
 
 
 class _Page(HTMLParser):
@@ -131,64 +140,63 @@ class _Page(HTMLParser):
     def __init__(self, text: str):
         super().__init__()
         self.numbers: list[tuple[str, str]] = []  # place, value
-        self.warned = False
+        self.has_warning = False
         self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        found = dict(attrs)
-        self.warned |= "banner" in (found.get("class") or "").split()
+        attributes = dict(attrs)
+        self.has_warning |= "banner" in (attributes.get("class") or "").split()
         if tag == "data":
-            self.numbers.append((found["data-key"], found["value"]))
+            self.numbers.append((attributes["data-key"], attributes["value"]))
 
 
 def _check_page(files: Files) -> None:
+    """Check that every number on the page is the one that stands at the place that it names."""
     page = _Page(files[REPORT].read_text(encoding="utf-8"))
-    if page.warned:
+    if page.has_warning:
         raise CheckError(
             "the page says that it does not match dvc.lock: `dvc repro` mends it where it was run."
         )
     if not page.numbers:
         raise CheckError("the page has no numbers.")
-    read: dict[Path, Any] = {}
+    contents: dict[Path, Any] = {}
     for key, value in page.numbers:
         name, _, place = key.partition("#")
         path = Path(name)
-        if path not in read:
-            read[path] = _json(files, path)
+        if path not in contents:
+            contents[path] = _json(files, path)
         try:
-            found = float(_at(read[path], place))
+            stored = float(_value_at(contents[path], place))
         except (KeyError, IndexError, TypeError, ValueError):
-            raise CheckError(f"the page has a number from {key}, which is none.") from None
-        if found != float(value):
-            raise CheckError(f"the page has {value} from {key}, where {found:g} stands.")
+            raise CheckError(f"the page has a number from {key}, where there is none.") from None
+        if stored != float(value):
+            raise CheckError(f"the page has {value} from {key}, where {stored:g} stands.")
 
 
-def _at(content: Any, place: str) -> Any:
-    """What stands at a place such as scores[3].per_seed.1; of params, None where nothing does."""
+def _value_at(content: Any, place: str) -> Any:
+    """The value at a place in a JSON file, such as scores[3].per_seed.1."""
     for match in STEP.finditer(place):
-        if match[1] is not None:
-            content = content[int(match[1])]
-        else:
-            content = content.get(match[2]) if isinstance(content, dict) else None
+        content = content[int(match[1])] if match[1] is not None else content[match[2]]
     return content
 
 
-def _check_environment(files: Files, asked: params.Params) -> None:
-    """Whether every training recorded the versions and the GPU that the environment names."""
+def _check_environment(files: Files, settings: params.Params) -> None:
+    """Check that every training recorded the versions and the GPU that environment.json names."""
     environment = _json(files, ENVIRONMENT)
     for key in RECORDED:
         if key not in environment:
             raise UserError(f"{ENVIRONMENT} lacks {key}.")
-    there = {"Python": environment["python"], **_by_name(environment["packages"])}
+    versions = {"Python": environment["python"], **_by_name(environment["packages"])}
     gpus = {gpu["name"] for gpu in environment["gpus"]}
-    for name in asked.experiment.variants:
-        for seed in asked.experiment.seeds:
+    for name in settings.experiment.variants:
+        for seed in settings.experiment.seeds:
             path = train_folder(name, seed) / "result.json"
             result = _json(files, path)
             for package, version in result["versions"].items():
-                if there.get(_plain(package)) != version:
+                other = versions.get(_normalized(package))
+                if other != version:
                     raise CheckError(
-                        f"{path} was made with {package} {version}, and environment.json has {there.get(_plain(package))}."
+                        f"{path} was made with {package} {version}, and environment.json has {other}."
                     )
             precision = result["precision"]
             if precision["device"] == "cuda" and precision["device_name"] not in gpus:
@@ -198,10 +206,10 @@ def _check_environment(files: Files, asked: params.Params) -> None:
 
 
 def _by_name(packages: dict[str, str]) -> dict[str, str]:
-    return {_plain(name): version for name, version in packages.items()}
+    return {_normalized(name): version for name, version in packages.items()}
 
 
-def _plain(package: str) -> str:
+def _normalized(package: str) -> str:
     return package if package == "Python" else package.lower().replace("-", "_")
 
 
@@ -230,8 +238,8 @@ def publish(name: str, packed: Path) -> None:
         raise UserError(f"a study cannot be called {name}: small letters, digits and _ make its name.")
     with tempfile.TemporaryDirectory() as scratch:
         files = unpacked(packed, Path(scratch))
-        asked = check(files)
-        figure = forest(files, asked)
+        settings = check(files)
+        figure = forest(files, settings)
         readme = README.read_text(encoding="utf-8")
         _between_marks(readme)
         with whole_folder(PUBLISHED / name) as folder:
@@ -279,7 +287,7 @@ def _between_marks(readme: str) -> tuple[str, str]:
 def section(name: str) -> str:
     """A published study's headline in Markdown, from its files alone."""
     files = published(name)
-    asked = params.load(files[PARAMS], published=True)
+    settings = params.load(files[PARAMS], published=True)
     environment = read_json(files[ENVIRONMENT])
     rows = read_json(files[SAMPLE / "counts.json"])
     table = pd.read_csv(files[SUMMARY_TABLE])
@@ -287,10 +295,10 @@ def section(name: str) -> str:
     there = _by_name(environment["packages"])
     versions = ", ".join(f"{package} {there[package]}" for package in SHOWN if package in there)
     driver = f", driver {environment['driver']}" if environment["driver"] else ""
-    seeds = len(asked.experiment.seeds)
+    seeds = len(settings.experiment.seeds)
     parts = [
-        f"**{escaped(asked.report.title)}**",
-        f"{escaped(model_name(asked.model))} on {escaped(dataset_name(asked.dataset))}: {rows['train_rows']:,} rows to train on, "
+        f"**{escaped(settings.report.title)}**",
+        f"{escaped(model_name(settings.model))} on {escaped(dataset_name(settings.dataset))}: {rows['train_rows']:,} rows to train on, "
         f"{rows['test_rows']:,} to test on, {seeds} {'seed' if seeds == 1 else 'seeds'}. {environment['finished']}, "
         f"{escaped(', '.join(dict.fromkeys(table['device'])))}{driver}; {versions}."
         + (
@@ -299,18 +307,18 @@ def section(name: str) -> str:
             if quantized_before
             else ""
         ),
-        f"![Each variant’s difference to {asked.experiment.baseline}, with its interval]({PAGES / f'{name}.svg'})",
-        _headline_table(table, asked),
-        *_caveats(files, asked),
+        f"![Each variant’s difference to {settings.experiment.baseline}, with its interval]({PAGES / f'{name}.svg'})",
+        _headline_table(table, settings),
+        *_caveats(files, settings),
         "Memory and time were measured once, in one process for each variant.",
         f"{_verdicts(files)} [Page]({PAGES / f'{name}.html'}), [numbers]({PUBLISHED / name}), [method](docs/method.md).",
     ]
     return "\n\n".join(parts)
 
 
-def _headline_table(table: pd.DataFrame, asked: params.Params) -> str:
+def _headline_table(table: pd.DataFrame, settings: params.Params) -> str:
     """A row for each variant as it was trained."""
-    task, metric = asked.comparison.primary.split("/")
+    task, metric = settings.comparison.primary.split("/")
     primary = table[(table["task"] == task) & (table["metric"] == metric)]
     costs = [
         (name, title, decimals)
@@ -323,12 +331,12 @@ def _headline_table(table: pd.DataFrame, asked: params.Params) -> str:
     head = [
         "variant",
         primary["unit"].iloc[0],
-        f"difference ({percent(asked.comparison.confidence)} interval)",
+        f"difference ({percent(settings.comparison.confidence)} interval)",
         "verdict",
         *(title for _, title, _ in costs),
     ]
     rows = []
-    for variant in asked.experiment.variants:
+    for variant in settings.experiment.variants:
         own = table[table["variant"] == variant]
         row = primary[(primary["variant"] == variant) & (primary["form"] == AS_TRAINED)].iloc[0]
         difference, verdict = "", "baseline"
@@ -342,13 +350,13 @@ def _headline_table(table: pd.DataFrame, asked: params.Params) -> str:
     return markdown.table(head, rows, right=[1, 2, *range(4, len(head))])
 
 
-def _caveats(files: Files, asked: params.Params) -> list[str]:
+def _caveats(files: Files, settings: params.Params) -> list[str]:
     """What the verdicts of the headline rest on, by variant."""
     found = pd.read_csv(files[COMPARE / "contrasts.csv"])
     if "caveat" not in found:  # compared before it was looked for
         return []
     headline = (found["kind"] == "to_baseline") & (found["form"] == AS_TRAINED) & (found["subset"] == ALL)
-    primary = found["task"] + "/" + found["metric"] == asked.comparison.primary
+    primary = found["task"] + "/" + found["metric"] == settings.comparison.primary
     chosen = found[headline & primary & found["caveat"].notna()]
     return [
         f"`{row.variant}` is {row.verdict} by this table. {escaped(row.caveat)}"
@@ -368,12 +376,12 @@ def _verdicts(files: Files) -> str:
     return f"Of {len(family)} differences tested together: {', '.join(filter(None, [said, tail]))}."
 
 
-def forest(files: Files, asked: params.Params) -> str:
+def forest(files: Files, settings: params.Params) -> str:
     """The figure of the README: every variant's difference to the baseline in each form, as an SVG of its own."""
-    task, metric = asked.comparison.primary.split("/")
+    task, metric = settings.comparison.primary.split("/")
     table = pd.read_csv(files[SUMMARY_TABLE])
     rows = table[(table["task"] == task) & (table["metric"] == metric) & table["difference"].notna()]
-    margin = asked.comparison.margins.get(asked.comparison.primary)
+    margin = settings.comparison.margins.get(settings.comparison.primary)
     with matplotlib.rc_context(SETTINGS | {"svg.hashsalt": "forest"}):
         drawing = Figure(
             figsize=(WIDTH / 72, (ROW * len(rows) + 60) / 72), layout="constrained", facecolor=PAPER
@@ -391,7 +399,7 @@ def forest(files: Files, asked: params.Params) -> str:
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.grid(False, axis="y")
         band = f"; gray: within the margin of {margin:g}" if margin else ""
-        axes.set_xlabel(f"{rows['unit'].iloc[0]} less {asked.experiment.baseline}’s{band}")
+        axes.set_xlabel(f"{rows['unit'].iloc[0]} less {settings.experiment.baseline}’s{band}")
         buffer = io.StringIO()
         drawing.savefig(buffer, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
     return buffer.getvalue()

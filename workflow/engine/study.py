@@ -18,19 +18,17 @@ import statistics
 import subprocess
 import sys
 import tarfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
-
 from workflow import params
-from workflow.runtime import gpus
+from workflow.runtime import dvc_lock, gpus
+from workflow.runtime.dvc_lock import LockedStage
 from workflow.runtime.errors import UserError
 from workflow.runtime.files import expanded, whole_file, write_json, write_text
-from workflow.runtime.paths import COMPARE, HARDWARE, REPORT, RESULTS
+from workflow.runtime.paths import COMPARE, DVC_LOCK, HARDWARE, PARAMS, REPORT, RESULTS
 from workflow.runtime.stage import LOGS, say
 
 STUDIES = Path("studies")
@@ -49,7 +47,7 @@ CODE = (
     HARDWARE.as_posix(),
 )
 DOWNLOADS = Path(".cache")
-PARAMS, DVC_LOCK, ENVIRONMENT = Path("params.yaml"), Path("dvc.lock"), Path("environment.json")
+ENVIRONMENT = Path("environment.json")
 LOCKED_VERSIONS = Path("requirements.lock")
 ITEMS = COMPARE / "items.parquet"
 # Models, data, rows and adapters are not packed: their digests are in dvc.lock.
@@ -235,28 +233,25 @@ def stage_seconds(folder: Path) -> dict[str, list[int]]:
     return seconds_by_stage
 
 
-def small_results(lock: dict) -> list[Path]:
-    """Return the results in a dvc.lock that are published: tables, records and the items' scores."""
-    outs = [Path(out["path"]) for stage in lock["stages"].values() for out in stage.get("outs", [])]
+def small_results(stages: Mapping[str, LockedStage]) -> list[Path]:
+    """The results that are published, by a dvc.lock's stages: tables, records and the items' scores."""
+    outs = [Path(path) for stage in stages.values() for path in stage.outs]
     small = [path for path in outs if path.suffix in SMALL and path.is_relative_to(RESULTS)]
     return sorted({*small, ITEMS})
 
 
-def read_lock(path: Path) -> dict:
-    """Read a dvc.lock.
+def read_lock(path: Path) -> dict[str, LockedStage]:
+    """The stages of a study's dvc.lock.
 
     Raises:
-        UserError: it is missing or invalid.
+        UserError: the file is missing, is not sound, or names no stages.
     """
-    try:
-        lock = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path.name} is missing: the study was not run.") from None
-    except (YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path.name} is not sound YAML: {' '.join(str(error).split())}.") from None
-    if not isinstance(lock, dict) or not isinstance(lock.get("stages"), dict):
-        raise UserError(f"{path.name} names no stages.")
-    return lock
+    if not path.is_file():
+        raise UserError(f"{DVC_LOCK} is missing: the study was not run.")
+    stages = dvc_lock.read(path)
+    if not stages:
+        raise UserError(f"{DVC_LOCK} names no stages.")
+    return stages
 
 
 def pack(folder: Path, packed: Path) -> list[Path]:

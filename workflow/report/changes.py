@@ -27,7 +27,7 @@ from workflow.runtime.errors import UserError
 from workflow.runtime.files import read_json
 from workflow.runtime.git import parsed_at, read_at, resolved
 from workflow.runtime.markdown import Code
-from workflow.runtime.paths import AS_TRAINED, COMPARE
+from workflow.runtime.paths import AS_TRAINED, COMPARE, DVC_LOCK
 
 COMPARISON, ITEMS = COMPARE / "comparison.json", COMPARE / "items.parquet"
 COSTS = ("peak_memory", "training_speed")
@@ -94,7 +94,7 @@ def at_revision(revision: str) -> State:
 def _lock_at(commit: str) -> str:
     """The text of dvc.lock at a commit; empty where it had none."""
     try:
-        return read_at(commit, outputs.DVC_LOCK)
+        return read_at(commit, DVC_LOCK)
     except UserError:
         return ""
 

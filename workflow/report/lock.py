@@ -1,27 +1,22 @@
 """What dvc.lock says of the files that the page is made from, and whether the workspace still agrees with it.
 
-DVC holds its own lock while the page is rendered, and writes the page's own entry only afterwards, so the
-files are read and hashed here and DVC is not asked. What a result says of itself that it was made with is held against
-the lock as well.
+DVC holds its own lock while the page is rendered, and writes the page's own entry only afterwards. So the files are read
+and hashed here, and `dvc status` is not called. What a result recorded of its own inputs is compared with the lock as
+well.
 """
 
-import itertools
-import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
-
-from workflow.runtime import digests, inputs
-from workflow.runtime.errors import UserError
-from workflow.runtime.inputs import DVC_YAML, PARAMS, value_at
-from workflow.runtime.outputs import DVC_LOCK
+from workflow.runtime import digests, dvc_lock, inputs
+from workflow.runtime.dvc_lock import Difference, LockedStage
+from workflow.runtime.dvc_yaml import Definition, definitions
+from workflow.runtime.files import read_yaml
+from workflow.runtime.paths import DVC_LOCK, DVC_YAML, HARDWARE, PARAMS, RESULTS
 
 OWN_STAGE = "report"  # its entry is that of the page before this one
-REFERENCE = re.compile(r"\$\{([\w.]+)\}")
 
 
 @dataclass(frozen=True)
@@ -56,164 +51,133 @@ class Lock:
 
 
 def read(needed: Iterable[Path]) -> Lock:
-    """Hold every stage that had a part in the needed files against the workspace.
+    """Compare the workspace with the entry of every stage that had a part in the needed files.
 
     Args:
-        needed: the files that the page is made from; those outside of results/ are of no stage.
+        needed: the files that the page is made from. Those outside of results/ belong to no stage.
 
     Raises:
-        UserError: dvc.lock or dvc.yaml cannot be read.
+        UserError: dvc.lock, dvc.yaml or params.yaml cannot be read.
     """
-    needed = [path.as_posix() for path in needed]
+    needed = list(needed)
     if not DVC_LOCK.is_file():
         return Lock(False, {}, ["There is no dvc.lock, so no file could be held against it."], [])
-    stages = {n: s for n, s in _load(DVC_LOCK).get("stages", {}).items() if n.partition("@")[0] != OWN_STAGE}
-    producers = {out["path"]: name for name, stage in stages.items() for out in stage.get("outs", [])}
+    stages = {name: stage for name, stage in dvc_lock.read().items() if name.partition("@")[0] != OWN_STAGE}
     origins = {
-        out["path"]: Origin(
-            producers[out["path"]], out.get("md5", ""), stage.get("params", {}).get("params.yaml", {})
-        )
-        for stage in stages.values()
-        for out in stage.get("outs", [])
+        path: Origin(name, md5 or "", stage.params)
+        for name, stage in stages.items()
+        for path, md5 in stage.outs.items()
     }
-    used = _upstream(stages, [producers[path] for path in needed if path in producers])
-    check = _Check(set(needed), origins)
-    for path in needed:
-        if path.startswith("results/") and path not in producers and not path.startswith("results/hardware/"):
-            check.say(f"{path} is in no stage of dvc.lock.")
-    defined = _defined() if DVC_YAML.is_file() else None
-    params = _load(PARAMS)
-    for name in used:
-        check.outs(name, stages[name])
-        check.stage(name, stages[name], params, defined)
+    strays = [path for path in needed if path.as_posix() not in origins and _is_of_a_stage(path)]
+    used = _upstream(
+        stages, {origins[path.as_posix()].stage for path in needed if path.as_posix() in origins}
+    )
+    found = list(dvc_lock.differences(used, read_yaml(PARAMS), _digester()))
     return Lock(
         found=True,
         origins=origins,
-        mismatches=check.sentences(),
-        absent=sorted(check.absent),
+        mismatches=[
+            *(f"{path} is in no stage of dvc.lock." for path in strays),
+            *_changed_outputs(found, {path.as_posix() for path in needed}),
+            *_other_records(used, {path.as_posix() for path in needed}, found),
+            *_stale_stages(used, found, origins),
+        ],
+        absent=sorted(
+            difference.name for difference in found if difference.kind == "out" and difference.missing
+        ),
     )
 
 
-class _Check:
-    """Gathers what differs; a digest is taken once."""
+def _is_of_a_stage(path: Path) -> bool:
+    """Whether a stage must have written a file. What `make benchmark` measured belongs to none."""
+    return path.is_relative_to(RESULTS) and not path.is_relative_to(HARDWARE)
 
-    def __init__(self, needed: set[str], origins: dict[str, Origin]):
-        self.needed, self.origins = needed, origins
-        self.said: list[str] = []
-        self.stale: dict[str, list[str]] = {}  # why, and the stages that it holds for
-        self.absent: set[str] = set()
-        self.files = {Path(path): md5 for path, md5 in inputs.known_digests().items()}
 
-    def say(self, text: str) -> None:
-        self.said.append(text)
+def _digester() -> Callable[[str], str | None]:
+    """A function that returns the md5 of a file or folder, and computes that of each file once."""
+    known = {Path(path): md5 for path, md5 in inputs.known_digests().items()}
 
-    def outs(self, name: str, stage: dict) -> None:
-        """Whether the outputs are those that the stage wrote, from what the lock says that it read."""
-        for out in stage.get("outs", []):
-            path = out["path"]
-            if not Path(path).exists():
-                if path in self.needed:
-                    self.say(f"{path} is missing.")
-                self.absent.add(path)
-            elif not self._same(out):
-                self.say(f"{path} is not what stage {name} wrote: its md5 is not that in dvc.lock.")
-            elif path in self.needed and path.endswith(".json"):
-                for text in inputs.contradictions(inputs.record_in(Path(path)), stage):
-                    self.say(f"{path} was made with {text}.")
-
-    def stage(self, name: str, stage: dict, params: dict, defined: dict[str, dict] | None) -> None:
-        """Whether a stage would run again: because of a file that it reads, a param, or its own definition."""
-        for dep in stage.get("deps", []):
-            path = dep["path"]
-            if not Path(path).exists():
-                if path not in self.origins:  # else it is among the absent outputs
-                    self._stale(f"{path} is gone", name)
-            elif not self._same(dep):
-                self._stale(f"{path} has changed since", name)
-        for key, value in stage.get("params", {}).get("params.yaml", {}).items():
-            if value_at(params, key) != value:
-                self._stale(f"params.yaml has another value of {key}", name)
-        if defined is not None and defined.get(name) != _definition(stage):
-            self._stale("dvc.yaml describes it otherwise", name)
-
-    def sentences(self) -> list[str]:
-        stale = [
-            f"{'Stages' if len(names) > 1 else 'Stage'} {', '.join(names)} would run again: {why}."
-            for why, names in self.stale.items()
-        ]
-        return self.said + stale
-
-    def _stale(self, why: str, name: str) -> None:
-        self.stale.setdefault(why, []).append(name)
-
-    def _same(self, entry: dict) -> bool:
-        path = Path(entry["path"])
+    def digest_of(name: str) -> str | None:
+        path = Path(name)
         files = digests.files_of(path)
-        self.files |= digests.digests(file for file in files if file not in self.files)
-        found = {file: self.files[file] for file in files}
-        return digests.known_digest(path, found) == entry.get("md5")
+        known.update(digests.digests(file for file in files if file not in known))
+        return digests.known_digest(path, {file: known[file] for file in files}) if path.exists() else None
+
+    return digest_of
 
 
-def _upstream(stages: dict[str, dict], wanted: list[str]) -> list[str]:
-    """The stages, and all those from whose outputs they were made, in the order of dvc.lock."""
-    outs = {name: [out["path"] for out in stage.get("outs", [])] for name, stage in stages.items()}
-    found, waiting = set(), list(wanted)
+def _upstream(stages: Mapping[str, LockedStage], names: Iterable[str]) -> dict[str, LockedStage]:
+    """The named stages, and all those from whose outputs they were made, in the order of dvc.lock."""
+    upstream, waiting = set(), list(names)
     while waiting:
         name = waiting.pop()
-        if name in found:
-            continue
-        found.add(name)
-        deps = [dep["path"] for dep in stages[name].get("deps", [])]
-        # A dependency on a folder is one on all stages that write into it; of those, params name the ones that count.
-        waiting += [
-            other for other, paths in outs.items() if other not in found and any(p in deps for p in paths)
-        ]
-    return [name for name in stages if name in found]
+        if name not in upstream:
+            upstream.add(name)
+            # A dependency on a folder is a dependency on a path within it only where params name that path's stage.
+            deps = stages[name].deps
+            waiting += [other for other, stage in stages.items() if not deps.keys().isdisjoint(stage.outs)]
+    return {name: stage for name, stage in stages.items() if name in upstream}
 
 
-def _defined() -> dict[str, dict]:
-    """Every stage of dvc.yaml as `_definition` gives it, a matrix resolved into its items."""
-    params, found = _load(PARAMS), {}
-    for name, stage in _load(DVC_YAML)["stages"].items():
-        matrix = {
-            key: value_at(params, REFERENCE.fullmatch(values)[1]) if isinstance(values, str) else values
-            for key, values in stage.get("matrix", {}).items()
-        }
-        for combination in itertools.product(*matrix.values()):
-            item = dict(zip(matrix, map(str, combination), strict=True))
-            label = name + ("@" + "-".join(item.values()) if item else "")
-            found[label] = _resolved(stage, item)
-    return found
+def _changed_outputs(differences: list[Difference], needed: set[str]) -> list[str]:
+    """A sentence for each output that is not what its stage wrote, and each needed one that is missing."""
+    outputs = [difference for difference in differences if difference.kind == "out"]
+    return [
+        f"{output.name} is missing."
+        if output.missing
+        else f"{output.name} is not what stage {output.stage} wrote: its md5 is not that in dvc.lock."
+        for output in outputs
+        if not output.missing or output.name in needed
+    ]
 
 
-def _resolved(stage: dict, item: dict[str, str]) -> dict:
-    def text(value: str) -> str:
-        return REFERENCE.sub(lambda match: item[match[1].removeprefix("item.")], value)
-
-    def names(kind: str) -> list[str]:
-        return [
-            text(next(iter(one)) if isinstance(one, dict) else one).rstrip("/") for one in stage.get(kind, [])
-        ]
-
-    return {
-        "cmd": text(stage["cmd"]),
-        "deps": set(names("deps")),
-        "params": set(names("params")),
-        "outs": {*names("outs"), *names("metrics"), *names("plots")},
-    }
-
-
-def _definition(locked: dict) -> dict:
-    return {
-        "cmd": locked["cmd"],
-        "deps": {dep["path"] for dep in locked.get("deps", [])},
-        "params": set(locked.get("params", {}).get("params.yaml", {})),
-        "outs": {out["path"] for out in locked.get("outs", [])},
-    }
+def _other_records(
+    stages: Mapping[str, LockedStage], needed: set[str], differences: list[Difference]
+) -> list[str]:
+    """A sentence for each input that a result recorded with another value than dvc.lock has."""
+    changed = {difference.name for difference in differences if difference.kind == "out"}
+    return [
+        f"{path} was made with {contradiction}."
+        for stage in stages.values()
+        for path in stage.outs
+        if path in needed and path not in changed and path.endswith(".json")
+        for contradiction in inputs.contradictions(
+            inputs.record_in(Path(path)), params=stage.params, deps=stage.deps
+        )
+    ]
 
 
-def _load(path: Path) -> dict:
-    try:
-        return YAML(typ="safe").load(path.read_text(encoding="utf-8")) or {}
-    except YAMLError as error:
-        raise UserError(f"{path} is not sound YAML: {' '.join(str(error).split())}") from error
+def _stale_stages(
+    stages: Mapping[str, LockedStage], differences: list[Difference], origins: Mapping[str, Origin]
+) -> list[str]:
+    """A sentence for each reason for which stages would run again: a file, a param, or the definition in dvc.yaml."""
+    names_by_reason: dict[str, list[str]] = {}
+    for difference in differences:
+        match difference:
+            case Difference(kind="param", name=name):
+                reason = f"params.yaml has another value of {name}"
+            case Difference(kind="dep", missing=True, name=name) if name not in origins:
+                reason = f"{name} is gone"  # an output that is gone is among the absent ones
+            case Difference(kind="dep", missing=False, name=name):
+                reason = f"{name} has changed since"
+            case _:
+                continue
+        names_by_reason.setdefault(reason, []).append(difference.stage)
+    defined = definitions() if DVC_YAML.is_file() else None
+    if defined is not None:
+        redefined = [name for name, stage in stages.items() if defined.get(name) != _definition(stage)]
+        names_by_reason |= {"dvc.yaml describes it otherwise": redefined} if redefined else {}
+    return [
+        f"{'Stages' if len(names) > 1 else 'Stage'} {', '.join(names)} would run again: {reason}."
+        for reason, names in names_by_reason.items()
+    ]
+
+
+def _definition(stage: LockedStage) -> Definition:
+    """The definition that a stage was run by."""
+    return Definition(
+        stage.command,
+        deps=frozenset(stage.deps),
+        params=frozenset(stage.params),
+        outs=frozenset(stage.outs),
+    )

@@ -1,66 +1,143 @@
-"""The text of dvc.lock: a block of lines for each stage, in the form in which DVC writes it.
+"""dvc.lock as data: what each stage was run with, and the md5 of what it read and wrote.
 
-DVC reads and writes this YAML with a library in pure Python, which takes a second for a hundred stages; a stage that ran
-changes one block.
+Every part of the project that compares something with dvc.lock reads it here.
 """
 
 import re
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
-from workflow.runtime.files import write_text
+import yaml
 
-LOCK = "dvc.lock"
-TEMPORARY = Path(".dvc") / "tmp"
-COPY = TEMPORARY / "dvc.lock.copy"
-HEAD = "schema: '2.0'\nstages:\n"
-CONFLICT = re.compile(r"^(<<<<<<<|=======|>>>>>>>)( |$)", re.MULTILINE)
-# A block begins with the stage's name; its other lines are indented further, or empty inside a text of several lines.
-_NAME = re.compile(r"  (\S.*):\n")
-_REST = re.compile(r"(    .*)?\n")
+from workflow.runtime.errors import UserError
+from workflow.runtime.paths import DVC_LOCK, PARAMS
 
 
-def split_blocks(text: str) -> dict[str, str]:
-    """Return the block of each stage, in order, by the stage's name as it stands there.
+@dataclass(frozen=True)
+class LockedStage:
+    """A stage's entry in dvc.lock.
+
+    Attributes:
+        command: what was run.
+        deps: the md5 of each file and folder that it read, by path; None where there was nothing.
+        params: the values that it was run with, by their dotted keys in params.yaml.
+        outs: the md5 of each file and folder that it wrote, by path.
+    """
+
+    command: str
+    deps: dict[str, str | None]
+    params: dict[str, Any]
+    outs: dict[str, str | None]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Something that is not as dvc.lock records it.
+
+    Attributes:
+        stage: in whose entry it stands.
+        kind: whether the stage wrote it, read it, or was run with it.
+        name: a path, or a param's dotted key.
+        missing: whether there is no such file or folder.
+    """
+
+    stage: str
+    kind: Literal["out", "dep", "param"]
+    name: str
+    missing: bool = False
+
+
+def read(path: Path = DVC_LOCK) -> dict[str, LockedStage]:
+    """The stages of a dvc.lock by name; none where there is no such file.
 
     Raises:
-        ValueError: the text is not in the form in which DVC writes it.
+        UserError: the file is not sound.
     """
-    blocks, rest = _leading_blocks(text)
-    if rest or not text.startswith(HEAD):
-        raise ValueError(f"this is not as DVC writes it: {(rest or text)[:80]!r}")
-    return blocks
+    if not path.is_file():
+        return {}
+    try:
+        return parse(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise _unsound(error) from None
 
 
-def join_blocks(blocks: dict[str, str]) -> str:
-    """Return the text of a dvc.lock with these blocks."""
-    return HEAD + "".join(blocks.values())
+def parse(text: str) -> dict[str, LockedStage]:
+    """The stages of a dvc.lock's text by name.
+
+    Raises:
+        UserError: the text is not sound.
+    """
+    try:
+        # A study's dvc.lock has ten thousand lines, for which a reader in pure Python takes ten times as long.
+        content = yaml.load(text, Loader=_Loader) or {}
+        return {name: _stage(entry) for name, entry in (content.get("stages") or {}).items()}
+    except (yaml.YAMLError, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise _unsound(error) from None
 
 
-def salvage_blocks(text: str) -> dict[str, str]:
-    """Return the blocks that precede the damage, without the last of them, whose end may be missing."""
-    return dict(list(_leading_blocks(text)[0].items())[:-1])
+def differences(
+    stages: Mapping[str, LockedStage], params: dict[str, Any], digest_of: Callable[[str], str | None]
+) -> Iterator[Difference]:
+    """Every output, dependency and param that is not as the entries record it.
+
+    Args:
+        stages: the entries, by stage.
+        params: the content of params.yaml.
+        digest_of: returns the md5 of what lies at a path; None where there is nothing.
+    """
+    for name, stage in stages.items():
+        for kind, entries in (("out", stage.outs), ("dep", stage.deps)):
+            for path, md5 in entries.items():
+                digest = digest_of(path)
+                if digest is None or digest != md5:
+                    yield Difference(name, kind, path, missing=digest is None)
+        for key, value in stage.params.items():
+            if value_at(params, key) != value:
+                yield Difference(name, "param", key)
 
 
-def keep_copy_of_lock() -> None:
-    """Keep a copy of dvc.lock when a stage begins: plain `dvc repro` empties the file when the stage has ended."""
-    with suppress(OSError, ValueError):
-        text = Path(LOCK).read_text(encoding="utf-8")
-        if TEMPORARY.is_dir() and split_blocks(text):
-            write_text(COPY, text)
+def value_at(content: Any, key: str) -> Any:
+    """A value by its dotted key; None where there is none."""
+    for part in key.split("."):
+        content = content.get(part) if isinstance(content, dict) else None
+    return content
 
 
-def _leading_blocks(text: str) -> tuple[dict[str, str], str]:
-    """Return the blocks up to the first line that belongs to none, and the text from there on."""
-    blocks, name, end = {}, "", len(HEAD)
-    # Not splitlines(): it also splits at U+2028 and the like, which a text in params may hold.
-    for line in re.findall(r"[^\n]*\n", text.removeprefix(HEAD)) if text.startswith(HEAD) else []:
-        if (match := _NAME.fullmatch(line)) and match[1] not in blocks:
-            name = match[1]
-            blocks[name] = line
-        elif name and _REST.fullmatch(line):
-            blocks[name] += line
-        else:
-            break
-        end += len(line)
-    return blocks, text[end:]
+def _stage(entry: dict[str, Any]) -> LockedStage:
+    return LockedStage(
+        command=entry["cmd"],
+        deps=_digests(entry.get("deps", [])),
+        params=entry.get("params", {}).get(PARAMS.name, {}),
+        outs=_digests(entry.get("outs", [])),
+    )
+
+
+def _digests(entries: list[dict[str, Any]]) -> dict[str, str | None]:
+    return {
+        entry["path"]: entry.get("md5") if entry.get("hash", "md5") == "md5" else None for entry in entries
+    }
+
+
+def _unsound(error: Exception) -> UserError:
+    return UserError(f"{DVC_LOCK} is not sound YAML: {' '.join(str(error).split())}")
+
+
+class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+    """Reads YAML 1.2, which DVC writes. PyYAML's own 1.1 takes 1e-05 for a text, and `on` for a truth value."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012 (PyYAML's interface)
+        first: [
+            (tag, pattern) for tag, pattern in pairs if tag.rpartition(":")[2] not in ("bool", "int", "float")
+        ]
+        for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+
+for _tag, _pattern, _first in (
+    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    ("int", r"[-+]?[0-9]+", "-+0123456789"),
+    ("float", r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)", "-+.0123456789"),
+):  # fmt: skip
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"(?:{_pattern})$"), list(_first))

@@ -11,21 +11,22 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from pydantic import TypeAdapter
 
 import workflow
 from workflow.runtime import digests, outputs
+from workflow.runtime.dvc_lock import value_at
 from workflow.runtime.errors import UserError, first_of
 from workflow.runtime.files import read_json, read_yaml, whole_file, write_json
-from workflow.runtime.paths import INPUT_RECORDS
+from workflow.runtime.paths import DVC_YAML, INPUT_RECORDS, PARAMS
 
-DVC_YAML, PARAMS = Path("dvc.yaml"), Path("params.yaml")
 # The path of the record of what a stage reads, while it runs, for it and the processes that it starts.
 VARIABLE = "WORKFLOW_INPUTS"
 REFERENCE = re.compile(r"\$\{item\.(\w+)\}")
@@ -224,13 +225,6 @@ def _params(keys: list[str], file: Path = PARAMS) -> dict[str, Any]:
     return {key: plain(value_at(content, key)) for key in keys}
 
 
-def value_at(content: Any, key: str) -> Any:
-    """Return a value by its dotted key; None for a missing one."""
-    for part in key.split("."):
-        content = content.get(part) if isinstance(content, dict) else None
-    return content
-
-
 def plain(value: Any) -> Any:
     """Return a value as it comes back from JSON, so that it can be compared with one that was read."""
     return json.loads(json.dumps(value, default=str))
@@ -246,22 +240,26 @@ def record_in(result: Path) -> dict[str, Any]:
 
 
 def contradictions(
-    recorded: dict[str, Any], stage: dict[str, Any], source: str = "dvc.lock"
+    recorded: dict[str, Any],
+    *,
+    params: dict[str, Any],
+    deps: Mapping[str, str | None] = MappingProxyType({}),
+    source: str = "dvc.lock",
 ) -> Iterator[str]:
-    """Yield the differences between a result's record of what its stage read and the stage's entry in dvc.lock.
+    """Yield the differences between a result's record of what its stage read and another record.
 
     Args:
         recorded: the return value of `recorded`; empty for a result without a record.
-        stage: the entry, or another mapping of its form.
-        source: where the entry is from, for the sentence.
+        params: the other params, from dvc.lock or params.yaml.
+        deps: the other digests, by path.
+        source: where the other record is from, for the sentence.
     """
     for key, value in recorded.get("params", {}).items():
-        expected = _locked_value(stage.get("params", {}).get("params.yaml", {}), key)
+        expected = _locked_value(params, key)
         for path, ours, theirs in differences(value, plain(expected), key) if expected is not None else ():
             yield f"{path} {quote(ours)}, where {source} has {quote(theirs)}"
-    locked = {dep["path"]: dep.get("md5") for dep in stage.get("deps", [])}
     for path, digest in recorded.get("deps", {}).items():
-        if path in locked and locked[path] != digest:
+        if path in deps and deps[path] != digest:
             yield f"another {path} than {source} has"
 
 

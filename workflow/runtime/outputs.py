@@ -12,13 +12,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
-from workflow.runtime import digests
-from workflow.runtime.errors import MOST_NAMED, CheckError, UserError, first_of
+from workflow.runtime import digests, dvc_lock
+from workflow.runtime.errors import MOST_NAMED, CheckError, first_of
 from workflow.runtime.files import write_text
-
-DVC_LOCK = Path("dvc.lock")
 
 
 @dataclass(frozen=True)
@@ -123,21 +119,12 @@ def written(lock: str | None = None) -> dict[str, tuple[str, list[str]]]:
     Raises:
         UserError: dvc.lock cannot be read.
     """
-    if lock is None and not DVC_LOCK.is_file():
-        return {}
-    # The fastest reader of YAML, with all values as text: a study's dvc.lock has ten thousand lines.
-    loader = getattr(yaml, "CBaseLoader", yaml.BaseLoader)
-    try:
-        text = DVC_LOCK.read_text(encoding="utf-8") if lock is None else lock
-        stages = (loader(text).get_single_data() or {}).get("stages", {})
-        outs = [(name, out) for name, stage in stages.items() for out in stage.get("outs", [])]
-    except (yaml.YAMLError, UnicodeDecodeError, AttributeError) as error:
-        raise UserError(f"{DVC_LOCK} is not sound YAML: {' '.join(str(error).split())}") from None
-    outputs: dict[str, tuple[str, list[str]]] = {}
-    for name, out in outs:
-        if out.get("md5") and out.get("hash", "md5") == "md5":
-            outputs.setdefault(out["path"], (name, []))[1].append(out["md5"])
-    return outputs
+    digests_by_path: dict[str, tuple[str, list[str]]] = {}
+    for name, stage in (dvc_lock.read() if lock is None else dvc_lock.parse(lock)).items():
+        for path, md5 in stage.outs.items():
+            if md5:
+                digests_by_path.setdefault(path, (name, []))[1].append(md5)
+    return digests_by_path
 
 
 def _refuse(wrong: dict[str, Written]) -> None:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 CODE = Path("workflow")
+PARAMS, DVC_YAML, DVC_LOCK = Path("params.yaml"), Path("dvc.yaml"), Path("dvc.lock")
 RESULTS = Path("results")
 MODEL = RESULTS / "fetch_model" / "model"
 MODEL_SOURCE = RESULTS / "fetch_model" / "source.json"

@@ -13,7 +13,17 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from workflow.runtime import dvc_lock, faults, gpus, inputs, launch, lifetime, locks, redaction, variables
+from workflow.runtime import (
+    dvc_lock_text,
+    faults,
+    gpus,
+    inputs,
+    launch,
+    lifetime,
+    locks,
+    redaction,
+    variables,
+)
 from workflow.runtime.errors import UserError
 from workflow.runtime.lifetime import Terminated
 from workflow.runtime.paths import LOGS
@@ -96,7 +106,7 @@ def _begin(name: str, options: dict, label: str, log: Path, stack: ExitStack) ->
     stack.enter_context(copied_to(log))
     last = f"Log: {log}. {AGAIN.capitalize()}"
     stack.enter_context(faults.witnessed(f"{label}: {FAILED}", stage=name, last=last))
-    dvc_lock.keep_copy_of_lock()
+    dvc_lock_text.keep_copy_of_lock()
     say(f"{label}: started")
 
 
