@@ -16,7 +16,7 @@ def functions_of(path: str) -> set[str]:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_test_that_a_page_names_exists(page):
-    named = set(re.findall(r"`(tests/\w+\.py)::(\w+)`", page.read_text()))
+    named = set(re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", page.read_text()))
     assert [f"{path}::{name}" for path, name in sorted(named) if name not in functions_of(path)] == []
 
 
