@@ -27,8 +27,8 @@ from workflow.runtime.files import read_json, read_jsonl
 PAGE = (ROOT / "docs" / "your_own.md").read_text()
 ROWS = 320
 TEMPLATE = "chat_template.jinja"  # a base model has none
-CHATS = "The data / Conversations with several turns"
-OWN_FORMAT = "The format of the prompt / A format of your own"
+CHATS = "The data / Multi-turn conversations"
+OWN_FORMAT = "The prompt format / Your own format"
 
 
 @dataclass(frozen=True)
@@ -243,7 +243,7 @@ def test_every_section_of_the_page_is_followed_here():
 
 
 def test_a_table_with_columns_of_its_own(user):
-    lines, table = user.follow("The data / A table with columns of its own")
+    lines, table = user.follow("The data / A table with other column names")
     assert len(all_rows(lines)) == len(all_rows(table)) == 300 and len(lines["test"]) == 40
     for row in all_rows(lines):
         assert row["instruction"] == f"Which grain is bread made of? ({row['id']})" and row["context"] == ""
@@ -325,7 +325,7 @@ def test_a_model(user, hub, section, source):
 
 
 def test_the_page_shows_what_the_fallback_writes(tiny_model):
-    (block,) = sections()["The format of the prompt"]
+    (block,) = sections()["The prompt format"]
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
     chat = [
         {"role": "user", "content": "Which grain is bread made of?"},

@@ -2,10 +2,10 @@
 
     python -m workflow.publish reference_study studies/reference_study.tar.gz
 
-It is checked first: the params validate and are those of dvc.lock, every result has the digest that dvc.lock has of it,
+The study is checked first: the params are valid and are those of dvc.lock, every result has its digest in dvc.lock,
 every number on the page is that of the result which it names, and the environment is the one that the runs recorded.
-Then results/studies/NAME/ holds it, laid out as results/ is; report/studies/NAME.html is its page, as the run rendered
-it; and README.md shows its headline. Every published study is checked so again by the tests.
+It is then stored in results/studies/NAME/, laid out like results/. Its page, as the run rendered it, is
+report/studies/NAME.html, and README.md shows its headline. The tests check every published study again in the same way.
 """
 
 import argparse
@@ -51,9 +51,9 @@ from workflow.runtime.paths import (
 from workflow.runtime.stage import say
 
 PUBLISHED, PAGES, README = Path("results/studies"), Path("report/studies"), Path("README.md")
-MOST_ITEMS = 4 * 2**20  # bytes of the items' scores that are still for git
-RECORDED = ("finished", "python", "gpus", "driver", "packages")  # what is read of environment.json
-ABOVE = {PARAMS, DVC_LOCK, ENVIRONMENT}  # what a study has beside its results/
+MOST_ITEMS = 4 * 2**20  # bytes; larger files of the items' scores are not for git
+RECORDED = ("finished", "python", "gpus", "driver", "packages")  # keys of environment.json that are used here
+ABOVE = {PARAMS, DVC_LOCK, ENVIRONMENT}  # files of a study outside of its results/
 BEGIN, END = "<!-- studies: written by workflow/engine/publish.py -->", "<!-- end of studies -->"
 NONE = "No study has been published here yet: [docs/method.md](docs/method.md) says how the reference study is made."
 SHOWN = ("torch", "transformers", "peft", "trl", "bitsandbytes", "lm_eval")
@@ -216,8 +216,8 @@ def _normalized(package: str) -> str:
 def published(name: str) -> dict[Path, Path]:
     """Where the files of a published study lie, by their paths in the study."""
     folder = PUBLISHED / name
-    found = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
-    files = {path if path in ABOVE else RESULTS / path: folder / path for path in found}
+    paths = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
+    files = {path if path in ABOVE else RESULTS / path: folder / path for path in paths}
     page = PAGES / f"{name}.html"
     return files | ({REPORT: page} if page.is_file() else {})
 
@@ -228,7 +228,7 @@ def names() -> list[str]:
 
 
 def publish(name: str, packed: Path) -> None:
-    """Check an archive, and write what is published of it. Where it is refused, nothing is written.
+    """Check an archive, and write the published part of it. If the archive is refused, nothing is written.
 
     Raises:
         UserError: the archive cannot be read.
@@ -256,10 +256,10 @@ def publish(name: str, packed: Path) -> None:
 
 
 def unpacked(packed: Path, folder: Path) -> dict[Path, Path]:
-    """Unpack an archive of a study, whose members may lie nowhere but in the folder.
+    """Unpack an archive of a study. No member may be written outside of the folder.
 
     Raises:
-        UserError: it is missing or is no such archive.
+        UserError: the archive is missing, or is not the archive of a study.
     """
     try:
         with tarfile.open(packed) as archive:
@@ -292,8 +292,8 @@ def section(name: str) -> str:
     rows = read_json(files[SAMPLE / "counts.json"])
     table = pd.read_csv(files[SUMMARY_TABLE])
     quantized_before = read_json(files[MODEL_SOURCE])["quantized_before"]
-    there = _by_name(environment["packages"])
-    versions = ", ".join(f"{package} {there[package]}" for package in SHOWN if package in there)
+    packages = _by_name(environment["packages"])
+    versions = ", ".join(f"{package} {packages[package]}" for package in SHOWN if package in packages)
     driver = f", driver {environment['driver']}" if environment["driver"] else ""
     seeds = len(settings.experiment.seeds)
     parts = [
@@ -351,13 +351,14 @@ def _headline_table(table: pd.DataFrame, settings: params.Params) -> str:
 
 
 def _caveats(files: Files, settings: params.Params) -> list[str]:
-    """What the verdicts of the headline rest on, by variant."""
-    found = pd.read_csv(files[COMPARE / "contrasts.csv"])
-    if "caveat" not in found:  # compared before it was looked for
+    """What the verdicts of the headline depend on, by variant."""
+    contrasts = pd.read_csv(files[COMPARE / "contrasts.csv"])
+    if "caveat" not in contrasts:  # compared before caveats were written
         return []
-    headline = (found["kind"] == "to_baseline") & (found["form"] == AS_TRAINED) & (found["subset"] == ALL)
-    primary = found["task"] + "/" + found["metric"] == settings.comparison.primary
-    chosen = found[headline & primary & found["caveat"].notna()]
+    headline = (contrasts["kind"] == "to_baseline") & (contrasts["form"] == AS_TRAINED)
+    headline &= contrasts["subset"] == ALL
+    primary = contrasts["task"] + "/" + contrasts["metric"] == settings.comparison.primary
+    chosen = contrasts[headline & primary & contrasts["caveat"].notna()]
     return [
         f"`{row.variant}` is {row.verdict} by this table. {escaped(row.caveat)}"
         for row in chosen.itertuples()
@@ -365,15 +366,19 @@ def _caveats(files: Files, settings: params.Params) -> list[str]:
 
 
 def _verdicts(files: Files) -> str:
-    """How many differences of the family came out how, the undecided ones by name."""
+    """The count of each verdict in the family of tests, and the names of the undecided differences."""
     contrasts = pd.read_csv(files[COMPARE / "contrasts.csv"])
     family = contrasts[contrasts["in_family"]]
     counts = family["verdict"].value_counts()
-    said = ", ".join(f"{counts[word]} {word}" for word in ("equivalent", "worse", "better") if word in counts)
-    open_ = family[family["verdict"] == "undecided"]
-    undecided = [f"`{row.variant}/{row.form}` less `{row.other}`" for row in open_.itertuples()]
+    decided = ", ".join(
+        f"{counts[word]} {word}" for word in ("equivalent", "worse", "better") if word in counts
+    )
+    undecided = [
+        f"`{row.variant}/{row.form}` less `{row.other}`"
+        for row in family[family["verdict"] == "undecided"].itertuples()
+    ]
     tail = f"{len(undecided)} undecided ({', '.join(undecided)})" if undecided else "none undecided"
-    return f"Of {len(family)} differences tested together: {', '.join(filter(None, [said, tail]))}."
+    return f"Of {len(family)} differences tested together: {', '.join(filter(None, [decided, tail]))}."
 
 
 def forest(files: Files, settings: params.Params) -> str:

@@ -1,9 +1,9 @@
-"""What changed between a commit and the workspace, in params, versions and the headline metrics, as markdown.
+"""What changed between a commit and the workspace in params, versions and headline metrics, as Markdown.
 
     python -m workflow.diff main > diff.md
 
-A metric's own change is paired over the items and seeds that both have, and so it has an interval, where the items
-of the commit can be had from DVC's cache or its remote and are the same as here.
+The change of a metric is paired over the items and seeds that both sides have. It has an interval if the commit's items
+are in DVC's cache or remote and are the same as here.
 """
 
 import argparse
@@ -40,12 +40,12 @@ PARTS = {
     "contrasts",
     "cost",
     "precisions",
-}  # what is read of a comparison.json
+}  # keys of comparison.json that are used here
 
 
 @dataclass(frozen=True)
 class State:
-    """What is compared: params, locked versions, and results with their items as far as there are any."""
+    """One side of the comparison: params, locked versions, and results with their items, if there are any."""
 
     name: str
     params: dict[str, Any]
@@ -56,13 +56,13 @@ class State:
 
 @dataclass(frozen=True)
 class Changes:
-    """What changed of one kind: a table, which may be empty, and what is to be said of it."""
+    """The changes of one kind: a table, which may be empty, and a note."""
 
     title: str
     head: tuple[str, ...] = ()
     rows: list[tuple[str, ...]] = field(default_factory=list)
     note: str = ""
-    code: bool = False  # whether the cells are names and values of a file
+    code: bool = False  # whether the cells are keys and values, shown as code
 
 
 def at_revision(revision: str) -> State:
@@ -100,6 +100,11 @@ def _lock_at(commit: str) -> str:
 
 
 def in_workspace() -> State:
+    """The state of the working directory.
+
+    Raises:
+        UserError: params.yaml is not valid, or there is no lock file.
+    """
     params.load()
     return State(
         name="workspace",
@@ -116,26 +121,26 @@ def _readable(comparison: dict | None) -> dict | None:
 
 
 def diff(before: State, after: State) -> str:
-    """The whole difference as markdown."""
+    """All changes as Markdown."""
     blocks = [f"## What changed: {before.name} to {after.name}"]
-    for one in changes(before, after):
-        blocks += [f"### {one.title}", _table(one), one.note]
+    for part in changes(before, after):
+        blocks += [f"### {part.title}", _table(part), part.note]
     return "\n\n".join(block for block in blocks if block) + "\n"
 
 
 def changes(before: State, after: State) -> list[Changes]:
-    """Params, locked versions, and where both have results: quality, difference to the baseline, cost."""
-    found = [
+    """Changes of params and locked versions and, if both sides have results, of quality, difference to the baseline and cost."""
+    settings = [
         _params(before.params, after.params),
         _versions(before.versions, after.versions),
     ]
     missing = [state.name for state in (before, after) if state.comparison is None]
     if missing:
         return [
-            *found,
+            *settings,
             Changes("Results", note=f"There are none that can be read in {' and '.join(missing)}."),
         ]
-    return [*found, _scores(before, after), _contrasts(before, after), _costs(before, after)]
+    return [*settings, _scores(before, after), _contrasts(before, after), _costs(before, after)]
 
 
 def _params(before: dict, after: dict) -> Changes:
@@ -144,7 +149,7 @@ def _params(before: dict, after: dict) -> Changes:
     return Changes(
         "Params",
         ("key", "before", "after"),
-        [(key, _shown(old, key), _shown(new, key)) for key in changed],
+        [(key, _value(old, key), _value(new, key)) for key in changed],
         "" if changed else "No param changed.",
         code=True,
     )
@@ -156,36 +161,35 @@ def _versions(before: dict[str, str], after: dict[str, str]) -> Changes:
 
 
 def _flat(content: dict, prefix: str = "") -> dict[str, Any]:
-    """Nested sections as one level, with the keys that `dvc params diff` shows."""
-    found = {}
+    """Nested sections as one level, with dotted keys as in `dvc params diff`."""
+    values = {}
     for key, value in content.items():
         if isinstance(value, dict) and value:
-            found |= _flat(value, f"{prefix}{key}.")
+            values |= _flat(value, f"{prefix}{key}.")
         else:
-            found[f"{prefix}{key}"] = value
-    return found
+            values[f"{prefix}{key}"] = value
+    return values
 
 
-def _shown(flat: dict, key: str) -> str:
+def _value(flat: dict, key: str) -> str:
     return str(flat[key]) if key in flat else NOTHING
 
 
 def _scores(before: State, after: State) -> Changes:
     primary = after.comparison["primary"]
     old, new = (
-        {s["variant"]: s for s in state.comparison["scores"] if _is_headline(s, primary)}
+        {score["variant"]: score for score in state.comparison["scores"] if _is_headline(score, primary)}
         for state in (before, after)
     )
     rows = []
     for variant in dict.fromkeys([*old, *new]):
-        one, other = old.get(variant), new.get(variant)
-        change, word = NOTHING, NOTHING
-        if one and other:
-            change, word = _change(
-                variant, before, after, other["value"] - one["value"], other["higher_is_better"]
-            )
-        values = (NOTHING if score is None else number(score["value"], 3) for score in (one, other))
-        rows.append((variant, *values, change, word))
+        scores = old.get(variant), new.get(variant)
+        change, outcome = NOTHING, NOTHING
+        if all(scores):
+            difference = scores[1]["value"] - scores[0]["value"]
+            change, outcome = _change(variant, before, after, difference, scores[1]["higher_is_better"])
+        values = (NOTHING if score is None else number(score["value"], 3) for score in scores)
+        rows.append((variant, *values, change, outcome))
     about = next(iter(new.values()))
     better = "higher" if about["higher_is_better"] else "lower"
     return Changes(
@@ -211,30 +215,32 @@ def _is_headline(score: dict, primary: str) -> bool:
 def _change(
     variant: str, before: State, after: State, value: float, higher_is_better: bool
 ) -> tuple[str, str]:
-    """A variant's change with its interval and verdict; without them where it cannot be paired."""
-    asked = params.Comparison.model_validate(after.params["comparison"])
-    one = paired_change(variant, before, after, asked)
-    if one is None:
+    """A variant's change with its interval, and its verdict; without either if the items cannot be paired."""
+    settings = params.Comparison.model_validate(after.params["comparison"])
+    change = paired_change(variant, before, after, settings)
+    if change is None:
         return f"{signed(value, 3)}, {UNPAIRED}", NOTHING
-    margin = asked.margins.get(asked.primary)
-    word = verdict(
-        one,
-        p_adjusted=one.p_value,
-        p_equivalence=equivalence(one, margin=margin).p_value if margin else None,
+    margin = settings.margins.get(settings.primary)
+    outcome = verdict(
+        change,
+        p_adjusted=change.p_value,
+        p_equivalence=equivalence(change, margin=margin).p_value if margin else None,
         higher_is_better=higher_is_better,
     )
-    return _interval(one.value, one.low, one.high, one.confidence), word
+    return _interval(change.value, change.low, change.high, change.confidence), outcome
 
 
-def paired_change(variant: str, before: State, after: State, asked: params.Comparison) -> Difference | None:
-    """The change of a variant's primary metric, paired over items and shared seeds; None where nothing pairs."""
+def paired_change(
+    variant: str, before: State, after: State, settings: params.Comparison
+) -> Difference | None:
+    """The change of a variant's primary metric, paired over items and shared seeds; None if nothing can be paired."""
     if before.items is None or after.items is None:
         return None
-    task, metric = asked.primary.split("/")
-    wanted = {"variant": variant, "form": AS_TRAINED, "task": task, "metric": metric}
+    task, metric = settings.primary.split("/")
+    arm = {"variant": variant, "form": AS_TRAINED, "task": task, "metric": metric}
     tables = []
     for state in (before, after):
-        frame = state.items[(state.items[list(wanted)] == pd.Series(wanted)).all(axis=1)]
+        frame = state.items[(state.items[list(arm)] == pd.Series(arm)).all(axis=1)]
         if frame.empty:
             return None
         tables.append(table_of(frame, Arm(variant, AS_TRAINED)))
@@ -248,13 +254,13 @@ def paired_change(variant: str, before: State, after: State, asked: params.Compa
         new.denominators,
         new.items["group"].to_numpy(),
         span=span_of(np.concatenate(numerators), new.denominators, metric),
-        **bootstrap(asked),
+        **bootstrap(settings),
     )
 
 
 def _contrasts(before: State, after: State) -> Changes:
     primary, baseline = after.comparison["primary"], after.comparison["baseline"]
-    found = [
+    by_variant = [
         {
             contrast["variant"]: contrast
             for contrast in state.comparison["contrasts"]
@@ -263,12 +269,9 @@ def _contrasts(before: State, after: State) -> Changes:
         for state in (before, after)
     ]
     rows = []
-    for variant in dict.fromkeys([*found[0], *found[1]]):
-        told = []
-        for contrasts in found:
-            one = contrasts.get(variant)
-            told.append(NOTHING if one is None else f"{_interval_of(one['difference'])}, {one['verdict']}")
-        rows.append((variant, *told))
+    for variant in dict.fromkeys([*by_variant[0], *by_variant[1]]):
+        contrasts = (contrasts.get(variant) for contrasts in by_variant)
+        rows.append((variant, *map(_contrast_text, contrasts)))
     notes = [] if rows else ["There is the baseline alone."]
     if before.comparison["baseline"] != baseline:
         notes.append(f"Before, the baseline was {before.comparison['baseline']}.")
@@ -277,8 +280,12 @@ def _contrasts(before: State, after: State) -> Changes:
     )
 
 
-def _interval_of(one: dict) -> str:
-    return _interval(one["value"], one["low"], one["high"], one["confidence"])
+def _contrast_text(contrast: dict | None) -> str:
+    if contrast is None:
+        return NOTHING
+    difference = contrast["difference"]
+    interval = _interval(*(difference[key] for key in ("value", "low", "high", "confidence")))
+    return f"{interval}, {contrast['verdict']}"
 
 
 def _interval(value: float, low: float, high: float, confidence: float) -> str:
@@ -290,15 +297,20 @@ def _interval(value: float, low: float, high: float, confidence: float) -> str:
 
 def _costs(before: State, after: State) -> Changes:
     old, new = (
-        {(c["variant"], c["metric"]): c for c in state.comparison["cost"] if c["metric"] in COSTS}
+        {
+            (cost["variant"], cost["metric"]): cost
+            for cost in state.comparison["cost"]
+            if cost["metric"] in COSTS
+        }
         for state in (before, after)
     )
     rows = []
     for key in dict.fromkeys([*old, *new]):
-        values = [costs.get(key) for costs in (old, new)]
-        told = [NOTHING if cost is None else quantity(cost["value"], cost["unit"]) for cost in values]
-        change = NOTHING if None in values else ratio(values[1]["value"] / values[0]["value"])
-        rows.append((key[0], (values[1] or values[0])["metric"].replace("_", " "), *told, change))
+        costs = [old.get(key), new.get(key)]
+        values = [NOTHING if cost is None else quantity(cost["value"], cost["unit"]) for cost in costs]
+        change = NOTHING if None in costs else ratio(costs[1]["value"] / costs[0]["value"])
+        variant, metric = key
+        rows.append((variant, metric.replace("_", " "), *values, change))
     devices = [_devices(state.comparison) for state in (before, after)]
     note = "" if devices[0] == devices[1] else f"Before on {devices[0]}, after on {devices[1]}."
     return Changes("Cost", ("variant", "measured once", "before", "after", "after / before"), rows, note)
