@@ -1,4 +1,4 @@
-"""What the cards of a run say without its numbers: metadata for the hub, and the Python that loads what was scored."""
+"""The parts of a run's cards that need no scores: metadata for the hub, and the Python that loads the scored model."""
 
 from pathlib import Path
 
@@ -36,23 +36,25 @@ def metadata(
     name: str | None = None,
     results: list[EvalResult] | None = None,
 ) -> ModelCardData:
-    """The metadata of a run's card: what is not known of the base or the data is left out.
+    """The metadata of a run's card. Unknown facts about the base or the data are left out.
 
     Args:
-        dataset: what it was trained on.
-        name, results: of the model index.
+        form: the serving form that the card describes.
+        dataset: the data that the run was trained on.
+        name: the model's name in the model index.
+        results: the scores in the model index.
     """
-    known = origin.known()
-    known.pop("revision", None)
+    facts = origin.known()
+    facts.pop("revision", None)
     method = methods.get(variant.method)
     adapter = method.leaves_adapter and form == "as_trained"
     if origin.base_model:
-        known["base_model_relation"] = "adapter" if adapter else "finetune"
+        facts["base_model_relation"] = "adapter" if adapter else "finetune"
     tags = [method.tag]
     if method.tag_on_4_bits and variant.precision in FOUR_BIT:
         tags.append(method.tag_on_4_bits)
     return ModelCardData(
-        **known,
+        **facts,
         datasets=[dataset] if dataset else None,
         library_name="peft" if adapter else "transformers",
         pipeline_tag="text-generation",
@@ -65,13 +67,13 @@ def metadata(
 def loading_adapter(
     variant: params.Variant, origin: Lineage, *, compute: str, device: str, folder: Path
 ) -> str:
-    """Python that puts an adapter on the base that it was trained on, as it was held and computed then."""
+    """Python that loads an adapter on its base, in the precision and compute type of the training."""
     base, revision = MODEL.as_posix(), ""
     if origin.base_model and origin.revision:
         base, revision = origin.base_model, f'revision="{origin.revision}", '
-    classes, quantization, given = "", "", ""
+    classes, quantization, option = "", "", ""
     if arguments := _quantization(variant, compute):
-        classes, given = ", BitsAndBytesConfig", "quantization_config=quantization, "
+        classes, option = ", BitsAndBytesConfig", "quantization_config=quantization, "
         quantization = f"quantization = BitsAndBytesConfig({arguments})\n"
     exact = device == "cpu" and variant.precision in FOUR_BIT
     return (
@@ -79,7 +81,7 @@ def loading_adapter(
         f"from transformers import AutoModelForCausalLM, AutoTokenizer{classes}\n\n"
         f'{EXACT if exact else ""}adapter = "{folder.as_posix()}"  # or where you put it\n'
         f"{quantization}"
-        f'base = AutoModelForCausalLM.{LOADED}(\n    "{base}", {revision}dtype=torch.{compute}, {given}'
+        f'base = AutoModelForCausalLM.{LOADED}(\n    "{base}", {revision}dtype=torch.{compute}, {option}'
         f'device_map={{"": "{device}"}}\n)\n'
         f"model = PeftModel.{LOADED}(base, adapter).eval()\n"
         f"tokenizer = AutoTokenizer.{LOADED}(adapter)"
@@ -87,7 +89,7 @@ def loading_adapter(
 
 
 def _quantization(variant: params.Variant, compute: str) -> str:
-    """The arguments of bitsandbytes' configuration with which the base is loaded; empty where it stays in 16 bits."""
+    """The arguments of bitsandbytes' configuration that loads the base; empty if it stays in 16 bits."""
     if variant.precision == "16bit":
         return ""
     if variant.precision == "int8":
@@ -127,12 +129,15 @@ def complete(
     compute: str,
     device: str,
 ) -> None:
-    """Put a run's tokenizer and card beside its weights, and settings that older libraries read alike.
+    """Add a run's tokenizer and card to its weights, and write the settings under the keys of older libraries too.
 
     Args:
-        written: where the weights lie now.
-        folder: where they will lie.
-        compute, device: of the training.
+        written: the folder in which the weights are now.
+        folder: the folder in which they will be.
+        variant: the run's variant.
+        model_folder: the base model.
+        compute: the compute type of the training.
+        device: the device of the training.
     """
     origin = lineage.read(model_folder)
     lineage.copy_tokenizer(model_folder, written)
@@ -147,21 +152,21 @@ def complete(
 
 
 def weights_card(variant: params.Variant, origin: Lineage, *, code: str, run: str) -> str:
-    """The card that lies beside a run's weights: what is known of it before it is scored.
+    """The card that is stored with a run's weights, before the run is scored.
 
     Args:
-        code: loads the run as it was trained.
-        run: its variant and seed, as the folders of its results are called.
+        code: the Python that loads the run as it was trained.
+        run: its variant and seed, joined by a slash, as in the paths of its results.
     """
-    what = methods.get(variant.method).product
-    held = "16 bits" if variant.precision == "16bit" else variant.precision
+    kind = methods.get(variant.method).product
+    precision = "16 bits" if variant.precision == "16bit" else variant.precision
     base = f"what `dvc repro fetch_model` stores in `{MODEL}`"
     if origin.base_model and origin.revision:
         base = f"{origin.base_model} at {origin.revision}"
     return (
         f"---\n{metadata(origin, variant).to_yaml()}\n---\n\n# {run}\n\n"
-        f"{what}, with the base held in {held}. Base: {base}.\n\n## How to load it\n\n```python\n{code}\n```\n\n"
-        "Loaded so it is what was scored as trained. A base that is held otherwise gives other numbers.\n\n"
+        f"{kind}, with the base held in {precision}. Base: {base}.\n\n## How to load it\n\n```python\n{code}\n```\n\n"
+        "Loaded like this, it is the model whose `as_trained` scores are reported. A base in another precision gives other numbers.\n\n"
         f"## Numbers\n\n`results/cards/{run}/README.md` has what it scored in each serving form, what it cost and the "
         "limits of the comparison, once `dvc repro report` has run: publish that card with the weights.\n"
     )
@@ -170,12 +175,13 @@ def weights_card(variant: params.Variant, origin: Lineage, *, code: str, run: st
 def served_card(
     variant: params.Variant, origin: Lineage, *, form: str, run: str, code: str, scores: list[dict]
 ) -> str:
-    """The card of a form that was saved as a model of its own, with what this form scored.
+    """The card of a form that was saved as a model of its own, with the scores of this form.
 
     Args:
-        run: its variant and, of a run, its seed.
-        code: loads the model.
-        scores: of the form, by `task`, `metric`, `value`, `unit` and `items`; empty where it was not scored.
+        form: the serving form.
+        run: its variant and, for a run, its seed.
+        code: the Python that loads the model.
+        scores: dicts with `task`, `metric`, `value`, `unit` and `items`; empty if the form was not scored.
     """
     rows = [
         (f"{score['task']}: {score['metric']}", f"{score['value']:.4f}", score["unit"], f"{score['items']:,}")

@@ -302,8 +302,8 @@ def section(name: str) -> str:
         f"{rows['test_rows']:,} to test on, {seeds} {'seed' if seeds == 1 else 'seeds'}. {environment['finished']}, "
         f"{escaped(', '.join(dict.fromkeys(table['device'])))}{driver}; {versions}."
         + (
-            f" The base had been quantized once before ({escaped(quantized_before)}): what 4 bits cost one that had not may be "
-            "more ([findings](docs/findings.md))."
+            f" The base had already been quantized once ({escaped(quantized_before)}); 4 bits may cost more on a base that had "
+            "not ([findings](docs/findings.md))."
             if quantized_before
             else ""
         ),
