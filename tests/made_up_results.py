@@ -13,11 +13,12 @@ import pandas as pd
 from ruamel.yaml import YAML
 
 from workflow import params
-from workflow.comparison.compare import (
+from workflow.comparison.contrasts import PARTS
+from workflow.comparison.inference import Difference, Equivalence, verdict
+from workflow.comparison.model import (
     ALL,
     CLAIMED_FORMS,
     HELD_OUT,
-    PARTS,
     SEEN,
     Claim,
     Comparison,
@@ -26,7 +27,7 @@ from workflow.comparison.compare import (
     Part,
     Score,
 )
-from workflow.comparison.inference import Difference, Equivalence, sentence, verdict
+from workflow.comparison.sentences import sentence
 from workflow.runtime.files import write_json, write_jsonl, write_text
 from workflow.runtime.paths import (
     COMPARE,

@@ -15,7 +15,9 @@ from made_up_scores import CHOICE, ITEMS, LOSS, SEEDS, ask, items_of, write_resu
 from ruamel.yaml import YAML
 
 from workflow import params
-from workflow.comparison import compare
+from workflow.comparison import compare, export
+from workflow.comparison.contrasts import span_of
+from workflow.comparison.model import Comparison, Contrast
 from workflow.runtime.errors import CheckError, UserError
 from workflow.runtime.files import write_json
 from workflow.runtime.paths import benchmark_file, evaluate_base_folder, evaluate_folder, train_folder
@@ -29,11 +31,11 @@ def folder(tmp_path, monkeypatch) -> Path:
 
 
 @pytest.fixture
-def compared(folder) -> compare.Comparison:
+def compared(folder) -> Comparison:
     return compare.compare(params.load())[0]
 
 
-def one(compared, kind, variant, form="as_trained", subset="all", metric=LOSS) -> compare.Contrast:
+def one(compared, kind, variant, form="as_trained", subset="all", metric=LOSS) -> Contrast:
     (found,) = (
         c
         for c in compared.contrasts
@@ -143,7 +145,7 @@ def test_accuracies_must_pass_the_paired_test_too(compared):
     ],
 )
 def test_how_far_apart_the_scores_of_an_item_can_be(scores, denominators, metric, span):
-    found = compare.span_of(np.array([scores]), np.array(denominators), metric)
+    found = span_of(np.array([scores]), np.array(denominators), metric)
     assert found == (span and pytest.approx(span))
 
 
@@ -321,7 +323,7 @@ def test_a_verdict_that_depends_on_the_weighting_says_so(folder):
     assert (
         one(compared, "to_baseline", "qlora_nf4_dq", metric=CHOICE).by_rows is None
     )  # every item weighs the same
-    table = compare.tables(compared)["contrasts"].set_index("sentence").loc[contrast.sentence]
+    table = export.tables(compared)["contrasts"].set_index("sentence").loc[contrast.sentence]
     assert table["by_rows_value"] == contrast.by_rows.value and table["caveat"] == contrast.caveat
 
 
@@ -583,8 +585,8 @@ def test_a_missing_run_is_named(folder):
 
 def test_a_table_without_rows_still_has_its_columns(folder):
     compared = compare.compare(params.load())[0]
-    empty = compare.tables(dataclasses.replace(compared, contrasts=[], decomposition=[]))
-    full = compare.tables(compared)
+    empty = export.tables(dataclasses.replace(compared, contrasts=[], decomposition=[]))
+    full = export.tables(compared)
     for name in ("contrasts", "decomposition"):
         read = pd.read_csv(io.StringIO(empty[name].to_csv(index=False)))
         assert list(read) == list(full[name]) and read.empty

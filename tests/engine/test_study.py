@@ -21,7 +21,7 @@ from report_reader import facts
 from ruamel.yaml import YAML
 
 from workflow import params
-from workflow.comparison import compare
+from workflow.comparison import export
 from workflow.engine import publish, study
 from workflow.report import drawing
 from workflow.report.page import render
@@ -43,9 +43,9 @@ def made(tmp_path_factory) -> Path:
         patch.setattr(drawing, "drawn", lambda *_, **__: "<svg></svg>")
         compared = made_up_results.write()
         made_up_results.write_hardware()
-        for name, table in compare.tables(compared).items():
+        for name, table in export.tables(compared).items():
             write_text(COMPARE / f"{name}.csv", table.to_csv(index=False))
-        write_json(COMPARE / "metrics.json", compare.headline(compared))
+        write_json(COMPARE / "metrics.json", export.headline(compared))
         for kind in environment.PACKAGES:
             write_json(environment_file(kind), {"torch": "2.13.0"})
         for variant in ("lora_16bit", QLORA):

@@ -13,7 +13,7 @@ from made_up_results import AFTER, BASELINE, BEFORE, HALF_WIDTH, MARGIN, PEAK_GI
 from report_reader import Reader, facts, read, spaced
 
 from workflow import params
-from workflow.comparison.compare import ALL, Comparison, Contrast
+from workflow.comparison.model import ALL, Comparison, Contrast
 from workflow.report import drawing, english, formatting
 from workflow.report.answers import marked
 from workflow.report.facts import inputs, shape_of, short_labels, variant_labels

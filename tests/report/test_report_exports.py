@@ -14,7 +14,7 @@ from made_up_results import BASELINE, write, write_lock
 from report_reader import facts
 
 from workflow import params
-from workflow.comparison.compare import ALL, Comparison
+from workflow.comparison.model import ALL, Comparison
 from workflow.data import cards
 from workflow.data.lineage import Lineage
 from workflow.report import english

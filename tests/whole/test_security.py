@@ -743,13 +743,13 @@ def test_a_name_in_markdown_begins_no_link_picture_code_cell_or_tag(hostile):
 
 def test_no_cell_of_a_table_is_a_formula_for_a_spreadsheet(hostile_results):
     """A category of the data may be called =1+1; in a table it stands behind a word of ours."""
-    from workflow.comparison import compare
-    from workflow.comparison.compare import Comparison
+    from workflow.comparison import export
+    from workflow.comparison.model import Comparison
 
     with contextlib.chdir(hostile_results):
         compared = facts().compared
     assert isinstance(compared, Comparison)
-    texts = {name: table.to_csv(index=False) for name, table in compare.tables(compared).items()}
+    texts = {name: table.to_csv(index=False) for name, table in export.tables(compared).items()}
     texts["headline"] = (hostile_results / "summary.csv").read_text()
     assert "category/=1+1" in texts["contrasts"] + texts["summary"]
     for name, text in texts.items():

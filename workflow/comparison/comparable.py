@@ -33,7 +33,7 @@ OF_TRAINING = ("steps", "rows", "validation_rows", "tokens_seen", "order_sha256"
 OF_HARNESS = ("name", "version", "batch_rows", "batch_tokens", "add_bos_token", "chat_template_sha256")
 
 
-def check_same_training(trained: dict[str, list[dict]], asked: params.Params) -> dict[str, list[str]]:
+def check_same_training(trained: dict[str, list[dict]], settings: params.Params) -> dict[str, list[str]]:
     """Variants must have learned from the same rows in the same order and steps, unless their own params change that.
 
     Args:
@@ -46,25 +46,27 @@ def check_same_training(trained: dict[str, list[dict]], asked: params.Params) ->
     Raises:
         CheckError: two runs differ without that; the sentence names both, and in what.
     """
-    baseline = asked.experiment.baseline
+    baseline = settings.experiment.baseline
     otherwise = {}
     for variant, results in trained.items():
-        ours, theirs = asked.training_of(variant), asked.training_of(baseline)
+        ours, theirs = settings.training_of(variant), settings.training_of(baseline)
         changed = [key for key in DECIDE_ROWS if getattr(ours, key) != getattr(theirs, key)]
         if changed:
             otherwise[variant] = changed
-        for seed, result, wanted in zip(asked.experiment.seeds, results, trained[baseline], strict=True):
+        for seed, result, reference in zip(
+            settings.experiment.seeds, results, trained[baseline], strict=True
+        ):
             for key in () if changed else OF_TRAINING:
-                if result[key] != wanted[key]:
+                if result[key] != reference[key]:
                     raise CheckError(
                         f"{variant} and {baseline} were not trained on the same rows for the same steps: {key} of "
-                        f"seed {seed} is {_shown(result[key])} and {_shown(wanted[key])}"
+                        f"seed {seed} is {_shortened(result[key])} and {_shortened(reference[key])}"
                     )
             for key in ("steps", "rows", "validation_rows"):
                 if result[key] != results[0][key]:
                     raise CheckError(
                         f"the seeds of {variant} were not trained on the same rows for the same steps: {key} of "
-                        f"seed {seed} is {_shown(result[key])}, and {_shown(results[0][key])} of another"
+                        f"seed {seed} is {_shortened(result[key])}, and {_shortened(results[0][key])} of another"
                     )
     return otherwise
 
@@ -78,21 +80,21 @@ def check_same_items(forms: list[tuple[str, dict]]) -> None:
     Raises:
         CheckError: two of them differ; the sentence names both, the task, and in what.
     """
-    (first, wanted), *others = [(name, _scoring(form["harness"])) for name, form in forms]
-    for name, found in others:
-        for key in sorted({*wanted, *found}):
-            if found.get(key) != wanted.get(key):
+    (first, reference), *others = [(name, _scoring(form["harness"])) for name, form in forms]
+    for name, scoring in others:
+        for key in sorted({*reference, *scoring}):
+            if scoring.get(key) != reference.get(key):
                 raise CheckError(
                     f"{name} and {first} were not scored on the same items in the same way: {key} is "
-                    f"{_shown(found.get(key))} and {_shown(wanted.get(key))}"
+                    f"{_shortened(scoring.get(key))} and {_shortened(reference.get(key))}"
                 )
 
 
 def _scoring(harness: dict) -> dict:
-    found = {key: harness[key] for key in OF_HARNESS}
+    scoring = {key: harness[key] for key in OF_HARNESS}
     for task in harness["tasks"]:
-        found |= {f"{key} of {task['task']}": value for key, value in task.items()}
-    return found
+        scoring |= {f"{key} of {task['task']}": value for key, value in task.items()}
+    return scoring
 
 
 def check_same_surroundings(kind: str, verb: str, runs: Iterable[tuple[str, str, dict]]) -> None:
@@ -107,13 +109,13 @@ def check_same_surroundings(kind: str, verb: str, runs: Iterable[tuple[str, str,
         CheckError: two of them differ; the sentence names both, and in what.
     """
     (first, _, result), *others = list(runs)
-    wanted = _surroundings(kind, result)
+    reference = _surroundings(kind, result)
     for name, stage, result in others:
-        found = _surroundings(kind, result)
-        for key in sorted({*wanted, *found}):
-            if found.get(key) != wanted.get(key):
+        surroundings = _surroundings(kind, result)
+        for key in sorted({*reference, *surroundings}):
+            if surroundings.get(key) != reference.get(key):
                 raise CheckError(
-                    f"{name} was {verb} with {key} {found.get(key)} and {first} with {wanted.get(key)}, so a difference "
+                    f"{name} was {verb} with {key} {surroundings.get(key)} and {first} with {reference.get(key)}, so a difference "
                     f"between them could be due to that; `dvc repro --force --single-item {stage}` makes it anew here"
                 )
 
@@ -129,7 +131,7 @@ def _surroundings(kind: str, result: dict) -> dict[str, str]:
     return versions | {"device": f"{result['precision']['device']} ({device})"}
 
 
-def check_inputs(asked: params.Params) -> None:
+def check_inputs(settings: params.Params) -> None:
     """Every run must have been made with what dvc.lock says of its stage, and with what params.yaml says now.
 
     Results that do not record what their stage read are passed over.
@@ -137,7 +139,7 @@ def check_inputs(asked: params.Params) -> None:
     Raises:
         CheckError: one was made with something else; the sentence names it, both values, and the command.
     """
-    experiment, files = asked.experiment, {}
+    experiment, files = settings.experiment, {}
     for name in experiment.variants:
         files[f"evaluate_base@{name}"] = evaluate_base_folder(name) / "result.json"
         files[f"benchmark@{name}"] = benchmark_file(name)
@@ -156,6 +158,6 @@ def check_inputs(asked: params.Params) -> None:
             )
 
 
-def _shown(value: object) -> str:
+def _shortened(value: object) -> str:
     text = str(value)
     return text if len(text) <= 80 else text[:77] + "..."

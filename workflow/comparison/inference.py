@@ -1,100 +1,6 @@
 """Differences between two arms that were scored on the same items, and how sure one can be of them.
 
-**What comes in.** For each training seed s and test item i, arm less arm: `numerators[s, i]` (a loss
-in nats, an answer that is right or wrong), with `denominators[i]` (its tokens, or 1). Both arms were
-trained with the same seeds and scored on the same items, so the pairing is already done, and a
-difference of differences is the same kind of array. Items with one instruction in common are not
-independent: they form a group g, and only whole groups are ever drawn.
-
-**The difference** is d = mean over s of R_s, where R_s = sum_i numerators[s, i] / sum_i denominators[i].
-
-**Its standard error.** Seeds and groups are crossed, not nested: every seed is scored on the same
-items. d varies with the seeds drawn, with the groups drawn, and with their interaction (a seed can
-be lucky on some items only). A two-level bootstrap draws both with replacement, independently of
-each other (Owen's pigeonhole bootstrap, 2007; whole groups as in Davison and Hinkley 1997,
-section 3.8), and recomputes the ratios of sums, so that long groups weigh what they weigh. With R*_s
-the ratio of seed s over the drawn groups and w_s how often s was drawn, each resample splits into
-
-    groups       mean_s R*_s - d                     its variance, x G/(G-1):            B
-    seeds        mean_s (w_s - 1) R_s                its variance, x S/(S-1):            A
-    interaction  mean_s (w_s - 1) (R*_s - R_s)       its variance, x both corrections:   E
-
-The factors undo the narrowness of bootstraps over few units (Hesterberg 2015). A and B
-estimate what seeds and groups do to d, each with the interaction in it once; to add them would count
-it twice, so the standard error is sqrt(V) with V = A + max(B - E, 0): nothing is taken off the seeds'
-part A, of which least is known, and no part is negative.
-
-**Interval and test.** With S seeds A has only S-1 degrees of freedom, B has at most G-1. Satterthwaite's
-(1946) pooled degrees of freedom fail here: when two seeds happen to agree, A is small and its one
-degree of freedom is given almost no weight just when it misleads; intervals that should cover 95 %
-cover 87 % (two seeds that make 90 % of the variance). A percentile interval is worse: it does not
-know that A is uncertain at all. The quantile used is that of Cochran and Cox (1957, section 4.14),
-
-    q(p) = h t_{S-1}(p) + (1-h) t_f(p),   h = A / V   (`seed_share`),
-
-the interval is d -+ q((1 + confidence)/2) sqrt(V), and the p value is the two-sided one that belongs
-to it: an interval leaves out zero exactly where p < 1 - confidence. `degrees_of_freedom` are those of
-the one t distribution with this quantile.
-
-f (`group_freedom`) is G-1, or less where groups of unequal size and skewed differences make the tails
-heavier than that: each resample of the groups is studentised with its own linearised standard error,
-and f is such that t_f has the resamples' |t*| for its quantile (the symmetric bootstrap-t, Hall 1988,
-put in the form of a t, so that p values far out do not hang on single resamples).
-
-With one seed, or with no training at all (two untouched bases), sqrt(B) and t_f are used; then
-everything holds for that seed only, and `seed_variance_measured` is false.
-
-**How well this does**, simulated with 30 to 150 groups, unequal denominators, skewed items, and seeds
-that make from none to nine tenths of the variance: 95 % intervals cover 94 to 98.5 % with two seeds,
-94.5 to 97.5 % with three and 94.5 to 97 % with five; with one seed 93.5 to 95.5 %, and 92 to 93 % in the
-worst case tried (30 groups, exponential differences, denominators from a few to hundreds; nearly all
-misses are then on the side of the tail, so that a one-sided test at 5 % errs in up to 9 %).
-tests/comparison/test_statistics.py repeats most of this. The price: two seeds say little about the variance
-over seeds, and no method can make them say more. Where seeds are all there is (the same arm trained
-twice), intervals from two seeds are on average 5 times as wide as if the variance were known (at half
-the variance 3.5 times, at a fifth twice), from three twice, from five 1.3 times. At levels far below
-5 %, which a correction for many tests asks for, the seeds' part is only roughly right: with two seeds
-that make nearly all of the variance, a test at 0.5 % rejects in about 1 %.
-
-**Few items that differ.** Where an item's score is 0 or 1 (or within any fixed range), few may differ between
-the arms, and none does not prove that none would: a bootstrap of nothing but zeros has no width. Such scores
-come with their `span`, the largest difference that one item can make, and sqrt(V) is taken to be at least
-2 span / (G + 2). It is the rule of three (Hanley and Lippman-Hand 1983): where none of G differs, a true
-difference of 3 / G is just possible at 5 %, which is 1.8 / G standard errors of a normal. A loss needs none: if
-it is the same to the last bit on every item, so are the models.
-
-**Detectable difference.** The smallest true |d| that the two-sided test at 1 - confidence finds with
-probability `power`: sqrt(V) times the noncentrality at which a noncentral t with those degrees of
-freedom passes the critical value that often. It is as uncertain as V is (with two seeds: very; a
-difference that ought to be found in 80 % of studies is then found in 78 %), and it is that of a test of
-its own, before any correction for other tests.
-
-**Equivalence.** Two one-sided tests (Schuirmann 1987) of -margin < d < margin at alpha = 1 - confidence,
-with the same quantiles; the interval that belongs to them has confidence 1 - 2 alpha.
-
-**Many tests.** `holm` adjusts p values so that any wrong rejection among them has at most probability
-alpha (Holm 1979), whatever their dependence.
-
-**Accuracy.** `paired_accuracy_test` asks of right and wrong answers whether these models differ on
-items of this kind: under its hypothesis the sign of each group's summed difference is a coin toss
-(McNemar's exact test, 1947, where groups count one each). It holds for the seeds at hand: it does not
-allow for their variance, so it is no replacement for `difference` where several were trained.
-
-**The verdict** puts equivalence first (a difference can be both certain and too small to matter), then
-a difference by its corrected p value, and otherwise says that the data do not decide.
-
-**Assumed:** groups are independent draws from the items one wants to speak of, seeds from all seeds;
-there are enough groups (30 and more) for a sum over them to be near normal, and no group so large
-that it makes most of the sum.
-
-Cochran and Cox, Experimental Designs, 2nd ed., Wiley 1957. Davison and Hinkley, Bootstrap Methods
-and their Application, Cambridge 1997. Hanley and Lippman-Hand, If nothing goes wrong, is everything all
-right?, JAMA 249 (1983). Hall, On symmetric bootstrap confidence intervals, J. R.
-Statist. Soc. B 50 (1988). Hesterberg, What teachers should know about the bootstrap, The
-American Statistician 69 (2015). Holm, A simple sequentially rejective multiple test procedure,
-Scand. J. Statist. 6 (1979). McNemar, Psychometrika 12 (1947). Owen, The pigeonhole bootstrap, Ann.
-Appl. Stat. 1 (2007). Satterthwaite, Biometrics Bulletin 2 (1946). Schuirmann, J. Pharmacokinet.
-Biopharm. 15 (1987).
+docs/statistics.md derives the estimators and tests, names their assumptions and gives their simulated coverage.
 """
 
 import math
@@ -132,14 +38,9 @@ class Difference:
     seed_share: float = 0.0  # of the squared standard error: what was measured between seeds
     group_freedom: float = math.inf  # degrees of freedom of the rest of it
 
-    @property
-    def decided(self) -> bool:
-        """Whether the interval leaves out zero."""
-        return self.low > 0 or self.high < 0
-
 
 class Reference(NamedTuple):
-    """What a difference's distance to its true value is held against (see the module's docstring)."""
+    """What a difference's distance to its true value is held against (see docs/statistics.md)."""
 
     error: float  # sqrt(V)
     seed_share: float  # h
@@ -399,7 +300,7 @@ def paired_accuracy_test(differences: np.ndarray, groups: np.ndarray, *, resampl
     return float(test.pvalue)
 
 
-def _level(difference: Difference) -> float:
+def level_of(difference: Difference) -> float:
     """Of the tests; rounded, as 1 - 0.95 is a little more than 0.05."""
     return round(1 - difference.confidence, 12)
 
@@ -414,132 +315,9 @@ def verdict(
         p_equivalence: of the equivalence tests, corrected likewise; None where there is no margin.
         higher_is_better: of the metric.
     """
-    level = _level(difference)
+    level = level_of(difference)
     if p_equivalence is not None and p_equivalence < level:
         return "equivalent"
     if p_adjusted >= level or difference.value == 0:
         return "undecided"
     return "better" if (difference.value > 0) == higher_is_better else "worse"
-
-
-def sentence(
-    arm: str,
-    other: str,
-    difference: Difference,
-    *,
-    equivalence: Equivalence | None,
-    verdict: Verdict,
-    p_adjusted: float,
-    unit: str,
-    higher_is_better: bool,
-    corrected: bool,
-) -> str:
-    """The verdict in one sentence (and a second one where one seed was trained), from the numbers alone.
-
-    Args:
-        arm, other: names of the two arms; the difference is the first less the second.
-        equivalence: against the margin, if there is one.
-        verdict: as `verdict` gave it.
-        p_adjusted: of no difference.
-        unit: of the difference, in the plural.
-        higher_is_better: of the metric.
-        corrected: whether the p value was corrected for other tests.
-
-    Raises:
-        CheckError: the verdict does not follow from the difference's sign.
-    """
-    alpha = _level(difference)
-    margin = f"{equivalence.margin:g}" if equivalence else None
-    ends = (
-        (equivalence.low, equivalence.high) if verdict == "equivalent" else (difference.low, difference.high)
-    )
-    digits = _digits(difference.value, *ends, within=equivalence.margin if verdict == "equivalent" else None)
-    tested = f"{'adjusted p' if corrected else 'p'} {_p_text(p_adjusted, alpha)}"
-    limit = f"; margin {margin}" if margin else ""
-    if verdict == "equivalent":
-        low, high = (_number(end, digits) for end in ends)
-        text = (
-            f"{arm} is equivalent to {other} within {margin} {unit}: the difference is "
-            f"{_number(difference.value, digits)} ({_percent(1 - 2 * alpha)} interval {low} to {high})"
-        )
-    elif verdict == "undecided":
-        low, high = (_number(end, digits, signed=True) for end in ends)
-        text = (
-            f"Whether {arm} differs from {other} is not decided by this much data: the difference is "
-            f"{_number(difference.value, digits, signed=True)} {unit} "
-            f"({_percent(difference.confidence)} interval {low} to {high}, {tested}{limit})"
-        )
-        if difference.detectable > 0:
-            found = _number(difference.detectable, _digits(difference.detectable, 0, difference.detectable))
-            alone = " by a test of its own" if corrected else ""
-            chance = f"would have been found with probability {_power(difference)}{alone}"
-            text += f"; a difference of {found} {chance}"
-    else:
-        if (verdict == "better") != ((difference.value > 0) == higher_is_better):
-            raise CheckError(f"{arm} is called {verdict} than {other}, which its difference does not say")
-        sign = 1 if difference.value > 0 else -1
-        low, high = (_number(end, digits) for end in sorted(sign * end for end in ends))
-        text = (
-            f"{arm} is {verdict} than {other} by {_number(abs(difference.value), digits)} {unit} "
-            f"({_percent(difference.confidence)} interval {low} to {high}, {tested}{limit})"
-        )
-    if difference.seeds == 1:
-        return f"{text}. With one training seed, the variance over seeds was not measured."
-    return f"{text}."
-
-
-def weighting_sentence(by_rows: Difference, *, verdict: Verdict) -> str:
-    """That a verdict depends on the weighting, with the difference in which every item weighs the same."""
-    ends = by_rows.value, by_rows.low, by_rows.high
-    value, low, high = (_number(end, _digits(*ends), signed=True) for end in ends)
-    return (
-        f"It depends on the weighting: by rows, each weighing the same, it is {verdict}, {value} "
-        f"({_percent(by_rows.confidence)} interval {low} to {high})."
-    )
-
-
-def _digits(*numbers: float, within: float | None = None) -> int:
-    """Decimals that show half the numbers' span with two figures, and more where rounding would mislead.
-
-    A number that is not zero is not shown as zero, nor one inside `within` as on it or outside.
-    """
-    span = (max(numbers) - min(numbers)) / 2 or max(abs(number) for number in numbers)
-    digits = max(0, 1 - math.floor(math.log10(span))) if span > 0 else 0
-    # 15 figures are all that a float holds, so a number nearer than that to a limit is on it.
-    for more in range(digits, digits + 15):
-        shown = [float(_number(number, more)) for number in numbers]
-        misled = any(bool(rounded) != bool(number) for rounded, number in zip(shown, numbers, strict=True))
-        if within is not None:
-            misled |= any(
-                abs(rounded) >= within > abs(number) for rounded, number in zip(shown, numbers, strict=True)
-            )
-        if not misled:
-            return more
-    return digits
-
-
-def _number(number: float, digits: int, *, signed: bool = False) -> str:
-    """Without a sign on what is shown as zero."""
-    return f"{number:{'+' if signed and number else ''}z.{digits}f}"
-
-
-def _percent(confidence: float) -> str:
-    return f"{100 * confidence:.4g} %"
-
-
-def _p_text(p: float, level: float) -> str:
-    """A p value that is on the same side of the level as the number it was made from."""
-    if p < 0.001 < level:
-        return "< 0.001"
-    for digits in range(3, 15):
-        if (float(f"{p:.{digits}f}") < level) == (p < level):
-            return f"= {p:.{digits}f}"
-    return f"= {p!r}"
-
-
-def _power(difference: Difference) -> str:
-    """The power that the detectable difference was computed for, out of its noncentral t distribution."""
-    freedom = difference.degrees_of_freedom
-    critical = float(special.stdtrit(freedom, (1 + difference.confidence) / 2))
-    shift = difference.detectable / difference.standard_error
-    return f"{1 - float(special.nctdtr(freedom, shift, critical)):.2g}"

@@ -25,7 +25,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from workflow import params
-from workflow.comparison.compare import ALL
+from workflow.comparison.model import ALL
 from workflow.engine import study
 from workflow.engine.study import ENVIRONMENT, ITEMS
 from workflow.report.drawing import INK, MUTED, PAPER, RULE, SETTINGS

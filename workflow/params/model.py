@@ -87,7 +87,7 @@ MetricName = Annotated[str, StringConstraints(pattern=r"^[\w.-]+/[\w.-]+$")]  # 
 Form = Literal["as_trained", "merged_16bit", "merged_dequantized", "requantized"]
 FORMS = get_args(Form)
 Served = Annotated[str, StringConstraints(pattern=r"^[a-z0-9_]+(/[a-z0-9_]+)?$")]  # variant or variant/form
-# What a difference is taken between; workflow/comparison/compare.py says what each is.
+# What a difference is taken between; workflow/comparison/model.py says what each is.
 Kind = Literal["to_baseline", "to_base", "base_to_base", "recovery", "form", "repair"]
 # The metrics of our own tasks; a test holds workflow/evaluation/tasks/ to them.
 OWN_METRICS = {

@@ -3,7 +3,7 @@
 from huggingface_hub import EvalResult
 
 from workflow import methods
-from workflow.comparison.compare import ALL, Score
+from workflow.comparison.model import ALL, Score
 from workflow.data import cards, lineage
 from workflow.data.lineage import Lineage
 from workflow.report import english

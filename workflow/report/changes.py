@@ -19,8 +19,10 @@ from dvc.exceptions import DvcException
 from ruamel.yaml import YAML
 
 from workflow import params
-from workflow.comparison.compare import ALL, Arm, bootstrap, span_of, table_of
+from workflow.comparison.contrasts import bootstrap, span_of
 from workflow.comparison.inference import Difference, difference, equivalence, verdict
+from workflow.comparison.model import ALL, Arm
+from workflow.comparison.results import table_of
 from workflow.report.formatting import decimals_of, number, quantity, ratio, signed
 from workflow.runtime import environment, faults, markdown, outputs
 from workflow.runtime.errors import UserError

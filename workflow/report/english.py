@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from workflow import methods
-from workflow.comparison.compare import Contrast, Cost, Score
+from workflow.comparison.model import Contrast, Cost, Score
 from workflow.params import OWN_TASKS
 from workflow.report import formatting
 from workflow.report.facts import (

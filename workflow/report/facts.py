@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from workflow import methods, params
-from workflow.comparison.compare import ALL, Claim, Comparison, Contrast, Cost, Part, Rise, Score
 from workflow.comparison.inference import Difference, Equivalence
+from workflow.comparison.model import ALL, Claim, Comparison, Contrast, Cost, Part, Rise, Score
 from workflow.cost import memory
 from workflow.report import answers, lock
 from workflow.report.answers import Answers

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from workflow.comparison.compare import ALL, HELD_OUT, SEEN, Contrast, Part, Score
+from workflow.comparison.model import ALL, HELD_OUT, SEEN, Contrast, Part, Score
 from workflow.report.drawing import (
     FORM_ROW,
     HEAD_ROW,

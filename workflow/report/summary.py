@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from workflow.comparison.compare import ALL, Contrast, Cost, Score
+from workflow.comparison.model import ALL, Contrast, Cost, Score
 from workflow.report import english
 from workflow.report.facts import AS_TRAINED, BASE, Facts, Variant
 from workflow.report.formatting import number, quantity, ratio

@@ -6,7 +6,7 @@ from itertools import product
 from markupsafe import Markup
 
 from workflow import methods
-from workflow.comparison.compare import ALL, HELD_OUT, SEEN, Score
+from workflow.comparison.model import ALL, HELD_OUT, SEEN, Score
 from workflow.report import drawing, formatting, hardware_figures
 from workflow.report import english as words
 from workflow.report.english import Change

@@ -2,6 +2,8 @@
 
 from workflow import params
 from workflow.comparison import compare as comparison
+from workflow.comparison import export
+from workflow.comparison.model import ALL
 from workflow.runtime.files import whole_file, write_json, write_text
 from workflow.runtime.paths import COMPARE
 from workflow.runtime.stage import run_stage, say
@@ -15,16 +17,16 @@ def compare() -> None:
             f"  {variant} learned from other rows than {compared.baseline}, or in another order: it changes {', '.join(keys)}"
         )
     for contrast in compared.contrasts:
-        if f"{contrast.task}/{contrast.metric}" == compared.primary and contrast.subset == comparison.ALL:
+        if f"{contrast.task}/{contrast.metric}" == compared.primary and contrast.subset == ALL:
             say(f"  {contrast.sentence}")
     for claim in compared.claims:
         say(f"  ({claim.claim}) {claim.text}, {claim.variant}/{claim.form}: {claim.holds}")
     with whole_file(COMPARE / "items.parquet") as beside:
         items.to_parquet(beside, index=False)
     write_json(COMPARE / "comparison.json", compared.as_dict())
-    for name, table in comparison.tables(compared).items():
+    for name, table in export.tables(compared).items():
         write_text(COMPARE / f"{name}.csv", table.to_csv(index=False))
-    write_json(COMPARE / "metrics.json", comparison.headline(compared))
+    write_json(COMPARE / "metrics.json", export.headline(compared))
 
 
 if __name__ == "__main__":

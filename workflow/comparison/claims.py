@@ -1,0 +1,170 @@
+"""Check the claims of the recipe that this project grew out of, from the contrasts and the measured costs."""
+
+from collections.abc import Iterator
+
+from workflow import params
+from workflow.comparison.inference import Verdict
+from workflow.comparison.model import ALL, CLAIMED_FORMS, HELD_OUT, Arm, Claim, Contrast, Cost
+
+# What a gain in the primary metric must not be paid with, where it is measured.
+ANSWERS = (("holdout_generation", "ended"), ("holdout_generation", "rouge_l"))
+
+MEASURED_ONCE = "measured once"
+
+LESS_MEMORY = 0.99  # times the baseline's peak; nearer to it is as much
+
+
+def check_claims(
+    contrasts: list[Contrast], cost: list[Cost], benchmarks: dict[str, dict], settings: params.Params
+) -> list[Claim]:
+    """The claims of the recipe that this project grew out of, for every quantized variant."""
+    primary = tuple(settings.comparison.primary.split("/"))
+    by_key = {(c.kind, c.variant, c.form, (c.task, c.metric), c.subset): c for c in contrasts}
+
+    def of(kind: str, arm: Arm, subset: str, metric: tuple[str, str] = primary) -> Contrast | None:
+        return by_key.get((kind, arm.variant, arm.form, metric, subset))
+
+    def answers(kind: str, arm: Arm) -> list[Contrast]:
+        return [c for metric in ANSWERS if metric != primary and (c := of(kind, arm, ALL, metric))]
+
+    claims = []
+    baseline = settings.experiment.baseline
+    for variant in settings.experiment.variants:
+        if variant == baseline or settings.variants[variant].precision == "16bit":
+            continue
+        arms = [Arm(variant, form) for form in CLAIMED_FORMS if form in settings.forms_of(variant)]
+        better, no_loss = ("better",), ("equivalent", "better")
+        claims += [
+            *(
+                _quality_claim(
+                    "a", "better than before tuning", a, of("to_base", a, ALL), better, answers("to_base", a)
+                )
+                for a in arms
+            ),
+            *_cost_claims(variant, baseline, cost, benchmarks),
+            *(
+                _quality_claim(
+                    "c",
+                    "no quality lost to 4 bits",
+                    a,
+                    of("to_baseline", a, ALL),
+                    no_loss,
+                    answers("to_baseline", a),
+                )
+                for a in arms
+            ),
+            *(
+                _quality_claim(
+                    "d", "gains on categories not trained on", a, of("to_base", a, HELD_OUT), better, []
+                )
+                for a in arms
+            ),
+        ]
+    return claims
+
+
+def _quality_claim(
+    claim: str,
+    text: str,
+    arm: Arm,
+    contrast: Contrast | None,
+    holds_if: tuple[Verdict, ...],
+    answers: list[Contrast],
+) -> Claim:
+    """A claim about quality: that the primary metric says so, and that the written answers did not get worse for it."""
+    if contrast is None:
+        why = "no category was held out of training, or too few of their items are in the test split"
+        return Claim(
+            claim, text, arm.variant, arm.form, None, None, None, "not tested", f"Not tested: {why}."
+        )
+    holds, because = _holds(contrast.verdict, holds_if), contrast.sentence
+    if holds == "yes":
+        holds, against = _with_answers(answers, undecided_counts=claim == "a")
+        because = " ".join([because, *(f"But in {c.task}/{c.metric}: {c.sentence}" for c in against)])
+    return Claim(
+        claim=claim,
+        text=text,
+        variant=arm.variant,
+        form=arm.form,
+        metric=f"{contrast.task}/{contrast.metric}",
+        difference=contrast.difference,
+        verdict=contrast.verdict,
+        holds=holds,
+        sentence=because,
+    )
+
+
+def _with_answers(answers: list[Contrast], *, undecided_counts: bool) -> tuple[str, list[Contrast]]:
+    """Whether a claim that the primary metric bears out holds for the written answers too, and which speak against it.
+
+    Args:
+        undecided_counts: whether answers that look worse, without that being decided, leave the claim undecided.
+    """
+    worse = [c for c in answers if c.verdict == "worse"]
+    if worse:
+        return "mixed", worse
+    leaning = [
+        c
+        for c in answers
+        if c.verdict == "undecided" and c.difference.value * (1 if c.higher_is_better else -1) < 0
+    ]
+    return ("undecided", leaning) if leaning and undecided_counts else ("yes", [])
+
+
+def _holds(word: Verdict, holds_if: tuple[Verdict, ...]) -> str:
+    """Whether a claim holds that asks for one of these verdicts."""
+    if word in holds_if:
+        return "yes"
+    return "undecided" if word == "undecided" else "no"
+
+
+def _cost_claims(
+    variant: str, baseline: str, cost: list[Cost], benchmarks: dict[str, dict]
+) -> Iterator[Claim]:
+    """Peak memory and time of a step as ratios of what one process each measured.
+
+    Steps of one process are no independent units, so nothing is tested. A GPU's allocator gives the same peak for
+    the same steps, so its ratio decides; a resident set and a time vary from one process to the next, and decide nothing.
+    """
+    measured = {(c.variant, c.metric): c for c in cost}
+    counted = benchmarks[variant]["precision"]["device"] == "cuda"
+    for metric, text, what in (
+        ("peak_memory", "less memory than 16-bit", "the peak memory"),
+        ("step_time", "less compute than 16-bit", "the time per optimizer step"),
+    ):
+        ours, theirs = measured.get((variant, metric)), measured.get((baseline, metric))
+        if ours is None or theirs is None:
+            continue
+        ratio, holds = ours.ratio_to_baseline, MEASURED_ONCE
+        if metric == "peak_memory" and counted:
+            holds = "yes" if ratio < LESS_MEMORY else "no"
+            why = "PyTorch's allocator gives the same peak for the same steps"
+        else:
+            why = "steps of one process say nothing of another, so this is no verdict"
+        yield Claim(
+            claim="b",
+            text=text,
+            variant=variant,
+            form="as_trained",
+            metric=f"benchmark/{metric}",
+            difference=None,
+            verdict=None,
+            holds=holds,
+            sentence=f"{variant} took {ratio:.2f} times {what} of {baseline} ({ours.value:.3g} against "
+            f"{theirs.value:.3g} {ours.unit}), measured in one process each: {why}.",
+        )
+
+
+def compare_costs(benchmarks: dict[str, dict], baseline: str) -> list[Cost]:
+    costs = []
+    for variant, result in benchmarks.items():
+        other = {m["metric"]: m["value"] for m in benchmarks[baseline]["measurements"]}
+        for measured in result["measurements"]:
+            costs.append(
+                Cost(
+                    variant=variant,
+                    **measured,
+                    ratio_to_baseline=measured["value"] / other[measured["metric"]],
+                )
+            )
+    return costs

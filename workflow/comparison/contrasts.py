@@ -1,0 +1,368 @@
+"""Take every difference between arms, correct it for the others, and give it a verdict."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from workflow import params
+from workflow.comparison.inference import (
+    Difference,
+    Equivalence,
+    Verdict,
+    difference,
+    equivalence,
+    holm,
+    paired_accuracy_test,
+    verdict,
+)
+from workflow.comparison.model import ALL, CLAIMED_FORMS, Arm, Contrast, Part, Rise
+from workflow.comparison.results import Results, subsets
+from workflow.comparison.sentences import rise_sentence, sentence, weighting_sentence
+from workflow.runtime.errors import CheckError
+
+SPANS = {"rouge_l": 1.0, "chrf": 100.0}  # from the worst to the best score of an item
+
+FEWEST_GROUPS = 2  # an interval needs two
+
+PARTS = {
+    "base_to_base": "Quantizing the untouched base",
+    "recovery": "Change of that difference by training",
+    "to_baseline": "What is left after training",
+    "form": "Serving it in another form",
+}
+
+
+@dataclass(frozen=True)
+class PlannedContrast:
+    """A contrast before it is taken: `arms` with their signs, the first one being what it is about."""
+
+    kind: str
+    arms: list[tuple[int, Arm]]
+    other: str
+    subject: str | None = None  # what a sentence is about, where it is not the first arm
+    name: str | None = None
+    by_category: bool = False
+
+
+@dataclass(frozen=True)
+class MeasuredContrast:
+    """A difference before it is corrected for the others that are taken beside it."""
+
+    contrast: PlannedContrast
+    about: dict  # the metric
+    subset: str
+    difference: Difference
+    p_accuracy: float | None
+    by_rows: Difference | None
+    margin: float | None
+
+    @property
+    def metric(self) -> str:
+        return f"{self.about['task']}/{self.about['metric']}"
+
+    @property
+    def arm(self) -> Arm:
+        return self.contrast.arms[0][1]
+
+    def in_family(self, family: params.Family) -> bool:
+        return self.subset == ALL and self.contrast.kind in family.kinds and self.metric in family.metrics
+
+    def together(self, family: params.Family) -> tuple:
+        """What the differences that are corrected together have in common."""
+        if self.in_family(family):
+            return ()
+        form = None if self.contrast.name else self.arm.form  # repairs are between any forms
+        return self.contrast.kind, form, self.metric, self.subset.partition("/")[0]
+
+
+@dataclass(frozen=True)
+class Judgment:
+    """A difference's p values after the correction, and the verdict that follows from them."""
+
+    p_adjusted: float
+    equivalence: Equivalence | None
+    p_equivalence: float | None
+    verdict: Verdict
+
+
+@dataclass(frozen=True)
+class JudgedContrast:
+    """A difference with its judgment by tokens, and by rows where rows do not weigh the same by tokens."""
+
+    measured: MeasuredContrast
+    by_tokens: Judgment
+    by_rows: Judgment | None
+
+
+def planned_contrasts(settings: params.Params) -> list[PlannedContrast]:
+    """Which differences are taken, in the order in which they are listed."""
+    experiment = settings.experiment
+    baseline = Arm(experiment.baseline, "as_trained")
+    baseline_base = Arm(experiment.baseline, "base")
+    contrasts = []
+    for name in experiment.variants:
+        base, trained = Arm(name, "base"), Arm(name, "as_trained")
+        forms = [Arm(name, form) for form in settings.forms_of(name)]
+        if name != experiment.baseline:
+            for arm in forms:
+                contrasts.append(
+                    PlannedContrast("to_baseline", [(1, arm), (-1, baseline)], str(baseline),
+                           by_category=arm == trained)
+                )  # fmt: skip
+        contrasts += [
+            PlannedContrast(
+                "to_base", [(1, arm), (-1, base)], str(base), by_category=arm.form in CLAIMED_FORMS
+            )
+            for arm in forms
+        ]
+        if settings.variants[name].precision != settings.variants[experiment.baseline].precision:
+            contrasts.append(
+                PlannedContrast("base_to_base", [(1, base), (-1, baseline_base)], str(baseline_base))
+            )
+            four = [(1, trained), (-1, baseline), (-1, base), (1, baseline_base)]
+            change = "the change by training of {}"
+            contrasts.append(
+                PlannedContrast(
+                    "recovery", four, change.format(baseline.variant), subject=change.format(name)
+                )
+            )
+        contrasts += [
+            PlannedContrast("form", [(1, arm), (-1, trained)], str(trained))
+            for arm in forms
+            if arm != trained
+        ]
+    for repair, pair in settings.comparison.repairs.items():
+        faulty, repaired = (
+            Arm(variant, form or "as_trained")
+            for variant, _, form in (served.partition("/") for served in (pair.faulty, pair.repaired))
+        )
+        contrasts.append(PlannedContrast("repair", [(1, faulty), (-1, repaired)], str(repaired), name=repair))
+    return contrasts
+
+
+def take_contrasts(results: Results, settings: params.Params, rises: list[Rise]) -> list[Contrast]:
+    """Every contrast in every metric that has a direction and a value per item."""
+    comparison = settings.comparison
+    metrics = {
+        (about["task"], about["metric"]): about
+        for forms in results.evaluated.values()
+        for about in forms[0]["metrics"]
+        if about["per_item"] and about["higher_is_better"] is not None
+    }
+    measured = [
+        difference_in_subset
+        for contrast in planned_contrasts(settings)
+        for metric in metrics.values()
+        for difference_in_subset in _differences(results, contrast, metric, settings)
+    ]
+    families: dict[tuple, list[MeasuredContrast]] = {}
+    for contrast in measured:
+        families.setdefault(contrast.together(comparison.family), []).append(contrast)
+    judged = {
+        id(contrast.measured): contrast for family in families.values() for contrast in _judge_family(family)
+    }
+    return [
+        _contrast(
+            judged[id(contrast)],
+            in_family=contrast.in_family(comparison.family),
+            over=len(families[contrast.together(comparison.family)]),
+            rises=rises,
+        )
+        for contrast in measured
+    ]
+
+
+def _judge_family(family: list[MeasuredContrast]) -> list[JudgedContrast]:
+    """Judge the differences that are corrected together, by tokens and by rows."""
+    by_tokens = _judge(family, [contrast.difference for contrast in family])
+    weighted = [contrast for contrast in family if contrast.by_rows]
+    judgments = _judge(weighted, [contrast.by_rows for contrast in weighted])
+    by_rows = {id(contrast): judgment for contrast, judgment in zip(weighted, judgments, strict=True)}
+    return [
+        JudgedContrast(contrast, judgment, by_rows.get(id(contrast)))
+        for contrast, judgment in zip(family, by_tokens, strict=True)
+    ]
+
+
+def _judge(family: list[MeasuredContrast], differences: list[Difference]) -> list[Judgment]:
+    """Correct the p values of one family for each other, and give each difference its verdict."""
+    pairs = list(zip(family, differences, strict=True))
+    p_values = holm([max(d.p_value, contrast.p_accuracy or 0) for contrast, d in pairs])
+    tests = [equivalence(d, margin=contrast.margin) if contrast.margin else None for contrast, d in pairs]
+    corrected = iter(holm([test.p_value for test in tests if test]))
+    judgments = []
+    for (contrast, d), p_adjusted, test in zip(pairs, p_values, tests, strict=True):
+        p_equivalence = next(corrected) if test else None
+        word = verdict(
+            d,
+            p_adjusted=p_adjusted,
+            p_equivalence=p_equivalence,
+            higher_is_better=contrast.about["higher_is_better"],
+        )
+        judgments.append(Judgment(p_adjusted, test, p_equivalence, word))
+    return judgments
+
+
+def _contrast(judged: JudgedContrast, *, in_family: bool, over: int, rises: list[Rise]) -> Contrast:
+    measured, judgment = judged.measured, judged.by_tokens
+    contrast, about, arm = measured.contrast, measured.about, measured.arm
+    text = sentence(
+        contrast.subject or str(arm),
+        contrast.other,
+        measured.difference,
+        equivalence=judgment.equivalence,
+        verdict=judgment.verdict,
+        p_adjusted=judgment.p_adjusted,
+        unit=about["unit"],
+        higher_is_better=about["higher_is_better"],
+        corrected=over > 1,
+    )
+    text = text[0].upper() + text[1:] if contrast.subject else text
+    caveat = _caveat(judged, rises)
+    return Contrast(
+        kind=contrast.kind,
+        name=contrast.name,
+        variant=arm.variant,
+        form=arm.form,
+        other=contrast.other,
+        task=about["task"],
+        metric=about["metric"],
+        unit=about["unit"],
+        higher_is_better=about["higher_is_better"],
+        subset=measured.subset,
+        difference=measured.difference,
+        p_accuracy=measured.p_accuracy,
+        p_adjusted=judgment.p_adjusted,
+        in_family=in_family,
+        equivalence=judgment.equivalence,
+        p_equivalence_adjusted=judgment.p_equivalence,
+        verdict=judgment.verdict,
+        sentence=f"{text} {caveat}" if caveat else text,
+        corrected_over=over,
+        by_rows=measured.by_rows,
+        verdict_by_rows=judged.by_rows.verdict if judged.by_rows else None,
+        caveat=caveat,
+    )
+
+
+def _caveat(judged: JudgedContrast, rises: list[Rise]) -> str | None:
+    """That a verdict over all items rests on the last checkpoint, or on how the items are weighted."""
+    measured, by_rows = judged.measured, judged.by_rows
+    if measured.subset != ALL:
+        return None
+    trained = [arm.variant for _, arm in measured.contrast.arms if arm.form != "base"]
+    parts = [
+        rise_sentence(rise)
+        for rise in rises
+        if rise.variant in trained
+        and measured.contrast.kind != "form"  # its two arms are the same checkpoint
+    ]
+    if by_rows and by_rows.verdict != judged.by_tokens.verdict:
+        parts.append(weighting_sentence(measured.by_rows, verdict=by_rows.verdict))
+    return " ".join(parts) or None
+
+
+def _differences(
+    results: Results, contrast: PlannedContrast, about: dict, settings: params.Params
+) -> Iterator[MeasuredContrast]:
+    """A contrast in one metric, over all items and, where the plan says so, in each category.
+
+    Raises:
+        CheckError: the arms were not scored on the same items.
+    """
+    key = about["task"], about["metric"]
+    comparison = settings.comparison
+    tables = [(sign, results.table(arm, *key)) for sign, arm in contrast.arms]
+    first = tables[0][1]
+    for _, table in tables:
+        if not table.items.equals(first.items) or (table.denominators != first.denominators).any():
+            raise CheckError(
+                f"{contrast.arms[0][1]} and {contrast.other} were not scored on the same items of {key[0]}"
+            )
+    numerators = sum(
+        sign * table.numerators for sign, table in tables
+    )  # a base's one row counts for each seed
+    groups = first.items["group"].to_numpy()
+    accuracy = (
+        all(np.isin(table.numerators, (0, 1)).all() for _, table in tables)
+        and (first.denominators == 1).all()
+    )
+    span = span_of(np.concatenate([table.numerators for _, table in tables]), first.denominators, key[1])
+    by_category = contrast.by_category and "/".join(key) == comparison.primary
+    for subset, chosen in subsets(first.items, by_category=by_category):
+        if len(set(groups[chosen])) < FEWEST_GROUPS:
+            continue
+        by_tokens = difference(
+            numerators[:, chosen],
+            first.denominators[chosen],
+            groups[chosen],
+            trained=any(table.seeds for _, table in tables),
+            span=span and span * len(tables) / 2,
+            **bootstrap(comparison),
+        )
+        p_accuracy = None
+        if accuracy and len(tables) == 2:
+            p_accuracy = paired_accuracy_test(
+                numerators[:, chosen], groups[chosen], resamples=comparison.resamples, seed=comparison.seed
+            )
+        by_rows = None
+        if subset == ALL and "/".join(key) == comparison.primary and np.ptp(first.denominators):
+            by_rows = difference(
+                numerators / first.denominators,
+                np.ones(len(first.denominators)),
+                groups,
+                trained=any(table.seeds for _, table in tables),
+                **bootstrap(comparison),
+            )
+        yield MeasuredContrast(
+            contrast=contrast,
+            about=about,
+            subset=subset,
+            difference=by_tokens,
+            p_accuracy=p_accuracy,
+            by_rows=by_rows,
+            margin=settings.comparison.margins.get("/".join(key)),
+        )
+
+
+def bootstrap(settings: params.Comparison) -> dict[str, float]:
+    """What params say of every difference's interval and test, as `difference` takes it."""
+    return settings.model_dump(include={"confidence", "power", "resamples", "seed"})
+
+
+def span_of(numerators: np.ndarray, denominators: np.ndarray, metric: str) -> float | None:
+    """How far two scores of one item can be apart; None for a loss, which has no range.
+
+    Right answers are counted: whole numbers of at most the denominator.
+    """
+    if (numerators % 1 == 0).all() and (numerators >= 0).all() and (numerators <= denominators).all():
+        return 1.0
+    if (denominators != 1).any():
+        return None
+    return SPANS.get(metric, float(np.ptp(numerators)))
+
+
+def decompose(contrasts: list[Contrast], settings: params.Params) -> list[Part]:
+    """Each quantized variant's difference to the baseline, split: the first two parts add up to the third."""
+    return [
+        Part(
+            variant=c.variant,
+            task=c.task,
+            metric=c.metric,
+            part=PARTS[c.kind],
+            kind=c.kind,
+            form=c.form,
+            value=c.difference.value,
+            low=c.difference.low,
+            high=c.difference.high,
+            verdict=c.verdict,
+        )
+        for kind in PARTS
+        for c in contrasts
+        if c.kind == kind
+        and c.subset == ALL
+        and (kind != "to_baseline" or c.form == "as_trained")
+        and settings.variants[c.variant].precision
+        != settings.variants[settings.experiment.baseline].precision
+    ]

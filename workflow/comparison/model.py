@@ -1,0 +1,179 @@
+"""What a comparison holds: scores, contrasts with their verdicts, claims and costs.
+
+comparison.json is `Comparison` as JSON, field by field. An *arm* is a variant in a serving form: `base` is the
+untouched base in the variant's precision, and the other forms are those of workflow/evaluation/forms.py.
+A *contrast* is a signed sum of arms, taken per seed and item, so that every difference is paired over both.
+Its kind says what it compares:
+
+    to_baseline    a variant in a form, minus the baseline as it was trained
+    to_base        a variant in a form, minus its untouched base: what training changed
+    base_to_base   the untouched base in a variant's precision, minus that in the baseline's: quantization's damage
+    recovery       to_baseline minus base_to_base: how much of that damage training changed
+    form           a variant in another form, minus the variant as it was trained: what serving it so changed
+    repair         a variant with a fault, minus the one without it (params name the pairs)
+
+Its subset says which items it covers: `all`, `category/NAME`, `held_out` (the categories that no run was
+trained on) or `seen` (the others).
+
+Every p value is corrected. Those of the family that params name are corrected together. Any other is corrected over
+the differences of its own kind, form, metric and kind of subset, which are those of the other variants and categories.
+"""
+
+from dataclasses import asdict, dataclass, field
+
+from workflow.comparison.inference import Difference, Equivalence, Verdict
+
+ALL, HELD_OUT, SEEN = "all", "held_out", "seen"
+
+# The recipe published the second of these, and looked at the first.
+CLAIMED_FORMS = ("as_trained", "requantized")
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A variant in a serving form; `base` is its untouched base."""
+
+    variant: str
+    form: str
+
+    def __str__(self) -> str:
+        return f"{self.variant}/{self.form}"
+
+
+@dataclass(frozen=True)
+class Score:
+    """One metric of one arm, over its seeds."""
+
+    variant: str
+    form: str
+    task: str
+    metric: str
+    unit: str
+    higher_is_better: bool | None
+    split: str
+    subset: str
+    items: int
+    groups: int | None  # None where the metric has no value per item
+    value: float
+    per_seed: dict[str, float]  # empty for an untouched base
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """A difference between arms in one metric, with its uncertainty, its tests and its verdict."""
+
+    kind: str
+    name: str | None  # of a repair
+    variant: str
+    form: str
+    other: str  # what is taken off: variant/form
+    task: str
+    metric: str
+    unit: str
+    higher_is_better: bool
+    subset: str
+    difference: Difference
+    p_accuracy: float | None  # of the paired test of accuracies; then p_value is the larger of the two
+    p_adjusted: float  # by Holm's correction, over `corrected_over` differences
+    in_family: bool
+    equivalence: Equivalence | None  # None without a margin
+    p_equivalence_adjusted: float | None
+    verdict: Verdict
+    sentence: str
+    corrected_over: int = 1
+    by_rows: Difference | None = (
+        None  # with every item weighing the same; of the primary metric over all items
+    )
+    verdict_by_rows: Verdict | None = None
+    caveat: str | None = None  # what the verdict rests on; it ends the sentence too
+
+
+@dataclass(frozen=True)
+class Rise:
+    """A variant whose validation loss rose again before its training ended, on the same rows all along."""
+
+    variant: str
+    best_step: int
+    last_step: int
+    best: float  # nats per token, mean over the seeds
+    last: float
+    low: float | None  # interval of last less best over the seeds; None with one seed
+    high: float | None
+    ahead_until: (
+        int | None
+    )  # the last step at which its loss was below the baseline's; None if at none, or at the end
+
+
+@dataclass(frozen=True)
+class Part:
+    """One row of the decomposition of a quantized variant's difference to the baseline."""
+
+    variant: str
+    task: str
+    metric: str
+    part: str
+    kind: str
+    form: str
+    value: float
+    low: float
+    high: float
+    verdict: Verdict
+
+
+@dataclass(frozen=True)
+class Cost:
+    """One measured cost of one variant, and its ratio to the baseline's."""
+
+    variant: str
+    metric: str
+    unit: str
+    higher_is_better: bool
+    definition: str
+    value: float
+    low: float | None  # quartiles over the steps of one process: how even they were, and no interval
+    high: float | None
+    ratio_to_baseline: float
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One claim of the recipe that this project grew out of, checked for one variant.
+
+    `holds` is yes, no, mixed (the primary metric says yes, and the answers got worse), undecided, measured once (a
+    cost without a second process to compare it with) or not tested; the verdict is that of the difference it rests on.
+    """
+
+    claim: str
+    text: str
+    variant: str
+    form: str
+    metric: str | None
+    difference: Difference | None
+    verdict: Verdict | None
+    holds: str
+    sentence: str
+
+
+@dataclass(frozen=True)
+class Comparison:
+    baseline: str
+    seeds: list[int]
+    confidence: float
+    power: float
+    resamples: int
+    primary: str
+    margins: dict[str, float]
+    family: dict
+    held_out_categories: list[str]
+    precisions: dict[str, dict]
+    training: dict[str, list[dict]]
+    trained_otherwise: dict[str, list[str]]  # by variant, its own params that make it learn from other rows
+    scores: list[Score]
+    contrasts: list[Contrast]
+    decomposition: list[Part]
+    claims: list[Claim]
+    cost: list[Cost]
+    rises: list[Rise] = field(default_factory=list)
+
+    def as_dict(self) -> dict:
+        return asdict(self)

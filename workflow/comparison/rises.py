@@ -1,0 +1,41 @@
+"""Find the variants whose validation loss rose again before their training ended."""
+
+import pandas as pd
+from scipy import stats
+
+from workflow import params
+from workflow.comparison.model import Rise
+from workflow.comparison.results import Results
+
+SMALLEST_RISE = 0.005  # of the best validation loss; less is no rise that one would stop a training for
+
+
+def find_rises(results: Results, settings: params.Params) -> list[Rise]:
+    """The variants whose validation loss is higher at their end than before, by more than noise.
+
+    Noise is what the interval over the seeds leaves of it, and a rise of less than SMALLEST_RISE of the loss.
+    """
+    losses = {
+        name: pd.concat({i: run.set_index("step")["validation_loss"] for i, run in enumerate(runs)}, axis=1)
+        for name, runs in results.validation.items()
+    }
+    baseline = losses[settings.experiment.baseline].mean(axis=1)
+    rises = []
+    for name, by_seed in losses.items():
+        mean = by_seed.mean(axis=1)
+        best, last = mean.idxmin(), mean.index[-1]
+        change = (by_seed.loc[last] - by_seed.loc[best]).to_numpy()
+        low = high = None
+        if len(change) > 1:
+            quantile = stats.t.ppf((1 + settings.comparison.confidence) / 2, len(change) - 1)
+            half = float(quantile * change.std(ddof=1) / len(change) ** 0.5)
+            low, high = float(change.mean()) - half, float(change.mean()) + half
+        if change.mean() < SMALLEST_RISE * mean[best] or (low is not None and low <= 0):
+            continue
+        shared = mean.index.intersection(baseline.index)
+        ahead = [step for step in shared if step and mean[step] < baseline[step]]
+        until = (
+            int(ahead[-1]) if ahead and ahead[-1] != last and name != settings.experiment.baseline else None
+        )
+        rises.append(Rise(name, int(best), int(last), float(mean[best]), float(mean[last]), low, high, until))
+    return rises
