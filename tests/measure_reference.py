@@ -119,7 +119,7 @@ def holdout_loss(name: str, seed: int | None, form: str, variant: params.Variant
     tiny = preset("tiny").evaluation
     wanted = tiny.model_copy(update={"tasks": {"holdout_loss": tiny.tasks["holdout_loss"]}})
     (scored,) = score.evaluate([form], name=name, seed=seed, variant=variant, evaluation=wanted, hardware=CPU)
-    return next(metric.value for metric in scored.metrics if metric.metric == "nats_per_token")
+    return next(metric.value for metric in scored.result.metrics if metric.metric == "nats_per_token")
 
 
 def predicted(

@@ -1,6 +1,6 @@
-"""`python -m workflow.save_served`: the door of workflow/evaluation/save_served.py."""
+"""`python -m workflow.save_served`: the door of workflow/evaluation/export.py."""
 
-from workflow.evaluation.save_served import main
+from workflow.evaluation.export import main
 
 if __name__ == "__main__":
     main()

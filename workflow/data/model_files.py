@@ -1,7 +1,7 @@
-"""What must be true of a model's files before anything is computed with it.
+"""Check a model's files before anything is computed with them.
 
-The libraries mend much of what is wrong here without a word that one would see: a weight that no file holds is
-drawn at random, one that the architecture has no place for is left out, an encoder is taken for a decoder.
+The libraries silently repair much of what is refused here: they draw a missing weight at random, ignore a weight that
+the architecture has no place for, and load an encoder as a decoder.
 """
 
 import json
@@ -13,29 +13,29 @@ from workflow.runtime.files import read_json
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
-# Of the weights' types; integers are masks and positions.
+# Types of tensors that are read; integers are masks and positions.
 TYPES = ("F32", "F16", "BF16", "I64", "I32", "U8", "BOOL")
 
 
 def weights_files(folder: Path) -> list[Path]:
-    """The files that hold a model's weights: those that its index names, or the one there is.
+    """Return the files that hold a model's weights: those that its index names, or the only one.
 
     Raises:
-        UserError: there is none, the index is none, or it names a file that is not there.
+        UserError: there is no such file, the index is not valid, or it names a missing file.
     """
     if not (folder / INDEX).exists():
         if not (folder / SINGLE).exists():
             raise UserError(f"the model has neither {SINGLE} nor {INDEX}, which names its parts.")
         return [folder / SINGLE]
     index = json_object(folder / INDEX)
-    placed = index.get("weight_map")
+    weight_map = index.get("weight_map")
     if (
-        not isinstance(placed, dict)
-        or not placed
-        or not all(isinstance(name, str) for name in placed.values())
+        not isinstance(weight_map, dict)
+        or not weight_map
+        or not all(isinstance(name, str) for name in weight_map.values())
     ):
         raise UserError(f"the model's {INDEX} has no weight_map that says which file holds which weight.")
-    names = sorted(set(placed.values()))
+    names = sorted(set(weight_map.values()))
     missing = [name for name in names if Path(name).name != name or not (folder / name).is_file()]
     if missing:
         raise UserError(f"the model's {INDEX} names {missing[0]}, which is not there.")
@@ -43,11 +43,11 @@ def weights_files(folder: Path) -> list[Path]:
 
 
 def check_files(folder: Path) -> None:
-    """Check a model's files, as they came, without loading it.
+    """Check a model's files, as they were fetched, without loading the model.
 
     Raises:
-        UserError: config.json or the index is missing or no JSON, the weights are quantized, or a file of
-            theirs is no whole safetensors file or holds a type that is not read here.
+        UserError: config.json or the index is missing or is not JSON, the weights are quantized, or one of their
+            files is damaged or holds a type that is not supported.
     """
     check_unquantized(json_object(folder / "config.json"))
     from safetensors import SafetensorError, safe_open
@@ -68,7 +68,7 @@ def check_files(folder: Path) -> None:
 
 
 def check_unquantized(config: dict[str, Any]) -> None:
-    """Raise a UserError if a config.json is of weights that are quantized already."""
+    """Raise a UserError if config.json says that the weights are already quantized."""
     if config.get("quantization_config"):
         quantized = config["quantization_config"]
         method = quantized.get("quant_method") if isinstance(quantized, dict) else quantized
@@ -79,20 +79,20 @@ def check_unquantized(config: dict[str, Any]) -> None:
 
 
 def check_model(folder: Path) -> int:
-    """Check that a stored model is a whole causal language model; return the rows of its embedding.
+    """Check that a stored model is a complete causal language model; return the rows of its embedding.
 
-    No weight is held but one at a time.
+    Only one weight is in memory at a time.
 
     Raises:
-        UserError: the architecture is unknown, no decoder, or has no layer for an adapter; a weight is missing,
-            too many, of another shape or not finite.
+        UserError: the architecture is unknown, is not a decoder, or has no layer for an adapter; a weight is missing,
+            unexpected, of a wrong shape or not finite.
     """
     _check_finite(folder)
     return _empty_model(folder).get_input_embeddings().weight.shape[0]
 
 
 def _empty_model(folder: Path):
-    """The model without its weights, each of which was found to have its place."""
+    """Return the model on the meta device after checking that every stored weight has its place."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -122,33 +122,33 @@ def _empty_model(folder: Path):
     return model
 
 
-def check_loaded(loading: dict[str, Any], what: str) -> None:
-    """Check what transformers says of the weights that it loaded.
+def check_loaded(loading: dict[str, Any], source: str) -> None:
+    """Check what transformers reports about the weights that it loaded.
 
     Args:
         loading: its `output_loading_info`.
-        what: what was loaded, for the sentence.
+        source: what messages call the model or its file.
 
     Raises:
         UserError: a weight is missing, has another shape, or has no place in the architecture.
     """
     if missing := sorted(loading["missing_keys"]):
-        raise UserError(f"{what} lacks {_listed(missing)}, which config.json asks for.")
+        raise UserError(f"{source} lacks {_listed(missing)}, which config.json asks for.")
     if mismatched := sorted(loading["mismatched_keys"]):
-        name, found, asked = mismatched[0]
+        name, stored, expected = mismatched[0]
         raise UserError(
-            f"{what} has {name} in the shape {_shape(found)}, and config.json asks for {_shape(asked)}"
+            f"{source} has {name} in the shape {_shape(stored)}, and config.json asks for {_shape(expected)}"
             + (f" (and {len(mismatched) - 1} more)." if len(mismatched) > 1 else ".")
         )
     if unexpected := sorted(loading["unexpected_keys"]):
-        raise UserError(f"{what} holds {_listed(unexpected)}, which config.json has no place for.")
+        raise UserError(f"{source} holds {_listed(unexpected)}, which config.json has no place for.")
 
 
 def read_config(file: Path):
-    """The configuration of a causal language model that transformers has the code of.
+    """Read the configuration of a causal language model whose architecture is part of transformers.
 
     Raises:
-        UserError: the file is no such configuration.
+        UserError: the file is not such a configuration.
     """
     import transformers
     from transformers import AutoConfig
@@ -172,7 +172,7 @@ def read_config(file: Path):
 
 
 def _check_decoder(config) -> None:
-    """Raise a UserError unless this configuration is of a model that predicts the next token."""
+    """Raise a UserError unless this is the configuration of a model that predicts the next token."""
     from transformers.models.auto.modeling_auto import (
         MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
         MODEL_FOR_MASKED_LM_MAPPING_NAMES,
@@ -206,15 +206,18 @@ def _check_finite(folder: Path) -> None:
 
 
 def check_tokenizer(folder: Path, *, rows: int) -> None:
-    """Check that a model's tokenizer can be loaded, and knows no token that the model does not.
+    """Check that a model's tokenizer can be loaded, and that the model has all of its tokens.
 
     Args:
         rows: of the model's embedding.
+
+    Raises:
+        UserError: the tokenizer cannot be loaded, or it or a configuration has a token beyond the embedding.
     """
     tokenizer = load_tokenizer(folder)
-    # A special token that a text cannot hold (stage sample refuses it) and nothing puts there does no harm.
-    put = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}
-    harmless = special_ids(tokenizer) - put
+    # Texts cannot contain special tokens (stage sample refuses them), so those that nothing inserts do no harm.
+    inserted = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}
+    harmless = special_ids(tokenizer) - inserted
     beyond = {n: token for token, n in tokenizer.get_vocab().items() if n >= rows and n not in harmless}
     if beyond:
         raise UserError(
@@ -235,7 +238,7 @@ def check_tokenizer(folder: Path, *, rows: int) -> None:
 
 
 def context_length(folder: Path) -> int | None:
-    """The tokens that a stored model can hold, prompt and response together; None where it does not say."""
+    """Return the tokens that a stored model can hold, prompt and response together; None if it does not say."""
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False).get_text_config()
@@ -243,19 +246,19 @@ def context_length(folder: Path) -> int | None:
 
 
 def special_ids(tokenizer) -> set[int]:
-    """The tokens that mean something to the model (turns, beginning, end) and are no part of a text.
+    """Return the tokens with a meaning for the model (turns, beginning, end), which are never part of a text.
 
-    The token for what a tokenizer does not know is none of them: many a text has one.
+    The token for unknown characters is not among them, since many texts contain it.
     """
     added = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
     return (added | set(tokenizer.all_special_ids)) - {tokenizer.unk_token_id}
 
 
 def load_tokenizer(folder: Path):
-    """The tokenizer of a model's folder.
+    """Load the tokenizer in a model's folder.
 
     Raises:
-        UserError: it has none, or none that can be loaded.
+        UserError: there is none, or it cannot be loaded.
     """
     from transformers import AutoTokenizer
 
@@ -265,7 +268,7 @@ def load_tokenizer(folder: Path):
         raise UserError("the model has no tokenizer: neither tokenizer.json nor tokenizer.model.")
     try:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except Exception as error:  # what its library raises is a plain Exception
+    except Exception as error:  # the tokenizers library raises plain Exceptions
         if "custom code" in str(error):
             raise UserError(
                 "the model's tokenizer needs code that comes with the model, and no such code is run; choose a model "
@@ -275,10 +278,10 @@ def load_tokenizer(folder: Path):
 
 
 def json_object(path: Path) -> dict:
-    """The content of a JSON file that holds an object.
+    """Read a JSON file that holds an object.
 
     Raises:
-        UserError: there is no such file, or it holds none.
+        UserError: there is no such file, or it does not hold an object.
     """
     if not path.is_file():
         raise UserError(f"the model has no {path.name}.")
@@ -292,7 +295,7 @@ def json_object(path: Path) -> dict:
 
 
 def reason(error: Exception) -> str:
-    """The beginning of what a library says, as the end of our sentence."""
+    """Return the beginning of a library's message, to end one of our sentences."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = " ".join(lines[:2]) if lines else type(error).__name__
     text = text.removeprefix("Error while deserializing header: ")

@@ -1,7 +1,7 @@
-"""Tables of users: JSON lines, CSV and parquet, read as they are written.
+"""Read users' tables exactly as written: JSON lines, CSV and parquet.
 
-The dataset and the files of an evaluation task go through the same readers. No cell is guessed at: a CSV holds
-text alone, a JSON value keeps its type, and of a parquet file only the columns that are named are read.
+The dataset and the files of evaluation tasks share these readers. Types are never guessed: a CSV holds only text, a
+JSON value keeps its type, and only the named columns of a parquet file are read.
 """
 
 import csv
@@ -18,18 +18,16 @@ if TYPE_CHECKING:
 
 Rows = list[tuple[str, dict]]  # where a row stands in its file, and its cells by column
 
-LONGEST_CELL = (
-    2**31 - 1
-)  # characters; a long conversation is more than the 128 KiB that csv allows by default
+LONGEST_CELL = 2**31 - 1  # characters; a long conversation exceeds the 128 KiB that csv allows by default
 
 
 def read(path: Path, form: str, columns: Mapping[str, str | None], *, optional: Iterable[str] = ()) -> Rows:
-    """Read the columns of a table that `dataset.columns` names, under our names.
+    """Read the columns that `dataset.columns` names, and return them under our names.
 
     Args:
         form: jsonl, csv or parquet.
-        columns: our name of each column, and the file's; None for a column that the file does not have.
-        optional: the file's names of further columns, read under these names where the file has them.
+        columns: from our name of each column to the file's; None for a column that the file does not have.
+        optional: further columns, which are read under their own names if the file has them.
 
     Raises:
         UserError: the file does not fit its format, or a column is missing or cannot be read.
@@ -56,7 +54,7 @@ def _pick(row: dict, columns: Mapping[str, str | None], path: Path, where: str) 
 
 
 def read_jsonl(path: Path) -> Rows:
-    """Read JSON lines; blank lines are passed over.
+    """Read JSON lines; blank lines are skipped.
 
     Raises:
         UserError: the file is not UTF-8, or a line is not a JSON object that has each key once.
@@ -101,10 +99,10 @@ def read_json(path: Path) -> Rows:
 
 
 def parsed(text: str, refused: str) -> Any:
-    """The content of a JSON text.
+    """Parse a JSON text.
 
     Raises:
-        UserError: it is none, or names a key twice; the sentence begins with `refused`.
+        UserError: it is not valid, or has a key twice; the message begins with `refused`.
     """
     try:
         return json.loads(text, object_pairs_hook=_each_key_once)
@@ -126,7 +124,7 @@ def _each_key_once(pairs: list[tuple[str, object]]) -> dict:
 
 
 def read_csv(path: Path) -> Rows:
-    """Read a CSV with a line of names; every cell is text, as it is written.
+    """Read a CSV with a header; every cell is text, exactly as written.
 
     Raises:
         UserError: the file is not UTF-8 or not such a CSV.
@@ -165,7 +163,7 @@ def _check_names(path: Path, names: list[str]) -> None:
 
 
 def _read_parquet(path: Path, columns: Mapping[str, str | None]) -> Rows:
-    """Read the named columns alone: another may hold what Python cannot."""
+    """Read only the named columns: others may hold values that Python cannot represent."""
     names = parquet_names(path)
     _pick(dict.fromkeys(names), columns, path, "row 1")  # every row has the same columns
     _check_names(path, [name for name in names if name in columns.values()])
@@ -178,7 +176,7 @@ def _read_parquet(path: Path, columns: Mapping[str, str | None]) -> Rows:
 
 
 def parquet_names(path: Path) -> list[str]:
-    """The names of a parquet file's columns, in the file's order.
+    """Return the names of the columns of a parquet file, in the file's order.
 
     Raises:
         UserError: the file cannot be read as parquet.
@@ -193,7 +191,7 @@ def parquet_names(path: Path) -> list[str]:
 
 
 def parquet_table(path: Path, names: list[str]) -> "pyarrow.Table":
-    """These columns of a parquet file.
+    """Read these columns of a parquet file.
 
     Raises:
         UserError: the file, or one of these columns, cannot be read as parquet.
@@ -214,7 +212,7 @@ def _no_parquet(path: Path, error: Exception) -> UserError:
 
 
 def _cells(table: "pyarrow.Table", name: str, path: Path) -> list:
-    """A column's values; those of a class label, as the datasets library keeps them, by their names."""
+    """Return the values of a column; class labels of the datasets library are replaced by their names."""
     reason = unreadable(table[name])
     if reason:
         raise UserError(f"{path.name} {reason} in column {name}.")
@@ -232,7 +230,7 @@ def _cells(table: "pyarrow.Table", name: str, path: Path) -> list:
 
 
 def unreadable(column: "pyarrow.ChunkedArray") -> str | None:
-    """Where a column first holds a value that Python has none for, and why; None where it holds none."""
+    """Say where a column first holds a value that Python cannot represent, and why; None if there is none."""
     import pyarrow
 
     failures = (ArithmeticError, LookupError, ValueError, ImportError, pyarrow.ArrowException)
@@ -253,7 +251,7 @@ def unreadable(column: "pyarrow.ChunkedArray") -> str | None:
 
 
 def _class_labels(metadata: dict | None, name: str) -> list[str] | None:
-    """The names that the datasets library wrote beside a column of class labels."""
+    """Return the names of class labels that the datasets library stored in the metadata."""
     try:
         feature = json.loads((metadata or {})[b"huggingface"])["info"]["features"][name]
         return list(map(str, feature["names"])) if feature["_type"] == "ClassLabel" else None
@@ -302,7 +300,7 @@ def _precise_name(value: object) -> str:
 
 
 def type_name(value: object) -> str:
-    """What kind of value this is, with its article."""
+    """Name the type of a value, with its article."""
     match value:
         case None:
             return "null"

@@ -2,8 +2,8 @@
 
     python -m workflow.save_served --variant qlora_nf4_dq --seed 1 --form merged_16bit --to .cache/served/mine
 
-For publishing it, and for libraries that cannot quantize while they load (lm-evaluation-harness' command
-line is one), which can then load exactly what the stages scored.
+The folder can be published. Libraries that cannot quantize while they load, such as the command line of
+lm-evaluation-harness, can load from it exactly what the stages scored.
 """
 
 import argparse
@@ -15,10 +15,9 @@ from pathlib import Path
 from workflow import methods, params
 from workflow.runtime import faults, outputs, variables
 from workflow.runtime.errors import UserError
-from workflow.runtime.files import read_json, whole_folder, write_text
+from workflow.runtime.files import whole_folder, write_text
+from workflow.runtime.forms import AS_TRAINED, BASE, FORMS, REQUANTIZED
 from workflow.runtime.paths import (
-    AS_TRAINED,
-    BASE,
     CARDS,
     MODEL,
     RESULTS,
@@ -30,35 +29,38 @@ from workflow.runtime.stage import go_offline, quiet_libraries, say
 
 GB = 10**9  # as disks are sold
 SETTINGS = ("config.json", "adapter_config.json")  # of a folder that holds a model
-MARGIN = 2**24  # bytes for what is written beside the weights
+MARGIN = 2**24  # bytes for the files beside the weights
 
 
 def save_served(variant: str, seed: int | None, form: str, to: Path) -> None:
-    """Save a run (of a base: no seed) in a form, with its tokenizer and card, in the folder `to`.
+    """Save a run in a serving form, with its tokenizer and card, in the folder `to`.
+
+    Args:
+        seed: of the run; None for the untouched base.
 
     Raises:
         UserError: params.yaml has no such variant, or the variant no such form; the model or the run is damaged;
-            `to` holds something else than a model, or its disk has too little room.
+            `to` holds something other than a model, or its disk has too little space.
     """
-    asked = params.load()
-    params.check_variant(asked, variant)
-    if form != "base" and not params.can_be_served(asked.variants[variant], form):
+    settings = params.load()
+    params.check_variant(settings, variant)
+    if form != BASE and not params.can_be_served(settings.variants[variant], form):
         raise UserError(f"{variant} cannot be served as {form}.")
     if (seed is None) != (form == BASE):
         raise UserError("--seed names a run, and form base has none: give one or the other.")
     check_target(to)
     weights = None if seed is None else weights_folder(variant, seed)
-    if form == AS_TRAINED and methods.get(asked.variants[variant].method).leaves_adapter:
-        code = save_adapter(asked, variant, weights, to)
+    if form == AS_TRAINED and methods.get(settings.variants[variant].method).leaves_adapter:
+        code = save_adapter(settings, variant, weights, to)
     else:
-        code = save_model(asked, variant, seed, form, to)
+        code = save_model(settings, variant, seed, form, to)
     size = sum(file.stat().st_size for file in to.iterdir()) / GB
     run = "the untouched base of " + variant if seed is None else f"{variant}, seed {seed},"
     say(f"{to}: {size:.3g} GB, {run} as {form}. To load it:\n\n{code}\n")
 
 
 def check_target(to: Path) -> None:
-    """Raise a UserError unless a folder may be written there: what it replaces is a model that was saved before."""
+    """Raise a UserError unless a folder may be written there. It may replace a model that was saved before."""
     if to.resolve().is_relative_to(RESULTS.resolve()):
         raise UserError(f"--to is {to}, and {RESULTS} belongs to the pipeline's stages; name another folder.")
     if to.is_file():
@@ -68,9 +70,9 @@ def check_target(to: Path) -> None:
 
 
 def check_space(to: Path, size: int) -> None:
-    """Raise a UserError unless the disk has room for `size` bytes; what is there now goes when all is written."""
-    there = next(folder for folder in (to.absolute(), *to.absolute().parents) if folder.exists())
-    free = shutil.disk_usage(there).free
+    """Raise a UserError unless the disk has room for `size` bytes beside the folder that is there now."""
+    existing = next(folder for folder in (to.absolute(), *to.absolute().parents) if folder.exists())
+    free = shutil.disk_usage(existing).free
     if free < size + MARGIN:
         raise UserError(
             f"--to is {to}, which needs {size / GB:.3g} GB, and its disk has {free / GB:.3g} GB free: "
@@ -78,7 +80,7 @@ def check_space(to: Path, size: int) -> None:
         )
 
 
-def save_adapter(asked: params.Params, variant: str, weights: Path, to: Path) -> str:
+def save_adapter(settings: params.Params, variant: str, weights: Path, to: Path) -> str:
     """Copy a run's adapter with its tokenizer and the card that has its numbers; return the code that loads it."""
     from workflow.data import cards, lineage
     from workflow.evaluation import forms
@@ -86,31 +88,31 @@ def save_adapter(asked: params.Params, variant: str, weights: Path, to: Path) ->
     if not weights.is_dir():
         raise UserError(f"{weights} is missing; `dvc repro` makes it.")
     outputs.check_outputs(MODEL, weights)
-    method = methods.get(asked.variants[variant].method)
-    forms.check_adapter(weights, MODEL, method, asked.training_of(variant))
+    method = methods.get(settings.variants[variant].method)
+    forms.check_adapter(weights, MODEL, method, settings.training_of(variant))
     check_space(to, sum(file.stat().st_size for file in weights.iterdir()))
-    measured = CARDS / variant / weights.parent.name / lineage.CARD
-    compute, device = _types(asked, variant)
+    card = CARDS / variant / weights.parent.name / lineage.CARD
+    compute, device = _compute_and_device(settings, variant)
     with whole_folder(to) as folder:
         for file in weights.iterdir():
             shutil.copyfile(file, folder / file.name)
-        if measured.is_file():
-            shutil.copyfile(measured, folder / lineage.CARD)
+        if card.is_file():
+            shutil.copyfile(card, folder / lineage.CARD)
     return cards.loading(
-        asked.variants[variant], lineage.read(MODEL), compute=compute, device=device, folder=to
+        settings.variants[variant], lineage.read(MODEL), compute=compute, device=device, folder=to
     )
 
 
-def _types(asked: params.Params, variant: str) -> tuple[str, str]:
-    """The type in which a variant computes on this machine, and the device."""
+def _compute_and_device(settings: params.Params, variant: str) -> tuple[str, str]:
+    """Return the type in which a variant computes on this machine, and the device."""
     from workflow.precisions.load import choose_compute, choose_device
 
-    device = choose_device(asked.hardware)
-    compute = choose_compute(asked.hardware, asked.variants[variant], device)
+    device = choose_device(settings.hardware)
+    compute = choose_compute(settings.hardware, settings.variants[variant], device)
     return str(compute).removeprefix("torch."), device.type
 
 
-def save_model(asked: params.Params, variant: str, seed: int | None, form: str, to: Path) -> str:
+def save_model(settings: params.Params, variant: str, seed: int | None, form: str, to: Path) -> str:
     """Save a form that is a model of its own, as it was scored; return the code that loads it."""
     from transformers import AutoConfig
 
@@ -123,21 +125,21 @@ def save_model(asked: params.Params, variant: str, seed: int | None, form: str, 
     weights = None if seed is None else weights_folder(variant, seed)
     outputs.check_outputs(*filter(None, (MODEL, weights)))
     stored = sum(file.stat().st_size for file in MODEL.glob("*.safetensors"))
-    quantized = form in ("base", "requantized") and asked.variants[variant].precision != "16bit"
+    quantized = form in (BASE, REQUANTIZED) and settings.variants[variant].precision != "16bit"
     check_space(to, stored // 4 if quantized else stored)
     model, served = serve(
         form,
         model_folder=MODEL,
         weights_folder=weights,
-        variant=asked.variants[variant],
-        hardware=asked.hardware,
-        training=asked.training_of(variant),
+        variant=settings.variants[variant],
+        hardware=settings.hardware,
+        training=settings.training_of(variant),
     )
     if not served.precision.quantized_modules:
         model = model.to(AutoConfig.from_pretrained(MODEL, trust_remote_code=False).dtype)
     check_space(to, weights_bytes(model))
     precision = served.precision
-    code, published = (
+    code, published_code = (
         cards.loading_model(
             compute=precision.compute,
             device=precision.device,
@@ -151,11 +153,11 @@ def save_model(asked: params.Params, variant: str, seed: int | None, form: str, 
         lineage.copy_tokenizer(MODEL, folder)
         compatibility.make_compatible(folder)
         card = cards.served_card(
-            asked.variants[variant],
+            settings.variants[variant],
             lineage.read(MODEL),
             form=form,
             run="/".join([variant, *([] if seed is None else [str(seed)])]),
-            code=published,
+            code=published_code,
             scores=_scores(variant, seed, form),
         )
         write_text(folder / lineage.CARD, card)
@@ -163,18 +165,23 @@ def save_model(asked: params.Params, variant: str, seed: int | None, form: str, 
 
 
 def _scores(variant: str, seed: int | None, form: str) -> list[dict]:
-    """What a form scored, as its evaluation wrote it; empty where it was not scored."""
+    """Return the metrics of a form, as its evaluation wrote them; empty where it was not scored."""
+    from dataclasses import asdict
+
+    from workflow.evaluation.results import read_result
+
     folder = evaluate_base_folder(variant) if seed is None else evaluate_folder(variant, seed)
     file = folder / "result.json"
-    forms = read_json(file)["forms"] if file.is_file() else []
-    return next((scored["metrics"] for scored in forms if scored["form"] == form), [])
+    results = read_result(file).forms if file.is_file() else []
+    return [asdict(metric) for result in results if result.form == form for metric in result.metrics]
 
 
 def main() -> None:
+    """Read the command line and save the form that it names."""
     parser = argparse.ArgumentParser(description="Write a run in a serving form as a folder of its own.")
     parser.add_argument("--variant", required=True, help="one of experiment.variants")
     parser.add_argument("--seed", type=int, help="the run's seed; none for --form base")
-    parser.add_argument("--form", required=True, choices=["base", *params.FORMS], help="how it is served")
+    parser.add_argument("--form", required=True, choices=[BASE, *FORMS], help="how it is served")
     parser.add_argument("--to", type=Path, required=True, help="folder to write")
     options = parser.parse_args()
     go_offline()

@@ -11,7 +11,7 @@ Folding is W + (alpha / rank) B A (Hu et al., 2022, section 4.1), by PEFT. The t
 rounded to the 16-bit type of the base's checkpoint, which is what one would save and publish.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -27,7 +27,7 @@ from workflow.methods import Method
 from workflow.precisions.load import Precision, describe, load_base
 from workflow.runtime.errors import CheckError, UserError
 from workflow.runtime.files import read_json
-from workflow.runtime.paths import AS_TRAINED, BASE, MERGED_16BIT, MERGED_DEQUANTIZED, REQUANTIZED
+from workflow.runtime.forms import AS_TRAINED, BASE, MERGED_16BIT, MERGED_DEQUANTIZED, REQUANTIZED
 
 WEIGHTS, PICKLE = "adapter_model.safetensors", "adapter_model.bin"  # PEFT's names
 SIXTEEN_BIT = {"precision": "16bit", "double_quantization": False}
@@ -41,9 +41,6 @@ class Served:
     precision: Precision
     adapters: int  # modules with an adapter on them
     adapter_dtype: str | None
-
-    def as_dict(self) -> dict:
-        return asdict(self)
 
 
 def serve(
@@ -291,7 +288,7 @@ def check(served: Served, variant: params.Variant, *, adapters: int) -> Served:
             f"{served.form} has adapters in {served.adapter_dtype}, and they were trained in float32"
         )
     whole = served.precision.linear_modules
-    quantized = variant.precision != "16bit" and served.form not in ("merged_16bit", "merged_dequantized")
+    quantized = variant.precision != "16bit" and served.form not in (MERGED_16BIT, MERGED_DEQUANTIZED)
     if served.precision.quantized_modules != (whole if quantized else 0):
         raise CheckError(
             f"{served.form} must have {whole if quantized else 0} quantized modules, "

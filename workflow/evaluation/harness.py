@@ -1,9 +1,9 @@
-"""lm-evaluation-harness: find the tasks that params name, and call it as its command line does.
+"""lm-evaluation-harness: find the tasks that params name, and call the harness as its command line does.
 
-A task is one of workflow/evaluation/tasks/, which score the test split, or one of the harness' own, by name. Its data
-come from where the harness says (the hub, once, in stage fetch_tasks), or from local files that params map
-to its splits. The mapping is a group file of the harness, which refers to the task by name and replaces the
-source of its data alone, so that the harness' command line can read it as well.
+A task is either one of workflow/evaluation/tasks/, which score the test split, or one of the harness' own. Its data
+come from where the harness says (the hub, once, in stage fetch_tasks), or from local files that params map to its
+splits. The mapping is a group file of the harness: it refers to the task by name and replaces only the source of the
+data, so the harness' command line can read it as well.
 """
 
 import functools
@@ -28,7 +28,7 @@ NAME = f"lm-evaluation-harness {lm_eval.__version__}"
 
 @dataclass(frozen=True)
 class Call:
-    """One call of the harness: the arguments that the stage and the command line share."""
+    """The arguments of one call of the harness, which the stage and the command line share."""
 
     task: str  # its name in params
     spec: str  # its name for the harness
@@ -40,7 +40,7 @@ class Call:
     metadata: dict[str, int]
 
     def arguments(self) -> list[str]:
-        """Those of `lm_eval run` that say what is asked of the model."""
+        """Return the arguments of `lm_eval run` that select the task and its requests."""
         words: list[Any] = ["--tasks", self.spec]
         if self.include_path:
             words += ["--include_path", self.include_path]
@@ -58,7 +58,7 @@ class Call:
 
 
 def call_of(name: str, evaluation: params.Evaluation) -> Call:
-    """How the harness is to be called for a task of params."""
+    """Return how the harness is called for a task of params."""
     task = evaluation.tasks[name]
     own = name in params.OWN_TASKS
     generates = name == "holdout_generation"
@@ -75,10 +75,10 @@ def call_of(name: str, evaluation: params.Evaluation) -> Call:
 
 
 def run(call: Call, model: LM) -> dict:
-    """Score a model; the harness' own result, with every sample.
+    """Score a model; return the harness' own results, with every sample.
 
     Raises:
-        UserError: the task cannot be loaded, which stage fetch_tasks finds before anything is trained.
+        UserError: the task cannot be loaded. Stage fetch_tasks detects that before anything is trained.
     """
     task_manager = manager(call.include_path, json.dumps(call.metadata))
     with named(call.task, "; `dvc repro --force fetch_tasks` gets its data"):
@@ -92,14 +92,14 @@ def run(call: Call, model: LM) -> dict:
         apply_chat_template=call.chat_template,
         gen_kwargs=dict(call.generation) or None,
         log_samples=True,
-        bootstrap_iters=0,  # the harness' own intervals are unpaired; ours are taken over the items
+        bootstrap_iters=0,  # the harness' intervals are unpaired; ours are computed from the items
     )
 
 
 @functools.cache
 def manager(include_path: Path | None, metadata: str) -> TaskManager:
-    """The harness' index of tasks, with those of a folder of ours."""
-    # Its own tasks are thousands of files, which are read for seconds: left out where none is wanted.
+    """Return the harness' index of tasks, with those of one of our folders."""
+    # Reading the thousands of files of its own tasks takes seconds, so they are skipped where only ours are needed.
     return TaskManager(
         include_path=str(include_path) if include_path else None,
         include_defaults=include_path != TASKS,
@@ -109,7 +109,12 @@ def manager(include_path: Path | None, metadata: str) -> TaskManager:
 
 @contextmanager
 def named(name: str, advice: str) -> Iterator[None]:
-    """Turn whatever a task raises while it is loaded into one sentence: tasks run code of many authors."""
+    """Turn any error while a task is loaded into one sentence: tasks run code of many authors.
+
+    Args:
+        name: of the task in params.
+        advice: the end of the sentence.
+    """
     try:
         yield
     except UserError:
@@ -118,12 +123,12 @@ def named(name: str, advice: str) -> Iterator[None]:
         if faults.sentence(error):
             raise
         why = faults.why_not_fetched(error)
-        while error.__cause__ is not None:  # the datasets library says no more than that something failed
+        while error.__cause__ is not None:  # the datasets library says only that something failed
             error = error.__cause__
-        what = why or str(error).strip() or type(error).__name__
+        reason = why or str(error).strip() or type(error).__name__
         if isinstance(error, KeyError):
-            what = f"it has no {what}"
+            reason = f"it has no {reason}"
         elif isinstance(error, ImportError) and getattr(error, "name", None):
-            what = f"it needs the Python package {error.name}"
-        first = what.splitlines()[0].rstrip(".")
-        raise UserError(f"evaluation.tasks.{name} cannot be loaded: {first}{advice}.") from None
+            reason = f"it needs the Python package {error.name}"
+        first_line = reason.splitlines()[0].rstrip(".")
+        raise UserError(f"evaluation.tasks.{name} cannot be loaded: {first_line}{advice}.") from None

@@ -1,7 +1,7 @@
-"""Every item of a task of lm-evaluation-harness, tried before anything is trained.
+"""Try every item of a task of lm-evaluation-harness before anything is trained.
 
-The harness scores an item whose right answer cannot be: a label of -1 or past the choices is wrong for every model,
-so that all runs come out alike. What it prints into a prompt it does not look at: a missing text becomes "None".
+The harness scores items that have no possible right answer: a label of -1, or one past the choices, is wrong for every
+model, so all runs look alike. It does not check what it writes into a prompt either: a missing text becomes "None".
 """
 
 import functools
@@ -16,23 +16,23 @@ from jinja2 import nodes
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.utils import env
 
-Where = Callable[
-    [str, int, int], str
-]  # split, place of an item and count of items: how a sentence names the item
+# From a split, the index of an item and the number of items to how a message names the item.
+Where = Callable[[str, int, int], str]
 
 
 def check_items(leaf: ConfigurableTask, *, items: int | None, mapped: set[str], where: Where) -> list[str]:
-    """Try every item that is scored, and every one that may be an example in the prompt.
+    """Try every item that is scored, and every item that may be a few-shot example.
 
     Args:
-        items: so many of the first are scored; None for all.
-        mapped: the splits that local files give.
+        items: how many are scored, from the first; None for all.
+        mapped: the splits that come from local files.
+        where: names an item in messages.
 
     Returns:
-        What is odd and may be meant, each in words.
+        Remarks about what is suspicious but may be intended.
 
     Raises:
-        ValueError: an item cannot be scored; the text names the first, and counts them.
+        ValueError: an item cannot be scored; the message names the first one and counts the others.
     """
     split = leaf.config.test_split if leaf.has_test_docs() else leaf.config.validation_split
     docs = leaf.eval_docs
@@ -48,7 +48,7 @@ def check_items(leaf: ConfigurableTask, *, items: int | None, mapped: set[str], 
 
 @contextmanager
 def _exact_templates() -> Iterator[None]:
-    """Let the harness' templates refuse a missing value, and read each template once for all items."""
+    """Make the harness' templates refuse a missing value, and parse each template only once."""
     finalize = env.finalize
     env.finalize, env.from_string = _printable, functools.cache(env.from_string)
     try:
@@ -67,7 +67,7 @@ def _printable(value: Any) -> Any:
 
 
 def _check(leaf, docs, split: str, *, limit, mapped: bool, where: Where, example: bool = False) -> list:
-    """The right answer of each item, with its choices; see `check_items`."""
+    """Return the right answer of each item, with its choices; see `check_items`."""
     if mapped:
         _check_columns(leaf)
     first, refused, answers = None, 0, []
@@ -87,7 +87,7 @@ def _check(leaf, docs, split: str, *, limit, mapped: bool, where: Where, example
 
 
 def _check_columns(leaf) -> None:
-    """Refuse a column that the task names and the rows lack: the harness would take its name for the text."""
+    """Refuse a column that the task names and the rows lack: the harness would use its name as the text."""
     for key in ("doc_to_text", "doc_to_target", "doc_to_choice"):
         spec = getattr(leaf.config, key)
         if isinstance(spec, str) and spec.isidentifier() and spec not in leaf.features:
@@ -95,12 +95,12 @@ def _check_columns(leaf) -> None:
 
 
 def _item(leaf, doc: dict, *, mapped: bool, example: bool) -> tuple[str | None, Any]:
-    """What is wrong with an item (None: nothing), and its right answer with its choices."""
+    """Return what is wrong with an item (None if nothing is), and its right answer with its choices."""
     own = leaf.fewshot_cfg if example else None
     text = leaf.doc_to_text(doc, own and own.doc_to_text)
     target = leaf.doc_to_target(doc, own and own.doc_to_target)
     if not isinstance(text, str | int):
-        return f"has a prompt that is {_shown(text)}, and must have text", None
+        return f"has a prompt that is {_json(text)}, and must have text", None
     if leaf.OUTPUT_TYPE != "multiple_choice":
         return _target_problem(leaf, target, mapped=mapped), None
     choices = leaf.doc_to_choice(doc, own and own.doc_to_choice)
@@ -111,7 +111,7 @@ def _item(leaf, doc: dict, *, mapped: bool, example: bool) -> tuple[str | None, 
     name = f"the {name}" if isinstance(name, str) and name.isidentifier() else "the right answer"
     problem = _choices_problem(choices) or _gold_problem(leaf, gold, choices, name)
     if problem is None and by_text and not isinstance(target, str):
-        problem = f"has {_shown(target)} to be continued with, and must have text"
+        problem = f"has {_json(target)} to be continued with, and must have text"
     if problem is None and not example:
         requests = len(choices) * (2 if "acc_mutual_info" in leaf._metric_fn_list else 1)
         leaf.process_results(doc, [(-1.0, False)] * requests)
@@ -123,7 +123,7 @@ def _target_problem(leaf, target: Any, *, mapped: bool) -> str | None:
         return "has no right answer (null)"
     scored = leaf.OUTPUT_TYPE.startswith("loglikelihood")
     if scored and not isinstance(target, str):
-        return f"is to be continued with {_shown(target)}, and must be with text"
+        return f"is to be continued with {_json(target)}, and must be with text"
     blank = not target.strip() if isinstance(target, str) else target == []
     if blank and (scored or mapped) and leaf.config.process_results is None:
         return "has a right answer without text"
@@ -132,44 +132,42 @@ def _target_problem(leaf, target: Any, *, mapped: bool) -> str | None:
 
 def _choices_problem(choices: Any) -> str | None:
     if not isinstance(choices, list) or len(choices) < 2:
-        return f"has the choices {_shown(choices)}, and must have two or more"
+        return f"has the choices {_json(choices)}, and must have two or more"
     for choice in choices:
         if not isinstance(choice, str):
-            return f"has the choice {_shown(choice)}, which is not text"
+            return f"has the choice {_json(choice)}, which is not text"
         if not choice.strip():
             return "has a choice without text"
     return None
 
 
 def _gold_problem(leaf, gold: Any, choices: list[str], name: str) -> str | None:
-    """Why the harness could never call this the right choice; a task that scores by itself decides that itself."""
+    """Say why no choice could ever be right; a task with scoring code of its own is not checked."""
     if leaf.config.process_results is not None:
         return None
     if isinstance(gold, list) != bool(leaf.multiple_target):
-        return f"has {name} {_shown(gold)}, and the first row has {'a list' if leaf.multiple_target else 'none'} there"
+        return f"has {name} {_json(gold)}, and the first row has {'a list' if leaf.multiple_target else 'none'} there"
     if gold == []:
         return f"has {name} [], and must have one"
     for label in gold if isinstance(gold, list) else [gold]:
         if isinstance(label, str) and not leaf.multiple_target:
             if label not in choices:
-                return f"has {name} {_shown(label)}, which is text and none of the choices {_shown(choices)}"
+                return f"has {name} {_json(label)}, which is text and none of the choices {_json(choices)}"
         elif not isinstance(label, int):
-            return (
-                f"has {name} {_shown(label)}, and must have the number of a choice, 0 to {len(choices) - 1}"
-            )
+            return f"has {name} {_json(label)}, and must have the number of a choice, 0 to {len(choices) - 1}"
         elif not 0 <= label < len(choices):
-            return f"has {name} {_shown(label)}, and its choices are numbered 0 to {len(choices) - 1}"
+            return f"has {name} {_json(label)}, and its choices are numbered 0 to {len(choices) - 1}"
     return None
 
 
 def _odd(leaf, answers: list) -> list[str]:
-    """What may be meant, and may be a fault of the file: said, and not refused."""
+    """Return remarks about what may be intended, but may also be a mistake in the file."""
     answers = [answer for answer in answers if answer]
     single = [(gold, choices) for gold, choices in answers if not isinstance(gold, list)]
     notes = []
     from_rows = not isinstance(leaf.config.doc_to_target, int) and leaf.config.process_results is None
     if from_rows and len(single) > 2 and len({gold for gold, _ in single}) == 1:
-        notes.append(f"the right answer of all {len(single)} items is {_shown(single[0][0])}")
+        notes.append(f"the right answer of all {len(single)} items is {_json(single[0][0])}")
     twice = sum(
         choices.count(gold if isinstance(gold, str) else choices[gold]) > 1 for gold, choices in single
     ) if from_rows else 0  # fmt: skip
@@ -178,13 +176,13 @@ def _odd(leaf, answers: list) -> list[str]:
     return notes
 
 
-def _shown(value: Any) -> str:
+def _json(value: Any) -> str:
     text = json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= 80 else text[:77] + "..."
 
 
 def columns_used_as_numbers(template: str) -> set[str]:
-    """The columns that a template of the harness reckons with: an index, or compared or added to a number."""
+    """Return the columns that a template calculates with: as an index, or compared with or added to a number."""
     columns: set[str] = set()
 
     def add(*expressions: nodes.Node) -> None:

@@ -1,7 +1,7 @@
-"""The data of the evaluation tasks: local files put into the form that lm-evaluation-harness reads, and all items tried.
+"""Fetch the data of the evaluation tasks, convert local files to what lm-evaluation-harness reads, and try every item.
 
-A file's cells reach the task as they are written (workflow/data/tables.py): it is copied as parquet, whose columns have
-types, because the readers of the datasets library guess at those of CSV and JSON.
+The cells of a file reach the task exactly as written (workflow/data/tables.py). The file is copied as parquet, whose
+columns have types, because the datasets library guesses the types of CSV and JSON.
 """
 
 import difflib
@@ -35,7 +35,13 @@ LIST = re.compile(r"\s*\[.*\]\s*", re.DOTALL)
 
 @dataclass(frozen=True)
 class Split:
-    """A split of a task that a local file gives: its rows' places in the file, and the columns that were left out."""
+    """A split of a task that comes from a local file.
+
+    Attributes:
+        path: the file.
+        rows: where each row stands in it, as messages say it.
+        left_out: columns that could not be copied, each with the reason.
+    """
 
     path: Path
     rows: list[str]
@@ -45,15 +51,15 @@ class Split:
 def fetch(evaluation: params.Evaluation) -> list[dict]:
     """Get the data of every task that is not our own, load it as an evaluation will, and try every item.
 
-    Local files are checked and copied, with the group files that map them, into results/fetch_tasks/tasks;
-    what comes from a hub stays in the datasets library's cache.
+    Local files are checked and copied to results/fetch_tasks/tasks, with the group files that map them. Data from a
+    hub stay in the cache of the datasets library.
 
     Returns:
-        What was found of each leaf task: version, kind of output, items, and where its data come from.
+        For each leaf task its version, type of output, number of items, and the origin of its data.
 
     Raises:
-        UserError: a task is not one of the harness', its data are not to be had or do not fit it, an item cannot
-            be scored, or the task runs code that a model wrote.
+        UserError: the harness has no such task, the data cannot be fetched or do not fit the task, an item cannot be
+            scored, or the task runs code that a model wrote.
     """
     faults.keep_secrets_out_of_logs()
     for name in evaluation.tasks:
@@ -63,7 +69,7 @@ def fetch(evaluation: params.Evaluation) -> list[dict]:
         for name, task in evaluation.tasks.items():
             if task.files:
                 mapped[name] = _map_files(name, task.files, folder)
-    harness.manager.cache_clear()  # what was there before is not what is there now
+    harness.manager.cache_clear()  # the files of the tasks have just been replaced
     try:
         return [about for name in evaluation.tasks for about in _load(name, evaluation, mapped.get(name, {}))]
     except Exception:
@@ -72,7 +78,7 @@ def fetch(evaluation: params.Evaluation) -> list[dict]:
 
 
 def _check_name(name: str) -> None:
-    """Raise a UserError with the nearest names unless this is a task of ours or of the harness."""
+    """Raise a UserError that suggests similar names unless this is a task of ours or of the harness."""
     if name in params.OWN_TASKS:
         return
     known = [*harness.manager(None, "{}").all_tasks, *params.OWN_TASKS]
@@ -85,7 +91,7 @@ def _check_name(name: str) -> None:
 
 
 def _load(name: str, evaluation: params.Evaluation, splits: dict[str, Split]) -> list[dict]:
-    """Load one task and try all items of each of its leaves."""
+    """Load one task and try every item of each leaf task."""
     if name in params.OWN_TASKS:
         return []
     task = evaluation.tasks[name]
@@ -98,9 +104,9 @@ def _load(name: str, evaluation: params.Evaluation, splits: dict[str, Split]) ->
         leaves = harness.manager(call.include_path, "{}").load([call.spec])["tasks"]
         for leaf in leaves.values():
             _try(leaf, task)
-        most = max(len(leaf.eval_docs) for leaf in leaves.values())
-        if (task.items or 0) > most:
-            raise ValueError(f"items is {task.items}, and there are {most} (null is for all)")
+        available = max(len(leaf.eval_docs) for leaf in leaves.values())
+        if (task.items or 0) > available:
+            raise ValueError(f"items is {task.items}, and there are {available} (null is for all)")
     for key, leaf in leaves.items():
         if isinstance(leaf, ConfigurableTask):
             with _scorable(name):
@@ -114,6 +120,7 @@ def _load(name: str, evaluation: params.Evaluation, splits: dict[str, Split]) ->
 
 @contextmanager
 def _scorable(name: str) -> Iterator[None]:
+    """Turn a ValueError about an item into a UserError about the task."""
     try:
         yield
     except ValueError as error:
@@ -121,6 +128,8 @@ def _scorable(name: str) -> Iterator[None]:
 
 
 def _where(leaf: ConfigurableTask, splits: dict[str, Split]) -> task_checks.Where:
+    """Return the function that says where an item comes from."""
+
     def where(split: str, place: int, count: int) -> str:
         source = splits.get(split)
         if source is None:
@@ -133,7 +142,11 @@ def _where(leaf: ConfigurableTask, splits: dict[str, Split]) -> task_checks.Wher
 
 
 def _try(leaf: Task, task: params.Task) -> None:
-    """Build the first item's requests as an evaluation does, examples in the prompt included."""
+    """Build the requests of the first item as an evaluation does, few-shot examples included.
+
+    Raises:
+        ValueError: the task runs code that a model wrote, or has too few examples.
+    """
     if getattr(leaf, "UNSAFE_CODE", False):
         raise ValueError("it runs code that a model wrote, which this project does not do")
     if task.few_shot is not None and leaf.get_config("num_fewshot") != 0:
@@ -163,16 +176,16 @@ def _about(leaf: Task) -> dict:
 
 
 def _revision(leaf: Task) -> str | None:
-    """The commit of the hub's repository that the data came from, as the datasets library's cache names it."""
+    """Return the commit of the hub repository that the data came from; the cache of the datasets library names it."""
     files = [
         file["filename"] for split in leaf.dataset.values() for file in getattr(split, "cache_files", [])
     ]
-    found = [match[1] for name in files if (match := re.search(r"[/\\]([0-9a-f]{40})[/\\]", name))]
-    return found[0] if found else None
+    commits = [match[1] for name in files if (match := re.search(r"[/\\]([0-9a-f]{40})[/\\]", name))]
+    return commits[0] if commits else None
 
 
 def _map_files(name: str, files: dict[str, params.LocalFile], folder: Path) -> dict[str, Split]:
-    """Put a task's files into `folder` and write the group file that makes the harness read them."""
+    """Copy a task's files to `folder`, and write the group file that makes the harness read them."""
     entry = harness.manager(None, "{}").task_index.get(name)
     if entry is None or entry.yaml_path is None or entry.kind != Kind.TASK:
         raise UserError(
@@ -201,7 +214,7 @@ def _map_files(name: str, files: dict[str, params.LocalFile], folder: Path) -> d
         data[split] = (FETCHED_TASKS / name / copy.name).as_posix()
         for column in splits[split].left_out:
             say(f"  {name}: {file.path}: left out is {column}")
-    # Splits that no file holds are taken from the task, or it would look for them.
+    # Splits without a file are removed from the task, which would look for them otherwise.
     mapped = {
         "task": name,
         "dataset_path": "parquet",
@@ -220,7 +233,7 @@ def _map_files(name: str, files: dict[str, params.LocalFile], folder: Path) -> d
 
 
 def _checked(file: params.LocalFile, key: str) -> Path:
-    """The path of a local file that is there and has its hash."""
+    """Return the path of a local file after checking its hash."""
     source = expanded(file.path, key=f"{key}.path")
     if not source.is_file():
         raise UserError(f"{key}.path is {source}, which is not a file.")
@@ -232,9 +245,9 @@ def _checked(file: params.LocalFile, key: str) -> Path:
 
 
 def _copy(source: Path, copy: Path, config: dict) -> Split:
-    """Write a file's rows as parquet, with every value as the file has it.
+    """Write the rows of a file as parquet, with every value as the file has it.
 
-    Columns of which parquet or Python can make nothing are left out: a task that needs one of them is refused later.
+    Columns that parquet or Python cannot represent are left out. A task that needs one of them is refused later.
     """
     if source.suffix == ".parquet":
         table, left_out = _from_parquet(source)
@@ -265,26 +278,26 @@ def _from_parquet(source: Path) -> tuple[pyarrow.Table, list[str]]:
     if twice := [name for name in names if names.count(name) > 1]:
         raise UserError(f"{source.name} has two columns {twice[0]}.")
     table = tables.parquet_table(source, names)
-    odd = {name: reason for name in names if (reason := tables.unreadable(table[name]))}
-    if odd:
-        # The list of the columns that the datasets library wrote into the file would no longer fit it.
-        table = table.drop_columns(list(odd)).replace_schema_metadata(None)
-    return table, [f"column {name} ({reason})" for name, reason in odd.items()]
+    unreadable = {name: reason for name in names if (reason := tables.unreadable(table[name]))}
+    if unreadable:
+        # The datasets library stores a list of columns in the metadata, which would no longer match.
+        table = table.drop_columns(list(unreadable)).replace_schema_metadata(None)
+    return table, [f"column {name} ({reason})" for name, reason in unreadable.items()]
 
 
 def _from_values(columns: dict[str, list], rows: list[str]) -> tuple[pyarrow.Table, list[str]]:
-    whole, left_out = {}, []
+    converted, left_out = {}, []
     for name, values in columns.items():
         match tables.as_column(values):
             case (place, reason):
                 left_out.append(f"column {name} ({rows[place]} has {reason})")
             case column:
-                whole[name] = column
-    return pyarrow.table(whole), left_out
+                converted[name] = column
+    return pyarrow.table(converted), left_out
 
 
 def _check_no_lists(columns: dict[str, list[str]], source: Path) -> None:
-    """Refuse a CSV with a column of lists: a template would take single characters of their text, without an error."""
+    """Refuse a CSV with a column of lists: a template would silently use single characters of their text."""
     for name, cells in columns.items():
         if cells and all(map(LIST.fullmatch, cells)):
             raise UserError(
@@ -294,10 +307,10 @@ def _check_no_lists(columns: dict[str, list[str]], source: Path) -> None:
 
 
 def _with_numbers(columns: dict[str, list[str]], config: dict) -> dict[str, list]:
-    """A CSV's columns with numbers where the task needs them: in the column of its labels, and where it reckons.
+    """Return the columns of a CSV with numbers where the task needs them: in its labels, and where it calculates.
 
-    A label column is turned into whole numbers if each of its cells is one, as Python writes it, and they are not
-    the texts of the choices themselves. Every other column stays text.
+    A label column becomes whole numbers if each cell is one, as Python writes it, and the cells are not the texts of
+    the choices themselves. Every other column remains text.
     """
     choices = config.get("doc_to_choice")
     needed = set()

@@ -5,7 +5,6 @@ In: a YAML file. Out: one `Params`, or a sentence that names the key, the value 
 
 from workflow.params.model import (
     CHAT_TEMPLATES,
-    FORMS,
     OWN_TASKS,
     PARAMS_FILE,
     SHAPES,
@@ -46,6 +45,7 @@ from workflow.params.model import (
     schema,
 )
 from workflow.params.run import Run
+from workflow.runtime.forms import FORMS
 
 __all__ = [
     "CHAT_TEMPLATES",

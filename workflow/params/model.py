@@ -36,6 +36,7 @@ from workflow.params.run import Run
 from workflow.runtime import inputs
 from workflow.runtime.errors import UserError, suggestion
 from workflow.runtime.files import read_yaml
+from workflow.runtime.forms import AS_TRAINED, MERGED_16BIT, Form
 
 PARAMS_FILE = Path("params.yaml")
 SHAPES = Path(__file__).parents[1] / "cost" / "shapes"
@@ -83,9 +84,6 @@ Fraction = Annotated[float, Field(ge=0, lt=1)]
 ColumnName = Annotated[str, StringConstraints(min_length=1)]
 TaskName = Annotated[str, StringConstraints(pattern=r"^[\w.-]+$")]
 MetricName = Annotated[str, StringConstraints(pattern=r"^[\w.-]+/[\w.-]+$")]  # task/metric
-# How a run is served; workflow/evaluation/forms.py says what each is.
-Form = Literal["as_trained", "merged_16bit", "merged_dequantized", "requantized"]
-FORMS = get_args(Form)
 Served = Annotated[str, StringConstraints(pattern=r"^[a-z0-9_]+(/[a-z0-9_]+)?$")]  # variant or variant/form
 # What a difference is taken between; workflow/comparison/model.py says what each is.
 Kind = Literal["to_baseline", "to_base", "base_to_base", "recovery", "form", "repair"]
@@ -392,11 +390,11 @@ class Variant(Strict):
 
 def can_be_served(variant: Variant | None, form: str) -> bool:
     """Whether a variant has this serving form: an adapter can be merged, a quantized base dequantized."""
-    if variant is None or form == "as_trained":
+    if variant is None or form == AS_TRAINED:
         return variant is not None
     if not methods.get(variant.method).leaves_adapter:
         return False
-    return form == "merged_16bit" or variant.precision != "16bit"
+    return form == MERGED_16BIT or variant.precision != "16bit"
 
 
 class LocalFile(Strict):
@@ -429,7 +427,7 @@ class Evaluation(Strict):
         twice = [form for form in self.forms if self.forms.count(form) > 1]
         if twice:
             raise ValueError(f"forms names {twice[0]} more than once")
-        if "as_trained" not in self.forms:
+        if AS_TRAINED not in self.forms:
             raise ValueError(f"forms is {', '.join(self.forms)}, which must have as_trained among them")
         for name in OWN_TASKS:
             if name in self.tasks and (
@@ -615,7 +613,7 @@ class Params(Strict):
                 served = getattr(repair, key)
                 variant, _, form = served.partition("/")
                 forms = [f for f in self.evaluation.forms if can_be_served(self.variants.get(variant), f)]
-                if variant not in self.experiment.variants or (form or "as_trained") not in forms:
+                if variant not in self.experiment.variants or (form or AS_TRAINED) not in forms:
                     raise ValueError(
                         f"comparison.repairs.{name}.{key} is {served}, which is not evaluated: "
                         "experiment.variants and evaluation.forms decide what is"

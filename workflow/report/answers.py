@@ -11,14 +11,8 @@ import pandas as pd
 from workflow import params
 from workflow.report.formatting import clean
 from workflow.runtime.files import read_jsonl
-from workflow.runtime.paths import (
-    AS_TRAINED,
-    BASE,
-    COMPARE,
-    MERGED_16BIT,
-    evaluate_base_folder,
-    evaluate_folder,
-)
+from workflow.runtime.forms import AS_TRAINED, BASE, MERGED_16BIT
+from workflow.runtime.paths import COMPARE, evaluate_base_folder, evaluate_folder
 
 TASK = "holdout_generation"
 ITEMS = COMPARE / "items.parquet"

@@ -27,9 +27,10 @@ from workflow.report.formatting import decimals_of, number, quantity, ratio, sig
 from workflow.runtime import environment, faults, markdown, outputs
 from workflow.runtime.errors import UserError
 from workflow.runtime.files import read_json
+from workflow.runtime.forms import AS_TRAINED
 from workflow.runtime.git import parsed_at, read_at, resolved
 from workflow.runtime.markdown import Code
-from workflow.runtime.paths import AS_TRAINED, COMPARE, DVC_LOCK
+from workflow.runtime.paths import COMPARE, DVC_LOCK
 
 COMPARISON, ITEMS = COMPARE / "comparison.json", COMPARE / "items.parquet"
 COSTS = ("peak_memory", "training_speed")

@@ -21,9 +21,8 @@ from workflow.report.lock import Lock
 from workflow.runtime import environment
 from workflow.runtime.errors import UserError
 from workflow.runtime.files import read_json, sha256
+from workflow.runtime.forms import AS_TRAINED, BASE
 from workflow.runtime.paths import (
-    AS_TRAINED,
-    BASE,
     COMPARE,
     DATASET_SOURCE,
     HARDWARE,

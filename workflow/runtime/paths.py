@@ -21,9 +21,6 @@ REPORT = Path("report") / "index.html"
 SUMMARY = RESULTS / "summary.md"
 SUMMARY_TABLE = RESULTS / "summary.csv"
 CARDS = RESULTS / "cards"
-# The forms in which a model is evaluated; they name folders of results (workflow/evaluation/forms.py makes them).
-BASE, AS_TRAINED = "base", "as_trained"
-MERGED_16BIT, MERGED_DEQUANTIZED, REQUANTIZED = "merged_16bit", "merged_dequantized", "requantized"
 LOGS = Path("logs")
 # What stages keep for one another and for their next run; git and DVC ignore it.
 CACHE = Path(".cache")

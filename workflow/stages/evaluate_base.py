@@ -1,16 +1,18 @@
 """Stage evaluate_base: score the untouched base in a variant's precision."""
 
 from workflow import params
+from workflow.runtime.forms import BASE
 from workflow.runtime.paths import evaluate_base_folder
 from workflow.runtime.stage import run_stage
-from workflow.stages.evaluate import score
 
 
 def evaluate_base(variant: str) -> None:
     """Score the base model, before any training, in the precision of a variant."""
-    asked = params.load()
-    params.check_variant(asked, variant)
-    score(asked, variant, seed=None, forms=["base"], folder=evaluate_base_folder(variant))
+    settings = params.load()
+    params.check_variant(settings, variant)
+    from workflow.evaluation.score import score
+
+    score(settings, variant, seed=None, forms=[BASE], folder=evaluate_base_folder(variant))
 
 
 if __name__ == "__main__":

@@ -11,11 +11,11 @@ def fetch_tasks() -> None:
     evaluation = params.load().evaluation
     from workflow.evaluation import harness, task_data
 
-    found = task_data.fetch(evaluation)
-    for task in found:
+    tasks = task_data.fetch(evaluation)
+    for task in tasks:
         say(f"  {task['leaf']}: {task['items']} items from {task['dataset']}")
-    write_json(LOADED_TASKS, {"harness": harness.NAME, "tasks": found})
-    # The trainings wait for this file. It never changes, so a change of tasks trains nothing again.
+    write_json(LOADED_TASKS, {"harness": harness.NAME, "tasks": tasks})
+    # Trainings wait for this file. It never changes, so editing the tasks does not retrain anything.
     write_text(TASKS_READY, "Every task can be loaded.\n")
 
 

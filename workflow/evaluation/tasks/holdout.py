@@ -1,6 +1,6 @@
-"""What the task files of this folder need from Python: the test split, and metrics per item.
+"""The Python code of the task files in this folder: the test split, and the metrics of an item.
 
-lm-evaluation-harness loads this file by its path, from the stage and from its own command line alike.
+lm-evaluation-harness loads this file by its path, both in the stage and from its own command line.
 """
 
 import functools
@@ -27,9 +27,9 @@ use_exact_cpu_kernels()  # so that the harness' own command computes as the stag
 
 
 class Conversation(ConfigurableTask):
-    """A task whose prompt may have turns of its own before it, which get their own roles.
+    """A task whose rows may have earlier turns, each with its own role.
 
-    A row without any is put into the chat template as the harness does it.
+    A row without earlier turns is rendered as the harness does it.
     """
 
     def __init__(self, config: dict):
@@ -45,10 +45,10 @@ class Conversation(ConfigurableTask):
 
 
 def test_rows() -> list[dict]:
-    """The test split, each row with `earlier` turns and `opening`, which most rows have none of."""
+    """Return the test split, with empty `earlier` turns and `opening` in rows that have none."""
     with (ROOT / split_file("test")).open(encoding="utf-8") as lines:
         rows = [{"earlier": [], "opening": "", **json.loads(line)} for line in lines]
-    # Another response to the same prompt comes after all prompts, so that the first so many items differ.
+    # Further responses to a prompt come after all prompts, so that the first items have different prompts.
     seen: Counter[str] = Counter()
     ranked = []
     for position, row in enumerate(rows):
@@ -62,7 +62,7 @@ def whole_prompt(row: dict) -> str:
 
 
 def scored_response(doc: dict) -> str:
-    """What follows the prompt in training, up to the end of the response."""
+    """Return what follows the prompt in training, up to the end of the response."""
     return doc["opening"] + doc["response"]
 
 
@@ -71,25 +71,25 @@ def scored_choices(doc: dict) -> list[str]:
 
 
 def test_split(**_) -> dict[str, Dataset]:
-    """Every test row, with what workflow/data/choices.py added to it."""
+    """Return every test row, with the fields that workflow/data/choices.py added."""
     return {"test": Dataset.from_list(test_rows())}
 
 
 def prompts(answer_tokens: int = 0, **_) -> dict[str, Dataset]:
-    """Each prompt of the test split once: a greedy answer would be the same again.
+    """Return each prompt of the test split once, since its greedy answer is always the same.
 
     Args:
-        answer_tokens: the longest answer, in tokens: the harness' `--metadata` says it.
+        answer_tokens: the length of the longest answer in tokens, from the harness' `--metadata`.
     """
     rows = list({whole_prompt(row): row for row in reversed(test_rows())}.values())[::-1]
     return {"test": Dataset.from_list([{**row, "answer_tokens": answer_tokens} for row in rows])}
 
 
 def response_loss(doc: dict, results: list[tuple[float, bool]]) -> dict[str, tuple[float, int]]:
-    """Numerator and denominator of each metric, for one row.
+    """Return numerator and denominator of each metric for one row.
 
-    The harness moves whitespace that ends the chat prompt into what it scores, so the numerator has
-    the (almost certain) newline before the response in it; the denominator counts the response alone.
+    The harness moves whitespace at the end of the chat prompt into what it scores. The numerator therefore includes
+    the (almost certain) newline before the response; the denominator counts the response alone.
     """
     ((log_likelihood, _),) = results
     return {
@@ -99,7 +99,7 @@ def response_loss(doc: dict, results: list[tuple[float, bool]]) -> dict[str, tup
 
 
 def sum_ratio(items: list[tuple[float, int]]) -> float:
-    """The sum of all rows' numerators divided by that of their denominators: each token counts alike."""
+    """Return the sum of all numerators over the sum of all denominators, so that each token has the same weight."""
     return math.fsum(numerator for numerator, _ in items) / sum(denominator for _, denominator in items)
 
 
@@ -109,15 +109,15 @@ def tokenizer():
 
 
 def answer_metrics(doc: dict, results: list[str]) -> dict[str, float]:
-    """How near a greedy answer is to the reference, and whether the model ended it by itself.
+    """Compare a greedy answer with the reference, and say whether the model ended it by itself.
 
-    ROUGE-L (Lin, 2004) is the F-measure of the longest common subsequence of words, 0 to 1; chrF (Popovic,
-    2015) is sacrebleu's chrF2 of the sentence, 0 to 100. The harness hands on text and not tokens, so an
-    answer has ended by itself if its text has fewer tokens than an answer may have.
+    ROUGE-L (Lin, 2004) is the F-measure of the longest common subsequence of words, 0 to 1. chrF (Popovic, 2015) is
+    sacrebleu's sentence-level chrF2, 0 to 100. The harness passes text and not tokens, so an answer counts as ended if
+    its text has fewer tokens than the limit.
     """
     (answer,) = results
     tokens = len(tokenizer()(answer, add_special_tokens=False)["input_ids"])
-    if doc.get("opening"):  # the model has learned to write it, and the reference has none
+    if doc.get("opening"):  # the model has learned to write it, but it is not in the reference
         answer = answer.strip().removeprefix(doc["opening"].strip())
     return {
         "rouge_l": RougeScorer(["rougeL"]).score(doc["response"], answer)["rougeL"].fmeasure,

@@ -1,0 +1,48 @@
+"""The shell commands that give a form's numbers with the harness' own command line."""
+
+import shlex
+
+from workflow import methods, params
+from workflow.evaluation import harness
+from workflow.evaluation.forms import Served
+from workflow.evaluation.language_model import SOFTMAX
+from workflow.runtime.forms import AS_TRAINED, BASE
+from workflow.runtime.paths import MODEL, served_folder, weights_folder
+
+
+def commands(
+    served: Served, *, name: str, seed: int | None, variant: params.Variant, evaluation: params.Evaluation
+) -> list[str]:
+    """Return the commands, to be run in this folder, that score a form with the harness alone.
+
+    Where the harness' command line cannot load the form, the first command saves it as a model.
+
+    Args:
+        name, seed: of the run; no seed for the untouched base.
+    """
+    adapter, save = None, None
+    if served.form == BASE and variant.precision == "16bit":
+        model = MODEL
+    elif served.form == AS_TRAINED and not methods.get(variant.method).leaves_adapter:
+        model = weights_folder(name, seed)
+    else:
+        saved_form, saved_seed = served.form, seed
+        if served.form == AS_TRAINED:
+            adapter = weights_folder(name, seed)
+            saved_form, saved_seed = BASE, None
+        model = MODEL
+        if saved_form != BASE or variant.precision != "16bit":
+            model = served_folder(name, saved_seed, saved_form)
+            run = [] if saved_seed is None else ["--seed", saved_seed]
+            save = ["python", "-m", "workflow.save_served", "--variant", name, *run,
+                    "--form", saved_form, "--to", model]  # fmt: skip
+    arguments = f"pretrained={model},dtype={served.precision.compute},softmax_dtype={SOFTMAX}" + (
+        f",peft={adapter}" if adapter else ""
+    )
+    calls = [
+        ["lm_eval", "run", "--model", "hf", "--model_args", arguments,
+         "--batch_size", evaluation.batch_rows, "--device", served.precision.device,
+         *harness.call_of(task, evaluation).arguments()]
+        for task in evaluation.tasks
+    ]  # fmt: skip
+    return [shlex.join(map(str, command)) for command in [*([save] if save else []), *calls]]
