@@ -9,6 +9,7 @@ import pytest
 
 from workflow import params
 from workflow.cost import benchmark, grid, hardware, memory
+from workflow.cost.gauge import uncounted
 from workflow.runtime.errors import UserError
 from workflow.runtime.files import write_jsonl
 
@@ -56,7 +57,7 @@ def test_a_measured_point_says_what_it_measured(points, job):
     assert 0 < steps["low"] <= steps["median"] <= steps["high"]
     assert len(point["step_seconds_of_repeats"]) == job.repeats
     assert point["useful_tokens_per_second"]["median"] == pytest.approx(tokens / steps["median"], rel=0.2)
-    assert point["optimizer_steps"] == benchmark.uncounted(job.warmup_steps) + job.steps * job.repeats
+    assert point["optimizer_steps"] == uncounted(job.warmup_steps) + job.steps * job.repeats
     assert 0 < point["model_flop_utilisation"] < 1 and point["matmul_tflops"] > 0
     assert point["joules_per_1000_tokens"] is None  # no GPU here
     assert point["speed_ups"]["packing"] and not points["plain"]["speed_ups"]["packing"]

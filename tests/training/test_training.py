@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from workflow import methods, params
 from workflow.cost import benchmark, memory
+from workflow.cost.gauge import Gauge, Stopwatch
 from workflow.data import chat
 from workflow.methods.lora import adapter_parameters
 from workflow.precisions import load
@@ -814,8 +815,8 @@ def test_the_benchmark_counts_the_same_tokens_however_batches_are_prepared(asked
             steps=5,
         )
         assert trainer.get_train_dataloader().num_workers == workers
-        gauge = benchmark.Gauge("cpu")
-        watch = benchmark.Stopwatch(trainer, warmup_steps=1, steps=5, device="cpu", gauge=gauge)
+        gauge = Gauge("cpu")
+        watch = Stopwatch(trainer, warmup_steps=1, steps=5, device="cpu", gauge=gauge)
         trainer.add_callback(watch)
         trainer.train()
         watches.append(watch)
@@ -832,11 +833,10 @@ def test_the_benchmark_counts_the_same_tokens_however_batches_are_prepared(asked
     assert trainer.data_collator.lengths[-1] >= 10**4  # a graph is captured for it
     assert watches[0].useful == watches[1].useful and watches[0].padded == watches[1].padded
     shape = memory.Shape.of(trainer.causal_model.config)
-    rate, share = benchmark.utilisation(
+    rate, share = benchmark.utilization(
         watch,
         shape=shape,
-        variant=asked.variants["lora_16bit"],
-        training=asked.training,
+        run=one_run(asked),
         compute=torch.float32,
     )
     linear, adapters = shape.linear_parameters, adapter_parameters(shape, asked.training)

@@ -4,6 +4,8 @@ Rows are of one length and random tokens, and every token is learned; or they ar
 not fit, dies or takes too long is a result like any other, and the grid goes on.
 """
 
+from __future__ import annotations
+
 import json
 import re
 import signal
@@ -16,9 +18,19 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from workflow import params
 from workflow.runtime.files import read_jsonl
+
+if TYPE_CHECKING:  # a worker imports them when it has a job
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+    from workflow.cost.gauge import Gauge, Stopwatch
+    from workflow.cost.plain_loop import PlainLoop
+    from workflow.precisions.load import Precision
+    from workflow.training.speed.choice import SpeedUps
+    from workflow.training.trainer import RunTrainer
 
 GIB = 2**30
 ANSWER = "POINT "  # the line of a process' output that holds its result
@@ -65,9 +77,9 @@ class Job:
         return asdict(self)
 
 
-def jobs(asked: params.Params, variant: str, shape: str, *, model_folder: Path | None) -> Iterator[Job]:
+def jobs(settings: params.Params, variant: str, shape: str, *, model_folder: Path | None) -> Iterator[Job]:
     """The points of a variant's grid at one shape."""
-    grid = asked.benchmark.grid
+    grid = settings.benchmark.grid
     for rows, length, checkpointing in product(
         grid.micro_batch_rows, grid.lengths, grid.gradient_checkpointing
     ):
@@ -82,14 +94,14 @@ def jobs(asked: params.Params, variant: str, shape: str, *, model_folder: Path |
             micro_batch_rows=rows,
             length=length,
             gradient_checkpointing=checkpointing,
-            variant_params=asked.variants[variant].model_dump(),
-            training=asked.training_of(variant).model_dump(),
-            hardware=asked.hardware.model_dump(),
+            variant_params=settings.variants[variant].model_dump(),
+            training=settings.training_of(variant).model_dump(),
+            hardware=settings.hardware.model_dump(),
             warmup_steps=grid.warmup_steps,
             steps=grid.steps,
             repeats=grid.repeats,
             memory_limit_gib=grid.memory_limit_gib,
-            seed=asked.benchmark.seed,
+            seed=settings.benchmark.seed,
         )
 
 
@@ -115,20 +127,20 @@ class Worker:
             What the job asked for, how many rows it was given (null where they are random), and what
             `measure` returns.
         """
-        what = {key: value for key, value in job.as_dict().items() if key in POINT}
-        what["rank"] = job.training["rank"]
-        what["rows"] = None if job.rows_file is None else len(read_jsonl(Path(job.rows_file)))
+        point = {key: value for key, value in job.as_dict().items() if key in POINT}
+        point["rank"] = job.training["rank"]
+        point["rows"] = None if job.rows_file is None else len(read_jsonl(Path(job.rows_file)))
         started = time.monotonic()
         try:
             out, err = self.process.communicate(json.dumps(job.as_dict()), timeout=time_limit)
         except subprocess.TimeoutExpired:
             self.stop()
-            return what | _missing("timed out", f"it was ended after {time_limit:g} s")
+            return point | _missing("timed out", f"it was ended after {time_limit:g} s")
         answers = [line for line in out.splitlines() if line.startswith(ANSWER)]
         if not answers:
-            return what | _missing("died", _cause_of_death(self.process.returncode, err))
+            return point | _missing("died", _cause_of_death(self.process.returncode, err))
         wall = {"process_seconds": round(time.monotonic() - started, 1)}
-        return what | json.loads(answers[-1].removeprefix(ANSWER)) | wall
+        return point | json.loads(answers[-1].removeprefix(ANSWER)) | wall
 
     def stop(self) -> None:
         self.process.kill()
@@ -220,20 +232,60 @@ def _no_room(message: str) -> dict:
 
 
 def _measure(job: Job) -> dict:
-    import numpy as np
-    import torch
-    from transformers import AutoConfig
-
-    from workflow.cost import architecture, benchmark, memory
-    from workflow.cost.plain_loop import PlainLoop
-    from workflow.fetch.convert import byte_tokenizer
+    from workflow.cost import gauge as gauges
     from workflow.precisions import load
     from workflow.training.checks import check_possible
-    from workflow.training.train import build_trainer
 
-    variant = params.Variant.model_validate(job.variant_params)
-    hardware = params.Hardware.model_validate(job.hardware | {"data_workers": 0})
-    steps = benchmark.uncounted(job.warmup_steps) + job.steps * job.repeats
+    run = _run(job)
+    check_possible(run.training, run.hardware)
+    gauge = gauges.Gauge(load.choose_device(run.hardware).type)
+    started = time.perf_counter()
+    config, model, precision = _base(job, run)
+    gauge.wait()
+    load_seconds = time.perf_counter() - started
+    memory_gib = {"after_load": gauge.now()}
+    gauge.reset()
+    with tempfile.TemporaryDirectory() as scratch:
+        trainer = _trainer(job, run, model, config, precision, scratch=Path(scratch))
+        memory_gib["after_adapters"] = gauge.now()
+        stopwatch = gauges.Stopwatch(
+            trainer,
+            warmup_steps=job.warmup_steps,
+            steps=run.training.steps,
+            device=precision.device,
+            gauge=gauge,
+        )
+        trainer.add_callback(stopwatch)
+        trainer.train()
+    memory_gib |= {"after_optimizer": stopwatch.after_first_step, "at_end": gauge.now()}
+    memory_gib |= _peaks(gauge, precision.device)
+    longest = max(trainer.lengths if trainer.speed_ups.cuda_graphs else stopwatch.widest_pass)
+    return {
+        "outcome": "measured",
+        "precision": precision.as_dict(),
+        "speed_ups": asdict(trainer.speed_ups),
+        "memory_gib": memory_gib,
+        "predicted_gib": _predicted(config, run, trainer.speed_ups, tokens=longest),
+        **_speeds(job, stopwatch),
+        "load_seconds": load_seconds,
+        "capture_seconds": trainer.capture_seconds,
+        **_utilization(config, run, stopwatch, compute=precision.compute),
+        "joules_per_1000_tokens": None
+        if stopwatch.joules is None
+        else 1000 * stopwatch.joules / sum(stopwatch.useful),
+        "optimizer_steps": trainer.state.global_step,
+        "tokens_per_step": statistics.mean(stopwatch.useful),
+        "longest_pass_tokens": longest,
+        "peak_pass_tokens": max(stopwatch.pass_tokens),
+        "epoch_longest_pass_tokens": stopwatch.longest.tokens,
+    }
+
+
+def _run(job: Job) -> params.Run:
+    """The run whose steps are measured, in this process alone."""
+    from workflow.cost.gauge import uncounted
+
+    steps = uncounted(job.warmup_steps) + job.steps * job.repeats
     training = params.Training.model_validate(
         job.training
         | {
@@ -248,93 +300,109 @@ def _measure(job: Job) -> dict:
             "second_bos": False,
         }
     )
-    check_possible(training, hardware)
-    this_run = params.Run(job.variant, variant, job.seed, training, hardware).alone()
-    gauge = benchmark.Gauge(load.choose_device(hardware).type)
-    started = time.perf_counter()
+    variant = params.Variant.model_validate(job.variant_params)
+    hardware = params.Hardware.model_validate(job.hardware | {"data_workers": 0})
+    return params.Run(job.variant, variant, job.seed, training, hardware).alone()
+
+
+def _base(job: Job, run: params.Run) -> tuple[PreTrainedConfig, PreTrainedModel, Precision]:
+    """The model's configuration, the model in the variant's precision, and the proof of this."""
+    from transformers import AutoConfig
+
+    from workflow.precisions import load
+
     if job.model_folder is None:
         config = load.shape(job.shape)
         config.vocab_size = job.vocabulary or config.vocab_size
-        model, found = load.random_base(config, variant, hardware=hardware, seed=job.seed)
-    else:
-        config = AutoConfig.from_pretrained(job.model_folder, trust_remote_code=False)
-        model, found = load.load_base(Path(job.model_folder), variant, hardware=hardware)
-    gauge.wait()
-    load_seconds = time.perf_counter() - started
-    held = {"after_load": gauge.now()}
+        return config, *load.random_base(config, run.variant, hardware=run.hardware, seed=job.seed)
+    config = AutoConfig.from_pretrained(job.model_folder, trust_remote_code=False)
+    return config, *load.load_base(Path(job.model_folder), run.variant, hardware=run.hardware)
+
+
+def _trainer(
+    job: Job,
+    run: params.Run,
+    model: PreTrainedModel,
+    config: PreTrainedConfig,
+    precision: Precision,
+    *,
+    scratch: Path,
+) -> RunTrainer | PlainLoop:
+    """The trainer of the job's loop, with the job's rows or random ones."""
+    import numpy as np
+
+    from workflow.cost.plain_loop import PlainLoop
+    from workflow.fetch.convert import byte_tokenizer
+    from workflow.training.train import build_trainer
+
     if job.rows_file is not None:
         rows = read_jsonl(Path(job.rows_file))
     else:
         random = np.random.default_rng(job.seed)
-        rows = [
-            {"input_ids": ids, "labels": ids}
-            for ids in random.integers(3, config.vocab_size, (job.batch_rows * 4, job.length)).tolist()
-        ]
-    gauge.reset()
-    build = PlainLoop if job.loop == "plain" else build_trainer
-    with tempfile.TemporaryDirectory() as scratch:
-        trainer = build(
-            model,
-            byte_tokenizer(vocabulary=config.vocab_size, max_positions=job.length),
-            this_run,
-            train_rows=rows,
-            validation_rows=rows[:1],
-            precision=found,
-            scratch=Path(scratch),
-        )
-        held["after_adapters"] = gauge.now()
-        watch = benchmark.Stopwatch(
-            trainer, warmup_steps=job.warmup_steps, steps=steps, device=found.device, gauge=gauge
-        )
-        trainer.add_callback(watch)
-        trainer.train()
-    held |= {"after_optimizer": watch.after_first_step, "at_end": gauge.now()}
-    if found.device == "cuda":
-        held |= {"peak_allocated": gauge.peak(), "peak_reserved": torch.cuda.max_memory_reserved() / GIB}
-    else:
-        held["peak_resident"] = gauge.peak()
+        tokens = random.integers(3, config.vocab_size, (job.batch_rows * 4, job.length)).tolist()
+        rows = [{"input_ids": ids, "labels": ids} for ids in tokens]
+    return (PlainLoop if job.loop == "plain" else build_trainer)(
+        model,
+        byte_tokenizer(vocabulary=config.vocab_size, max_positions=job.length),
+        run,
+        train_rows=rows,
+        validation_rows=rows[:1],
+        precision=precision,
+        scratch=scratch,
+    )
+
+
+def _peaks(gauge: Gauge, device: str) -> dict[str, float]:
+    import torch
+
+    if device == "cuda":
+        return {"peak_allocated": gauge.peak(), "peak_reserved": torch.cuda.max_memory_reserved() / GIB}
+    return {"peak_resident": gauge.peak()}
+
+
+def _predicted(
+    config: PreTrainedConfig, run: params.Run, speed_ups: SpeedUps, *, tokens: int
+) -> dict[str, float] | None:
+    from workflow.cost import architecture, memory
+
     shape = architecture.known_shape(config)
-    longest = max(trainer.lengths if trainer.speed_ups.cuda_graphs else watch.widest_pass)
-    rate = benchmark.matmul_flops(found.device, getattr(torch, found.compute))
-    share = None
+    if shape is None or not memory.describes(speed_ups):
+        return None
+    return memory.predict(shape, run.variant, run.training, tokens=tokens, graphs=speed_ups.cuda_graphs).gib()
+
+
+def _speeds(job: Job, stopwatch: Stopwatch) -> dict:
+    seconds = stopwatch.seconds
+    useful = [tokens / time for tokens, time in zip(stopwatch.useful, seconds, strict=True)]
+    padded = [tokens / time for tokens, time in zip(stopwatch.padded, seconds, strict=True)]
+    return {
+        "step_seconds": _quartiles(seconds),
+        "useful_tokens_per_second_overall": sum(stopwatch.useful) / sum(seconds),
+        "useful_tokens_per_second": _quartiles(useful),
+        "padded_tokens_per_second": _quartiles(padded),
+        "step_seconds_of_repeats": [
+            statistics.median(seconds[i * job.steps : (i + 1) * job.steps]) for i in range(job.repeats)
+        ],
+    }
+
+
+def _utilization(
+    config: PreTrainedConfig, run: params.Run, stopwatch: Stopwatch, *, compute: str
+) -> dict[str, float | None]:
+    """The device's matrix rate, and the share of it that the steps reach; None where operations are not counted."""
+    import torch
+
+    from workflow.cost import architecture, benchmark
+
+    shape, share = architecture.known_shape(config), None
+    rate = benchmark.matmul_flops(stopwatch.device, getattr(torch, compute))
     if shape is not None:
         operations = statistics.mean(
-            benchmark.model_operations(shape, this_run, lengths=lengths)
-            for lengths in watch.lengths[watch.uncounted :]
+            benchmark.model_operations(shape, run, lengths=lengths)
+            for lengths in stopwatch.lengths[stopwatch.uncounted :]
         )
-        share = operations / statistics.mean(watch.seconds) / rate
-    return {
-        "outcome": "measured",
-        "precision": found.as_dict(),
-        "speed_ups": asdict(trainer.speed_ups),
-        "memory_gib": held,
-        "predicted_gib": memory.predict(
-            shape, variant, training, tokens=longest, graphs=trainer.speed_ups.cuda_graphs
-        ).gib()
-        if shape is not None and memory.describes(trainer.speed_ups)
-        else None,
-        "step_seconds": _quartiles(watch.seconds),
-        "useful_tokens_per_second_overall": sum(watch.useful) / sum(watch.seconds),
-        "useful_tokens_per_second": _quartiles(
-            [t / s for t, s in zip(watch.useful, watch.seconds, strict=True)]
-        ),
-        "padded_tokens_per_second": _quartiles(
-            [t / s for t, s in zip(watch.padded, watch.seconds, strict=True)]
-        ),
-        "step_seconds_of_repeats": [
-            statistics.median(watch.seconds[i * job.steps : (i + 1) * job.steps]) for i in range(job.repeats)
-        ],
-        "load_seconds": load_seconds,
-        "capture_seconds": trainer.capture_seconds,
-        "matmul_tflops": rate / 1e12,
-        "model_flop_utilisation": share,
-        "joules_per_1000_tokens": None if watch.joules is None else 1000 * watch.joules / sum(watch.useful),
-        "optimizer_steps": trainer.state.global_step,
-        "tokens_per_step": statistics.mean(watch.useful),
-        "longest_pass_tokens": longest,
-        "peak_pass_tokens": max(watch.pass_tokens),
-        "epoch_longest_pass_tokens": watch.longest.tokens,
-    }
+        share = operations / statistics.mean(stopwatch.seconds) / rate
+    return {"matmul_tflops": rate / 1e12, "model_flop_utilisation": share}
 
 
 def _quartiles(values: list[float]) -> dict[str, float]:
@@ -351,10 +419,10 @@ def describe(point: dict) -> str:
     )
     if point["outcome"] != "measured":
         return f"{where}: {point['outcome']} ({point['detail']})"
-    held = point["memory_gib"]
-    peak = held.get("peak_allocated", held.get("peak_resident"))
+    memory_gib = point["memory_gib"]
+    peak = memory_gib.get("peak_allocated", memory_gib.get("peak_resident"))
     predicted = ""
-    if "peak_allocated" in held and point["predicted_gib"] is not None:
+    if "peak_allocated" in memory_gib and point["predicted_gib"] is not None:
         predicted = f" (predicted {point['predicted_gib']['total']:.2f})"
     share = point["model_flop_utilisation"]
     return (

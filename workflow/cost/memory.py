@@ -1,7 +1,7 @@
 """The memory that a training needs on a GPU, by component, from a model's configuration alone.
 
 Nothing is measured here. Each component is counted in bytes from the tensors that a step of this project
-holds with every speed-up on (workflow/training/speed/fused.py, packing.py, graphs.py); the formulas stand beside the code
+holds with every speed-up on (workflow/training/speed/); the formulas stand beside the code
 that allocates, and `results/hardware/` holds predictions beside measured peaks.
 """
 

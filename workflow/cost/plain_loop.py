@@ -1,6 +1,6 @@
 """The loop that most tutorials train with, to measure ours beside it: transformers, PEFT and autocast.
 
-It takes what `training.build_trainer` takes and behaves enough like a trainer to be timed like one.
+It takes what `train.build_trainer` takes and behaves enough like a trainer to be timed like one.
 """
 
 from itertools import islice

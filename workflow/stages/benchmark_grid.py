@@ -11,13 +11,13 @@ from workflow.runtime.versions import installed
 
 def benchmark_grid(variant: str, shape: str) -> None:
     """Measure memory and speed at every point of `benchmark.grid`, each in a process of its own."""
-    asked = params.load()
-    params.check_variant(asked, variant)
-    waiting = list(grid.jobs(asked, variant, shape, model_folder=MODEL if shape == "own" else None))
+    settings = params.load()
+    params.check_variant(settings, variant)
+    jobs = list(grid.jobs(settings, variant, shape, model_folder=MODEL if shape == "own" else None))
     points = []
-    for point in grid.run(waiting, time_limit=asked.benchmark.grid.time_limit):
+    for point in grid.run(jobs, time_limit=settings.benchmark.grid.time_limit):
         points.append({"setting": "grid", **point})
-        say(f"  {len(points)} of {len(waiting)}, {grid.describe(point)}")
+        say(f"  {len(points)} of {len(jobs)}, {grid.describe(point)}")
     write_json(
         grid_file(variant, shape),
         {
