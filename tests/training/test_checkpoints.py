@@ -41,7 +41,7 @@ def run(asked, tiny_model, splits, folder: Path, *, name="lora_16bit", every=2, 
         train_rows=splits["train"],
         validation_rows=splits["validation"],
         folder=folder,
-        kept=checkpoints.Kept(every, "this") if every else None,
+        checkpointing=checkpoints.Checkpointing(every, "this") if every else None,
     )
 
 

@@ -444,7 +444,7 @@ def test_rows_that_are_cut_or_dropped_are_counted(asked, tiny_model, rows, tmp_p
     length = 75  # tokens: the shortest prompts fit with a part of the response
     trainer = build(asked, tiny_model, rows, scratch=tmp_path, max_length=length)
     cut = asked.training.model_copy(update={"max_length": length})
-    counted = check_rows(trainer.train_dataset, trainer.processing_class, asked=len(rows), training=cut)
+    counted = check_rows(trainer.train_dataset, trainer.processing_class, drawn=len(rows), training=cut)
     # A token is a byte; <s> and </s> are a token each.
     prompts = [1 + len(f"### Instruction:\n{row.user_message()}\n\n### Response:\n") for row in rows]
     whole = [prompt + len(row.response) + 1 for prompt, row in zip(prompts, rows, strict=True)]
@@ -695,7 +695,7 @@ def test_a_second_bos_pushes_the_last_token_out_of_a_row_that_is_full(asked, tin
     for twice in (False, True):
         trainer = build(asked, tiny_model, rows, scratch=tmp_path, max_length=length, second_bos=twice)
         plan = asked.training.model_copy(update={"max_length": length, "second_bos": twice})
-        counted.append(check_rows(trainer.train_dataset, trainer.processing_class, asked=40, training=plan))
+        counted.append(check_rows(trainer.train_dataset, trainer.processing_class, drawn=40, training=plan))
     assert [c.rows_dropped for c in counted] == [
         sum(bos + prompt >= length for prompt in prompts) for bos in (0, 1)
     ]
@@ -738,7 +738,7 @@ def test_rows_that_would_teach_something_else_are_refused(asked, tiny_model, ids
     plan = asked.training.model_copy(update=faults)
     for split in ("training", "validation"):
         with pytest.raises(CheckError, match=f"a {split} row .*{sentence}"):
-            check_rows(Dataset.from_list([row]), tokenizer, asked=1, training=plan, split=split)
+            check_rows(Dataset.from_list([row]), tokenizer, drawn=1, training=plan, split=split)
 
 
 @pytest.mark.parametrize(("template", "bos"), [("{{ bos_token }}", 1), ("", 0)])
@@ -750,10 +750,10 @@ def test_rows_have_the_bos_token_that_the_template_gives_them(asked, tiny_model,
         row = {"input_ids": [*[0] * begins, 5, 1], "labels": [*[-100] * begins, 5, 1]}
         dataset = Dataset.from_list([row])
         if begins == bos:
-            assert check_rows(dataset, tokenizer, asked=1, training=asked.training).bos_per_row == bos
+            assert check_rows(dataset, tokenizer, drawn=1, training=asked.training).bos_per_row == bos
             continue
         with pytest.raises(CheckError, match=f"begins with {begins} BOS tokens, and must begin with {bos}"):
-            check_rows(dataset, tokenizer, asked=1, training=asked.training)
+            check_rows(dataset, tokenizer, drawn=1, training=asked.training)
 
 
 def test_rows_must_be_trained_on_as_the_template_writes_them(asked, tiny_model, rows):
@@ -797,7 +797,7 @@ def test_rows_are_counted_as_cut_whether_their_end_token_is_learned_or_not(asked
     for learned in (True, False):
         trainer = build(asked, tiny_model, rows, scratch=tmp_path, max_length=75, learn_end_token=learned)
         plan = asked.training.model_copy(update={"max_length": 75, "learn_end_token": learned})
-        counted.append(check_rows(trainer.train_dataset, trainer.processing_class, asked=40, training=plan))
+        counted.append(check_rows(trainer.train_dataset, trainer.processing_class, drawn=40, training=plan))
     assert counted[0].rows_cut == counted[1].rows_cut > 0
 
 

@@ -361,7 +361,7 @@ def test_any_response_is_learned_whole_with_one_first_and_one_end_token(
         )
         assert ids.count(tokenizer.bos_token_id) == 1 == labels.count(tokenizer.eos_token_id)
         assert ids[0] == tokenizer.bos_token_id and labels[-1] == tokenizer.eos_token_id
-    check_rows(trainer.train_dataset, tokenizer, asked=len(drawn), training=asked)
+    check_rows(trainer.train_dataset, tokenizer, drawn=len(drawn), training=asked)
 
 
 @examples(60)

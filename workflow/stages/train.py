@@ -11,7 +11,7 @@ from workflow.runtime.stage import run_stage
 from workflow.runtime.versions import installed
 
 if TYPE_CHECKING:
-    from workflow.training.checkpoints import Kept
+    from workflow.training.checkpoints import Checkpointing
 
 # What decides a training, beside its rows and its params: an edit there begins it anew.
 DECIDING_ROOMS = ("data", "methods", "precisions", "training")
@@ -33,7 +33,7 @@ def train(variant: str, seed: int) -> None:
         train_rows=from_rows(read_jsonl(split_file("train"))),
         validation_rows=from_rows(read_jsonl(split_file("validation"))),
         folder=folder,
-        kept=what_is_kept(settings, variant, seed),
+        checkpointing=checkpointing_of(settings, variant, seed),
         finish=lambda written, precision: cards.complete(
             written,
             weights_folder(variant, seed),
@@ -61,8 +61,8 @@ def train(variant: str, seed: int) -> None:
     checkpoints.remove(checkpoints_folder(variant, seed))
 
 
-def what_is_kept(settings: params.Params, variant: str, seed: int) -> "Kept | None":
-    """What this training keeps of itself, to go on from by one of the same params, rows, model and code."""
+def checkpointing_of(settings: params.Params, variant: str, seed: int) -> "Checkpointing | None":
+    """When this training writes checkpoints; one of the same params, rows, model and code goes on from them."""
     from workflow.training import checkpoints
 
     if settings.checkpoints.every_steps is None:
@@ -75,7 +75,7 @@ def what_is_kept(settings: params.Params, variant: str, seed: int) -> "Kept | No
         seed=seed,
         versions=installed(),
     )
-    return checkpoints.Kept(settings.checkpoints.every_steps, belongs_to)
+    return checkpoints.Checkpointing(settings.checkpoints.every_steps, belongs_to)
 
 
 def processes_of(variant: str, seed: int) -> int:

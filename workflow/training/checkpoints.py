@@ -27,8 +27,8 @@ STEP = re.compile(r"step-(\d+)")
 
 
 @dataclass(frozen=True)
-class Kept:
-    """What a training keeps of itself while it runs.
+class Checkpointing:
+    """When a training writes checkpoints, and to which training they belong.
 
     Attributes:
         every: optimizer steps after which a checkpoint is written; the one before it is kept, and older ones go.
@@ -63,14 +63,14 @@ class Part:
         return cls(load_file(folder / f"{rank}.safetensors"), read_json(folder / f"{rank}.json"))
 
 
-def identity(files: Iterable[Path], **asked: Any) -> str:
+def identity(files: Iterable[Path], **settings: Any) -> str:
     """The sha256 of everything that decides a training: a checkpoint of another one is never continued.
 
     Args:
         files: or folders; their content counts, and their names.
-        asked: params and versions, as JSON holds them.
+        settings: params and versions, as JSON holds them.
     """
-    digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode())
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for path in files:
         for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
             if file.is_file() and "__pycache__" not in file.parts:

@@ -13,7 +13,7 @@ from transformers import (
 )
 
 from workflow.runtime.stage import progress, say
-from workflow.training.checkpoints import Kept
+from workflow.training.checkpoints import Checkpointing
 from workflow.training.sharding import check_sharded, held_gib
 from workflow.training.speed.fused import IGNORED
 from workflow.training.trainer import RunTrainer, model_of, targets_of
@@ -42,13 +42,13 @@ class History(TrainerCallback):
         *,
         steps: int,
         validations: int,
-        kept: Kept | None = None,
+        checkpointing: Checkpointing | None = None,
     ):
         self.trainer = trainer
         self.history_file = folder / "history.csv"
         self.validation_file = folder / "validation.csv"
         self.every = max(1, steps // validations)
-        self.kept = kept
+        self.checkpointing = checkpointing
         self.asked_to_end: Callable[[], bool] = lambda: False
         self.ended = False
         self.lines: list[tuple] = []
@@ -104,8 +104,8 @@ class History(TrainerCallback):
             return
         # Of several processes that share the training, each ends if one is asked to.
         self.ended = self.trainer.summed(int(self.asked_to_end())) > 0
-        if self.kept is not None:
-            control.should_save = self.ended or state.global_step % self.kept.every == 0
+        if self.checkpointing is not None:
+            control.should_save = self.ended or state.global_step % self.checkpointing.every == 0
         control.should_training_stop = control.should_training_stop or self.ended
 
     def on_log(self, args, state, control, logs=None, **kwargs):

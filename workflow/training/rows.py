@@ -110,11 +110,14 @@ def check_rows(
     dataset: Dataset,
     tokenizer: PreTrainedTokenizerBase,
     *,
-    asked: int,
+    drawn: int,
     training: params.Training,
     split: str = "training",
 ) -> Rows:
     """Count what the trainer holds of the rows, and refuse what a run must not be trained or validated on.
+
+    Args:
+        drawn: rows that the sample has, before those without a response token in max_length were dropped.
 
     Raises:
         UserError: no row has a response token left within max_length.
@@ -126,15 +129,15 @@ def check_rows(
         raise UserError(
             f"training.max_length is {training.max_length} tokens, which leaves no response to learn in any {split} row."
         )
-    bos_wanted = int(chat.begins_with_bos(tokenizer)) + training.second_bos
+    bos_tokens = int(chat.begins_with_bos(tokenizer)) + training.second_bos
     cut = tokens = in_loss = longest = ends_taught = 0
     for row in dataset:
         ids, labels = row["input_ids"], row["labels"]
         which = f"a {split} row ({tokenizer.decode(ids[:16])!r} ...)"
         if not teaches(row):
             raise CheckError(f"{which} has no token in the loss")
-        if (bos := chat.leading(ids, tokenizer.bos_token_id)) != bos_wanted:
-            raise CheckError(f"{which} begins with {bos} BOS tokens, and must begin with {bos_wanted}")
+        if (bos := chat.leading(ids, tokenizer.bos_token_id)) != bos_tokens:
+            raise CheckError(f"{which} begins with {bos} BOS tokens, and must begin with {bos_tokens}")
         start = next(i for i, label in enumerate(labels) if label != IGNORED)
         ends = tokenizer.eos_token_id in ids[start:]
         taught = labels.count(tokenizer.eos_token_id)
@@ -152,11 +155,11 @@ def check_rows(
         in_loss += sum(label != IGNORED for label in labels)
     return Rows(
         rows=len(dataset),
-        rows_dropped=asked - len(dataset),
+        rows_dropped=drawn - len(dataset),
         rows_cut=cut,
         tokens=tokens,
         tokens_in_loss=in_loss,
         longest=longest,
-        bos_per_row=bos_wanted,
+        bos_per_row=bos_tokens,
         end_token_in_loss=ends_taught > 0,
     )

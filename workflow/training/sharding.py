@@ -113,20 +113,20 @@ def check_sharded(model: nn.Module, ranks: int) -> None:
     """Raise a CheckError unless every weight, 4-bit ones included, is cut into as many parts as there are processes."""
     for name, parameter in model.named_parameters():
         rows = -(-parameter.shape[0] // ranks)
-        held = parameter.to_local() if isinstance(parameter, DTensor) else parameter
-        if held.shape[0] > rows:
+        part = parameter.to_local() if isinstance(parameter, DTensor) else parameter
+        if part.shape[0] > rows:
             raise CheckError(
-                f"{name} has {parameter.shape[0]} rows, and this process holds {held.shape[0]} of them"
+                f"{name} has {parameter.shape[0]} rows, and this process holds {part.shape[0]} of them"
             )
 
 
 def held_gib(model: nn.Module) -> float:
     """What this process holds of all weights and quantization constants, a tied weight once."""
-    held = [p.to_local() if isinstance(p, DTensor) else p for p in model.parameters()]
+    tensors = [p.to_local() if isinstance(p, DTensor) else p for p in model.parameters()]
     for layer in quantized_linears(model):
         state = getattr(layer, "quant_state", None)
-        held += [part.absmax for part in (state, getattr(state, "state2", None)) if part is not None]
-    return sum(tensor.nbytes for tensor in held) / 2**30
+        tensors += [part.absmax for part in (state, getattr(state, "state2", None)) if part is not None]
+    return sum(tensor.nbytes for tensor in tensors) / 2**30
 
 
 def whole(parameter: Tensor) -> Tensor:

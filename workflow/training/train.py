@@ -23,7 +23,7 @@ from workflow.precisions.load import Precision, load_base
 from workflow.runtime import launch
 from workflow.runtime.files import whole_folder
 from workflow.runtime.lifetime import Terminated, sigterm_noted
-from workflow.training.checkpoints import Kept
+from workflow.training.checkpoints import Checkpointing
 from workflow.training.checks import (
     check_model_fits,
     check_possible,
@@ -82,7 +82,7 @@ def train(
     train_rows: list[Instruction],
     validation_rows: list[Instruction],
     folder: Path,
-    kept: Kept | None = None,
+    checkpointing: Checkpointing | None = None,
     finish: Callable[[Path, Precision], None] | None = None,
 ) -> Trained:
     """Train one run and save what its method leaves: an adapter in PEFT's format, or a model.
@@ -91,25 +91,23 @@ def train(
         model_folder: the base model, 16-bit safetensors.
         folder: gets the folder `weights`, history.csv (a line per `training.log_every_steps`, while it trains) and
             validation.csv (the validation loss before, during and after).
-        kept: what goes into checkpoints, in the folder `checkpoints` beside the weights; None for none.
+        checkpointing: what goes into checkpoints, in the folder `checkpoints` beside the weights; None for none.
         finish: puts what belongs beside the weights into their folder, before it takes its place.
 
-    A SIGTERM ends the step, writes a checkpoint and ends the training.
-
-    Of the processes of a sharded training each calls this; the first alone writes the files.
+    A SIGTERM ends the training after the step and its checkpoint. Every process of a sharded training calls this, and
+    the first writes the files.
 
     Raises:
-        UserError: the device is not to be had, no row is left to train on, or none begins with the BOS
-            token that `training.second_bos` repeats.
+        UserError: there is no such device, no row is left to train on, or no BOS token to repeat.
         CheckError: the precision, the rows or the weights to train are not what params ask for.
         Terminated: a SIGTERM came before the last step.
     """
-    training, hardware = run.training, run.hardware
-    check_possible(training, hardware)
-    check_processes(run.variant, hardware)
+    training = run.training
+    check_possible(training, run.hardware)
+    check_processes(run.variant, run.hardware)
     tokenizer = load_tokenizer(model_folder)
     sharded = run.variant.processes > 1
-    model, precision = load_base(model_folder, run.variant, hardware=hardware, sharded=sharded)
+    model, precision = load_base(model_folder, run.variant, hardware=run.hardware, sharded=sharded)
     check_model_fits(model, training)
     trainer = build_trainer(
         model,
@@ -120,20 +118,17 @@ def train(
         precision=precision,
         scratch=folder,
     )
-    rows = check_rows(trainer.train_dataset, tokenizer, asked=len(train_rows), training=training)
-    sound = training.model_copy(update={"learn_end_token": True, "second_bos": False})
-    validated = check_rows(
-        trainer.eval_dataset, tokenizer, asked=len(validation_rows), training=sound, split="validation"
-    )
+    rows, validated = counted(trainer, run, drawn=(len(train_rows), len(validation_rows)))
     check_trainable(model_of(trainer), run.method, training)
     steps = planned_steps(rows.rows, training)
     order, tokens = planned(trainer.train_dataset, trainer.sampler(), steps)
-    trainer.history = History(trainer, folder, steps=steps, validations=training.validations, kept=kept)
+    trainer.history = History(
+        trainer, folder, steps=steps, validations=training.validations, checkpointing=checkpointing
+    )
     trainer.add_callback(trainer.history)
     learn(trainer, steps=steps)
     weights = {name: whole(p) for name, p in model_of(trainer).named_parameters() if p.requires_grad}
     check_trained(trainer, run.method, weights, steps=steps, tokens=tokens)
-    adapted = len(run.method.adapter_layers(model_of(trainer)))
     if trainer.is_world_process_zero():
         save(
             model_of(trainer),
@@ -143,17 +138,8 @@ def train(
             gathered=sharded,
             finish=lambda written: finish and finish(written, precision),
         )
-    summary = summarize(
-        trainer,
-        precision=precision,
-        rows=rows,
-        validation_rows=validated,
-        order_sha256=order,
-        trainable_parameters=sum(weight.numel() for weight in weights.values()),
-        trainable_dtype=str(next(iter(weights.values())).dtype).removeprefix("torch."),
-        adapted_modules=adapted,
-        rows_per_step=training.batch_rows,
-    )
+    facts = {"precision": precision, "rows": rows, "validation_rows": validated, "order_sha256": order}
+    summary = summarize(trainer, run, weights, **facts)
     if sharded:
         torch.distributed.destroy_process_group()
     return summary
@@ -210,6 +196,20 @@ def build_trainer(
     return trainer
 
 
+def counted(trainer: RunTrainer, run: Run, *, drawn: tuple[int, int]) -> tuple[Rows, Rows]:
+    """The checked and counted rows to train and to validate on; the latter have none of the faults.
+
+    Args:
+        drawn: rows of the two that the sample has.
+    """
+    sound = run.training.model_copy(update={"learn_end_token": True, "second_bos": False})
+    tokenizer = trainer.processing_class
+    return (
+        check_rows(trainer.train_dataset, tokenizer, drawn=drawn[0], training=run.training),
+        check_rows(trainer.eval_dataset, tokenizer, drawn=drawn[1], training=sound, split="validation"),
+    )
+
+
 def learn(trainer: RunTrainer, *, steps: int) -> None:
     """Train, from the last checkpoint if there is one, and validate after the last step.
 
@@ -222,17 +222,25 @@ def learn(trainer: RunTrainer, *, steps: int) -> None:
     if history.ended:
         raise Terminated(
             f"step {trainer.state.global_step} of {steps} is done and "
-            + ("kept" if history.kept else "lost, since params ask for no checkpoints")
+            + ("kept" if history.checkpointing else "lost, since params ask for no checkpoints")
         )
     if history.validated[-1][0] != trainer.state.global_step:
         history.validate(step=trainer.state.global_step)
 
 
-def summarize(trainer: RunTrainer, **facts: Any) -> Trained:
-    """What the run did: the given facts, and those that the trainer and its history counted."""
+def summarize(trainer: RunTrainer, run: Run, weights: dict[str, Tensor], **facts: Any) -> Trained:
+    """What the run did: the given facts, and those that the trainer and its history counted.
+
+    Args:
+        weights: what was trained, by name.
+    """
     history = trainer.history
     return Trained(
         **facts,
+        trainable_parameters=sum(weight.numel() for weight in weights.values()),
+        trainable_dtype=str(next(iter(weights.values())).dtype).removeprefix("torch."),
+        adapted_modules=len(run.method.adapter_layers(model_of(trainer))),
+        rows_per_step=run.training.batch_rows,
         processes=trainer.ranks,
         weights_gib_per_process=round(history.weights_gib, 6),
         speed_ups=trainer.speed_ups,

@@ -280,7 +280,9 @@ class RunTrainer(SFTTrainer):
             files[TRAINER_STATE_NAME] = sha256(partial / TRAINER_STATE_NAME)
         files = dict(ChainMap(*gather_object([files])))  # and all have written theirs
         if self.is_world_process_zero():
-            checkpoints.complete(partial, checkpoint, belongs_to=self.history.kept.belongs_to, files=files)
+            checkpoints.complete(
+                partial, checkpoint, belongs_to=self.history.checkpointing.belongs_to, files=files
+            )
         self.accelerator.wait_for_everyone()
 
     def packed(self) -> checkpoints.Part:
@@ -310,9 +312,9 @@ class RunTrainer(SFTTrainer):
     def last_checkpoint(self) -> str | None:
         """The checkpoint that this training goes on from; the first of its processes looks, and tells the others."""
         last = None
-        if self.history.kept is not None and self.is_world_process_zero():
+        if self.history.checkpointing is not None and self.is_world_process_zero():
             last = checkpoints.last(
-                Path(self.args.output_dir), belongs_to=self.history.kept.belongs_to, say=say
+                Path(self.args.output_dir), belongs_to=self.history.checkpointing.belongs_to, say=say
             )
         (last,) = broadcast_object_list([str(last) if last else None])
         return last

@@ -41,20 +41,20 @@ class GraphedSteps:
         self.stream = torch.cuda.Stream()
         self.stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self.stream):  # kernels are chosen and loaded outside the captures
-            for held in blanks:
-                forward(held, self.divisor)[0].backward()
+            for blank in blanks:
+                forward(blank, self.divisor)[0].backward()
         torch.cuda.current_stream().wait_stream(self.stream)
         torch.cuda.synchronize()
         torch.cuda.empty_cache()  # what the warm-up leaves reserved, the captures reserve again
         pool = torch.cuda.graph_pool_handle()
-        for held in blanks:
+        for blank in blanks:
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph, pool=pool, stream=self.stream):
-                loss, right = forward(held, self.divisor)
+                loss, right = forward(blank, self.divisor)
                 loss.backward()
                 out = (loss.detach(), right.detach())
             del loss, right
-            self.graphs[held.length] = (graph, held, out)
+            self.graphs[blank.length] = (graph, blank, out)
         self.zero()
 
     def use_buffers(self) -> None:
@@ -73,9 +73,9 @@ class GraphedSteps:
         if self.parameters[0].grad is None:
             self.zero()
             self.use_buffers()
-        graph, held, (loss, right) = self.graphs[packed.length]
-        for name in held.__dataclass_fields__:
-            getattr(held, name).copy_(getattr(packed, name))
+        graph, static, (loss, right) = self.graphs[packed.length]
+        for name in static.__dataclass_fields__:
+            getattr(static, name).copy_(getattr(packed, name))
         self.divisor.copy_(torch.as_tensor(divisor))
         graph.replay()
         return loss.clone(), right.clone()

@@ -102,18 +102,18 @@ class LinearCrossEntropy(torch.autograd.Function):
         grad_weight = torch.zeros_like(weight, dtype=torch.float32) if ctx.needs_input_grad[1] else None
         head = weight.to(hidden.dtype)
         for start in range(0, len(hidden), rows):
-            chunk, wanted = hidden[start : start + rows], labels[start : start + rows]
-            kept = (wanted != IGNORED).unsqueeze(1)
-            index = wanted.clamp(min=0).unsqueeze(1)
+            chunk, targets = hidden[start : start + rows], labels[start : start + rows]
+            learned = (targets != IGNORED).unsqueeze(1)
+            index = targets.clamp(min=0).unsqueeze(1)
             logits = chunk @ head.t()
-            right += ((logits.argmax(1, keepdim=True) == index) & kept).sum()
+            right += ((logits.argmax(1, keepdim=True) == index) & learned).sum()
             logs = functional.log_softmax(logits, dim=1, dtype=torch.float32)
             del logits
-            loss -= (logs.gather(1, index) * kept).sum()
+            loss -= (logs.gather(1, index) * learned).sum()
             if grad_hidden is None and grad_weight is None:
                 continue
             grads = logs.exp_().scatter_add_(1, index, -torch.ones_like(index, dtype=torch.float32))
-            grads = grads.mul_(kept).to(hidden.dtype)
+            grads = grads.mul_(learned).to(hidden.dtype)
             if grad_hidden is not None:
                 torch.mm(grads, head, out=grad_hidden[start : start + rows])
             if grad_weight is not None:
@@ -212,9 +212,9 @@ def _agree(module: nn.Module, fused, probe: Tensor) -> bool:
     training = module.training
     module.train()
     with torch.no_grad(), torch.random.fork_rng():
-        wanted, found = module(probe).float(), fused(module, probe).float()
+        own, fast = module(probe).float(), fused(module, probe).float()
     module.train(training)
-    return torch.allclose(wanted, found, rtol=2e-2, atol=1e-2 * float(wanted.abs().mean()))
+    return torch.allclose(own, fast, rtol=2e-2, atol=1e-2 * float(own.abs().mean()))
 
 
 def _gated_silu_forward(module: nn.Module, x: Tensor) -> Tensor:
