@@ -4,47 +4,53 @@ In: a YAML file. Out: one `Params`, or a sentence that names the key, the value 
 """
 
 from workflow.params.model import (
-    CHAT_TEMPLATES,
-    OWN_TASKS,
-    PARAMS_FILE,
     SHAPES,
-    SINCE,
     Benchmark,
-    ChatColumns,
-    Columns,
     Comparison,
-    Count,
-    Dataset,
     Evaluation,
     Family,
-    File,
-    FileDataset,
-    FileModel,
     Hardware,
-    HubDataset,
-    HubModel,
-    Layers,
-    Length,
     LocalFile,
-    Model,
     Params,
-    RandomModel,
     Sample,
-    Size,
     Task,
     Training,
     Variant,
-    Vocabulary,
-    Wheel,
-    WheelDataset,
-    WheelModel,
     can_be_served,
+)
+from workflow.params.reading import (
+    PARAMS_FILE,
+    SINCE,
     check_variant,
     gpus_needed,
     load,
     schema,
 )
 from workflow.params.run import Run
+from workflow.params.sources import (
+    CHAT_TEMPLATES,
+    ChatColumns,
+    Columns,
+    Dataset,
+    File,
+    FileDataset,
+    FileModel,
+    HubDataset,
+    HubModel,
+    Model,
+    RandomModel,
+    Wheel,
+    WheelDataset,
+    WheelModel,
+)
+from workflow.params.values import (
+    OWN_TASKS,
+    Count,
+    Layers,
+    Length,
+    Size,
+    Vocabulary,
+)
 from workflow.runtime.forms import FORMS
 
 __all__ = [

@@ -2,6 +2,6 @@
 
 import json
 
-from workflow.params.model import schema
+from workflow.params import schema
 
 print(json.dumps(schema(), indent=2))

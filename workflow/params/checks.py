@@ -1,0 +1,154 @@
+"""What no single section of params can say: the checks of one section against another.
+
+Each raises a ValueError of one sentence, which pydantic takes for an error of the whole.
+"""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from typing import TYPE_CHECKING
+
+from pydantic import ValidationError
+
+from workflow.params import messages
+from workflow.params.sources import ChatColumns
+from workflow.params.values import OWN_METRICS, OWN_TASKS
+from workflow.runtime.errors import suggestion
+from workflow.runtime.forms import AS_TRAINED
+
+if TYPE_CHECKING:
+    from workflow.params.model import Params
+
+
+def check(params: Params) -> None:
+    """Raise a ValueError for the first section that does not fit another."""
+    _check_experiment(params)
+    _check_own_tasks(params)
+    _check_comparison(params)
+    _check_repairs(params)
+    _check_conversations(params)
+    _check_variants(params)
+
+
+def _check_experiment(params: Params) -> None:
+    """Raise a ValueError if the experiment names a variant or seed twice, or a variant that is not defined."""
+    defined = ", ".join(params.variants)
+    for key in ("variants", "seeds"):
+        values = getattr(params.experiment, key)
+        twice = [value for value in values if values.count(value) > 1]
+        if twice:
+            raise ValueError(f"experiment.{key} names {twice[0]} more than once")
+    for name in params.experiment.variants:
+        if name not in params.variants:
+            raise ValueError(
+                f"experiment.variants names {name}, which variants does not define; it defines {defined}"
+                f"{suggestion(name, params.variants)}"
+            )
+    if params.experiment.baseline not in params.experiment.variants:
+        raise ValueError(
+            f"experiment.baseline is {params.experiment.baseline}, "
+            f"which must be one of experiment.variants: {', '.join(params.experiment.variants)}"
+            f"{suggestion(params.experiment.baseline, params.experiment.variants)}"
+        )
+
+
+def _check_conversations(params: Params) -> None:
+    """Raise a ValueError if a task of ours puts examples before a conversation."""
+    for name in OWN_TASKS if isinstance(params.dataset.columns, ChatColumns) else ():
+        if name in params.evaluation.tasks and params.evaluation.tasks[name].few_shot:
+            raise ValueError(
+                f"evaluation.tasks.{name}.few_shot is {params.evaluation.tasks[name].few_shot}, "
+                "which must be 0 where dataset.columns names messages: a conversation has its own turns before it"
+            )
+
+
+def _check_variants(params: Params) -> None:
+    """Raise a ValueError if a variant's own training params do not fit the shared ones."""
+    for name in params.variants:
+        try:
+            params.training_of(name)
+        except ValidationError as error:
+            raise ValueError(
+                messages.describe(error, type(params.training), prefix=f"variants.{name}.training")
+            ) from None
+        _check_sharding(params, name)
+
+
+def _check_sharding(params: Params, name: str) -> None:
+    """Raise a ValueError if a variant's training cannot be spread over so many processes."""
+    processes, training = params.variants[name].processes, params.training_of(name)
+    together = training.micro_batch_rows * processes
+    if processes > 1 and training.batch_rows % together:
+        raise ValueError(
+            f"variants.{name}.processes is {processes}: batch_rows ({training.batch_rows}) must be a multiple of "
+            f"micro_batch_rows x processes ({together})"
+        )
+    if processes > 1 and training.optimizer.startswith("paged_"):
+        raise ValueError(
+            f"variants.{name}.processes is {processes} and its optimizer {training.optimizer}, "
+            "which cannot update a part of a weight; use adamw_torch or adamw_torch_fused"
+        )
+
+
+def _check_own_tasks(params: Params) -> None:
+    """Raise a ValueError if a task is to score, or to show, more test rows than the test split is asked for."""
+    rows = params.sample.test_rows
+    for name in OWN_TASKS:
+        task = params.evaluation.tasks.get(name)
+        if task and (task.items or 0) > rows:
+            raise ValueError(
+                f"evaluation.tasks.{name}.items is {task.items}, and sample.test_rows only {rows}; null is for all"
+            )
+        if task and (task.few_shot or 0) >= rows:
+            raise ValueError(
+                f"evaluation.tasks.{name}.few_shot is {task.few_shot}, which must be below sample.test_rows ({rows})"
+            )
+
+
+def _check_comparison(params: Params) -> None:
+    """Raise a ValueError if the comparison names a task or metric that is not evaluated."""
+    comparison = params.comparison
+    named = [("primary", comparison.primary), *(("margins", m) for m in comparison.margins)]
+    for key, metric in [*named, *(("family.metrics", metric) for metric in comparison.family.metrics)]:
+        task, _, name = metric.partition("/")
+        if task not in params.evaluation.tasks:
+            raise ValueError(_missing_task(params, key, metric, task))
+        if name not in OWN_METRICS.get(task, [name]):
+            raise ValueError(
+                f"comparison.{key} names {metric}, and {task} has only {', '.join(OWN_METRICS[task])}"
+                f"{suggestion(name, OWN_METRICS[task])}"
+            )
+
+
+def _check_repairs(params: Params) -> None:
+    """Raise a ValueError if a repair names a variant or form that is not evaluated."""
+    for name, repair in params.comparison.repairs.items():
+        for key in ("faulty", "repaired"):
+            served = getattr(repair, key)
+            variant, _, form = served.partition("/")
+            forms = params.forms_of(variant) if variant in params.variants else []
+            if variant not in params.experiment.variants or (form or AS_TRAINED) not in forms:
+                raise ValueError(
+                    f"comparison.repairs.{name}.{key} is {served}, which is not evaluated: "
+                    "experiment.variants and evaluation.forms decide what is"
+                    f"{suggestion(served, _served(params))}"
+                )
+
+
+def _missing_task(params: Params, key: str, metric: str, task: str) -> str:
+    """The sentence of a metric whose task is not evaluated: the misspelled one of the two names comes first."""
+    tasks, used = params.evaluation.tasks, {params.comparison.primary, *params.comparison.margins}
+    used = {name.partition("/")[0] for name in [*used, *params.comparison.family.metrics]}
+    strange = [name for name in tasks if name not in OWN_TASKS and name not in used]
+    # Of two like names, the one that nothing else has is the slip: of our own tasks this is known for sure.
+    if close := get_close_matches(task, strange, n=1, cutoff=0.8):
+        ours = f"there is {task}" if task in OWN_TASKS else f"comparison.{key} names {metric}"
+        return f"evaluation.tasks names {close[0]}, and {ours}; one of the two is misspelled"
+    known = ", ".join(tasks)
+    return f"comparison.{key} names {metric}, and evaluation.tasks has only {known}{suggestion(task, tasks)}"
+
+
+def _served(params: Params) -> list[str]:
+    """Every variant, and every variant/form, that is evaluated."""
+    names = [name for name in params.experiment.variants if name in params.variants]
+    return [*names, *(f"{name}/{form}" for name in names for form in params.forms_of(name))]

@@ -1,0 +1,77 @@
+"""Reading a params file, and the few questions that are asked of params.yaml as a whole.
+
+`load` is what every stage calls before any work: it raises a UserError of one sentence that names the key,
+its value and what is allowed.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from workflow.params import messages
+from workflow.params.model import Params
+from workflow.runtime import inputs
+from workflow.runtime.errors import UserError
+from workflow.runtime.files import read_yaml
+
+PARAMS_FILE = Path("params.yaml")
+# Keys that params have not always had, with the value that says what was done before.
+SINCE = {"model": {"chat_date": "2024-07-26", "end_token": None}}
+
+
+def load(path: Path = PARAMS_FILE, *, published: bool = False) -> Params:
+    """Read and check a params file; within a stage, params.yaml as it was when the stage started.
+
+    Args:
+        published: whether it is that of a study, which may be older than a key; it then has the value of `SINCE`.
+
+    Raises:
+        UserError: the file is missing, is not YAML, or does not fit the model.
+    """
+    if not path.exists():
+        raise UserError(f"{path} is missing: copy one from workflow/params/presets/.")
+    content = read_yaml(inputs.params_file(path))
+    if not isinstance(content, dict):
+        raise UserError(f"{path} must hold a mapping of sections, and holds {_kind(content)}.")
+    for section, values in SINCE.items() if published else ():
+        if isinstance(content.get(section), dict):
+            content[section] = values | content[section]
+    try:
+        return Params.model_validate(content)
+    except ValidationError as error:
+        raise UserError(f"{path}: {messages.describe(error, Params)}.") from None
+    except RecursionError:
+        raise UserError(f"{path}: a value holds itself, by an alias.") from None
+
+
+def _kind(content: Any) -> str:
+    match content:
+        case None:
+            return "nothing"
+        case list():
+            return "a list"
+    return messages.shortened(content)
+
+
+def schema() -> dict:
+    """The JSON schema of a params file (what no schema can say, `load` checks)."""
+    document = Params.model_json_schema()
+    document["$schema"] = "https://json-schema.org/draft/2020-12/schema"
+    return document
+
+
+def check_variant(params: Params, name: str) -> None:
+    """Raise a UserError that lists the experiment's variants unless `name` is one of them."""
+    if name not in params.experiment.variants:
+        raise UserError(
+            f"{name} is not a variant of this experiment; experiment.variants has "
+            f"{', '.join(params.experiment.variants)}."
+        )
+
+
+def gpus_needed(variant: str, **_: object) -> int:
+    """Return on how many GPUs a stage computes with a variant of params.yaml: none where params say `cpu`."""
+    params = load()
+    check_variant(params, variant)
+    return 0 if params.hardware.device == "cpu" else 1
