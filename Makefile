@@ -77,7 +77,7 @@ format: .venv/.installed-dev ## format the code
 	.venv/bin/ruff format .
 	.venv/bin/snakefmt Snakefile
 
-schema: .venv/.installed ## write the JSON schema of params.yaml from the model in workflow/params
+schema: .venv/.installed ## write the JSON schema of params.yaml, for editors
 	.venv/bin/python -m workflow.params > workflow/params/schemas/params.schema.json
 
 lock: .venv/.installed-dev ## renew the lock files from pyproject.toml

@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
-from snakemake.utils import min_version, validate
+from snakemake.utils import min_version
 
 sys.path.insert(0, str(workflow.basedir))
 from workflow.engine import engine_locks, prune, snakemake_options, snakemake_rules
@@ -56,7 +56,6 @@ configfile: "params.yaml"
 
 # Snakemake's reader of YAML takes 1e-3 for text; ours and DVC's take it for a number.
 config.update(PARAMS.model_dump(mode="json"))
-validate(config, "workflow/params/schemas/params.schema.json")
 
 
 onstart:

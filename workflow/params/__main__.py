@@ -1,4 +1,4 @@
-"""`python -m workflow.params`: print the JSON schema of params.yaml."""
+"""`python -m workflow.params`: print the JSON schema of params.yaml, by which an editor completes and checks it."""
 
 import json
 
