@@ -43,7 +43,7 @@ REAL_FILES = (
     "workflow/report/captions/page.rst",
     "workflow/report/captions/tables.rst",
 )
-REAL_ROOMS = ("params", "methods", "runtime")
+REAL_ROOMS = ("methods", "params", "precisions", "runtime")
 CONTROL = "STUB_CONTROL"
 ENGINES = ("dvc", "snakemake")
 VARIANT, OTHER = "lora_16bit", "qlora_nf4_dq"

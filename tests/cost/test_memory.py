@@ -13,7 +13,7 @@ from transformers import AutoConfig, LlamaConfig
 from workflow import params
 from workflow.cost import hardware, memory, plan
 from workflow.methods.lora import LORA, adapter_parameters
-from workflow.precisions import load
+from workflow.models import load
 from workflow.runtime.paths import HARDWARE
 from workflow.training.speed import fused
 

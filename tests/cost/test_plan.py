@@ -13,7 +13,7 @@ from transformers import AutoConfig
 from workflow import params
 from workflow.cost import architecture, memory, plan
 from workflow.methods.lora import LORA
-from workflow.precisions import load
+from workflow.models import load
 from workflow.training.speed import fused
 
 LLAMA = json.loads((params.SHAPES / "llama2_7b.json").read_text())

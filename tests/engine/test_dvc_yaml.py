@@ -36,6 +36,15 @@ def decides(path: Path) -> bool:
 
 def imported(module: Path) -> set[Path]:
     """The project's modules that this one imports, directly and through others, plumbing left out."""
+    found, pending = set(), [module]
+    while pending:
+        new = directly_imported(pending.pop()) - found
+        found |= new
+        pending += new
+    return found
+
+
+def directly_imported(module: Path) -> set[Path]:
     found = set()
     for node in ast.walk(ast.parse(module.read_text())):
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "workflow":
@@ -47,7 +56,7 @@ def imported(module: Path) -> set[Path]:
         for part in parts:
             place = ROOT / part.replace(".", "/")
             found.update(path for path in (place.with_suffix(".py"), place / "__init__.py") if decides(path))
-    return found.union(*(imported(path) for path in found))
+    return found
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -230,7 +230,7 @@ def chat_text(row: Instruction) -> str:
 def test_a_conversation_is_scored_on_the_prompt_and_the_response_that_are_learned(
     chats, monkeypatch, tmp_path
 ):
-    from workflow.precisions.load import load_base
+    from workflow.models.load import load_base
     from workflow.training import train as training
 
     folder, rows = chats

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from workflow import params
 from workflow.evaluation import forms
-from workflow.precisions import load
+from workflow.models import load
 from workflow.runtime.errors import CheckError, UserError
 
 LAYER = "model.layers.0.mlp.down_proj"  # [hidden_size, intermediate_size]

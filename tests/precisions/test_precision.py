@@ -2,6 +2,7 @@
 
 import copy
 import shutil
+from dataclasses import replace
 
 import bitsandbytes as bnb
 import pytest
@@ -9,9 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import BitsAndBytesConfig
 
-from workflow import params
-from workflow.cost import memory
-from workflow.precisions import load as precision
+from workflow import params, precisions
+from workflow.models import load as precision
 from workflow.runtime.errors import CheckError, UserError
 
 CPU = params.Hardware(device="cpu", compute_dtype="auto", data_workers=0)
@@ -137,7 +137,7 @@ def test_a_precision_that_is_not_there_is_refused(tiny_model, loaded, change, as
 
 def test_load_in_4bit_alone_is_not_nf4(tiny_model, monkeypatch):
     bare = BitsAndBytesConfig(load_in_4bit=True)
-    monkeypatch.setattr(precision, "quantization", lambda *asked, **more: bare)
+    monkeypatch.setitem(precisions.TABLE, "nf4", replace(precisions.get("nf4"), config=lambda loading: bare))
     with pytest.raises(CheckError, match="nf4 was asked for, and quantization of .* is fp4 instead of nf4"):
         load(tiny_model, "nf4")
 
@@ -168,10 +168,6 @@ def test_a_checkpoint_that_lacks_a_weight_is_refused(tiny_model, tmp_path, of, c
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(UserError, match=sentence):
         load(tmp_path, of)
-
-
-def test_memory_is_predicted_with_the_blocks_that_are_checked():
-    assert (precision.BLOCK_4BIT, precision.BLOCK_CONSTANTS) == (memory.BLOCK_4BIT, memory.BLOCK_CONSTANTS)
 
 
 def test_a_full_fine_tuning_has_float32_master_weights(tiny_model):

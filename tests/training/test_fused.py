@@ -18,7 +18,7 @@ from transformers.models.seed_oss.configuration_seed_oss import SeedOssConfig
 from transformers.models.seed_oss.modeling_seed_oss import SeedOssMLP
 
 from workflow.methods.lora import LORA
-from workflow.precisions import load
+from workflow.models import load
 from workflow.training.speed import fused
 from workflow.training.speed.fused import IGNORED, AdaptedLinear, GatedSilu, LinearCrossEntropy
 

@@ -21,7 +21,7 @@ from workflow.cost import benchmark, memory
 from workflow.cost.gauge import Gauge, Stopwatch
 from workflow.data import chat
 from workflow.methods.lora import adapter_parameters
-from workflow.precisions import load
+from workflow.models import load
 from workflow.runtime.errors import CheckError, UserError
 from workflow.training import train
 from workflow.training.checks import check_trainable, is_deterministic

@@ -31,7 +31,7 @@ from workflow.data.rows import Instruction, as_rows, from_rows, plain
 from workflow.data.sample import check_special_tokens
 from workflow.data.split import draw as draw_rows
 from workflow.data.split import split as split_rows
-from workflow.precisions.load import load_base
+from workflow.models.load import load_base
 from workflow.runtime.errors import UserError
 from workflow.runtime.files import read_jsonl, write_jsonl
 from workflow.training import train

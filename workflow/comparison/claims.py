@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from workflow import params
+from workflow import params, precisions
 from workflow.comparison.inference import Verdict
 from workflow.comparison.model import ALL, CLAIMED_FORMS, HELD_OUT, Arm, Claim, Contrast, Cost
 
@@ -30,7 +30,7 @@ def check_claims(
     claims = []
     baseline = settings.experiment.baseline
     for variant in settings.experiment.variants:
-        if variant == baseline or settings.variants[variant].precision == "16bit":
+        if variant == baseline or not precisions.get(settings.variants[variant].precision).is_quantized:
             continue
         arms = [Arm(variant, form) for form in CLAIMED_FORMS if form in settings.forms_of(variant)]
         better, no_loss = ("better",), ("equivalent", "better")

@@ -14,8 +14,8 @@ from workflow.cost.gauge import Gauge, Stopwatch, resident_gib, uncounted
 from workflow.cost.memory import GIB, Shape
 from workflow.data.model_files import load_tokenizer
 from workflow.data.rows import Instruction
+from workflow.models.load import LoadedPrecision, load_base
 from workflow.params import Run
-from workflow.precisions.load import Precision, load_base
 from workflow.training.checks import check_possible
 from workflow.training.train import build_trainer
 
@@ -35,7 +35,7 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Measured:
-    precision: Precision
+    precision: LoadedPrecision
     micro_batch_rows: int
     warmup_steps: int
     steps: int
@@ -122,7 +122,7 @@ def benchmark(
 
 
 def _memory(
-    stopwatch: Stopwatch, precision: Precision, *, load_seconds: float, loaded: float, before: float
+    stopwatch: Stopwatch, precision: LoadedPrecision, *, load_seconds: float, loaded: float, before: float
 ) -> list[Measurement]:
     """The seconds of the loading and the memory in GiB: before it, after it, and at the training's peak."""
     where = (
@@ -205,7 +205,7 @@ def utilization(
     ]  # fmt: skip
 
 
-def _definition(precision: Precision, when: str) -> str:
+def _definition(precision: LoadedPrecision, when: str) -> str:
     what = (
         "allocated by PyTorch on the GPU"
         if precision.device == "cuda"

@@ -28,7 +28,7 @@ if TYPE_CHECKING:  # a worker imports them when it has a job
 
     from workflow.cost.gauge import Gauge, Stopwatch
     from workflow.cost.plain_loop import PlainLoop
-    from workflow.precisions.load import Precision
+    from workflow.models.load import LoadedPrecision
     from workflow.training.speed.choice import SpeedUps
     from workflow.training.trainer import RunTrainer
 
@@ -233,7 +233,7 @@ def _no_room(message: str) -> dict:
 
 def _measure(job: Job) -> dict:
     from workflow.cost import gauge as gauges
-    from workflow.precisions import load
+    from workflow.models import load
     from workflow.training.checks import check_possible
 
     run = _run(job)
@@ -305,11 +305,11 @@ def _run(job: Job) -> params.Run:
     return params.Run(job.variant, variant, job.seed, training, hardware).alone()
 
 
-def _base(job: Job, run: params.Run) -> tuple[PreTrainedConfig, PreTrainedModel, Precision]:
+def _base(job: Job, run: params.Run) -> tuple[PreTrainedConfig, PreTrainedModel, LoadedPrecision]:
     """The model's configuration, the model in the variant's precision, and the proof of this."""
     from transformers import AutoConfig
 
-    from workflow.precisions import load
+    from workflow.models import load
 
     if job.model_folder is None:
         config = load.shape(job.shape)
@@ -324,7 +324,7 @@ def _trainer(
     run: params.Run,
     model: PreTrainedModel,
     config: PreTrainedConfig,
-    precision: Precision,
+    precision: LoadedPrecision,
     *,
     scratch: Path,
 ) -> RunTrainer | PlainLoop:

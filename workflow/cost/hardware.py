@@ -158,7 +158,7 @@ def _key(name: str, point: dict) -> tuple:
 def _device_name() -> str:
     import torch
 
-    from workflow.precisions.load import device_name
+    from workflow.models.load import device_name
 
     return device_name(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
 

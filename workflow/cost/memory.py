@@ -11,20 +11,18 @@ from dataclasses import asdict, dataclass, fields
 from math import ceil
 from typing import TYPE_CHECKING
 
-from workflow import methods, params
+from workflow import methods, params, precisions
 from workflow.methods.lora import adapted
+from workflow.training.speed.chunks import LOGITS_AT_ONCE
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig  # it takes seconds to import
 
 GIB = 2**30
-BLOCK_4BIT = 64  # weights that share a constant (Dettmers et al. 2023, section 3; bitsandbytes' default)
-BLOCK_CONSTANTS = 256  # constants that share a constant of their own, with double quantization
 ALLOCATION = 512  # PyTorch's CUDA allocator rounds every tensor up to this many bytes
 # Of cuBLAS and of cuBLASLt, each for the default stream and for the one that graphs are captured on, on Hopper
 # (PyTorch, CUDABlas.cpp); less on older GPUs.
 WORKSPACE = 32 * 2**20
-LOGITS_AT_ONCE = 2**24  # elements; workflow/training/speed/fused.py
 ADAM_STATES = {"adamw_torch": 8, "adamw_torch_fused": 8, "paged_adamw_32bit": 0, "paged_adamw_8bit": 0}
 
 
@@ -119,32 +117,19 @@ def rounded(size: float) -> int:
 def weights(shape: Shape, variant: params.Variant) -> tuple[int, int]:
     """Bytes of the base's weights, and of its quantization constants.
 
-    16 bits: two bytes each. int8: one, and a float32 for each row of a matrix (Dettmers et al. 2022). 4 bits:
-    half a byte, and a float32 for 64 weights; with double quantization a byte for 64, a float32 for 64 x 256,
-    and tables. Embeddings, head and norms stay in 16 bits. A full fine-tuning holds float32.
+    Linear layers have the tensors that the precision says. Embeddings, head and norms stay in 16 bits. A full
+    fine-tuning holds float32.
     """
     others = shape.embedding_parameters + shape.norm_parameters
     if methods.get(variant.method).master_weights:
         return 4 * (shape.linear_parameters + others), 0
-    held = constants = 0
+    tensor_bytes = precisions.get(variant.precision).tensor_bytes
+    linears = constants = 0
     for inputs, outputs in shape.linears.values():
-        count = inputs * outputs
-        match variant.precision:
-            case "16bit":
-                held += rounded(2 * count)
-            case "int8":
-                held += rounded(count)
-                constants += rounded(4 * outputs)
-            case _:
-                held += rounded(count / 2)
-                blocks = ceil(count / BLOCK_4BIT)
-                tables = rounded(16 * 4)
-                if variant.double_quantization:
-                    tables += rounded(256 * 4) + rounded(4)
-                    constants += rounded(blocks) + rounded(4 * ceil(blocks / BLOCK_CONSTANTS)) + tables
-                else:
-                    constants += rounded(4 * blocks) + tables
-    return shape.layers * held + 2 * others, shape.layers * constants
+        layer, layer_constants = tensor_bytes(inputs, outputs, variant.double_quantization)
+        linears += sum(map(rounded, layer))
+        constants += sum(map(rounded, layer_constants))
+    return shape.layers * linears + 2 * others, shape.layers * constants
 
 
 def kept_of_a_layer(shape: Shape, training: params.Training, tokens: int) -> int:
@@ -201,9 +186,10 @@ def predict(
     rows = max(1, min(tokens, LOGITS_AT_ONCE // shape.vocabulary))
     chunk = rows * shape.vocabulary
     at_loss = 2 * stream + chunk * (4 + 2)
-    weight = 0 if variant.precision == "16bit" else 2 * shape.hidden * shape.intermediate
+    is_quantized = precisions.get(variant.precision).is_quantized
+    dequantized = 2 * shape.hidden * shape.intermediate if is_quantized else 0
     wide = 2 * tokens * shape.intermediate
-    in_backward = again + max(weight + wide, 2 * wide)
+    in_backward = again + max(dequantized + wide, 2 * wide)
     if at_loss > in_backward:
         loss, transient = chunk * (4 + 2), 2 * stream
     else:

@@ -10,8 +10,8 @@ import torch
 from transformers import set_seed
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
+from workflow.models.load import LoadedPrecision
 from workflow.params import Run
-from workflow.precisions.load import Precision
 from workflow.training.order import LikeLengthSampler
 from workflow.training.speed.choice import SpeedUps
 
@@ -29,7 +29,7 @@ class PlainLoop:
         run: Run,
         *,
         train_rows: list[dict],
-        precision: Precision,
+        precision: LoadedPrecision,
         **_,
     ):
         training = run.training

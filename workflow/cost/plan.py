@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from workflow import methods, params
+from workflow import methods, params, precisions
 from workflow.cost import architecture
 from workflow.cost.memory import (
     Memory,
@@ -54,8 +54,7 @@ def step_seconds(shape: Shape, variant: params.Variant, training: params.Trainin
     passes = methods.get(variant.method).passes + training.gradient_checkpointing
     work = 2 * tokens * passes * (shape.linear_parameters + adapter_parameters(shape, training))
     work += 2 * tokens * 2 * shape.vocabulary * shape.hidden
-    four_bits = variant.precision in ("nf4", "fp4")
-    moved = passes * shape.linear_parameters * 2.5 if four_bits else 0
+    moved = passes * shape.linear_parameters * precisions.get(variant.precision).dequantization_bytes
     return SECONDS_PER_PASS + work / MATRIX_RATE + moved / MEMORY_RATE
 
 
@@ -192,10 +191,11 @@ def caveats(config: "PreTrainedConfig", asked: params.Params, *, length: int) ->
             f"Rows of {length} tokens are longer than the model's attention window ({window}), so they are not packed, "
             "which is not counted: memory and time are lower bounds."
         )
-    if any(variant.precision == "int8" for variant in asked.variants.values()):
-        found.append(
-            "int8 keeps PEFT's own layers, which are not modeled: its memory and time are lower bounds."
-        )
+    for name in dict.fromkeys(variant.precision for variant in asked.variants.values()):
+        if not precisions.get(name).can_be_fused:
+            found.append(
+                f"{name} keeps PEFT's own layers, which are not modeled: its memory and time are lower bounds."
+            )
     if any(variant.processes > 1 for variant in asked.variants.values()):
         found.append(
             "Each is on one GPU: what several processes that share a training (docs/sharding.md) need is not predicted."

@@ -12,12 +12,12 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig, TrainerCallback
 
-from workflow import methods, params
+from workflow import methods, params, precisions
 from workflow.cost import architecture
 from workflow.data.model_files import read_config, reason
 from workflow.fetch.convert import byte_tokenizer
 from workflow.methods import Method
-from workflow.precisions.load import load_base
+from workflow.models.load import load_base
 from workflow.runtime.errors import CheckError, UserError
 from workflow.training.checks import check_model_fits, check_trainable
 from workflow.training.train import build_trainer
@@ -69,7 +69,7 @@ def try_variant(folder: Path, variant: params.Variant, training: params.Training
         rest: what of the model can be neither quantized nor adapted; empty for nothing.
     """
     if rest and (
-        variant.precision != "16bit"
+        precisions.get(variant.precision).is_quantized
         or (methods.get(variant.method).leaves_adapter and training.target_modules == "all-linear")
     ):
         return rest

@@ -4,19 +4,15 @@ from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from workflow import methods, params
+from workflow import methods, params, precisions
 from workflow.data import compatibility, lineage
 from workflow.data.lineage import Lineage
+from workflow.precisions.base import Precision
 from workflow.runtime import markdown
 from workflow.runtime.files import write_text
 from workflow.runtime.paths import MODEL
 
-FOUR_BIT = ("nf4", "fp4")
 LOADED = "from_pretrained"
-EXACT = (
-    "# On some CPUs bitsandbytes multiplies in bfloat16, whatever type is asked for; what was scored did not.\n"
-    "bnb.nn.Linear4bit.support_avx512bf16_for_cpu = property(lambda layer: False, lambda layer, value: None)\n"
-)
 FORMS = {
     "base": "The base model, without a run, in the precision of the variant.",
     "as_trained": "The run as it was trained.",
@@ -51,7 +47,7 @@ def metadata(
     if origin.base_model:
         facts["base_model_relation"] = "adapter" if adapter else "finetune"
     tags = [method.tag]
-    if method.tag_on_4_bits and variant.precision in FOUR_BIT:
+    if method.tag_on_4_bits and precisions.get(variant.precision).is_4_bit:
         tags.append(method.tag_on_4_bits)
     return ModelCardData(
         **facts,
@@ -71,15 +67,16 @@ def loading_adapter(
     base, revision = MODEL.as_posix(), ""
     if origin.base_model and origin.revision:
         base, revision = origin.base_model, f'revision="{origin.revision}", '
+    precision = precisions.get(variant.precision)
     classes, quantization, option = "", "", ""
-    if arguments := _quantization(variant, compute):
+    if arguments := precision.config_code(variant.double_quantization, compute):
         classes, option = ", BitsAndBytesConfig", "quantization_config=quantization, "
         quantization = f"quantization = BitsAndBytesConfig({arguments})\n"
-    exact = device == "cpu" and variant.precision in FOUR_BIT
+    exact = precision.cpu_code if device == "cpu" else ""
     return (
         f"{'import bitsandbytes as bnb' + chr(10) if exact else ''}import torch\nfrom peft import PeftModel\n"
         f"from transformers import AutoModelForCausalLM, AutoTokenizer{classes}\n\n"
-        f'{EXACT if exact else ""}adapter = "{folder.as_posix()}"  # or where you put it\n'
+        f'{exact}adapter = "{folder.as_posix()}"  # or where you put it\n'
         f"{quantization}"
         f'base = AutoModelForCausalLM.{LOADED}(\n    "{base}", {revision}dtype=torch.{compute}, {option}'
         f'device_map={{"": "{device}"}}\n)\n'
@@ -88,26 +85,17 @@ def loading_adapter(
     )
 
 
-def _quantization(variant: params.Variant, compute: str) -> str:
-    """The arguments of bitsandbytes' configuration that loads the base; empty if it stays in 16 bits."""
-    if variant.precision == "16bit":
-        return ""
-    if variant.precision == "int8":
-        return "load_in_8bit=True"
-    return (
-        f'\n    load_in_4bit=True,\n    bnb_4bit_quant_type="{variant.precision}",\n'
-        f"    bnb_4bit_use_double_quant={variant.double_quantization},\n"
-        f"    bnb_4bit_compute_dtype=torch.{compute},\n"
-    )
+def loading_model(*, compute: str, device: str, folder: Path, precision: Precision | None = None) -> str:
+    """Python that loads a whole model and its tokenizer from one folder.
 
-
-def loading_model(*, compute: str, device: str, folder: Path, in_4_bits: bool = False) -> str:
-    """Python that loads a whole model and its tokenizer from one folder."""
-    exact = device == "cpu" and in_4_bits
+    Args:
+        precision: of the model's files, where they are quantized.
+    """
+    exact = precision.cpu_code if precision is not None and device == "cpu" else ""
     return (
         f"{'import bitsandbytes as bnb' + chr(10) if exact else ''}import torch\n"
         "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-        f'{EXACT if exact else ""}folder = "{folder.as_posix()}"  # or where you put it\n'
+        f'{exact}folder = "{folder.as_posix()}"  # or where you put it\n'
         f'model = AutoModelForCausalLM.{LOADED}(\n    folder, dtype=torch.{compute}, device_map={{"": "{device}"}}\n).eval()\n'
         f"tokenizer = AutoTokenizer.{LOADED}(folder)"
     )
@@ -159,7 +147,7 @@ def weights_card(variant: params.Variant, origin: Lineage, *, code: str, run: st
         run: its variant and seed, joined by a slash, as in the paths of its results.
     """
     kind = methods.get(variant.method).product
-    precision = "16 bits" if variant.precision == "16bit" else variant.precision
+    precision = precisions.get(variant.precision).in_words
     base = f"what `dvc repro fetch_model` stores in `{MODEL}`"
     if origin.base_model and origin.revision:
         base = f"{origin.base_model} at {origin.revision}"

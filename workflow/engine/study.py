@@ -197,7 +197,7 @@ def _machine() -> dict:
     import pynvml
     import torch
 
-    from workflow.precisions.load import device_name
+    from workflow.models.load import device_name
 
     machine = {
         "python": platform.python_version(),

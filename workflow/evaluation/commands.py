@@ -2,7 +2,7 @@
 
 import shlex
 
-from workflow import methods, params
+from workflow import methods, params, precisions
 from workflow.evaluation import harness
 from workflow.evaluation.forms import Served
 from workflow.evaluation.language_model import SOFTMAX
@@ -21,7 +21,8 @@ def commands(
         name, seed: of the run; no seed for the untouched base.
     """
     adapter, save = None, None
-    if served.form == BASE and variant.precision == "16bit":
+    is_quantized = precisions.get(variant.precision).is_quantized
+    if served.form == BASE and not is_quantized:
         model = MODEL
     elif served.form == AS_TRAINED and not methods.get(variant.method).leaves_adapter:
         model = weights_folder(name, seed)
@@ -31,7 +32,7 @@ def commands(
             adapter = weights_folder(name, seed)
             saved_form, saved_seed = BASE, None
         model = MODEL
-        if saved_form != BASE or variant.precision != "16bit":
+        if saved_form != BASE or is_quantized:
             model = served_folder(name, saved_seed, saved_form)
             run = [] if saved_seed is None else ["--seed", saved_seed]
             save = ["python", "-m", "workflow.save_served", "--variant", name, *run,

@@ -12,7 +12,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from workflow import methods, params
+from workflow import methods, params, precisions
 from workflow.runtime import faults, outputs, variables
 from workflow.runtime.errors import UserError
 from workflow.runtime.files import whole_folder, write_text
@@ -105,7 +105,7 @@ def save_adapter(settings: params.Params, variant: str, weights: Path, to: Path)
 
 def _compute_and_device(settings: params.Params, variant: str) -> tuple[str, str]:
     """Return the type in which a variant computes on this machine, and the device."""
-    from workflow.precisions.load import choose_compute, choose_device
+    from workflow.models.load import choose_compute, choose_device
 
     device = choose_device(settings.hardware)
     compute = choose_compute(settings.hardware, settings.variants[variant], device)
@@ -118,14 +118,16 @@ def save_model(settings: params.Params, variant: str, seed: int | None, form: st
 
     from workflow.data import cards, compatibility, lineage
     from workflow.evaluation.forms import serve
-    from workflow.precisions.load import weights_bytes
+    from workflow.models.load import weights_bytes
 
     if not (MODEL / "config.json").is_file():
         raise UserError(f"{MODEL} is missing; `dvc repro fetch_model` makes it.")
     weights = None if seed is None else weights_folder(variant, seed)
     outputs.check_outputs(*filter(None, (MODEL, weights)))
     stored = sum(file.stat().st_size for file in MODEL.glob("*.safetensors"))
-    quantized = form in (BASE, REQUANTIZED) and settings.variants[variant].precision != "16bit"
+    quantized = (
+        form in (BASE, REQUANTIZED) and precisions.get(settings.variants[variant].precision).is_quantized
+    )
     check_space(to, stored // 4 if quantized else stored)
     model, served = serve(
         form,
@@ -144,7 +146,7 @@ def save_model(settings: params.Params, variant: str, seed: int | None, form: st
             compute=precision.compute,
             device=precision.device,
             folder=folder,
-            in_4_bits=precision.quantized_modules > 0 and precision.base in cards.FOUR_BIT,
+            precision=precisions.get(precision.base) if precision.quantized_modules else None,
         )
         for folder in (to, Path(to.name))
     )

@@ -20,17 +20,18 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from transformers import AutoConfig
 
-from workflow import methods, params
+from workflow import methods, params, precisions
 from workflow.data import lineage
 from workflow.data.model_files import reason
 from workflow.methods import Method
-from workflow.precisions.load import Precision, describe, load_base
+from workflow.models.load import LoadedPrecision, describe, load_base
 from workflow.runtime.errors import CheckError, UserError
 from workflow.runtime.files import read_json
 from workflow.runtime.forms import AS_TRAINED, BASE, MERGED_16BIT, MERGED_DEQUANTIZED, REQUANTIZED
 
 WEIGHTS, PICKLE = "adapter_model.safetensors", "adapter_model.bin"  # PEFT's names
-SIXTEEN_BIT = {"precision": "16bit", "double_quantization": False}
+SIXTEEN_BIT = {"precision": precisions.SIXTEEN_BIT, "double_quantization": False}
+MERGED = (MERGED_16BIT, MERGED_DEQUANTIZED)  # the forms that are ordinary 16-bit models
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Served:
     """A form as it was found when it was loaded."""
 
     form: str
-    precision: Precision
+    precision: LoadedPrecision
     adapters: int  # modules with an adapter on them
     adapter_dtype: str | None
 
@@ -86,7 +87,7 @@ def serve(
         }[form]
         check_adapter(weights_folder, model_folder, method, training)
         model, compute = make(model_folder, weights_folder, variant=held, hardware=hardware)
-        if form in (MERGED_16BIT, MERGED_DEQUANTIZED):
+        if form in MERGED:
             held = held.model_copy(update=SIXTEEN_BIT)
         precision = describe(model, held, compute=compute)
         expected = method.saved_adapters(load_file(weights_folder / WEIGHTS)) if form == AS_TRAINED else 0
@@ -119,7 +120,7 @@ def merged_dequantized(
     base, precision = load_base(model_folder, variant, hardware=hardware)
     compute = getattr(torch, precision.compute)
     # In the type in which a forward pass dequantizes: what the adapter was trained on, and no larger than 16 bits.
-    model = merged(base.dequantize(compute), weights_folder)
+    model = merged(precisions.get(variant.precision).dequantize(base, compute), weights_folder)
     return round_to_16_bits(model, model_folder), compute
 
 
@@ -128,7 +129,8 @@ def requantized(
 ) -> tuple[torch.nn.Module, torch.dtype]:
     """The adapter folded into the dequantized weights, which are quantized again as the base was."""
     base, precision = load_base(model_folder, variant, hardware=hardware)
-    return merged(base, weights_folder), getattr(torch, precision.compute)
+    model = precisions.get(variant.precision).requantize(merged(base, weights_folder))
+    return model, getattr(torch, precision.compute)
 
 
 def attached(base: torch.nn.Module, weights_folder: Path) -> tuple[PeftModel, torch.Tensor]:
@@ -287,11 +289,10 @@ def check(served: Served, variant: params.Variant, *, adapters: int) -> Served:
         raise CheckError(
             f"{served.form} has adapters in {served.adapter_dtype}, and they were trained in float32"
         )
-    whole = served.precision.linear_modules
-    quantized = variant.precision != "16bit" and served.form not in (MERGED_16BIT, MERGED_DEQUANTIZED)
-    if served.precision.quantized_modules != (whole if quantized else 0):
+    is_quantized = precisions.get(variant.precision).is_quantized and served.form not in MERGED
+    expected = served.precision.linear_modules if is_quantized else 0
+    if served.precision.quantized_modules != expected:
         raise CheckError(
-            f"{served.form} must have {whole if quantized else 0} quantized modules, "
-            f"and has {served.precision.quantized_modules}"
+            f"{served.form} must have {expected} quantized modules, and has {served.precision.quantized_modules}"
         )
     return served

@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from workflow.evaluation.forms import Served
-from workflow.precisions.load import Precision
+from workflow.models.load import LoadedPrecision
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ class FormResult:
     """
 
     form: str
-    precision: Precision
+    precision: LoadedPrecision
     adapters: int
     adapter_dtype: str | None
     metrics: list[Metric]

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, StringConstraints, model_validator
 
-from workflow import methods
+from workflow import methods, precisions
 from workflow.params import checks
 from workflow.params.run import Run
 from workflow.params.sources import Dataset, Model
@@ -24,6 +24,7 @@ from workflow.params.values import (
     MethodName,
     MetricName,
     Name,
+    PrecisionName,
     Seed,
     Served,
     Sha256,
@@ -33,7 +34,7 @@ from workflow.params.values import (
     Vocabulary,
 )
 from workflow.runtime.errors import suggestion
-from workflow.runtime.forms import AS_TRAINED, MERGED_16BIT, Form
+from workflow.runtime.forms import AS_TRAINED, MERGED_16BIT, REQUANTIZED, Form
 
 SHAPES = Path(__file__).parents[1] / "cost" / "shapes"
 
@@ -135,7 +136,7 @@ class Variant(Strict):
     """A training method and the precision of its frozen base."""
 
     method: MethodName
-    precision: Literal["16bit", "int8", "nf4", "fp4"]
+    precision: PrecisionName
     double_quantization: bool
     compute_dtype: Literal["float32", "bfloat16", "float16"] | None
     processes: Annotated[int, Field(gt=0, le=1024)]
@@ -143,23 +144,30 @@ class Variant(Strict):
 
     @model_validator(mode="after")
     def _possible(self):
-        method = methods.get(self.method)
-        if not method.quantized_bases and self.precision != "16bit":
+        method, precision = methods.get(self.method), precisions.get(self.precision)
+        if not method.quantized_bases and not precision.can_be_trained:
             raise ValueError(
-                f"precision is {self.precision}, but method {method.name} trains {method.trains} and allows 16bit alone"
+                f"precision is {self.precision}, but method {method.name} trains {method.trains} and allows "
+                f"{_listed('can_be_trained', 'and')} alone"
             )
-        if self.double_quantization and self.precision not in ("nf4", "fp4"):
+        if self.double_quantization and not precision.can_be_double_quantized:
             raise ValueError(
                 f"double_quantization is true, which precision {self.precision} does not have; "
-                "only nf4 and fp4 do"
+                f"only {_listed('can_be_double_quantized', 'and')} do"
             )
-        if self.processes > 1 and (not method.may_shard or self.precision == "int8"):
-            what = "precision is int8" if method.may_shard else f"method is {method.name}"
+        if self.processes > 1 and not (method.may_shard and precision.can_be_sharded):
+            reason = f"precision is {self.precision}" if method.may_shard else f"method is {method.name}"
             raise ValueError(
-                f"processes is {self.processes} and {what}, which is not sharded: "
-                "method lora on a base in 16bit, nf4 or fp4 is"
+                f"processes is {self.processes} and {reason}, which is not sharded: "
+                f"method lora on a base in {_listed('can_be_sharded', 'or')} is"
             )
         return self
+
+
+def _listed(ability: str, conjunction: str) -> str:
+    """The precisions that have an ability, as `16bit, nf4 or fp4`."""
+    names = [name for name, precision in precisions.TABLE.items() if getattr(precision, ability)]
+    return f" {conjunction} ".join(filter(None, (", ".join(names[:-1]), names[-1])))
 
 
 def can_be_served(variant: Variant | None, form: str) -> bool:
@@ -168,7 +176,10 @@ def can_be_served(variant: Variant | None, form: str) -> bool:
         return variant is not None
     if not methods.get(variant.method).leaves_adapter:
         return False
-    return form == MERGED_16BIT or variant.precision != "16bit"
+    precision = precisions.get(variant.precision)
+    if form == REQUANTIZED:
+        return precision.can_be_requantized
+    return precision.can_be_merged and (form == MERGED_16BIT or precision.is_quantized)
 
 
 class LocalFile(Strict):

@@ -15,7 +15,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from workflow import methods
+from workflow import methods, precisions
 
 
 def _one_line(text: str) -> str:
@@ -38,19 +38,20 @@ def _day(text: str) -> str:
     return text
 
 
-def _method(name: str) -> str:
-    if name not in methods.names():
-        *others, last = map(repr, methods.names())
-        raise PydanticCustomError("literal_error", f"input should be {', '.join(others)} or {last}")
-    return name
+def _name_in(table: dict[str, Any]) -> Any:
+    """The type of a name in a table, which a program may add to before it loads params."""
+
+    def check(name: str) -> str:
+        if name not in table:
+            *others, last = map(repr, table)
+            raise PydanticCustomError("literal_error", f"input should be {', '.join(others)} or {last}")
+        return name
+
+    return Annotated[str, AfterValidator(check), WithJsonSchema({"enum": list(table), "type": "string"})]
 
 
-# A name of the table, which a program may add to before it loads params.
-MethodName = Annotated[
-    str, AfterValidator(_method), WithJsonSchema({"enum": methods.names(), "type": "string"})
-]
-
-
+MethodName = _name_in(methods.TABLE)
+PrecisionName = _name_in(precisions.TABLE)
 # Bounds that no one comes near: beyond them a typing error would run out of memory or overflow hours later.
 Count = Annotated[int, Field(gt=0, le=10**9)]
 Size = Annotated[int, Field(gt=0, le=2**20)]  # of a weight, in one direction

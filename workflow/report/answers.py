@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from workflow import params
+from workflow import params, precisions
 from workflow.report.formatting import clean
 from workflow.runtime.files import read_jsonl
 from workflow.runtime.forms import AS_TRAINED, BASE, MERGED_16BIT
@@ -138,7 +138,9 @@ def _arms(asked: params.Params, labels: dict[str, str]) -> list[Arm]:
     wanted = asked.experiment
     seed = wanted.seeds[0]
     found = [Arm(wanted.baseline, BASE, "Untouched base")]
-    quantized = [name for name in wanted.variants if asked.variants[name].precision != "16bit"]
+    quantized = [
+        name for name in wanted.variants if precisions.get(asked.variants[name].precision).is_quantized
+    ]
     shown_merged = quantized if len(wanted.variants) <= MOST_MERGED else quantized[:1]
     for name in wanted.variants:
         found.append(Arm(name, AS_TRAINED, f"{labels[name]}, seed {seed}"))

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from workflow import methods
+from workflow import methods, precisions
 from workflow.comparison.model import Contrast, Cost, Score
 from workflow.params import OWN_TASKS
 from workflow.report import formatting
@@ -750,7 +750,7 @@ def held_as_float32(facts: Facts) -> list[Variant]:
         variant
         for variant in facts.variants
         if methods.get(facts.asked.variants[variant.name].method).leaves_adapter
-        and variant.precision["base"] == "16bit"
+        and not precisions.get(variant.precision["base"]).is_quantized
         and variant.precision["storage"] == "float32"
     ]
 

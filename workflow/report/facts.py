@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from workflow import methods, params
+from workflow import methods, params, precisions
 from workflow.comparison.inference import Difference, Equivalence
 from workflow.comparison.model import ALL, Claim, Comparison, Contrast, Cost, Part, Rise, Score
 from workflow.cost import memory
@@ -522,9 +522,8 @@ def short_labels(asked: params.Params) -> dict[str, str]:
     for name in asked.experiment.variants:
         variant = asked.variants[name]
         method = methods.get(variant.method)
-        precision = {"16bit": "16-bit", "int8": "8-bit"}.get(variant.precision, variant.precision.upper())
-        doubly = " + DQ" if variant.double_quantization else ""
-        found[name] = f"{precision}{doubly}{', ' + method.short if method.short else ''}"
+        precision = precisions.get(variant.precision).short(variant.double_quantization)
+        found[name] = f"{precision}{', ' + method.short if method.short else ''}"
     taken = list(found.values())
     unlike = {name: short if taken.count(short) == 1 else name for name, short in found.items()}
     if max(map(len, unlike.values())) > LONGEST_SHORT:
@@ -534,14 +533,9 @@ def short_labels(asked: params.Params) -> dict[str, str]:
 
 def _label(variant: params.Variant) -> str:
     method = methods.get(variant.method)
-    match variant.precision:
-        case "16bit":
-            return f"16-bit {method.label}"
-        case "int8":
-            return f"8-bit {method.label}"
-        case four_bit:
-            doubly = ", double-quantized" if variant.double_quantization else ""
-            return f"4-bit {method.label_on_4_bits} ({four_bit.upper()}{doubly})"
+    precision = precisions.get(variant.precision)
+    name = method.label_on_4_bits if precision.is_4_bit else method.label
+    return precision.label(name, variant.double_quantization)
 
 
 def _hardware(asked: params.Params, labels: dict[str, str]) -> list[Device]:

@@ -5,7 +5,7 @@ from itertools import product
 
 from markupsafe import Markup
 
-from workflow import methods
+from workflow import methods, precisions
 from workflow.comparison.model import ALL, HELD_OUT, SEEN, Score
 from workflow.report import drawing, formatting, hardware_figures
 from workflow.report import english as words
@@ -377,7 +377,7 @@ def variant_rows(facts: Facts) -> list[VariantRow]:
 
 
 def _held_as(precision: dict) -> str:
-    if precision["base"] == "16bit" and precision["storage"] == "float32":
+    if not precisions.get(precision["base"]).is_quantized and precision["storage"] == "float32":
         return "float32 (rounded to 16 bits)"
     return precision["storage"] + (", double-quantized" if precision["double_quantization"] else "")
 

@@ -10,7 +10,7 @@ from transformers import (
 
 from workflow import params
 from workflow.methods import Method
-from workflow.precisions.load import Precision, base_linears, choose_compute, choose_device
+from workflow.models.load import LoadedPrecision, base_linears, choose_compute, choose_device
 from workflow.runtime import launch
 from workflow.runtime.errors import CheckError, UserError
 from workflow.training.trainer import RunTrainer, model_of
@@ -145,7 +145,7 @@ def check_saved(read: dict[str, Tensor], trained: dict[str, Tensor]) -> None:
             raise CheckError(f"{name} was saved with other numbers than it was trained to")
 
 
-def is_deterministic(precision: Precision) -> bool:
+def is_deterministic(precision: LoadedPrecision) -> bool:
     """Whether the same params on the same machine give the same bits again.
 
     On a CPU they do, in every precision. On a GPU, cuBLAS' and bitsandbytes' kernels may add up in

@@ -4,14 +4,14 @@ from pathlib import Path
 
 from trl import SFTConfig
 
+from workflow.models.load import LoadedPrecision
 from workflow.params import Run
-from workflow.precisions.load import Precision
 from workflow.training.sharding import (
     FSDP,
 )
 
 
-def arguments(run: Run, precision: Precision, *, scratch: Path) -> SFTConfig:
+def arguments(run: Run, precision: LoadedPrecision, *, scratch: Path) -> SFTConfig:
     """TRL's configuration: each of our params under the library's name, and nothing left to drift."""
     training, ranks = run.training, run.variant.processes
     return SFTConfig(

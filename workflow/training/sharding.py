@@ -16,7 +16,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader, Sampler
 
-from workflow.precisions.load import quantized_linears
+from workflow.models.load import quantized_linears
 from workflow.runtime.errors import CheckError
 from workflow.training.speed.fused import IGNORED
 

@@ -18,8 +18,8 @@ from transformers import (
 from workflow.data.model_files import load_tokenizer
 from workflow.data.rows import Instruction
 from workflow.methods import Method
+from workflow.models.load import LoadedPrecision, load_base
 from workflow.params import Run
-from workflow.precisions.load import Precision, load_base
 from workflow.runtime import launch
 from workflow.runtime.files import whole_folder
 from workflow.runtime.lifetime import Terminated, sigterm_noted
@@ -49,7 +49,7 @@ from workflow.training.trainer import RunTrainer, model_of
 class Trained:
     """What one run did, as its result.json holds it."""
 
-    precision: Precision
+    precision: LoadedPrecision
     processes: int  # that held a part of the weights each and computed a part of the rows
     weights_gib_per_process: float  # base, adapter and quantization constants, when the training begins
     speed_ups: SpeedUps
@@ -83,7 +83,7 @@ def train(
     validation_rows: list[Instruction],
     folder: Path,
     checkpointing: Checkpointing | None = None,
-    finish: Callable[[Path, Precision], None] | None = None,
+    finish: Callable[[Path, LoadedPrecision], None] | None = None,
 ) -> Trained:
     """Train one run and save what its method leaves: an adapter in PEFT's format, or a model.
 
@@ -152,7 +152,7 @@ def build_trainer(
     *,
     train_rows: list[Instruction] | list[dict],
     validation_rows: list[Instruction] | list[dict],
-    precision: Precision,
+    precision: LoadedPrecision,
     scratch: Path,
 ) -> RunTrainer:
     """Wrap the model as the run's method does, and give model and rows to TRL.

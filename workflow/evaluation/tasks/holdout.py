@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[3]
 if str(ROOT) not in sys.path:  # the harness' own command does not start in the repository
     sys.path.append(str(ROOT))
 
-from workflow.precisions.load import use_exact_cpu_kernels  # noqa: E402
+from workflow.precisions.bnb_4bit import use_exact_cpu_kernels  # noqa: E402
 from workflow.runtime.paths import MODEL, split_file  # noqa: E402
 
 use_exact_cpu_kernels()  # so that the harness' own command computes as the stage does

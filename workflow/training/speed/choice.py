@@ -7,10 +7,10 @@ from transformers import (
     PreTrainedModel,
 )
 
-from workflow import params
+from workflow import params, precisions
 from workflow.methods import Method
+from workflow.models.load import LoadedPrecision
 from workflow.params import Run
-from workflow.precisions.load import Precision
 from workflow.training.speed.packing import (
     can_be_packed,
 )
@@ -31,18 +31,19 @@ class SpeedUps:
         return any(asdict(self).values())
 
 
-def choose_speed_ups(model: PreTrainedModel, run: Run, precision: Precision) -> SpeedUps:
+def choose_speed_ups(model: PreTrainedModel, run: Run, precision: LoadedPrecision) -> SpeedUps:
     """Those of params' speed-ups that this run can have.
 
     Packing needs a model that computes of each row what it does of the row alone (no window, no recurrent
     state), and a fused loss an output head that is one matrix. A graph needs packing, work that is the same
-    for every batch (int8 looks for outliers in each), no scale that float16's gradients are multiplied by,
+    for every batch (the base's products too), no scale that float16's gradients are multiplied by,
     and no random state that a recomputation would go back to.
     """
     training, method = run.training, run.method
     if run.variant.processes > 1:
         return _sharded(training, method)
-    packing = training.packing and can_be_packed(model, longest=training.max_length)
+    base = precisions.get(precision.base)
+    packing = training.packing and base.can_be_packed and can_be_packed(model, longest=training.max_length)
     return SpeedUps(
         packing=packing,
         fused_adapters=training.fused_adapters and method.may_fuse_adapters,
@@ -52,7 +53,7 @@ def choose_speed_ups(model: PreTrainedModel, run: Run, precision: Precision) -> 
         and packing
         and precision.device == "cuda"
         and method.may_graph
-        and precision.base != "int8"
+        and base.can_be_captured
         and precision.compute != "float16"
         and not (training.gradient_checkpointing and training.dropout),
     )

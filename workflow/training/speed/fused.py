@@ -6,23 +6,21 @@ Each computes what the layers of PEFT and transformers compute, up to the roundi
 
 from types import MethodType
 
-import bitsandbytes as bnb
 import torch
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from torch.nn import functional
 
+from workflow import precisions
+from workflow.training.speed.chunks import LOGITS_AT_ONCE
+
 IGNORED = -100  # the label that PyTorch's cross entropy leaves out
-LOGITS_AT_ONCE = 2**24  # elements: 342 rows of 49,152 tokens, 64 MiB in float32
 
 
 def base_weight(base: nn.Linear, dtype: torch.dtype) -> Tensor:
-    """A linear layer's weight [out, in] in `dtype`: of a 4-bit layer, dequantized for this call alone."""
-    if isinstance(base, bnb.nn.Linear4bit):
-        # A sharded weight is an ordinary tensor, and the layer keeps what dequantizes it.
-        state = getattr(base.weight, "quant_state", None) or base.quant_state
-        return bnb.functional.dequantize_4bit(base.weight, state).to(dtype)
-    return base.weight.to(dtype)
+    """A linear layer's weight [out, in] in `dtype`: of a quantized layer, dequantized for this call alone."""
+    precision = precisions.recognize(base)
+    return base.weight.to(dtype) if precision is None else precision.dequantized_weight(base, dtype)
 
 
 class AdaptedLinear(torch.autograd.Function):
@@ -134,15 +132,16 @@ class LinearCrossEntropy(torch.autograd.Function):
 
 
 def fuse_adapters(model: nn.Module, *, compute: torch.dtype) -> int:
-    """Give every adapted layer of a 16- or 4-bit base `AdaptedLinear`; return how many were given it.
+    """Give every adapted layer on a base that can be fused `AdaptedLinear`; return how many were given it.
 
-    A layer on an int8 base keeps PEFT's own way, with autocast around it: its products are bitsandbytes'.
+    A layer on another base keeps PEFT's own way, with autocast around it.
     """
     fused = 0
     for module in model.modules():
         if not isinstance(module, LoraLayer):
             continue
-        if type(module.base_layer) in (nn.Linear, bnb.nn.Linear4bit):
+        precision = precisions.recognize(module.base_layer)
+        if precision is not None and precision.can_be_fused:
             module.forward = MethodType(_adapted_forward, module)
             fused += 1
         else:

@@ -3,30 +3,26 @@
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import bitsandbytes as bnb
 import torch
 from accelerate import init_empty_weights
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
-    BitsAndBytesConfig,
     PreTrainedConfig,
     PreTrainedModel,
 )
 from transformers.integrations.bitsandbytes import replace_with_bnb_linear
 
-from workflow import methods, params
+from workflow import methods, params, precisions
 from workflow.data import model_files
+from workflow.precisions.base import Loading, dtype_name
+from workflow.precisions.bnb_4bit import use_exact_cpu_kernels
 from workflow.runtime.errors import CheckError, UserError
-
-# bitsandbytes' defaults, with which memory is predicted (workflow/cost/memory.py): weights that share a constant, with
-# double quantization constants that share one of their own, and from where int8 keeps a column in 16 bits.
-BLOCK_4BIT, BLOCK_CONSTANTS, OUTLIERS = 64, 256, 6.0
 
 
 @dataclass(frozen=True)
-class Precision:
+class LoadedPrecision:
     """In which numbers a run holds its base and computes.
 
     `storage` is what the base's linear layers are held in, `compute` the type of the matrix
@@ -34,7 +30,7 @@ class Precision:
     multiplied in float32, and `storage` says so.
     """
 
-    base: str  # 16bit, int8, nf4 or fp4: the rounding of the weights
+    base: str  # its name in the table of precisions: the rounding of the weights
     double_quantization: bool
     storage: str
     compute: str
@@ -67,42 +63,25 @@ def choose_compute(hardware: params.Hardware, variant: params.Variant, device: t
     `auto` is bfloat16 on a GPU that has it, float16 on an older one, and float32 on a CPU, where
     every machine then computes alike.
     """
-    asked = variant.compute_dtype or hardware.compute_dtype
-    if asked == "auto":
+    compute_dtype = variant.compute_dtype or hardware.compute_dtype
+    if compute_dtype == "auto":
         if device.type == "cpu":
             return torch.float32
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    if asked == "float16" and device.type == "cpu":
+    if compute_dtype == "float16" and device.type == "cpu":
         raise UserError("compute_dtype is float16, which a CPU does not train in; use float32 or bfloat16.")
-    return getattr(torch, asked)
+    return getattr(torch, compute_dtype)
 
 
-def quantization(
-    variant: params.Variant, compute: torch.dtype, *, sharded: bool = False
-) -> BitsAndBytesConfig | None:
-    """bitsandbytes' configuration of a variant; None where the base stays in 16 bits.
-
-    The type is always named: `load_in_4bit=True` alone means fp4. To be sharded, the 4-bit numbers are stored
-    as if they were of the compute type: FSDP cuts up floating-point weights alone.
-    """
-    match variant.precision:
-        case "16bit":
-            return None
-        case "int8":
-            return BitsAndBytesConfig(load_in_8bit=True)
-        case four_bit:
-            return BitsAndBytesConfig(
-                load_in_4bit=True,
-                bnb_4bit_quant_type=four_bit,
-                bnb_4bit_use_double_quant=variant.double_quantization,
-                bnb_4bit_compute_dtype=compute,
-                bnb_4bit_quant_storage=compute if sharded else torch.uint8,
-            )
+def loading_of(variant: params.Variant, compute: torch.dtype, *, sharded: bool = False) -> Loading:
+    """With what a variant's base is loaded; where the base itself is trained, its weights are float32."""
+    weights = torch.float32 if methods.get(variant.method).master_weights else compute
+    return Loading(variant.double_quantization, compute, weights, sharded)
 
 
 def load_base(
     folder: Path, variant: params.Variant, *, hardware: params.Hardware, sharded: bool = False
-) -> tuple[PreTrainedModel, Precision]:
+) -> tuple[PreTrainedModel, LoadedPrecision]:
     """Load the model in `folder` in the variant's precision and check what was loaded.
 
     A variant that trains every weight gets float32 master weights; autocast computes in `compute`.
@@ -117,11 +96,12 @@ def load_base(
     use_exact_cpu_kernels()
     device = choose_device(hardware)
     compute = choose_compute(hardware, variant, device)
+    precision, loading = precisions.get(variant.precision), loading_of(variant, compute, sharded=sharded)
     try:
-        model, loading = AutoModelForCausalLM.from_pretrained(
+        model, report = AutoModelForCausalLM.from_pretrained(
             folder,
-            dtype=held_in(variant, compute),
-            quantization_config=quantization(variant, compute, sharded=sharded),
+            dtype=loading.weights,
+            quantization_config=precision.config(loading),
             device_map={"": "cpu" if sharded else device},
             use_safetensors=True,
             trust_remote_code=False,
@@ -131,7 +111,8 @@ def load_base(
         )
     except (OSError, SafetensorError) as error:
         raise UserError(f"{folder} holds no model that can be loaded: {model_files.reason(error)}.") from None
-    model_files.check_loaded(loading, str(folder))
+    model_files.check_loaded(report, str(folder))
+    model = precision.quantize(model)
     return model, describe(model, variant, compute=compute, device=device, sharded=sharded)
 
 
@@ -142,7 +123,7 @@ def shape(name: str) -> PreTrainedConfig:
 
 def random_base(
     config: PreTrainedConfig, variant: params.Variant, *, hardware: params.Hardware, seed: int
-) -> tuple[PreTrainedModel, Precision]:
+) -> tuple[PreTrainedModel, LoadedPrecision]:
     """A base of this configuration with random weights, made and quantized on the device layer by layer.
 
     What a training costs does not depend on the values of the weights. Nothing is read from disk, and no
@@ -151,42 +132,27 @@ def random_base(
     use_exact_cpu_kernels()
     device = choose_device(hardware)
     compute = choose_compute(hardware, variant, device)
-    held = held_in(variant, compute)
+    precision, loading = precisions.get(variant.precision), loading_of(variant, compute)
     generator = torch.Generator(device).manual_seed(seed)
     with init_empty_weights():
-        model = AutoModelForCausalLM.from_config(config, dtype=held, attn_implementation="sdpa")
-        asked = quantization(variant, compute)
-        if asked is not None:
-            replace_with_bnb_linear(model, modules_to_not_convert=["lm_head"], quantization_config=asked)
-            model.is_loaded_in_4bit, model.is_loaded_in_8bit = asked.load_in_4bit, asked.load_in_8bit
+        model = AutoModelForCausalLM.from_config(config, dtype=loading.weights, attn_implementation="sdpa")
+        quantization = precision.config(loading)
+        if quantization is not None:
+            replace_with_bnb_linear(
+                model, modules_to_not_convert=["lm_head"], quantization_config=quantization
+            )
+            model.is_loaded_in_4bit = quantization.load_in_4bit
+            model.is_loaded_in_8bit = quantization.load_in_8bit
     for module in model.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
-            weight = torch.empty(parameter.shape, dtype=held, device=device)
+            weight = torch.empty(parameter.shape, dtype=loading.weights, device=device)
             weight.fill_(1) if parameter.dim() == 1 else weight.normal_(std=0.02, generator=generator)
-            match parameter:
-                case bnb.nn.Params4bit():
-                    # A matrix on the CPU is quantized when it is moved to the device.
-                    made = bnb.nn.Params4bit(
-                        weight,
-                        requires_grad=False,
-                        compress_statistics=parameter.compress_statistics,
-                        quant_type=parameter.quant_type,
-                        module=module,
-                    )._quantize(device)
-                case bnb.nn.Int8Params():
-                    made = bnb.nn.Int8Params(weight, requires_grad=False)._quantize(device)
-                case _:
-                    made = torch.nn.Parameter(weight, requires_grad=parameter.requires_grad)
-            setattr(module, name, made)
+            setattr(module, name, precision.parameter(parameter, weight, module))
     model.tie_weights()
     for buffer in model.buffers():
         buffer.data = buffer.data.to(device)
+    model = precision.quantize(model)
     return model, describe(model, variant, compute=compute)
-
-
-def held_in(variant: params.Variant, compute: torch.dtype) -> torch.dtype:
-    """The type of the weights that are not quantized: where the base itself is trained, float32."""
-    return torch.float32 if methods.get(variant.method).master_weights else compute
 
 
 def describe(
@@ -196,7 +162,7 @@ def describe(
     compute: torch.dtype,
     device: torch.device | None = None,
     sharded: bool = False,
-) -> Precision:
+) -> LoadedPrecision:
     """Count the quantized modules and check that the model is held and computes as the variant names.
 
     Args:
@@ -212,17 +178,13 @@ def describe(
         raise CheckError(
             f"{quantized} modules are quantized, and the linear layers besides the head are {len(linears)}"
         )
-    some = next(iter(linears.values()))
-    storage = {
-        "16bit": _name(some.weight.dtype),
-        "int8": "int8",
-    }.get(variant.precision, f"{variant.precision} (4 bits)")
-    device = device or some.weight.device
-    return Precision(
+    first = next(iter(linears.values()))
+    device = device or first.weight.device
+    return LoadedPrecision(
         base=variant.precision,
         double_quantization=variant.double_quantization,
-        storage=storage,
-        compute=_name(compute),
+        storage=precisions.get(variant.precision).storage(first),
+        compute=dtype_name(compute),
         device=device.type,
         device_name=device_name(device),
         quantized_modules=quantized,
@@ -232,7 +194,9 @@ def describe(
 
 
 def quantized_linears(model: torch.nn.Module) -> list[torch.nn.Module]:
-    return [m for m in model.modules() if isinstance(m, bnb.nn.Linear4bit | bnb.nn.Linear8bitLt)]
+    """The modules that are held in a quantized precision, the output head among them if it is."""
+    recognized = ((module, precisions.recognize(module)) for module in model.modules())
+    return [module for module, precision in recognized if precision is not None and precision.is_quantized]
 
 
 def base_linears(model: torch.nn.Module) -> dict[str, torch.nn.Module]:
@@ -257,62 +221,15 @@ def check_precision(
         raise CheckError(
             "the model has no linear layer besides its head, so there is nothing to hold in a precision"
         )
-    wanted = asked_of_a_layer(variant, compute=compute, sharded=sharded)
-    for name, module in linears.items():
-        found = found_in_a_layer(module)
-        for key, value in wanted.items():
-            if found.get(key) != value:
+    precision = precisions.get(variant.precision)
+    expected = precision.expected_facts(loading_of(variant, compute, sharded=sharded))
+    for name, layer in linears.items():
+        facts = precisions.facts(layer)
+        for key, value in expected.items():
+            if facts.get(key) != value:
                 raise CheckError(
-                    f"{variant.precision} was asked for, and {key} of {name} is {found.get(key)} instead of {value}"
+                    f"{variant.precision} was asked for, and {key} of {name} is {facts.get(key)} instead of {value}"
                 )
-
-
-def asked_of_a_layer(variant: params.Variant, *, compute: torch.dtype, sharded: bool) -> dict[str, object]:
-    """What a linear layer of this variant must be, as `found_in_a_layer` says it."""
-    match variant.precision:
-        case "16bit":
-            return {"quantization": None, "storage": _name(held_in(variant, compute))}
-        case "int8":
-            return {
-                "quantization": "int8",
-                "storage": "int8",
-                "outlier threshold": OUTLIERS,
-                "16-bit copy": False,
-            }
-        case four_bit:
-            return {
-                "quantization": four_bit,
-                "double quantization": variant.double_quantization,
-                "block size": BLOCK_4BIT,
-                "block size of constants": BLOCK_CONSTANTS if variant.double_quantization else None,
-                "compute type": _name(compute),
-                "storage": _name(compute) if sharded else "uint8",
-            }
-
-
-def found_in_a_layer(module: torch.nn.Module) -> dict[str, object]:
-    """How a linear layer is held and computes."""
-    found = {"quantization": None, "storage": _name(module.weight.dtype)}
-    if isinstance(module, bnb.nn.Linear8bitLt):
-        return found | {
-            "quantization": "int8",
-            "outlier threshold": module.state.threshold,
-            "16-bit copy": module.state.has_fp16_weights,
-        }
-    state = getattr(module.weight, "quant_state", None)
-    if isinstance(module, bnb.nn.Linear4bit) and state is not None:
-        return found | {
-            "quantization": state.quant_type,
-            "double quantization": bool(state.nested),
-            "block size": state.blocksize,
-            "block size of constants": state.state2.blocksize if state.nested else None,
-            "compute type": _name(module.compute_dtype),
-        }
-    return found
-
-
-def _name(dtype: torch.dtype | None) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def weights_bytes(model: torch.nn.Module) -> int:
@@ -336,13 +253,3 @@ def device_name(device: torch.device) -> str:
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     name = models[0] if models else "CPU"
     return f"{name}, {torch.get_num_threads()} threads"
-
-
-def use_exact_cpu_kernels() -> None:
-    """Keep bitsandbytes from repacking 4-bit weights for its AVX512-BF16 kernel.
-
-    On a CPU with those instructions, one forward pass in eval mode repacks a layer for good: it then
-    multiplies in bfloat16 whatever compute type was asked for, and passes no gradient to the layers
-    below, so training after a validation pass would go on silently with most gradients missing.
-    """
-    bnb.nn.Linear4bit.support_avx512bf16_for_cpu = property(lambda self: False, lambda self, value: None)

@@ -1,0 +1,183 @@
+"""bitsandbytes' 4-bit types, NF4 and FP4, with or without double quantization (Dettmers et al. 2023)."""
+
+from __future__ import annotations
+
+from functools import partial
+from math import ceil
+from typing import TYPE_CHECKING
+
+from workflow.precisions.base import Facts, Loading, Precision, dtype_name, plain_facts, plain_parameter
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+    from transformers import BitsAndBytesConfig, PreTrainedModel
+
+# bitsandbytes' defaults.
+BLOCK_SIZE = 64  # weights that share a constant (section 3)
+CONSTANTS_BLOCK_SIZE = 256  # constants that share a constant of their own, with double quantization
+EXACT_ON_CPU = (
+    "# On some CPUs bitsandbytes multiplies in bfloat16, whatever type is asked for; what was scored did not.\n"
+    "bnb.nn.Linear4bit.support_avx512bf16_for_cpu = property(lambda layer: False, lambda layer, value: None)\n"
+)
+
+
+def config(name: str, loading: Loading) -> BitsAndBytesConfig:
+    """bitsandbytes' configuration.
+
+    The type is always named: `load_in_4bit=True` alone means fp4. To be sharded, the 4-bit numbers are stored
+    as if they were of the compute type: FSDP cuts up floating-point weights alone.
+    """
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=name,
+        bnb_4bit_use_double_quant=loading.double_quantization,
+        bnb_4bit_compute_dtype=loading.compute,
+        bnb_4bit_quant_storage=loading.compute if loading.sharded else torch.uint8,
+    )
+
+
+def quantization_state(layer: nn.Module):
+    """What dequantizes a layer; a sharded weight is an ordinary tensor, and the layer keeps it then."""
+    return getattr(layer.weight, "quant_state", None) or getattr(layer, "quant_state", None)
+
+
+def recognizes(name: str, layer: nn.Module) -> bool:
+    """Whether a module is a 4-bit layer of this type."""
+    import bitsandbytes as bnb
+
+    if not isinstance(layer, bnb.nn.Linear4bit):
+        return False
+    state = quantization_state(layer)
+    return state is not None and state.quant_type == name
+
+
+def expected_facts(name: str, loading: Loading) -> Facts:
+    """The type, both block sizes, and in which type a product is computed."""
+    return {
+        "quantization": name,
+        "double quantization": loading.double_quantization,
+        "block size": BLOCK_SIZE,
+        "block size of constants": CONSTANTS_BLOCK_SIZE if loading.double_quantization else None,
+        "compute type": dtype_name(loading.compute),
+        "storage": dtype_name(loading.compute) if loading.sharded else "uint8",
+    }
+
+
+def facts(layer: nn.Module) -> Facts:
+    """What `expected_facts` expects, as it is."""
+    state = quantization_state(layer)
+    return plain_facts(layer) | {
+        "quantization": state.quant_type,
+        "double quantization": bool(state.nested),
+        "block size": state.blocksize,
+        "block size of constants": state.state2.blocksize if state.nested else None,
+        "compute type": dtype_name(layer.compute_dtype),
+    }
+
+
+def tensor_bytes(inputs: int, outputs: int, double_quantization: bool) -> tuple[list[float], list[float]]:
+    """Half a byte a weight, and a float32 a block with a table of the 16 levels.
+
+    With double quantization a byte a block, a float32 for each block of those, their offset, and a table of
+    256 levels more.
+    """
+    count = inputs * outputs
+    blocks = ceil(count / BLOCK_SIZE)
+    table = 4 * 16
+    if not double_quantization:
+        return [count / 2], [4 * blocks, table]
+    return [count / 2], [blocks, 4 * ceil(blocks / CONSTANTS_BLOCK_SIZE), table, 4 * 256, 4]
+
+
+def dequantized_weight(layer: nn.Linear, dtype: torch.dtype) -> Tensor:
+    """The weight [out, in], for this call alone."""
+    from bitsandbytes.functional import dequantize_4bit
+
+    return dequantize_4bit(layer.weight, quantization_state(layer)).to(dtype)
+
+
+def parameter(parameter: nn.Parameter, weight: Tensor, layer: nn.Module) -> nn.Parameter:
+    """A parameter of a 4-bit layer with these numbers, quantized on their device."""
+    import bitsandbytes as bnb
+
+    if not isinstance(parameter, bnb.nn.Params4bit):
+        return plain_parameter(parameter, weight, layer)
+    # A matrix on the CPU is quantized when it is moved to the device.
+    return bnb.nn.Params4bit(
+        weight,
+        requires_grad=False,
+        compress_statistics=parameter.compress_statistics,
+        quant_type=parameter.quant_type,
+        module=layer,
+    )._quantize(weight.device)
+
+
+def dequantize(model: PreTrainedModel, compute: torch.dtype) -> PreTrainedModel:
+    """The model with ordinary linear layers in the compute type."""
+    return model.dequantize(compute)
+
+
+def use_exact_cpu_kernels() -> None:
+    """Keep bitsandbytes from repacking 4-bit weights for its AVX512-BF16 kernel.
+
+    On a CPU with those instructions, one forward pass in eval mode repacks a layer for good: it then
+    multiplies in bfloat16 whatever compute type was asked for, and passes no gradient to the layers
+    below, so training after a validation pass would go on silently with most gradients missing.
+    """
+    import bitsandbytes as bnb
+
+    bnb.nn.Linear4bit.support_avx512bf16_for_cpu = property(lambda self: False, lambda self, value: None)
+
+
+def _label(name: str, method: str, double_quantization: bool) -> str:
+    return f"4-bit {method} ({name.upper()}{', double-quantized' if double_quantization else ''})"
+
+
+def _short(name: str, double_quantization: bool) -> str:
+    return f"{name.upper()}{' + DQ' if double_quantization else ''}"
+
+
+def _config_code(name: str, double_quantization: bool, compute: str) -> str:
+    return (
+        f'\n    load_in_4bit=True,\n    bnb_4bit_quant_type="{name}",\n'
+        f"    bnb_4bit_use_double_quant={double_quantization},\n"
+        f"    bnb_4bit_compute_dtype=torch.{compute},\n"
+    )
+
+
+def _precision(name: str) -> Precision:
+    return Precision(
+        name=name,
+        label=partial(_label, name),
+        short=partial(_short, name),
+        in_words=name,
+        is_quantized=True,
+        is_4_bit=True,
+        can_be_double_quantized=True,
+        can_be_trained=False,
+        can_be_sharded=True,
+        can_be_packed=True,
+        can_be_fused=True,
+        can_be_captured=True,
+        can_be_merged=True,
+        can_be_requantized=True,
+        recognizes=partial(recognizes, name),
+        expected_facts=partial(expected_facts, name),
+        facts=facts,
+        storage=lambda layer: f"{name} (4 bits)",
+        tensor_bytes=tensor_bytes,
+        dequantized_weight=dequantized_weight,
+        dequantization_bytes=0.5 + 2,
+        config=partial(config, name),
+        parameter=parameter,
+        dequantize=dequantize,
+        config_code=partial(_config_code, name),
+        cpu_code=EXACT_ON_CPU,
+    )
+
+
+NF4, FP4 = _precision("nf4"), _precision("fp4")
