@@ -1,6 +1,7 @@
 """Each serving form against arithmetic on its layers."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import bitsandbytes as bnb
@@ -12,9 +13,8 @@ from peft.tuners.lora import LoraLayer, LoraModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-from workflow import params
+from workflow import params, precisions
 from workflow.evaluation import forms
-from workflow.models import load
 from workflow.runtime.errors import CheckError, UserError
 
 LAYER = "model.layers.0.mlp.down_proj"  # [hidden_size, intermediate_size]
@@ -224,7 +224,7 @@ def test_a_full_fine_tuning_that_is_its_base_is_refused(tiny, tiny_model):
 @pytest.mark.parametrize("form", ["base", "as_trained", "requantized"])
 def test_a_form_in_another_precision_is_refused(tiny, tiny_model, adapter, monkeypatch, form):
     bare = BitsAndBytesConfig(load_in_4bit=True)
-    monkeypatch.setattr(load, "quantization", lambda *asked, **more: bare)
+    monkeypatch.setitem(precisions.TABLE, "nf4", replace(precisions.get("nf4"), config=lambda loading: bare))
     with pytest.raises(CheckError, match="nf4 was asked for, and quantization of .* is fp4 instead of nf4"):
         serve(form, tiny, tiny_model, None if form == "base" else adapter, "qlora_nf4")
 
