@@ -146,8 +146,6 @@ def test_a_full_fine_tuning_is_served_from_its_own_weights(tiny, tiny_model, tmp
     ],
 )
 def test_a_form_that_is_not_what_it_should_be_is_refused(tiny, tiny_model, adapter, change, sentence):
-    from dataclasses import replace
-
     _, served = serve("as_trained", tiny, tiny_model, adapter, "qlora_nf4")
     if "quantized_modules" in change:
         change = {"precision": replace(served.precision, **change)}

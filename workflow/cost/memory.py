@@ -135,8 +135,8 @@ def weights(shape: Shape, variant: params.Variant) -> tuple[int, int]:
 def kept_of_a_layer(shape: Shape, training: params.Training, tokens: int) -> int:
     """Bytes that a decoder layer keeps for its backward pass, for a pack of `tokens` in 16 bits.
 
-    Two residual streams, query, key (before and after their norms, where there are any), value, the attention's output and its log-sum-exp, gate and up; and of the layers
-    with an adapter their inputs (two norms' outputs, which layers share, and the product of gate and up; the attention's
+    Two residual streams, query, key (before and after their norms, where there are any), value, the attention's
+    output and its log-sum-exp, gate and up; and of the layers with an adapter their inputs (two norms' outputs, which layers share, and the product of gate and up; the attention's
     output is kept already) and the [tokens, rank] products. With dropout an adapter's input is a copy of its own, beside
     a mask of a byte for each number.
     """
@@ -171,7 +171,7 @@ def predict(
     gradient has by then taken the place of the last residual stream.) With checkpointing only a layer's
     input is kept, and one layer is computed again.
     """
-    held, constants = weights(shape, variant)
+    base, constants = weights(shape, variant)
     method = methods.get(variant.method)
     trained, adapters = method.trained_parameters(shape, training), method.adapter_parameters(shape, training)
     training = method.activation_settings(training)
@@ -180,9 +180,9 @@ def predict(
     stream = 2 * tokens * shape.hidden
     embedded = stream  # the last residual stream, which the last norm keeps
     if training.gradient_checkpointing:
-        kept, again = shape.layers * stream + embedded, layer - stream
+        activations, again = shape.layers * stream + embedded, layer - stream
     else:
-        kept, again = shape.layers * layer + embedded, 0
+        activations, again = shape.layers * layer + embedded, 0
     rows = max(1, min(tokens, LOGITS_AT_ONCE // shape.vocabulary))
     chunk = rows * shape.vocabulary
     at_loss = 2 * stream + chunk * (4 + 2)
@@ -195,12 +195,12 @@ def predict(
     else:
         loss, transient = 0, in_backward
     return Memory(
-        weights=held,
+        weights=base,
         quantization_constants=constants,
         adapters=4 * adapters,
         gradients=4 * trained,
         optimizer=states,
-        activations=kept,
+        activations=activations,
         loss=loss,
         transient=transient,
         workspace=(4 if graphs else 2) * WORKSPACE,

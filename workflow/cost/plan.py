@@ -177,32 +177,32 @@ def check_targets(shape: Shape, asked: params.Params) -> None:
 
 
 def caveats(config: "PreTrainedConfig", asked: params.Params, *, length: int) -> list[str]:
-    """What of these params and this model the prediction does not describe, a sentence each."""
-    found = []
+    """What of these params and this model the prediction does not describe, one sentence each."""
+    notes = []
     text = config.get_text_config()
     if text.model_type not in architecture.MEASURED or getattr(text, "hidden_act", None) != "silu":
-        found.append(
+        notes.append(
             f"An estimate: the weights of a {config.model_type} are counted, and what its layers keep for the "
             "backward pass is taken for a Llama's, which can be too little by half."
         )
     window = getattr(text, "sliding_window", None)
     if window and getattr(text, "use_sliding_window", True) and length > window:
-        found.append(
+        notes.append(
             f"Rows of {length} tokens are longer than the model's attention window ({window}), so they are not packed, "
             "which is not counted: memory and time are lower bounds."
         )
     for name in dict.fromkeys(variant.precision for variant in asked.variants.values()):
         if not precisions.get(name).can_be_fused:
-            found.append(
+            notes.append(
                 f"{name} keeps PEFT's own layers, which are not modeled: its memory and time are lower bounds."
             )
     if any(variant.processes > 1 for variant in asked.variants.values()):
-        found.append(
+        notes.append(
             "Each is on one GPU: what several processes that share a training (docs/sharding.md) need is not predicted."
         )
     slow = [name for name in asked.variants if not describes(asked.training_of(name))]
     if slow:
-        found.append(
+        notes.append(
             f"Of {', '.join(slow)} a speed-up under training is off: memory and time, predicted with all on, are "
             "lower bounds."
         )
@@ -212,8 +212,8 @@ def caveats(config: "PreTrainedConfig", asked: params.Params, *, length: int) ->
         if (variant.compute_dtype or asked.hardware.compute_dtype) == "float32"
     ]
     if wide:
-        found.append(f"{', '.join(wide)} computes in float32, and the plan counts 16 bits: lower bounds.")
-    return found
+        notes.append(f"{', '.join(wide)} computes in float32, and the plan counts 16 bits: lower bounds.")
+    return notes
 
 
 def number(kind: Any, read: Callable[[str], float]) -> Callable[[str], float]:
