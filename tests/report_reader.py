@@ -3,7 +3,8 @@
 from html.parser import HTMLParser
 
 from workflow import params
-from workflow.report.facts import Facts, gather
+from workflow.report.facts import gather
+from workflow.report.model import Facts
 from workflow.report.page import render
 
 

@@ -14,11 +14,15 @@ from report_reader import Reader, facts, read, spaced
 
 from workflow import params
 from workflow.comparison.model import ALL, Comparison, Contrast
-from workflow.report import drawing, english, formatting
+from workflow.report import drawing, formatting
 from workflow.report.answers import marked
-from workflow.report.facts import inputs, shape_of, short_labels, variant_labels
+from workflow.report.facts import inputs, shape_of
 from workflow.report.formatting import clean
+from workflow.report.labels import short_labels, variant_labels
 from workflow.report.page import render
+from workflow.report.sections.answer import headline
+from workflow.report.sections.hardware import prediction_sentence
+from workflow.report.sections.limits import limits
 from workflow.runtime.errors import UserError
 from workflow.runtime.files import read_json, write_json
 from workflow.runtime.paths import COMPARE, benchmark_file, train_folder
@@ -194,8 +198,8 @@ def test_without_held_out_categories_none_is_marked():
     write(held_out=())
     page = read()
     assert "held out of training" not in " ".join(row[0] for row in page.tables["Table by category"])
-    limits = {limit.head: limit.body for limit in english.limits(facts())}
-    assert "claim (d), was not tested" in limits["No category was held out of training"]
+    bodies = {limit.head: limit.body for limit in limits(facts())}
+    assert "claim (d), was not tested" in bodies["No category was held out of training"]
     assert [row[1] for row in page.tables["the claims"][-2:]] == ["not tested"] * 2
 
 
@@ -285,7 +289,7 @@ def test_the_answer_begins_with_the_contrasts_verdict(half_width, margin, verdic
     margins = {"/".join(PRIMARY): margin} if margin else {}
     contrast = of(write(half_width=half_width, margins=margins), "to_baseline")
     assert contrast.verdict == verdict
-    sentence = spaced(Reader(english.headline(facts()).sentences[0]).text).replace(" ,", ",")
+    sentence = spaced(Reader(headline(facts()).sentences[0]).text).replace(" ,", ",")
     assert sentence.startswith(said)
     one = contrast.equivalence if verdict == "equivalent" else contrast.difference
     ends = f"{shown(one.low, '+')} to {shown(one.high, '+')}"
@@ -323,8 +327,8 @@ def test_storage_and_what_was_quantized_are_named(page):
 
 def test_limits_on_a_cpu():
     write()
-    limits = {limit.head: limit.body for limit in english.limits(facts())}
-    assert set(limits) == {
+    bodies = {limit.head: limit.body for limit in limits(facts())}
+    assert set(bodies) == {
         "2 seeds",
         "A small test set",
         "What this design can find",
@@ -336,21 +340,21 @@ def test_limits_on_a_cpu():
         "Memory is that of the whole process",
         "Time and memory are of this device",
     }
-    assert "allow for the variance over seeds, but 2 trainings" in limits["2 seeds"]
-    assert "134 test items with 100 different instructions" in limits["A small test set"]
-    found = spaced(limits["What this design can find"])
+    assert "allow for the variance over seeds, but 2 trainings" in bodies["2 seeds"]
+    assert "134 test items with 100 different instructions" in bodies["A small test set"]
+    found = spaced(bodies["What this design can find"])
     assert "with a probability of 80 % from 0.026 nats per token" in found
     assert "margin of equivalence is 0.02 nats per token. That is less, so this design cannot be" in found
     assert "spans 4 differences: of variants to the baseline, in Held-out loss, nats per token" in spaced(
-        limits["Differences are not corrected for all of their number"]
+        bodies["Differences are not corrected for all of their number"]
     )
-    assert "holdout_generation (90)" in limits["Not every item was scored"]
-    assert "192 of the 822 training rows" in limits["A short training"]
-    assert "GGUF Q4_1" in limits["The base had been quantized before"]
+    assert "holdout_generation (90)" in bodies["Not every item was scored"]
+    assert "192 of the 822 training rows" in bodies["A short training"]
+    assert "GGUF Q4_1" in bodies["The base had been quantized before"]
     # 134,515,008 parameters x 2 bytes / 2**30
-    assert "0.251 GiB" in spaced(limits["16-bit weights are held as float32"])
-    assert "0.64× of that and not 0.32×" in limits["16-bit weights are held as float32"]
-    assert "0.516 GiB" in spaced(limits["Memory is that of the whole process"])
+    assert "0.251 GiB" in spaced(bodies["16-bit weights are held as float32"])
+    assert "0.64× of that and not 0.32×" in bodies["16-bit weights are held as float32"]
+    assert "0.516 GiB" in spaced(bodies["Memory is that of the whole process"])
 
 
 @pytest.mark.parametrize(
@@ -358,10 +362,10 @@ def test_limits_on_a_cpu():
 )
 def test_near_duplicates_are_counted_on_the_page(near, said):
     write(near_duplicates=near)
-    limits = {limit.head: limit.body for limit in english.limits(facts())}
-    assert ("Some test rows resemble training rows" in limits) == (near > 0)
+    bodies = {limit.head: limit.body for limit in limits(facts())}
+    assert ("Some test rows resemble training rows" in bodies) == (near > 0)
     if near:
-        body = limits["Some test rows resemble training rows"]
+        body = bodies["Some test rows resemble training rows"]
         assert (
             body.startswith(f"{near} of {made_up_results.ITEMS} test rows have a near-duplicate")
             and "of 0.7 or more" in body
@@ -371,16 +375,16 @@ def test_near_duplicates_are_counted_on_the_page(near, said):
 
 def test_a_margin_that_the_design_can_decide_is_no_limit():
     write(margins={"/".join(PRIMARY): 0.05})
-    found = {limit.head: limit.body for limit in english.limits(facts())}["What this design can find"]
+    found = {limit.head: limit.body for limit in limits(facts())}["What this design can find"]
     assert "cannot be counted on" not in found
     write(margins={})
-    found = {limit.head: limit.body for limit in english.limits(facts())}["What this design can find"]
+    found = {limit.head: limit.body for limit in limits(facts())}["What this design can find"]
     assert found.endswith("No margin is set for this metric, so nothing is called equivalent in it.")
 
 
 def test_limits_that_do_not_apply_on_a_gpu_are_left_out():
     write(device="cuda", seeds=(1, 2, 3, 4, 5))
-    heads = {limit.head for limit in english.limits(facts())}
+    heads = {limit.head for limit in limits(facts())}
     assert not heads & {
         "16-bit weights are held as float32",
         "Memory is that of the whole process",
@@ -394,19 +398,19 @@ def test_limits_that_do_not_apply_on_a_gpu_are_left_out():
 
 def test_a_variant_with_other_settings_is_not_said_to_differ_in_precision_alone():
     write(training={QLORA: {"learning_rate": 1e-4}})
-    limits = {limit.head: limit.body for limit in english.limits(facts())}
-    body = limits["4-bit QLoRA (NF4, double-quantized) differs in more than precision"]
+    bodies = {limit.head: limit.body for limit in limits(facts())}
+    body = bodies["4-bit QLoRA (NF4, double-quantized) differs in more than precision"]
     assert "learning_rate (0.0001 instead of 0.001)" in body
     assert "begin with the same adapter" not in read().text
 
 
 def test_a_random_model_gets_no_verdict():
     write(model="random")
-    headline = english.headline(facts())
-    assert "random weights, so its quality means nothing" in headline.sentences[0]
-    assert "On one CPU, 4-bit QLoRA (NF4, double-quantized) held" in headline.sentences[1]
-    assert not any("worse" in said or "nats" in said for said in headline.sentences + headline.notes)
-    assert "Random weights" in {limit.head for limit in english.limits(facts())}
+    answer = headline(facts())
+    assert "random weights, so its quality means nothing" in answer.sentences[0]
+    assert "On one CPU, 4-bit QLoRA (NF4, double-quantized) held" in answer.sentences[1]
+    assert not any("worse" in said or "nats" in said for said in answer.sentences + answer.notes)
+    assert "Random weights" in {limit.head for limit in limits(facts())}
 
 
 def test_one_variant_has_nothing_to_be_compared_with():
@@ -673,15 +677,15 @@ def test_predictions_are_counted_against_the_measured_peaks():
     write()
     made_up_results.write_hardware()
     # 15.0 of 15.8 is 5.06 % too low and 7 of 8 is 12.5 %; the plain loop has no prediction.
-    said = spaced(english.prediction_sentence(facts()))
+    said = spaced(prediction_sentence(facts()))
     assert "at 7 points: 5 of them lie within 5 % of it." in said
     assert "The largest deviation is −12.5 % (16-bit LoRA at tinyllama_1b, 1 × 512 tokens)." in said
     made_up_results.write_hardware(
         [made_up_results.point("grid", BASELINE, **made_up_results.predicted(19, 20))]
     )
-    assert "at 1 point: 1 of them lies within 5 % of it." in spaced(english.prediction_sentence(facts()))
+    assert "at 1 point: 1 of them lies within 5 % of it." in spaced(prediction_sentence(facts()))
     made_up_results.write_hardware([made_up_results.point("grid", BASELINE, predicted_gib=None)])
-    assert english.prediction_sentence(facts()) is None
+    assert prediction_sentence(facts()) is None
 
 
 def test_what_fits_is_shown_by_size():
@@ -723,7 +727,7 @@ def test_the_runs_own_grid_is_shown_too():
     assert "trained the run’s own model" in page.text
     assert "3.21 GiB" in page.row("4 × 512")
     assert "Peak, resident" in page.text
-    assert english.prediction_sentence(facts()) is None
+    assert prediction_sentence(facts()) is None
     assert "results/benchmark_grid/lora_16bit/own.json" in {row[0] for row in page.rows}
     assert not ids_used_twice(page)
 

@@ -17,9 +17,10 @@ from workflow import params
 from workflow.comparison.model import ALL, Comparison
 from workflow.data import cards
 from workflow.data.lineage import Lineage
-from workflow.report import english
 from workflow.report.cards import model_card
-from workflow.report.facts import Facts
+from workflow.report.model import Facts
+from workflow.report.sections.answer import headline
+from workflow.report.sections.limits import limits
 from workflow.report.summary import summary_markdown, summary_table
 from workflow.runtime.paths import weights_folder
 
@@ -41,7 +42,7 @@ def made(tmp_path_factory) -> tuple[Comparison, Facts]:
 def test_the_markdown_has_the_pages_answer_and_a_row_for_each_form(made):
     comparison, found = made
     text = summary_markdown(found)
-    sentence = english.headline(found).sentences[0].striptags().replace("\N{NO-BREAK SPACE}", " ")
+    sentence = headline(found).sentences[0].striptags().replace("\N{NO-BREAK SPACE}", " ")
     assert sentence in text and sentence.startswith("4-bit QLoRA (NF4, double-quantized) is worse by 0.058")
     rows = [
         [cell.strip() for cell in line.strip("|").split(" | ")]
@@ -123,7 +124,7 @@ def test_a_card_is_in_the_hubs_format_with_the_runs_numbers_and_limits(made):
     result = next(r for r in card.data.eval_results if r.metric_type == "nats_per_token")
     assert result.metric_value == score.per_seed["2"] and result.dataset_split == "test"
     assert re.search(rf"\| +{score.per_seed['2']:.4f} \| +{score.value:.4f} \|", text)
-    for limit in english.limits(found):
+    for limit in limits(found):
         assert f"- **{limit.head}.**" in text
     digest = found.lock.origins["results/train/qlora_nf4_dq/2/weights"].md5
     assert re.fullmatch(r"[0-9a-f]{32}\.dir", digest) and digest in text

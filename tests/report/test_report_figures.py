@@ -14,10 +14,17 @@ import pytest
 from made_up_results import BY_FORM, write, write_hardware, write_lock
 from report_reader import Reader, facts
 
-from workflow.report import hardware_figures, quality_figures, training_figures
 from workflow.report.drawing import Panel
-from workflow.report.facts import Facts
+from workflow.report.model import Facts
 from workflow.report.page import render
+from workflow.report.sections.answer_figure import answer_legend, answer_panel
+from workflow.report.sections.categories import category_panels
+from workflow.report.sections.cost import cost_panels
+from workflow.report.sections.decomposition import waterfall_panels
+from workflow.report.sections.faults import repair_panel
+from workflow.report.sections.hardware_figure import hardware_panels
+from workflow.report.sections.quality import forest_panels, quality_panels
+from workflow.report.sections.training import curve_panels
 from workflow.runtime.paths import CARDS, REPORT, SUMMARY, SUMMARY_TABLE
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -47,14 +54,14 @@ def alt_of(panel: Panel) -> str:
 
 def test_figures_say_their_numbers_and_take_the_pages_colors(usual):
     panels = [
-        *quality_figures.quality_panels(usual),
-        *training_figures.curve_panels(usual),
-        *training_figures.cost_panels(usual),
-        quality_figures.answer_panel(usual),
-        *quality_figures.forest_panels(usual),
-        *quality_figures.waterfall_panels(usual),
-        *quality_figures.category_panels(usual),
-        quality_figures.repair_panel(usual),
+        *quality_panels(usual),
+        *curve_panels(usual),
+        *cost_panels(usual),
+        answer_panel(usual),
+        *forest_panels(usual),
+        *waterfall_panels(usual),
+        *category_panels(usual),
+        repair_panel(usual),
     ]
     assert len(panels) == 15
     for panel in panels:
@@ -71,20 +78,20 @@ def test_figures_say_their_numbers_and_take_the_pages_colors(usual):
 
 
 def test_the_answers_figure_has_a_point_for_each_form_at_its_memory(usual):
-    alt = alt_of(quality_figures.answer_panel(usual))
+    alt = alt_of(answer_panel(usual))
     assert "16-bit LoRA, as trained, 0.501 GiB: the baseline." in alt
     assert f"{QLORA_LABEL}, as trained, 0.161 GiB: +0.058, interval +0.040 to +0.077, worse." in alt
     assert f"{QLORA_LABEL}, merged, dequantized, 0.501 GiB: +0.059, interval +0.040 to +0.078, worse." in alt
     assert f"{QLORA_LABEL}, merged, quantized again, 0.161 GiB: +0.090" in alt
     assert alt.count(" GiB: ") == 6
     assert "A dashed line marks 0.251 GiB, what the parameters would take if really held in 16 bits." in alt
-    assert quality_figures.answer_legend(usual) == []  # each point has its label
+    assert answer_legend(usual) == []  # each point has its label
 
 
 def test_the_ticks_of_the_answers_figure_stand_where_they_say(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write(half_width=0.3)  # which gives ticks at quarters
-    svg = quality_figures.answer_panel(facts()).svg
+    svg = answer_panel(facts()).svg
     ticks = [text.replace("−", "-") for text in re.findall(r">([+−]?\d\.\d+)</text>", svg)]
     vertical = sorted(float(tick) for tick in ticks if tick[0] in "+-" or float(tick) == 0)
     steps = {round(after - before, 9) for before, after in pairwise(sorted(set(vertical)))}
@@ -92,7 +99,7 @@ def test_the_ticks_of_the_answers_figure_stand_where_they_say(tmp_path, monkeypa
 
 
 def test_the_waterfall_adds_up(usual):
-    (panel,) = quality_figures.waterfall_panels(usual)
+    (panel,) = waterfall_panels(usual)
     values = [float(v.replace("−", "-")) for v in re.findall(r": ([+−]?\d\.\d+), interval", alt_of(panel))]
     base, change, left, *forms = values
     assert left == pytest.approx(base + change, abs=0.0015)
@@ -102,18 +109,18 @@ def test_the_waterfall_adds_up(usual):
 
 
 def test_the_heat_maps_mark_what_was_held_out_and_what_was_not_tested(usual):
-    training, against = (alt_of(panel) for panel in quality_figures.category_panels(usual))
+    training, against = (alt_of(panel) for panel in category_panels(usual))
     assert (
         f"poetry, held out of training: 16-bit LoRA −0.868 better and {QLORA_LABEL} −0.960 better."
         in training
     )
     assert "riddles: not tested." in training
     assert f"greetings: {QLORA_LABEL} +0.058 worse." in against
-    assert "poetry ◆" in quality_figures.category_panels(usual)[0].svg
+    assert "poetry ◆" in category_panels(usual)[0].svg
 
 
 def test_a_fault_is_shown_before_and_after_its_repair(usual):
-    alt = alt_of(quality_figures.repair_panel(usual))
+    alt = alt_of(repair_panel(usual))
     assert "Merging: from 2.272 with the fault to 2.262 without; the fault is undecided." in alt
 
 
@@ -125,13 +132,13 @@ def test_curves_have_a_band_over_the_seeds_and_with_one_seed_none(usual):
 
 
 def loss_curve(found) -> str:
-    return training_figures.curve_panels(found)[0].svg
+    return curve_panels(found)[0].svg
 
 
 def test_names_in_a_figure_are_only_text(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write(categories={"$x_{": 60, "<b>&": 74}, held_out=(), rows=())
-    first, _ = quality_figures.category_panels(facts())
+    first, _ = category_panels(facts())
     assert "$x_{" in first.svg and "&lt;b&gt;&amp;" in first.svg
     assert "<b>" not in first.svg
 
@@ -141,7 +148,7 @@ def test_figures_of_a_device_say_their_numbers_and_take_the_pages_colors(tmp_pat
     write()
     write_hardware()
     (block,) = facts().hardware
-    panels = hardware_figures.hardware_panels(block, "hardware-0")
+    panels = hardware_panels(block, "hardware-0")
     alts = [re.search('aria-label="([^"]*)"', panel.svg)[1].replace("\u00a0", " ") for panel in panels]
     alts = [alts[-1], *alts[:-1]]
     assert "4 × 512 tokens, without checkpointing" in alts[0]

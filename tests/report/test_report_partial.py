@@ -5,9 +5,9 @@ import pytest
 from made_up_results import BASELINE, write
 from report_reader import Reader, facts
 
-from workflow.report import english
 from workflow.report.cards import model_card
 from workflow.report.page import render
+from workflow.report.sections.limits import missing
 from workflow.report.summary import summary_markdown, summary_table
 
 QLORA = "qlora_nf4_dq"
@@ -28,13 +28,13 @@ def _in_a_folder_of_its_own(tmp_path, monkeypatch):
 def missing_and_page() -> tuple[set[str], Reader]:
     """What is missing, by itself and as the page lists it; the page is drawn, and its summary and card are made."""
     found = facts()
-    missing = {" ".join(one.split()) for one in english.missing(found)}
+    absent = {" ".join(one.split()) for one in missing(found)}
     page = Reader(render(found))
-    assert all(one in page.text for one in missing)
+    assert all(one in page.text for one in absent)
     summary_markdown(found)
     summary_table(found)
     model_card(found, found.variants[-1], found.asked.experiment.seeds[0])
-    return missing, page
+    return absent, page
 
 
 def test_a_usual_run_lacks_little():
@@ -44,8 +44,8 @@ def test_a_usual_run_lacks_little():
 
 def test_one_seed():
     write(seeds=(7,))
-    missing, page = missing_and_page()
-    assert missing - USUAL == {
+    absent, page = missing_and_page()
+    assert absent - USUAL == {
         "No variance over seeds, and no band in the curves: experiment.seeds names one seed."
     }
     assert "One seed was trained, so every verdict is about this one training." in page.text
@@ -54,8 +54,8 @@ def test_one_seed():
 
 def test_one_variant():
     write(variants=(BASELINE,))
-    missing, page = missing_and_page()
-    assert "No comparison: experiment.variants names one variant alone." in missing
+    absent, page = missing_and_page()
+    assert "No comparison: experiment.variants names one variant alone." in absent
     assert "One variant was run, 16-bit LoRA, so there is nothing to compare it with." in page.text
     assert "best" not in [a.get("class") for _, a in page.tags]
     assert not [
@@ -65,23 +65,23 @@ def test_one_variant():
 
 def test_no_categories():
     write(categories={}, held_out=())
-    missing, page = missing_and_page()
-    assert missing - USUAL == {"No categories: the test split names none, or a single one."}
+    absent, page = missing_and_page()
+    assert absent - USUAL == {"No categories: the test split names none, or a single one."}
     assert "#categories" not in [a.get("href") for _, a in page.tags]
 
 
 def test_no_category_held_out():
     write(held_out=())
-    missing, page = missing_and_page()
-    assert missing - USUAL == {"No held-out categories: sample.held_out_categories is empty."}
+    absent, page = missing_and_page()
+    assert absent - USUAL == {"No held-out categories: sample.held_out_categories is empty."}
     assert "No category was held out of training." in page.text and "◆" not in page.text
 
 
 def test_no_written_answers():
     write(tasks=("holdout_loss",))
     made_up_results.COMPARE.joinpath("items.parquet").unlink()  # nothing of it is needed
-    missing, page = missing_and_page()
-    assert missing - USUAL == {"No written answers: holdout_generation is not among evaluation.tasks."}
+    absent, page = missing_and_page()
+    assert absent - USUAL == {"No written answers: holdout_generation is not among evaluation.tasks."}
     assert "No answers were written: holdout_generation is not among evaluation.tasks ." in page.text
 
 
@@ -106,11 +106,11 @@ def test_no_margin():
 def test_benchmark_points_that_did_not_fit():
     write(device="cuda")
     made_up_results.write_hardware()
-    missing, page = missing_and_page()
-    assert "3 benchmark points could not be measured; the tables say why of each." in missing
-    assert "Energy was not measured: the driver gave no reading." in missing
+    absent, page = missing_and_page()
+    assert "3 benchmark points could not be measured; the tables say why of each." in absent
+    assert "Energy was not measured: the driver gave no reading." in absent
     assert "does not fit: another 1.25 GiB could not be allocated" in page.text
-    assert not any(one.startswith("No GPU") for one in missing)
+    assert not any(one.startswith("No GPU") for one in absent)
 
 
 def test_a_device_on_which_nothing_fitted():
@@ -119,8 +119,8 @@ def test_a_device_on_which_nothing_fitted():
         made_up_results.missing("grid", name, "does not fit", "out of memory") for name in (BASELINE, QLORA)
     ]
     made_up_results.write_hardware(lost)
-    missing, page = missing_and_page()
-    assert "2 benchmark points could not be measured; the tables say why of each." in missing
+    absent, page = missing_and_page()
+    assert "2 benchmark points could not be measured; the tables say why of each." in absent
     assert "Of 2 points, 2 could not be measured." in page.text
 
 
@@ -130,8 +130,8 @@ def test_energy_is_shown_where_the_runs_own_grid_measured_it():
         made_up_results.write_grid(
             variant, "own", [made_up_results.point("grid", variant, joules_per_1000_tokens=joules)]
         )
-    missing, page = missing_and_page()
-    assert not any("nergy" in one or "the grid was not measured" in one for one in missing)
+    absent, page = missing_and_page()
+    assert not any("nergy" in one or "the grid was not measured" in one for one in absent)
     head, first, *_ = page.tables["the evidence"]
     assert head[-1].startswith("Energy, J per 1,000 tokens")
     assert first[-1] == "50.0"

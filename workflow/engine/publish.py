@@ -29,13 +29,14 @@ from workflow.comparison.model import ALL
 from workflow.engine import study
 from workflow.engine.study import ENVIRONMENT, ITEMS
 from workflow.report.drawing import INK, MUTED, PAPER, RULE, SETTINGS
-from workflow.report.facts import AS_TRAINED, dataset_name, model_name
+from workflow.report.figure_forms import SHORT_FORMS
 from workflow.report.formatting import number, percent, signed
-from workflow.report.quality_figures import SHORT_FORMS
+from workflow.report.labels import dataset_name, model_name
 from workflow.runtime import dvc_lock, markdown
 from workflow.runtime.dvc_lock import LockedStage
 from workflow.runtime.errors import CheckError, UserError
 from workflow.runtime.files import md5, read_json, read_yaml, whole_folder, write_text
+from workflow.runtime.forms import AS_TRAINED
 from workflow.runtime.markdown import Code, escaped
 from workflow.runtime.paths import (
     COMPARE,

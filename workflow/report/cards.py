@@ -7,10 +7,13 @@ from workflow.comparison.model import ALL, Score
 from workflow.data import cards, lineage
 from workflow.data.lineage import Lineage
 from workflow.report import english
-from workflow.report.facts import AS_TRAINED, Facts, Variant, dataset_name, model_name
 from workflow.report.formatting import NARROW
+from workflow.report.labels import dataset_name, model_name
+from workflow.report.model import Facts, Variant
+from workflow.report.sections.limits import limits
 from workflow.report.summary import COSTS, cost_text
 from workflow.runtime import markdown
+from workflow.runtime.forms import AS_TRAINED
 from workflow.runtime.markdown import Code, escaped
 from workflow.runtime.paths import weights_folder
 
@@ -42,7 +45,7 @@ def model_card(facts: Facts, variant: Variant, seed: int) -> str:
         "## Training",
         _training(facts, variant, run),
         "## Limits",
-        "\n".join(f"- **{escaped(limit.head)}.** {escaped(limit.body)}" for limit in english.limits(facts)),
+        "\n".join(f"- **{escaped(limit.head)}.** {escaped(limit.body)}" for limit in limits(facts)),
         "## Made by",
         _made_by(facts, variant, run),
     ]

@@ -30,9 +30,9 @@ from workflow.runtime.files import read_json
 from workflow.runtime.forms import AS_TRAINED
 from workflow.runtime.git import parsed_at, read_at, resolved
 from workflow.runtime.markdown import Code
-from workflow.runtime.paths import COMPARE, DVC_LOCK
+from workflow.runtime.paths import COMPARE, COMPARISON, DVC_LOCK
 
-COMPARISON, ITEMS = COMPARE / "comparison.json", COMPARE / "items.parquet"
+ITEMS = COMPARE / "items.parquet"
 COSTS = ("peak_memory", "training_speed")
 NOTHING, UNPAIRED = "-", "no interval"
 PARTS = {

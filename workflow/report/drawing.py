@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from workflow.report.facts import MeasuredVariant, Variant
+from workflow.report.model import MeasuredVariant, Variant
 
 INK, MUTED, RULE, PAPER = "#1a1a1b", "#6a6a6b", "#d8d8d9", "#fefefd"
 # The colors of seaborn's color-blind palette that keep enough contrast, in light and dark.

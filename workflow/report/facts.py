@@ -2,33 +2,42 @@
 
 import itertools
 import re
-import string
-from dataclasses import dataclass, field, fields
-from functools import cached_property
-from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, fields
+from pathlib import Path
 
 import pandas as pd
 
-from workflow import methods, params, precisions
+from workflow import params
 from workflow.comparison.inference import Difference, Equivalence
-from workflow.comparison.model import ALL, Claim, Comparison, Contrast, Cost, Part, Rise, Score
+from workflow.comparison.model import Claim, Comparison, Contrast, Cost, Part, Rise, Score
 from workflow.cost import memory
 from workflow.report import answers, lock
-from workflow.report.answers import Answers
-from workflow.report.formatting import Number, clean
-from workflow.report.lock import Lock
+from workflow.report.formatting import clean
+from workflow.report.labels import label, model_name, short_labels, variant_labels
+from workflow.report.model import (
+    GPU_SIZES,
+    GRID,
+    OWN_SHAPE,
+    Commands,
+    Device,
+    Facts,
+    Fit,
+    MeasuredVariant,
+    Point,
+    ServedForm,
+    Variant,
+    Work,
+)
 from workflow.runtime import environment
 from workflow.runtime.errors import UserError
 from workflow.runtime.files import read_json, sha256
-from workflow.runtime.forms import AS_TRAINED, BASE
 from workflow.runtime.paths import (
-    COMPARE,
+    COMPARISON,
     DATASET_SOURCE,
     HARDWARE,
     MODEL_SOURCE,
     RESULTS,
-    SAMPLE,
+    SAMPLE_COUNTS,
     benchmark_file,
     evaluate_base_folder,
     evaluate_folder,
@@ -36,322 +45,8 @@ from workflow.runtime.paths import (
     train_folder,
 )
 
-if TYPE_CHECKING:
-    from workflow.report.changes import Changes
-
-COMPARISON = COMPARE / "comparison.json"
-SAMPLE_COUNTS = SAMPLE / "counts.json"
 ENVIRONMENT = Path("requirements.lock")
 SPLITS = ("train", "validation", "test")
-CATEGORY = "category/"  # a subset of one category is called so, and then by the category's name
-GRID = "grid"  # the setting of a point on random rows; any other is on the run's rows
-OWN_SHAPE = "own"
-LONGEST_SHORT = 14  # characters of a variant's name within a figure
-GPU_SIZES = (12, 16, 24, 40, 48, 80)  # GB of 10^9 bytes, as GPUs are sold
-
-
-@dataclass(frozen=True)
-class Variant:
-    """One variant: what it is called on the page, and what its runs recorded."""
-
-    name: str
-    label: str
-    short: str  # where there is little room
-    position: int  # in experiment.variants; decides its color and marker
-    is_baseline: bool
-    precision: dict
-    trained: list[dict]  # one per seed
-
-
-@dataclass(frozen=True)
-class Commands:
-    """The shell commands that give the numbers of one run in one form."""
-
-    variant: str
-    seed: int | None
-    form: str
-    commands: list[str]
-
-
-@dataclass(frozen=True)
-class ServedForm:
-    """A form of a variant as it was found when it was loaded."""
-
-    variant: str
-    form: str
-    precision: dict
-    adapters: int
-    adapter_dtype: str | None
-    key: str = field(compare=False)  # where it stands
-
-
-@dataclass(frozen=True)
-class MeasuredVariant:
-    """A variant of a measured device, which need not be one of the experiment's."""
-
-    name: str
-    label: str
-    position: int  # as in the experiment; after its variants where it is none of them
-
-
-@dataclass(frozen=True)
-class Point:
-    """One training that was measured on a device, or that could not be; memory is in GiB."""
-
-    setting: str
-    variant: str
-    loop: str
-    batch_rows: int
-    micro_batch_rows: int
-    length: int
-    checkpointing: bool
-    rank: int
-    rows: int | None  # of the sample that it trained on; None where they are random, or not known
-    warmup_steps: int
-    steps: int  # counted
-    outcome: str
-    detail: str  # of the outcome, where it was not measured
-    requested: float | None  # the allocation that failed
-    speed: dict[str, float]  # median, low, high of the useful tokens/s
-    overall: float | None  # useful tokens of all steps over their seconds
-    peak: float | None  # allocated; on a CPU the resident set
-    reserved: float | None
-    predicted: dict[str, float] | None  # None too where what was measured is no allocator's peak
-    share: float | None  # of the matrix rate
-    joules: float | None  # per 1,000 useful tokens
-    longest: (
-        int | None
-    )  # tokens of an epoch's largest forward pass, which the peak is of; None where that was not run
-    key: str  # where it stands
-
-    @property
-    def measured(self) -> bool:
-        return self.outcome == "measured"
-
-    @property
-    def tokens(self) -> int:
-        """Tokens in a forward pass."""
-        return self.micro_batch_rows * self.length
-
-    @property
-    def deviation(self) -> float | None:
-        """Predicted over measured peak, less one."""
-        return self.predicted["total"] / self.peak - 1 if self.predicted and self.peak else None
-
-
-@dataclass(frozen=True)
-class Device:
-    """What was measured on one device at one shape."""
-
-    device: str
-    on_cpu: bool
-    shape: str
-    own: bool  # the shape is the run's own model; else the weights are random
-    own_run: bool  # measured by the run's own stage
-    versions: dict[str, str]
-    files: list[str]
-    variants: list[MeasuredVariant]
-    points: list[Point]
-
-    def of(self, variant: MeasuredVariant) -> list[Point]:
-        return [point for point in self.points if point.variant == variant.name]
-
-    @property
-    def grid(self) -> list[Point]:
-        return [point for point in self.points if point.setting == GRID]
-
-    @property
-    def settings(self) -> list[Point]:
-        return [point for point in self.points if point.setting != GRID]
-
-    def plain(self, beside: Point) -> Point | None:
-        """The plain loop of the same variant on the same rows."""
-        wanted = (beside.variant, beside.rows, "plain")
-        found = (p for p in self.settings if (p.variant, p.rows, p.loop) == wanted and p.measured)
-        return next(found, None)
-
-    @property
-    def shared(self) -> list[Point]:
-        """One grid point of each variant that has predictions: the largest that all of these measured."""
-        found: dict[tuple, dict[str, Point]] = {}
-        for point in self.grid:
-            if point.measured and point.predicted:
-                key = (point.tokens, not point.checkpointing, point.micro_batch_rows, point.rank)
-                found.setdefault(key, {})[point.variant] = point
-        everyone = {variant for points in found.values() for variant in points}
-        largest = max((key for key, points in found.items() if points.keys() == everyone), default=None)
-        return (
-            [] if largest is None else [found[largest][v.name] for v in self.variants if v.name in everyone]
-        )
-
-
-@dataclass(frozen=True)
-class Fit:
-    """The most tokens that a forward pass can have, by the GB of a GPU; 0 where nothing fits."""
-
-    shape: str
-    variant: MeasuredVariant
-    checkpointing: bool
-    rank: int
-    tokens: dict[int, int]
-
-
-@dataclass(frozen=True)
-class Work:
-    """The time that a stage recorded, over all its runs."""
-
-    stage: str
-    runs: int
-    seconds: float
-    measured: str  # what the time is of
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What the page is made from."""
-
-    asked: params.Params
-    params_text: str
-    model: dict
-    dataset: dict
-    rows: dict[str, int]  # per split
-    near_duplicates: int  # test rows that have one among the other splits
-    variants: list[Variant]
-    compared: Comparison
-    benchmarks: dict[str, dict]
-    history: pd.DataFrame
-    validation: pd.DataFrame
-    answers: Answers
-    served: list[ServedForm]
-    commands: list[Commands]
-    tasks: list[dict]
-    harness: str
-    versions: dict[str, str]
-    locked: dict[str, str]  # every package's version in the lock file
-    digests: dict[str, str]
-    hardware: list[Device]
-    fits: list[Fit]
-    work: list[Work]
-    lock: Lock
-    before: str | None  # the commit of report.compare_to
-    changes: list["Changes"]  # since then
-
-    @property
-    def baseline(self) -> Variant:
-        return next(variant for variant in self.variants if variant.is_baseline)
-
-    @property
-    def others(self) -> list[Variant]:
-        return [variant for variant in self.variants if not variant.is_baseline]
-
-    @property
-    def lettered(self) -> bool:
-        """Whether the figures call the variants by letters."""
-        return all(len(variant.short) == 1 for variant in self.variants)
-
-    @property
-    def on_cpu(self) -> bool:
-        return any(variant.precision["device"] == "cpu" for variant in self.variants)
-
-    @property
-    def devices(self) -> list[str]:
-        return list(dict.fromkeys(variant.precision["device_name"] for variant in self.variants))
-
-    @property
-    def primary(self) -> tuple[str, str]:
-        task, metric = self.compared.primary.split("/")
-        return task, metric
-
-    @cached_property
-    def _scores(self) -> dict[tuple, Score]:
-        return {(s.variant, s.form, s.task, s.metric, s.subset): s for s in self.compared.scores}
-
-    @cached_property
-    def _contrasts(self) -> dict[tuple, Contrast]:
-        return {(c.kind, c.variant, c.form, c.task, c.metric, c.subset): c for c in self.compared.contrasts}
-
-    def score(self, variant: str, form: str, metric: tuple[str, str], subset: str = ALL) -> Score | None:
-        """A variant's score in a form, or None where it was not scored so."""
-        return self._scores.get((variant, form, *metric, subset))
-
-    def contrast(
-        self, kind: str, variant: str, form: str, metric: tuple[str, str], subset: str = ALL
-    ) -> Contrast | None:
-        """A difference by its kind (repairs apart, of which one form can have several), or None."""
-        return self._contrasts.get((kind, variant, form, *metric, subset))
-
-    def to_baseline(self, variant: str, form: str, metric: tuple[str, str]) -> Contrast | None:
-        """A form's difference to the baseline as it was trained; for the baseline's own other forms too."""
-        kind = "form" if variant == self.baseline.name else "to_baseline"
-        return self.contrast(kind, variant, form, metric)
-
-    def forms_of(self, variant: str) -> list[str]:
-        """The forms in which a variant's runs were scored, as trained first."""
-        forms = dict.fromkeys(s.form for s in self.compared.scores if s.variant == variant)
-        return sorted(forms.keys() - {BASE}, key=lambda form: (form != AS_TRAINED, list(forms).index(form)))
-
-    @property
-    def compared_metrics(self) -> list[tuple[str, str]]:
-        """Every (task, metric) in which differences were taken, the primary one first."""
-        found = dict.fromkeys((c.task, c.metric) for c in self.compared.contrasts)
-        return sorted(found, key=lambda metric: metric != self.primary)
-
-    @property
-    def other_metrics(self) -> list[tuple[str, str]]:
-        """Every (task, metric) that has values alone."""
-        found = dict.fromkeys((s.task, s.metric) for s in self.compared.scores)
-        return [metric for metric in found if metric not in self.compared_metrics]
-
-    @cached_property
-    def _places(self) -> dict[int, str]:
-        lists = {
-            part: getattr(self.compared, part)
-            for part in ("scores", "contrasts", "decomposition", "claims", "cost")
-        }
-        return {
-            id(one): f"{part}[{index}]" for part, found in lists.items() for index, one in enumerate(found)
-        }
-
-    def key_of(self, found: Score | Contrast | Part | Claim | Cost, *names: str) -> str:
-        """Where a number of the comparison stands, for example `results/compare/comparison.json#scores[3].value`."""
-        return f"{COMPARISON.as_posix()}#{'.'.join([self._places[id(found)], *names])}"
-
-    def shown(self, text: str, found: Score | Contrast | Part | Claim | Cost, *names: str) -> Number:
-        """A number of the comparison as the page writes it, with its value and the place that it is from."""
-        value = found
-        for name in names:
-            value = value[name] if isinstance(value, dict) else getattr(value, name)
-        return Number(text, value, self.key_of(found, *names))
-
-    def weights_of(self, variant: str, form: str) -> float | None:
-        """GiB of a variant's weights as a form was loaded, or None where it was not."""
-        served = self.served_as(variant, form)
-        return served.precision["weights_gib"] if served else None
-
-    def served_as(self, variant: str, form: str) -> ServedForm | None:
-        """A form as it was loaded, with the first seed's adapter."""
-        return next((one for one in self.served if (one.variant, one.form) == (variant, form)), None)
-
-    @cached_property
-    def energy(self) -> dict[str, Point]:
-        """By variant, the run's own grid point with the most tokens at which energy was measured of every variant."""
-        found: dict[tuple, dict[str, Point]] = {}
-        for block in self.hardware:
-            for point in block.grid if block.own_run and block.own else []:
-                if point.joules is not None:
-                    key = (point.tokens, not point.checkpointing, point.micro_batch_rows)
-                    found.setdefault(key, {})[point.variant] = point
-        names = [variant.name for variant in self.variants]
-        shared = [key for key, points in found.items() if set(names) <= points.keys()]
-        return {name: found[max(shared)][name] for name in names} if shared else {}
-
-    def cost_of(self, variant: str, metric: str) -> Cost | None:
-        """A variant's measured cost, or None where it was not measured."""
-        return next((c for c in self.compared.cost if (c.variant, c.metric) == (variant, metric)), None)
-
-    @property
-    def cost_metrics(self) -> list[str]:
-        return list(dict.fromkeys(c.metric for c in self.compared.cost))
 
 
 def _changes(revision: str | None) -> dict:
@@ -506,38 +201,6 @@ def _check_same_runs(compared: Comparison, asked: params.Params) -> None:
         )
 
 
-def variant_labels(asked: params.Params) -> dict[str, str]:
-    """What each variant of the experiment is called in a sentence; no two share a label."""
-    labels = {name: _label(asked.variants[name]) for name in asked.experiment.variants}
-    taken = list(labels.values())
-    return {name: label if taken.count(label) == 1 else f"{label}, {name}" for name, label in labels.items()}
-
-
-def short_labels(asked: params.Params) -> dict[str, str]:
-    """What each variant is called where there is little room; no two share a label.
-
-    Where one would be long, all get letters, of which the page has a key.
-    """
-    found = {}
-    for name in asked.experiment.variants:
-        variant = asked.variants[name]
-        method = methods.get(variant.method)
-        precision = precisions.get(variant.precision).short(variant.double_quantization)
-        found[name] = f"{precision}{', ' + method.short if method.short else ''}"
-    taken = list(found.values())
-    unlike = {name: short if taken.count(short) == 1 else name for name, short in found.items()}
-    if max(map(len, unlike.values())) > LONGEST_SHORT:
-        return dict(zip(unlike, string.ascii_uppercase, strict=False))
-    return unlike
-
-
-def _label(variant: params.Variant) -> str:
-    method = methods.get(variant.method)
-    precision = precisions.get(variant.precision)
-    name = method.label_on_4_bits if precision.is_4_bit else method.label
-    return precision.label(name, variant.double_quantization)
-
-
 def _hardware(asked: params.Params, labels: dict[str, str]) -> list[Device]:
     """By device and shape: the files of results/hardware/, then the run's own grids."""
     found: dict[tuple, dict] = {}
@@ -611,8 +274,8 @@ def _measured_variants(
     others = sorted({point.variant for point in points} - labels.keys())
     taken = dict(labels)
     for name in others:
-        label = _label(asked.variants[name]) if name in asked.variants else clean(name)
-        taken[name] = f"{label}, {clean(name)}" if label in taken.values() else label
+        own = label(asked.variants[name]) if name in asked.variants else clean(name)
+        taken[name] = f"{own}, {clean(name)}" if own in taken.values() else own
     return [MeasuredVariant(name, taken[name], index) for index, name in enumerate([*known, *others])]
 
 
@@ -664,30 +327,6 @@ def shape_of(config: Path) -> memory.Shape:
     """The shape of a Llama-like model from its config.json."""
     known = {field.name for field in fields(_Config)}
     return memory.Shape.of(_Config(**{k: v for k, v in read_json(config).items() if k in known}))
-
-
-def model_name(model: params.Model) -> str:
-    """A model's short name, from where it comes."""
-    match model:
-        case params.HubModel():
-            return model.repository
-        case params.WheelModel():
-            return PurePosixPath(model.member).name.removesuffix(".gguf")
-        case params.FileModel():
-            return PurePosixPath(model.path).name
-        case params.RandomModel():
-            return "Llama with random weights"
-
-
-def dataset_name(dataset: params.Dataset) -> str:
-    """A dataset's short name, from where it comes."""
-    match dataset:
-        case params.HubDataset():
-            return dataset.repository
-        case params.WheelDataset():
-            return dataset.package
-        case params.FileDataset():
-            return PurePosixPath(dataset.path).name
 
 
 def _curves(runs: list[tuple[str, int]], file: str) -> pd.DataFrame:

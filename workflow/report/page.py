@@ -1,4 +1,4 @@
-"""Render the page: the facts, put into words, tables and figures, in one HTML file that needs no other."""
+"""Render the page: the facts, put into words, tables and figures by section, in one HTML file that needs no other."""
 
 import base64
 import hashlib
@@ -9,10 +9,26 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from workflow.report import english, formatting, quality_figures, tables, training_figures
-from workflow.report.answers import TIE
-from workflow.report.facts import ENVIRONMENT, GPU_SIZES, Facts, dataset_name, model_name
+from workflow.report import english, formatting
+from workflow.report.facts import ENVIRONMENT
+from workflow.report.labels import dataset_name, model_name
+from workflow.report.model import Facts
 from workflow.report.provenance import sources
+from workflow.report.sections import (
+    answer,
+    answers,
+    categories,
+    claims,
+    cost,
+    decomposition,
+    evidence,
+    faults,
+    hardware,
+    limits,
+    made,
+    quality,
+    training,
+)
 
 HERE = Path(__file__).parent
 SHORT_TEXT = 240  # characters, and
@@ -35,24 +51,28 @@ class Text:
     short: str | None
 
 
-def sections(facts: Facts) -> list[Section]:
-    """The sections that this run has something for, in the order of the page."""
-    found = [
+def contents(facts: Facts, shown: dict[str, Any]) -> list[Section]:
+    """The sections that this run has something for, in the order of the page.
+
+    Args:
+        shown: the object of each section, by the section's name.
+    """
+    candidates = [
         ("evidence", "Evidence", True),
         ("quality", "Quality", True),
-        ("decomposition", "Decomposition", bool(tables.decomposition(facts))),
-        ("categories", "Categories", bool(tables.category_rows(facts))),
+        ("decomposition", "Decomposition", bool(shown["decomposition"].parts)),
+        ("categories", "Categories", bool(shown["categories"].rows)),
         ("claims", "Claims", bool(facts.compared.claims)),
-        ("faults", "Faults", bool(tables.repair_blocks(facts))),
+        ("faults", "Faults", bool(shown["faults"].blocks)),
         ("training", "Training", True),
         ("cost", "Memory and time", True),
-        ("hardware", english.hardware_short(facts), bool(facts.hardware)),
+        ("hardware", shown["hardware"].short, bool(facts.hardware)),
         ("answers", "Answers", True),
         ("changes", "Changes", bool(facts.changes)),
         ("limits", "Limits", True),
         ("made", "How it was made", True),
     ]
-    return [Section(name, short) for name, short, shown in found if shown]
+    return [Section(name, short) for name, short, has_content in candidates if has_content]
 
 
 def render(facts: Facts) -> str:
@@ -77,59 +97,35 @@ def render(facts: Facts) -> str:
 
 
 def _content(facts: Facts) -> dict[str, Any]:
-    """What the templates show, by the names that they use."""
-    return {
+    """The variables of the templates: an object for each section, and what several sections share."""
+    shown = {
+        "answer": answer.section(facts),
+        "evidence": evidence.section(facts),
+        "quality": quality.section(facts),
+        "decomposition": decomposition.section(facts),
+        "categories": categories.section(facts),
+        "claims": claims.section(facts),
+        "faults": faults.section(facts),
+        "training": training.section(facts),
+        "cost": cost.section(facts),
+        "hardware": hardware.section(facts),
+        "answers": answers.section(facts),
+        "limits": limits.section(facts),
+        "made": made.section(facts),
+    }
+    return shown | {
         "facts": facts,
         "title": facts.asked.report.title,
-        "sections": sections(facts),
-        "headline": english.headline(facts),
-        "setting": english.setting(facts),
-        "answer_panel": quality_figures.answer_panel(facts),
-        "answer_legend": quality_figures.answer_legend(facts),
-        "evidence": tables.evidence(facts),
-        "variant_rows": tables.variant_rows(facts),
-        "form_rows": tables.form_rows(facts),
-        "quality_blocks": tables.quality_blocks(facts),
-        "value_blocks": tables.value_blocks(facts),
-        "decomposition": tables.decomposition(facts),
-        "claim_rows": tables.claim_rows(facts),
-        "repair_blocks": tables.repair_blocks(facts),
-        "category_rows": tables.category_rows(facts),
-        "cost_rows": tables.cost_rows(facts),
-        "quality_panels": quality_figures.quality_panels(facts),
-        "forest_panels": quality_figures.forest_panels(facts),
-        "waterfall_panels": quality_figures.waterfall_panels(facts),
-        "category_panels": quality_figures.category_panels(facts),
-        "repair_panel": quality_figures.repair_panel(facts),
-        "curve_panels": training_figures.curve_panels(facts),
-        "cost_panels": training_figures.cost_panels(facts),
-        "hardware_heading": english.hardware_heading(facts),
-        "hardware_blocks": tables.hardware_blocks(facts),
-        "prediction": english.prediction_sentence(facts),
-        "fit_blocks": tables.fit_blocks(facts),
-        "gpu_sizes": GPU_SIZES,
+        "sections": contents(facts, shown),
+        "sources": sources(facts),
         "primary_name": english.quality_name(facts.primary),
+        "confidence": formatting.percent(facts.asked.comparison.confidence),
         "equivalence_confidence": english.equivalence_confidence(facts),
         "in_family": sum(contrast.in_family for contrast in facts.compared.contrasts),
-        "commands": tables.commands(facts),
-        "weights_in_16_bits": tables.gib(english.weights_in_16_bits(facts)),
-        "answers": facts.answers,
-        "answer_words": english.answer_words(facts),
-        "tie": TIE,
-        "limits": english.limits(facts),
-        "missing": english.missing(facts),
-        "confidence": formatting.percent(facts.asked.comparison.confidence),
         "seeds": english.listed(facts.asked.experiment.seeds),
+        "devices": english.listed(facts.devices),
         "model_name": model_name(facts.asked.model),
         "dataset_name": dataset_name(facts.asked.dataset),
-        "model_record": tables.record(facts.model),
-        "dataset_record": tables.record(facts.dataset),
-        "training": tables.training_words(facts),
-        "sources": sources(facts),
-        "work_rows": tables.work_rows(facts),
-        "peak_words": english.peak_words(facts),
-        "work_words": english.work_words(facts),
-        "devices": english.listed(facts.devices),
         "environment_lock": ENVIRONMENT.as_posix(),
     }
 

@@ -4,10 +4,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from workflow.report.answers import files as answer_files
-from workflow.report.facts import COMPARISON, SAMPLE_COUNTS, Facts
+from workflow.report.model import Facts
 from workflow.runtime.paths import (
+    COMPARISON,
     DATASET_SOURCE,
     MODEL_SOURCE,
+    SAMPLE_COUNTS,
     benchmark_file,
     evaluate_base_folder,
     evaluate_folder,

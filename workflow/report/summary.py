@@ -3,10 +3,12 @@
 import pandas as pd
 
 from workflow.comparison.model import ALL, Contrast, Cost, Score
-from workflow.report import english
-from workflow.report.facts import AS_TRAINED, BASE, Facts, Variant
+from workflow.report import english, formatting
 from workflow.report.formatting import number, quantity, ratio
+from workflow.report.model import Facts, Variant
+from workflow.report.sections.answer import headline, setting
 from workflow.runtime import markdown
+from workflow.runtime.forms import AS_TRAINED, BASE
 from workflow.runtime.markdown import escaped
 
 COSTS = ("peak_memory", "training_speed", "step_time")
@@ -17,17 +19,17 @@ COLUMNS = ("variant", "label", "form", "task", "metric", "unit", "higher_is_bett
 
 def summary_markdown(facts: Facts) -> str:
     """The answer and the headline table, as Markdown."""
-    headline = english.headline(facts)
-    lines = [f"- {escaped(_plain(line))}" for line in headline.lines]
-    notes = " ".join(_plain(note).replace(" (see Limits)", "") for note in headline.notes)
-    setting = "; ".join(_plain(part) for part in english.setting(facts))
+    answer = headline(facts)
+    lines = [f"- {escaped(_plain(line))}" for line in answer.lines]
+    notes = " ".join(_plain(note).replace(" (see Limits)", "") for note in answer.notes)
+    conditions = "; ".join(_plain(part) for part in setting(facts))
     parts = [
         f"## {escaped(facts.asked.report.title)}",
-        *(escaped(_plain(sentence)) for sentence in headline.sentences),
+        *(escaped(_plain(sentence)) for sentence in answer.sentences),
         "\n".join(lines),
         _headline_table(facts),
         escaped(notes),
-        escaped(f"Setting: {setting}."),
+        escaped(f"Setting: {conditions}."),
         "The page with intervals, tests, curves, answers and limits is `report/index.html`; "
         "the numbers are in `results/summary.csv`.",
     ]
@@ -38,7 +40,7 @@ def _headline_table(facts: Facts) -> str:
     """A row per variant and serving form: quality with its difference and verdict, and costs."""
     metric, decimals = facts.primary, english.decimals_for(facts, facts.primary)
     cost_metrics = [name for name in COSTS if name in facts.cost_metrics]
-    confidence = english.formatting.percent(facts.compared.confidence)
+    confidence = formatting.percent(facts.compared.confidence)
     head = [
         "Variant",
         "Served",

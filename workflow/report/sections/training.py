@@ -1,29 +1,64 @@
-"""The figures of training and cost."""
+"""Training: what was trained, on which rows, and its loss curves."""
+
+from dataclasses import dataclass
 
 import pandas as pd
 import seaborn
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, MaxNLocator
 
-from workflow.report.drawing import (
-    BAR_SHARE,
-    INK,
-    PAPER,
-    ROW,
-    Panel,
-    color_of,
-    draw_svg,
-    marker_of,
-    over_row,
-    rows_axis,
-    spread,
-)
-from workflow.report.english import cost_name, direction, held_as_float32, weights_in_16_bits
-from workflow.report.facts import Facts, Variant
-from workflow.report.formatting import quantity, ratio, significant
+from workflow import methods
+from workflow.report import english
+from workflow.report.drawing import PAPER, Panel, color_of, draw_svg, marker_of, spread
+from workflow.report.formatting import significant
+from workflow.report.model import Facts
 
 CURVE_HEIGHT = 260
 NAME_ROOM = 1.36  # times the last step, for the names at the ends of the lines
+
+
+def training_words(facts: Facts) -> str:
+    """How the baseline was trained, in a sentence or two."""
+    asked = facts.asked.training_of(facts.baseline.name)
+    trained = facts.baseline.trained[0]
+    modules = (
+        "all linear layers" if asked.target_modules == "all-linear" else english.listed(asked.target_modules)
+    )
+    method = methods.get(facts.asked.variants[facts.baseline.name].method)
+    adapter = (
+        f"{method.product} of rank {asked.rank} (alpha {asked.alpha}, dropout {asked.dropout:g}) on {modules} "
+        f"({trained['adapted_modules']:,} of them)"
+        if method.leaves_adapter
+        else method.trains.capitalize()
+    )
+    part = "the response alone" if asked.loss_on == "response" else "prompt and response"
+    return (
+        f"{adapter} was trained for {english.count(trained['steps'], 'step')} of "
+        f"{english.count(asked.batch_rows, 'row')} with {asked.optimizer}, learning rate "
+        f"{asked.learning_rate:g} ({asked.schedule} schedule), with the loss on {part}. "
+        f"{_rows(trained['rows'], asked.max_length)}{_shared(facts)}"
+    )
+
+
+def _rows(rows: dict, max_length: int) -> str:
+    text = (
+        f"Of {english.count(rows['rows'], 'training row')}, {rows['rows_cut']:,} end at {max_length:,} tokens"
+    )
+    if rows["rows_dropped"]:
+        text += f"; {rows['rows_dropped']:,} more had no response within that length and were left out"
+    return f"{text}."
+
+
+def _shared(facts: Facts) -> str:
+    """What the variants have in common, where nothing but the precision of the base sets them apart."""
+    methods = {facts.asked.variants[variant.name].method for variant in facts.variants}
+    if (
+        not facts.others
+        or len(methods) > 1
+        or any(english.other_settings(facts, other) for other in facts.others)
+    ):
+        return ""
+    return " With one seed, all variants begin with the same adapter and see the same rows in the same order."
 
 
 def curve_panels(facts: Facts) -> list[Panel]:
@@ -33,15 +68,6 @@ def curve_panels(facts: Facts) -> list[Panel]:
         _curves(facts, "token_accuracy", "validation_token_accuracy",
                 "Token accuracy, as a percentage (higher is better)", 100),
     ]  # fmt: skip
-
-
-def cost_panels(facts: Facts) -> list[Panel]:
-    """Bars of the costs that were measured: memory, and speed with its quartiles."""
-    return [
-        _bars(facts, metric)
-        for metric in ("peak_memory", "weights", "training_speed", "step_time")
-        if metric in facts.cost_metrics
-    ]
 
 
 def _curves(facts: Facts, column: str, validation_column: str, title: str, scale: int) -> Panel:
@@ -124,65 +150,14 @@ def _steps(steps: pd.Series) -> list[float]:
     return [tick for tick in MaxNLocator(5, integer=True).tick_values(0, steps.max()) if tick <= steps.max()]
 
 
-def _bars(facts: Facts, metric: str) -> Panel:
-    shown = [(v, c) for v in facts.variants if (c := facts.cost_of(v.name, metric))]
-    first = shown[0][1]
-    sixteen = weights_in_16_bits(facts) if metric == "weights" else None
+@dataclass(frozen=True)
+class TrainingSection:
+    """What was trained."""
 
-    def draw(axes: Axes) -> None:
-        seaborn.barplot(
-            x=[cost.value for _, cost in shown],
-            y=[variant.label for variant, _ in shown],
-            hue=[variant.label for variant, _ in shown],
-            palette=[color_of(variant) for variant, _ in shown],
-            saturation=1,
-            width=0.3,
-            errorbar=None,
-            legend=False,
-            ax=axes,
-        )
-        for row, (variant, cost) in enumerate(shown):
-            if metric == "peak_memory":
-                _inner_bars(axes, facts, variant, row)
-            if sixteen and variant in held_as_float32(facts):
-                axes.plot(
-                    [sixteen] * 2, [row - 0.22, row + 0.22], color=INK, linewidth=1.6, linestyle=(0, (2, 2))
-                )
-            if cost.low is not None and cost.high is not None:
-                axes.plot([cost.low, cost.high], [row, row], color=INK, linewidth=1.6)
-            relative = "" if variant.is_baseline else f" ({ratio(cost.ratio_to_baseline)})"
-            over_row(axes, row, variant.label)
-            axes.annotate(
-                quantity(cost.value, cost.unit) + relative,
-                xy=(max(cost.value, cost.high or 0), row),
-                xytext=(6, 0),
-                textcoords="offset points",
-                va="center",
-            )
-        rows_axis(axes, len(shown))
-        right = max(max(cost.value, cost.high or 0) for _, cost in shown)
-        axes.set_xlim(0, right / BAR_SHARE)
-        axes.set_xlabel(f"{first.unit} ({direction(first.higher_is_better)})")
-
-    alt = f"{cost_name(metric)} in {first.unit}. " + " ".join(_bar_words(v, c) for v, c in shown)
-    if sixteen:
-        alt += f" A dashed mark shows {quantity(sixteen, 'GiB')}, what the parameters would take in 16 bits."
-    title = cost_name(metric)
-    return Panel(title, draw_svg(f"cost-{metric.replace('_', '-')}", draw, alt, height=len(shown) * ROW + 52))
+    words: str
+    panels: list[Panel]
 
 
-def _inner_bars(axes: Axes, facts: Facts, variant: Variant, row: int) -> None:
-    """Pale ends of a memory bar: what was held before training, and before the base was loaded."""
-    for inner in ("memory_after_load", "memory_before_load"):
-        cost = facts.cost_of(variant.name, inner)
-        if cost:
-            axes.barh(row, cost.value, height=0.3, color=PAPER, alpha=0.4)
-
-
-def _bar_words(variant: Variant, cost) -> str:
-    words = f"{variant.label}: {quantity(cost.value, cost.unit)}"
-    if cost.low is not None and cost.high is not None:
-        words += f" (quartiles {significant(cost.low)} to {significant(cost.high)})"
-    if not variant.is_baseline:
-        words += f", {ratio(cost.ratio_to_baseline)} the baseline"
-    return words + "."
+def section(facts: Facts) -> TrainingSection:
+    """Everything that the template of this section shows."""
+    return TrainingSection(words=training_words(facts), panels=curve_panels(facts))

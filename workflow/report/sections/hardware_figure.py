@@ -1,13 +1,25 @@
-"""The figures of measured devices: speed, memory, and memory by component."""
+"""Hardware's figures: memory by component, throughput, and memory against throughput."""
 
 import seaborn
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, StrMethodFormatter
 
 from workflow.report.drawing import BAR, HEAD_ROW, PAPER, Panel, at_side, color_of, draw_svg, marker_of
-from workflow.report.english import COMPONENTS, block_name, deviation, listed, rows_by_length
-from workflow.report.facts import Device, MeasuredVariant, Point
+from workflow.report.english import block_name, deviation, listed, rows_by_length
 from workflow.report.formatting import number, quantity, significant
+from workflow.report.model import Device, MeasuredVariant, Point
+
+COMPONENTS = {  # of the predicted memory, in the order in which it comes to be held
+    "weights": "Base weights",
+    "quantization_constants": "Quantization constants",
+    "adapters": "Adapters",
+    "gradients": "Gradients",
+    "optimizer": "Optimizer states",
+    "activations": "Activations kept for the backward pass",
+    "loss": "Logits and their gradients",
+    "transient": "The layer being worked on",
+    "workspace": "Workspace of matrix products",
+}
 
 
 def hardware_panels(block: Device, key: str) -> list[Panel]:

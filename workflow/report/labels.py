@@ -1,0 +1,64 @@
+"""What variants, models and datasets are called."""
+
+import string
+from pathlib import PurePosixPath
+
+from workflow import methods, params, precisions
+
+LONGEST_SHORT = 14  # characters of a variant's name within a figure
+
+
+def variant_labels(asked: params.Params) -> dict[str, str]:
+    """What each variant of the experiment is called in a sentence; no two share a label."""
+    labels = {name: label(asked.variants[name]) for name in asked.experiment.variants}
+    taken = list(labels.values())
+    return {name: label if taken.count(label) == 1 else f"{label}, {name}" for name, label in labels.items()}
+
+
+def short_labels(asked: params.Params) -> dict[str, str]:
+    """What each variant is called where there is little room; no two share a label.
+
+    Where one would be long, all get letters, of which the page has a key.
+    """
+    found = {}
+    for name in asked.experiment.variants:
+        variant = asked.variants[name]
+        method = methods.get(variant.method)
+        precision = precisions.get(variant.precision).short(variant.double_quantization)
+        found[name] = f"{precision}{', ' + method.short if method.short else ''}"
+    taken = list(found.values())
+    unlike = {name: short if taken.count(short) == 1 else name for name, short in found.items()}
+    if max(map(len, unlike.values())) > LONGEST_SHORT:
+        return dict(zip(unlike, string.ascii_uppercase, strict=False))
+    return unlike
+
+
+def label(variant: params.Variant) -> str:
+    method = methods.get(variant.method)
+    precision = precisions.get(variant.precision)
+    name = method.label_on_4_bits if precision.is_4_bit else method.label
+    return precision.label(name, variant.double_quantization)
+
+
+def model_name(model: params.Model) -> str:
+    """A model's short name, from where it comes."""
+    match model:
+        case params.HubModel():
+            return model.repository
+        case params.WheelModel():
+            return PurePosixPath(model.member).name.removesuffix(".gguf")
+        case params.FileModel():
+            return PurePosixPath(model.path).name
+        case params.RandomModel():
+            return "Llama with random weights"
+
+
+def dataset_name(dataset: params.Dataset) -> str:
+    """A dataset's short name, from where it comes."""
+    match dataset:
+        case params.HubDataset():
+            return dataset.repository
+        case params.WheelDataset():
+            return dataset.package
+        case params.FileDataset():
+            return PurePosixPath(dataset.path).name

@@ -1,0 +1,344 @@
+"""The first screen: the answer in a few sentences, and the setting that it holds for."""
+
+from dataclasses import dataclass
+
+from markupsafe import Markup
+
+from workflow.comparison.model import Contrast, Cost, Score
+from workflow.report.drawing import Panel
+from workflow.report.english import (
+    RANDOM_MODEL,
+    VERDICTS,
+    change,
+    count,
+    decimals_for,
+    form_name,
+    in_sentence,
+    interval_of_verdict,
+    listed,
+    marked_verdict,
+    weights_in_16_bits,
+)
+from workflow.report.formatting import NARROW, Number, number, quantity, ratio
+from workflow.report.labels import dataset_name, model_name
+from workflow.report.model import Facts, Variant
+from workflow.report.sections.answer_figure import answer_legend, answer_panel
+from workflow.runtime.forms import AS_TRAINED, BASE
+from workflow.runtime.paths import COMPARISON, MODEL_SOURCE, SAMPLE_COUNTS
+
+
+@dataclass(frozen=True)
+class Headline:
+    """The answer: sentences, a line per variant where there are several, and notes that put it in scale."""
+
+    sentences: list[Markup]
+    lines: list[Markup]
+    notes: list[Markup]
+
+
+def headline(facts: Facts) -> Headline:
+    """The answer, made from the numbers: quality and cost of every variant against the baseline."""
+    random_model = facts.asked.model.source == "random"
+    metric = None if random_model else facts.primary
+    sentences = [Markup(RANDOM_MODEL)] if random_model else []
+    lines = []
+    if not facts.others:
+        alone = Markup("One variant was run, {}, so there is nothing to compare it with.")
+        sentences.append(alone.format(facts.baseline.label))
+    elif len(facts.others) == 1:
+        (other,) = facts.others
+        quality = _quality_sentence(facts, other, metric)
+        cost = _cost_sentence(facts, other, "it" if quality else other.label)
+        served = _forms_sentence(facts, other, metric)
+        sentences += [sentence for sentence in (quality, cost, served) if sentence]
+    else:
+        sentences += [said for said in (_all_quality(facts, metric), _all_costs(facts)) if said]
+        lines = [_line(facts, other, metric) for other in facts.others]
+    notes = [_training_sentence(facts, metric), _seed_sentence(facts, metric), _float32_sentence(facts)]
+    return Headline(sentences, lines, [note for note in notes if note])
+
+
+def _quality_sentence(facts: Facts, other: Variant, metric: tuple[str, str] | None) -> Markup | None:
+    contrast = metric and facts.contrast("to_baseline", other.name, AS_TRAINED, metric)
+    if not contrast:
+        return None
+    score = facts.score(other.name, AS_TRAINED, metric)
+    margin = _margin(facts, contrast)
+    parts = {
+        "other": other.label,
+        "baseline": facts.baseline.label,
+        "verdict": marked_verdict(facts, contrast),
+        "value": Markup("{}{}{}").format(
+            change(facts, contrast, decimals_for(facts, metric)).value, NARROW, contrast.unit
+        ),
+        "interval": interval_of_verdict(facts, contrast),
+        "margin": Markup("; the margin of equivalence is {}").format(margin) if margin else "",
+        "within": margin or "",
+        "items": _items(facts, score),
+        "metric": in_sentence(score),
+    }
+    if contrast.verdict == "equivalent":
+        made = (
+            "In {metric}, {other} is {verdict} to {baseline} within the margin of {within}: on {items} it "
+            "differs by {value} ({interval})."
+        )
+    elif contrast.verdict == "undecided":
+        made = (
+            "Whether {other} differs from {baseline} in {metric} is {verdict}: on {items} it differs by "
+            "{value} ({interval}{margin})."
+        )
+    else:
+        made = "{other} is {verdict} than {baseline} in {metric} on {items} ({interval}{margin})."
+    return Markup("{}{}").format(Markup(made).format(**parts), _caveat(contrast))
+
+
+def _caveat(contrast: Contrast) -> str:
+    """What the verdict rests on, to stand behind the sentence that gives it."""
+    return f" {contrast.caveat}" if contrast.caveat else ""
+
+
+def _forms_sentence(facts: Facts, other: Variant, metric: tuple[str, str] | None) -> Markup | None:
+    """What serving the run in its other forms comes to, against the same baseline."""
+    found = [
+        contrast
+        for form in facts.forms_of(other.name)
+        if form != AS_TRAINED
+        and metric
+        and (contrast := facts.contrast("to_baseline", other.name, form, metric))
+    ]
+    if not found:
+        return None
+    decimals, parts = decimals_for(facts, metric), []
+    for contrast in found:
+        text = marked_verdict(facts, contrast)
+        if contrast.verdict in ("equivalent", "undecided"):
+            value = change(facts, contrast, decimals).value
+            text += Markup(" at {}{}{}").format(value, NARROW, contrast.unit)
+        parts.append(Markup("{} ({})").format(text, form_name(contrast.form)))
+    *first, last = parts
+    together = Markup(" and ").join([Markup(", ").join(first), last] if first else [last])
+    return Markup("In other serving forms, against the same baseline, it is {}.").format(together)
+
+
+def _margin(facts: Facts, contrast: Contrast) -> Markup | None:
+    """The margin of equivalence with its unit, or None where none is set."""
+    if not contrast.equivalence:
+        return None
+    shown = facts.shown(f"{contrast.equivalence.margin:g}", contrast, "equivalence", "margin")
+    return Markup("{}{}{}").format(shown, NARROW, contrast.unit)
+
+
+def _items(facts: Facts, score: Score) -> Markup:
+    shown = facts.shown(f"{score.items:,}", score, "items")
+    return Markup("{} test item{}").format(shown, "" if score.items == 1 else "s")
+
+
+def _cost_sentence(facts: Facts, other: Variant, called: str) -> Markup | None:
+    memory, speed = _memory_and_speed(facts, other)
+    parts = []
+    if memory:
+        parts.append(
+            Markup("held <strong>{}</strong> the memory at its peak ({}{})").format(
+                _ratio(facts, memory),
+                "Python included: " if facts.on_cpu else "",
+                _against(facts, memory),
+            )
+        )
+    if speed:
+        parts.append(
+            Markup("trained at <strong>{}</strong> the speed ({})").format(
+                _ratio(facts, speed), _against(facts, speed)
+            )
+        )
+    if not parts:
+        return None
+    return Markup("On {}, {} {}, measured once in one process each.").format(
+        _device(facts), called, Markup(" and ").join(parts)
+    )
+
+
+def _ratio(facts: Facts, cost: Cost) -> Number:
+    return facts.shown(ratio(cost.ratio_to_baseline), cost, "ratio_to_baseline")
+
+
+def _all_quality(facts: Facts, metric: tuple[str, str] | None) -> Markup | None:
+    """How many variants got which verdict, in a sentence."""
+    found = [
+        contrast
+        for other in facts.others
+        if metric and (contrast := facts.contrast("to_baseline", other.name, AS_TRAINED, metric))
+    ]
+    if not found:
+        return None
+    score = facts.score(found[0].variant, AS_TRAINED, metric)
+    margin = _margin(facts, found[0])
+    return Markup("Against {}, in {} on {}{}, {}.").format(
+        facts.baseline.label,
+        in_sentence(score),
+        _items(facts, score),
+        Markup(" (margin of equivalence {})").format(margin) if margin else "",
+        _tallied(found),
+    )
+
+
+def _tallied(contrasts: list[Contrast]) -> Markup:
+    """How many variants got each verdict, as the end of a sentence."""
+    found = [contrast.verdict for contrast in contrasts]
+    if len(set(found)) == 1:
+        return Markup("all {} variants are <strong>{}</strong>").format(len(found), found[0])
+    parts = []
+    for word in VERDICTS:
+        if word in found:
+            amount = found.count(word)
+            who = f"{amount:,} of the {len(found):,} variants" if not parts else f"{amount:,}"
+            parts.append(
+                Markup("{} {} <strong>{}</strong>").format(who, "is" if amount == 1 else "are", word)
+            )
+    *first, last = parts
+    return Markup("{} and {}").format(Markup(", ").join(first), last)
+
+
+def _all_costs(facts: Facts) -> Markup | None:
+    """The range of the variants' memory and speed, relative to the baseline, in a sentence."""
+    parts = []
+    for metric, made in (
+        ("peak_memory", "held {} the memory at their peak"),
+        ("training_speed", "trained at {} the speed"),
+    ):
+        costs = [cost for other in facts.others if (cost := facts.cost_of(other.name, metric))]
+        if costs:
+            costs.sort(key=lambda cost: cost.ratio_to_baseline)
+            ends = [_ratio(facts, cost) for cost in (costs[0], costs[-1])]
+            between = Markup(" to ").join(ends if ends[0] != ends[1] else ends[:1])
+            parts.append(Markup(made).format(Markup("<strong>{}</strong>").format(between)))
+    if not parts:
+        return None
+    return Markup("On {}, they {}, measured once in one process each.").format(
+        _device(facts), Markup(" and ").join(parts)
+    )
+
+
+def _line(facts: Facts, other: Variant, metric: tuple[str, str] | None) -> Markup:
+    """One variant's answer in short."""
+    parts = []
+    contrast = metric and facts.contrast("to_baseline", other.name, AS_TRAINED, metric)
+    if contrast:
+        value = change(facts, contrast, decimals_for(facts, metric)).value
+        shown = "" if contrast.verdict in ("worse", "better") else Markup("{}, ").format(value)
+        marked = marked_verdict(facts, contrast)
+        parts.append(Markup("{} ({}{})").format(marked, shown, interval_of_verdict(facts, contrast)))
+    for cost, what in zip(_memory_and_speed(facts, other), ("peak memory", "training speed"), strict=True):
+        if cost:
+            parts.append(Markup("{}\N{NO-BREAK SPACE}the {}").format(_ratio(facts, cost), what))
+    said = Markup(", ").join(parts) if parts else "not measured"
+    return Markup("{}: {}.{}").format(other.label, said, _caveat(contrast) if contrast else "")
+
+
+def _memory_and_speed(facts: Facts, other: Variant) -> tuple[Cost | None, Cost | None]:
+    return facts.cost_of(other.name, "peak_memory"), facts.cost_of(other.name, "training_speed")
+
+
+def _device(facts: Facts) -> str:
+    return "one CPU" if facts.on_cpu else "one GPU"
+
+
+def _training_sentence(facts: Facts, metric: tuple[str, str] | None) -> Markup | None:
+    contrast = metric and facts.contrast("to_base", facts.baseline.name, AS_TRAINED, metric)
+    if not contrast:
+        return None
+    decimals = decimals_for(facts, metric)
+    made = {
+        "better": "For scale, fine-tuning itself improved {label} from {before} to {after}{unit}.",
+        "worse": "Fine-tuning itself worsened {label}, from {before} to {after}{unit}.",
+        "equivalent": "Fine-tuning itself moved {label} by less than the margin: {before} before, "
+        "{after}{unit} after.",
+        "undecided": "Whether fine-tuning itself moved {label} is undecided: {before} before, "
+        "{after}{unit} after.",
+    }[contrast.verdict]
+    before, after = (facts.score(facts.baseline.name, form, metric) for form in (BASE, AS_TRAINED))
+    return Markup(made).format(
+        label=facts.baseline.label,
+        before=facts.shown(number(before.value, decimals), before, "value"),
+        after=facts.shown(number(after.value, decimals), after, "value"),
+        unit=f"{NARROW}{contrast.unit}",
+    )
+
+
+def _seed_sentence(facts: Facts, metric: tuple[str, str] | None) -> Markup | None:
+    """A warning that belongs into the first screen: with one seed, no verdict is about training in general."""
+    if not metric or not facts.others or len(facts.asked.experiment.seeds) > 1:
+        return None
+    return Markup("One seed was trained, so every verdict is about this one training.")
+
+
+def _float32_sentence(facts: Facts) -> Markup | None:
+    if not facts.others or weights_in_16_bits(facts) is None:
+        return None
+    where = "On this CPU, 16-bit" if facts.on_cpu else "16-bit"
+    return Markup(
+        "{} weights are held as float32, so against real 16-bit storage there is less to save "
+        '(see <a href="#limits">Limits</a>).'
+    ).format(where)
+
+
+def _against(facts: Facts, cost: Cost) -> Markup:
+    theirs = facts.cost_of(facts.baseline.name, cost.metric)
+    ours, other = (facts.shown(quantity(one.value, one.unit), one, "value") for one in (cost, theirs))
+    return Markup("{} against {}").format(ours, other)
+
+
+def setting(facts: Facts) -> list[Markup]:
+    """The setting in a few parts: model, data, training, seeds, device."""
+    trained = facts.baseline.trained[0]
+    batch_rows = facts.asked.training_of(facts.baseline.name).batch_rows
+    seeds = facts.asked.experiment.seeds
+    size = facts.model["parameters"]
+    rows = {
+        split: Number(f"{amount:,}", amount, f"{SAMPLE_COUNTS.as_posix()}#{split}_rows")
+        for split, amount in facts.rows.items()
+    }
+    near = Number(f"{facts.near_duplicates:,}", facts.near_duplicates,
+                  f"{SAMPLE_COUNTS.as_posix()}#near_duplicate_test_rows")  # fmt: skip
+    steps = Number(f"{trained['steps']:,}", trained["steps"],
+                   f"{COMPARISON.as_posix()}#training.{facts.baseline.name}[0].steps")  # fmt: skip
+    return [
+        Markup("{}, {} parameters").format(
+            model_name(facts.asked.model),
+            Number(_parameters(size), size, f"{MODEL_SOURCE.as_posix()}#parameters"),
+        ),
+        Markup(
+            "{}: {train} rows to train on, {validation} to validate, {test} to test ({} near-duplicate{} of the others)"
+        ).format(dataset_name(facts.asked.dataset), near, "" if facts.near_duplicates == 1 else "s", **rows),
+        Markup("{} step{} of {}").format(
+            steps, "" if trained["steps"] == 1 else "s", count(batch_rows, "row")
+        ),
+        Markup("{} {}").format("seeds" if len(seeds) > 1 else "seed", listed(seeds)),
+        *(Markup("{}: {}").format("CPU" if facts.on_cpu else "GPU", device) for device in facts.devices),
+    ]
+
+
+def _parameters(amount: int) -> str:
+    for scale, word in ((1e9, "billion"), (1e6, "million")):
+        if amount >= scale:
+            return quantity(amount / scale, word)
+    return f"{amount:,}"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The first screen."""
+
+    headline: Headline
+    setting: list[Markup]
+    panel: Panel | None
+    legend: list[tuple[str, Markup]]
+
+
+def section(facts: Facts) -> Answer:
+    """Everything that the template of this section shows."""
+    return Answer(
+        headline=headline(facts),
+        setting=setting(facts),
+        panel=answer_panel(facts),
+        legend=answer_legend(facts),
+    )

@@ -1,0 +1,42 @@
+"""Answers: what the models wrote, side by side."""
+
+from dataclasses import dataclass
+
+from workflow.report.answers import TIE, Answers
+from workflow.report.english import MEASURES, count
+from workflow.report.model import Facts
+
+
+def answer_words(facts: Facts) -> str:
+    """Which rows are shown, who won, and how answers are marked."""
+    answers = facts.answers
+    sampled = sum(row.sampled for row in answers.rows)
+    far = sum(row.disagreeing for row in answers.rows)
+    if sampled == answers.answered:
+        text = f"All {count(answers.answered, 'row')} that every model answered are shown"
+    else:
+        text = (
+            f"Of {count(answers.answered, 'row')} that every model answered, {sampled:,} were drawn by the seed "
+            f"{answers.seed}, whatever the answers"
+        )
+    if far:
+        measure = MEASURES[answers.metric] if answers.metric else "words"
+        text += f"; {far:,} have the largest disagreement between the trained runs, in {measure}"
+    text += ". "
+    if answers.metric:
+        text += f"Who won is by {MEASURES[answers.metric]} ({answers.metric}), which says little of a single answer. "
+    return text
+
+
+@dataclass(frozen=True)
+class AnswersSection:
+    """The written answers, side by side."""
+
+    answers: Answers
+    words: str
+    tie: str
+
+
+def section(facts: Facts) -> AnswersSection:
+    """Everything that the template of this section shows."""
+    return AnswersSection(answers=facts.answers, words=answer_words(facts), tie=TIE)

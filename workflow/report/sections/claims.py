@@ -1,0 +1,39 @@
+"""Claims: what the recipe claimed, and whether it holds."""
+
+from dataclasses import dataclass
+
+from workflow.report import english
+from workflow.report.model import Facts
+
+
+@dataclass(frozen=True)
+class ClaimRow:
+    claim: str
+    text: str
+    label: str
+    form: str
+    holds: str
+    sentence: str
+
+
+def claim_rows(facts: Facts) -> list[ClaimRow]:
+    """The claims, each with a row per variant and form that it was checked in."""
+    labels = {variant.name: variant.label for variant in facts.variants}
+    rows = [
+        ClaimRow(c.claim, c.text, labels[c.variant], english.form_name(c.form), c.holds, c.sentence)
+        for c in facts.compared.claims
+    ]
+    order = list(dict.fromkeys((row.claim, row.text) for row in rows))
+    return sorted(rows, key=lambda row: order.index((row.claim, row.text)))
+
+
+@dataclass(frozen=True)
+class Claims:
+    """Each claim and whether it holds."""
+
+    rows: list[ClaimRow]
+
+
+def section(facts: Facts) -> Claims:
+    """Everything that the template of this section shows."""
+    return Claims(rows=claim_rows(facts))

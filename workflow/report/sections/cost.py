@@ -1,0 +1,158 @@
+"""Memory and time of each variant, measured in a process of its own."""
+
+from dataclasses import dataclass
+
+import seaborn
+from matplotlib.axes import Axes
+
+from workflow.report import english, formatting
+from workflow.report.drawing import BAR_SHARE, INK, PAPER, ROW, Panel, color_of, draw_svg, over_row, rows_axis
+from workflow.report.english import cost_name, direction, gib, held_as_float32, peak_words, weights_in_16_bits
+from workflow.report.formatting import quantity, ratio, significant
+from workflow.report.model import Facts, Variant
+
+FIRST_COSTS = ("peak_memory", "weights", "training_speed", "step_time")  # the others follow
+
+
+@dataclass(frozen=True)
+class CostCell:
+    value: str
+    quartiles: str
+    ratio: str
+
+
+@dataclass(frozen=True)
+class CostRow:
+    """One measured cost, with a cell per variant."""
+
+    name: str
+    unit: str
+    direction: str
+    definition: str
+    cells: list[CostCell | None]
+
+
+def cost_rows(facts: Facts) -> list[CostRow]:
+    """The cost table: a row per measurement, a cell per variant, None where it was not measured."""
+    rows = []
+    first_ones = [metric for metric in FIRST_COSTS if metric in facts.cost_metrics]
+    for metric in dict.fromkeys([*first_ones, *facts.cost_metrics]):
+        costs = [facts.cost_of(variant.name, metric) for variant in facts.variants]
+        first = next(cost for cost in costs if cost)
+        cells = [
+            CostCell(
+                value=facts.shown(quantity(cost.value, cost.unit), cost, "value"),
+                quartiles=""
+                if cost.low is None or cost.high is None
+                else f"{formatting.significant(cost.low)} to {formatting.significant(cost.high)}",
+                ratio=""
+                if variant.is_baseline
+                else facts.shown(ratio(cost.ratio_to_baseline), cost, "ratio_to_baseline"),
+            )
+            if cost
+            else None
+            for variant, cost in zip(facts.variants, costs, strict=True)
+        ]
+        rows.append(
+            CostRow(
+                name=english.cost_name(metric),
+                unit=first.unit,
+                direction=english.direction(first.higher_is_better),
+                definition=first.definition,
+                cells=cells,
+            )
+        )
+    return rows
+
+
+def cost_panels(facts: Facts) -> list[Panel]:
+    """Bars of the costs that were measured: memory, and speed with its quartiles."""
+    return [
+        _bars(facts, metric)
+        for metric in ("peak_memory", "weights", "training_speed", "step_time")
+        if metric in facts.cost_metrics
+    ]
+
+
+def _bars(facts: Facts, metric: str) -> Panel:
+    shown = [(v, c) for v in facts.variants if (c := facts.cost_of(v.name, metric))]
+    first = shown[0][1]
+    sixteen = weights_in_16_bits(facts) if metric == "weights" else None
+
+    def draw(axes: Axes) -> None:
+        seaborn.barplot(
+            x=[cost.value for _, cost in shown],
+            y=[variant.label for variant, _ in shown],
+            hue=[variant.label for variant, _ in shown],
+            palette=[color_of(variant) for variant, _ in shown],
+            saturation=1,
+            width=0.3,
+            errorbar=None,
+            legend=False,
+            ax=axes,
+        )
+        for row, (variant, cost) in enumerate(shown):
+            if metric == "peak_memory":
+                _inner_bars(axes, facts, variant, row)
+            if sixteen and variant in held_as_float32(facts):
+                axes.plot(
+                    [sixteen] * 2, [row - 0.22, row + 0.22], color=INK, linewidth=1.6, linestyle=(0, (2, 2))
+                )
+            if cost.low is not None and cost.high is not None:
+                axes.plot([cost.low, cost.high], [row, row], color=INK, linewidth=1.6)
+            relative = "" if variant.is_baseline else f" ({ratio(cost.ratio_to_baseline)})"
+            over_row(axes, row, variant.label)
+            axes.annotate(
+                quantity(cost.value, cost.unit) + relative,
+                xy=(max(cost.value, cost.high or 0), row),
+                xytext=(6, 0),
+                textcoords="offset points",
+                va="center",
+            )
+        rows_axis(axes, len(shown))
+        right = max(max(cost.value, cost.high or 0) for _, cost in shown)
+        axes.set_xlim(0, right / BAR_SHARE)
+        axes.set_xlabel(f"{first.unit} ({direction(first.higher_is_better)})")
+
+    alt = f"{cost_name(metric)} in {first.unit}. " + " ".join(_bar_words(v, c) for v, c in shown)
+    if sixteen:
+        alt += f" A dashed mark shows {quantity(sixteen, 'GiB')}, what the parameters would take in 16 bits."
+    title = cost_name(metric)
+    return Panel(title, draw_svg(f"cost-{metric.replace('_', '-')}", draw, alt, height=len(shown) * ROW + 52))
+
+
+def _inner_bars(axes: Axes, facts: Facts, variant: Variant, row: int) -> None:
+    """Pale ends of a memory bar: what was held before training, and before the base was loaded."""
+    for inner in ("memory_after_load", "memory_before_load"):
+        cost = facts.cost_of(variant.name, inner)
+        if cost:
+            axes.barh(row, cost.value, height=0.3, color=PAPER, alpha=0.4)
+
+
+def _bar_words(variant: Variant, cost) -> str:
+    words = f"{variant.label}: {quantity(cost.value, cost.unit)}"
+    if cost.low is not None and cost.high is not None:
+        words += f" (quartiles {significant(cost.low)} to {significant(cost.high)})"
+    if not variant.is_baseline:
+        words += f", {ratio(cost.ratio_to_baseline)} the baseline"
+    return words + "."
+
+
+@dataclass(frozen=True)
+class CostSection:
+    """What each variant costs."""
+
+    rows: list[CostRow]
+    panels: list[Panel]
+    peak_words: str
+    weights_in_16_bits: str | None  # GiB, with its unit
+
+
+def section(facts: Facts) -> CostSection:
+    """Everything that the template of this section shows."""
+    return CostSection(
+        rows=cost_rows(facts),
+        panels=cost_panels(facts),
+        peak_words=peak_words(facts),
+        weights_in_16_bits=gib(weights_in_16_bits(facts)),
+    )

@@ -1,0 +1,113 @@
+"""Decomposition: how much of a difference is there before training, and how much after it."""
+
+from dataclasses import dataclass
+
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
+
+from workflow.comparison.model import Contrast, Part
+from workflow.report import english, formatting
+from workflow.report.drawing import INK, MUTED, RULE, Panel, at_side, color_of, draw_svg
+from workflow.report.english import Change, change, decimals_for, form_name, quality_name, sides
+from workflow.report.model import Facts, Variant
+
+
+@dataclass(frozen=True)
+class PartRow:
+    part: str
+    form: str
+    change: Change
+
+
+def decomposition(facts: Facts) -> list[tuple[str, list[PartRow]]]:
+    """Of each quantized variant, the parts of its difference to the baseline in the primary metric."""
+    found: dict[str, list[PartRow]] = {}
+    least = english.decimals_for(facts, facts.primary)
+    for part in facts.compared.decomposition:
+        contrast = facts.contrast(part.kind, part.variant, part.form, facts.primary)
+        if contrast and (part.task, part.metric) == facts.primary:
+            decimals = max(least, formatting.decimals_of(part.low, part.high))
+            form = english.form_name(part.form) if part.kind == "form" else ""
+            row = PartRow(part.part, form, english.change(facts, contrast, decimals))
+            found.setdefault(part.variant, []).append(row)
+    return [(variant.label, found[variant.name]) for variant in facts.variants if variant.name in found]
+
+
+def waterfall_panels(facts: Facts) -> list[Panel]:
+    """Of each quantized variant: its base's damage, what training changed of it, what is left, and each other form."""
+    found: dict[str, list[tuple[Part, Contrast]]] = {}
+    for part in facts.compared.decomposition:
+        contrast = facts.contrast(part.kind, part.variant, part.form, facts.primary)
+        if contrast and (part.task, part.metric) == facts.primary:
+            found.setdefault(part.variant, []).append((part, contrast))
+    shown = [(variant, found[variant.name]) for variant in facts.variants if variant.name in found]
+    ends = [
+        _starts(parts)[part.kind] + end
+        for _, parts in shown
+        for part, _ in parts
+        for end in (0, part.value, part.low, part.high)
+    ]
+    return [_waterfall(facts, variant, parts, min(ends), max(ends)) for variant, parts in shown]
+
+
+def _starts(parts: list[tuple[Part, Contrast]]) -> dict[str, float]:
+    """Where the bar of each kind of part begins: the steps begin where what they change ends."""
+    value = {part.kind: part.value for part, _ in parts if part.kind != "form"}
+    left = value.get("to_baseline", 0.0)
+    return {"base_to_base": 0.0, "recovery": value.get("base_to_base", 0.0), "to_baseline": 0.0, "form": left}
+
+
+def _waterfall(
+    facts: Facts, variant: Variant, parts: list[tuple[Part, Contrast]], lowest: float, highest: float
+) -> Panel:
+    first, color = parts[0][1], color_of(variant)
+    margin = first.equivalence.margin if first.equivalence else None
+    totals = {"base_to_base", "to_baseline"}  # they begin at zero
+    starts = _starts(parts)
+    least = decimals_for(facts, facts.primary)
+    row = 40
+    height = row * len(parts)
+
+    def draw(axes: Axes) -> None:
+        if margin:
+            axes.axvspan(-margin, margin, color=RULE, alpha=0.7, linewidth=0)
+        axes.axvline(0, color=MUTED, linewidth=1.2)
+        for index, (part, contrast) in enumerate(parts):
+            start, y = starts[part.kind], row * index + 28
+            whole = part.kind == "to_baseline"
+            axes.barh(y, part.value, left=start, height=11, color=color, alpha=1 if whole else 0.5)
+            axes.plot([start + part.low, start + part.high], [y, y], color=INK, linewidth=1.3)
+            if part.kind not in totals:
+                axes.plot([start] * 2, [y - 8, y + 8], color=color, linewidth=1.2)
+            name = f"Served {form_name(part.form)}" if part.kind == "form" else part.part
+            at_side(axes, y - 9, name, weight="bold" if whole else "normal")
+            at_side(axes, y - 9, f"{change(facts, contrast, least).value}, {part.verdict}", right=True)
+        axes.set_ylim(height + 4, 0)
+        axes.set_yticks([])
+        axes.grid(False, axis="y")
+        gap = 0.06 * (highest - lowest) or 1.0
+        axes.set_xlim(lowest - gap, highest + gap)
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+        axes.set_xlabel(sides(first))
+
+    alt = f"{variant.label}: parts of the difference to {facts.baseline.label} in {quality_name(facts.primary)}. "
+    for part, contrast in parts:
+        words = change(facts, contrast, least)
+        what = f"{part.part}, {form_name(part.form)}" if part.kind == "form" else part.part
+        alt += f"{what}: {words.value}, interval {words.interval}, {words.verdict}. "
+    return Panel(
+        variant.label, draw_svg(f"waterfall-{variant.position}", draw, alt.strip(), height=height + 52)
+    )
+
+
+@dataclass(frozen=True)
+class Decomposition:
+    """The parts of each difference."""
+
+    parts: list[tuple[str, list[PartRow]]]  # by variant
+    panels: list[Panel]
+
+
+def section(facts: Facts) -> Decomposition:
+    """Everything that the template of this section shows."""
+    return Decomposition(parts=decomposition(facts), panels=waterfall_panels(facts))

@@ -1,0 +1,238 @@
+"""Evidence: quality, memory and speed of every variant in one table, and what each variant is."""
+
+from dataclasses import dataclass
+
+from workflow import precisions
+from workflow.report import drawing, english, formatting
+from workflow.report.english import Change
+from workflow.report.formatting import Number, number, ratio
+from workflow.report.model import Facts, Variant
+from workflow.runtime.forms import AS_TRAINED
+
+EVIDENCE_COSTS = ("peak_memory", "training_speed", "step_time")
+
+
+@dataclass(frozen=True)
+class VariantRow:
+    label: str
+    short: str
+    name: str
+    is_baseline: bool
+    color: str
+    held_as: str
+    computes_in: str
+    quantized: str
+    trainable: str
+    steps: str
+    tokens_seen: str
+
+
+@dataclass(frozen=True)
+class FormRow:
+    """A form as it was found when it was loaded."""
+
+    label: str
+    form: str
+    held_as: str
+    quantized: str
+    adapters: str
+
+
+@dataclass(frozen=True)
+class EvidenceCell:
+    """A number of the evidence table; `best` where it is decided that no other row's is as good."""
+
+    number: Number
+    note: str
+    ratio: str | None
+    best: bool
+
+
+@dataclass(frozen=True)
+class EvidenceRow:
+    """A variant in a form; the costs of training are those of the variant, so they stand in its first row alone."""
+
+    label: str
+    short: str
+    form: str
+    color: str
+    is_baseline: bool
+    quality: EvidenceCell | None
+    change: Change | None
+    weights: EvidenceCell | None
+    costs: list[EvidenceCell | None]
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """The table of everything that was compared; `costs` are (name, unit, direction) of its last columns."""
+
+    rows: list[EvidenceRow]
+    costs: list[tuple[str, str, str]]
+    energy: str  # of what, or why there is none
+
+
+def evidence(facts: Facts) -> Evidence:
+    """Quality, memory, time and energy of every variant and form, absolute and relative to the baseline."""
+    decimals = english.decimals_for(facts, facts.primary)
+    arms = [(variant, form) for variant in facts.variants for form in facts.forms_of(variant.name)]
+    best = _decided_best(facts, arms)
+    weights = {(v.name, form): facts.weights_of(v.name, form) for v, form in arms}
+    lightest = min((gib for gib in weights.values() if gib is not None), default=None)
+    metrics = [metric for metric in EVIDENCE_COSTS if metric in facts.cost_metrics]
+    energy = facts.energy
+    rows = []
+    for variant, form in arms:
+        score = facts.score(variant.name, form, facts.primary)
+        against = facts.to_baseline(variant.name, form, facts.primary)
+        served = facts.served_as(variant.name, form)
+        costs = [_cost_cell(facts, variant, metric) if form == AS_TRAINED else None for metric in metrics]
+        if energy:
+            costs.append(_energy_cell(facts, variant) if form == AS_TRAINED else None)
+        rows.append(
+            EvidenceRow(
+                label=variant.label,
+                short=variant.short,
+                form=english.form_name(form),
+                color=drawing.STYLE[drawing.color_of(variant)],
+                is_baseline=variant.is_baseline and form == AS_TRAINED,
+                quality=score
+                and EvidenceCell(
+                    facts.shown(number(score.value, decimals), score, "value"),
+                    "",
+                    None,
+                    (variant.name, form) == best,
+                ),
+                change=against and english.change(facts, against, decimals),
+                weights=served
+                and EvidenceCell(
+                    Number(
+                        formatting.significant(served.precision["weights_gib"]),
+                        served.precision["weights_gib"],
+                        f"{served.key}.weights_gib",
+                    ),
+                    "",
+                    None,
+                    weights[variant.name, form] == lightest and list(weights.values()).count(lightest) == 1,
+                ),
+                costs=costs,
+            )
+        )
+    named = []
+    for metric in metrics:
+        first = next(cost for v in facts.variants if (cost := facts.cost_of(v.name, metric)))
+        named.append((english.cost_name(metric), first.unit, english.direction(first.higher_is_better)))
+    if energy:
+        named.append(("Energy", "J per 1,000 tokens", english.direction(False)))
+    return Evidence(rows, named, english.energy_words(facts))
+
+
+def _decided_best(facts: Facts, arms: list[tuple[Variant, str]]) -> tuple[str, str] | None:
+    """The arm whose interval of the difference to the baseline lies apart from, and better than, all others'."""
+    spans = {}
+    for variant, form in arms:
+        contrast = facts.to_baseline(variant.name, form, facts.primary)
+        if contrast:
+            sign = 1 if contrast.higher_is_better else -1
+            spans[variant.name, form] = sorted(
+                (sign * contrast.difference.low, sign * contrast.difference.high)
+            )
+        elif variant.is_baseline and form == AS_TRAINED:
+            spans[variant.name, form] = [0.0, 0.0]
+    for arm, (low, _) in spans.items():
+        if len(spans) > 1 and all(low > high for other, (_, high) in spans.items() if other != arm):
+            return arm
+    return None
+
+
+def _cost_cell(facts: Facts, variant: Variant, metric: str) -> EvidenceCell | None:
+    """A cost; none is the best, as each was measured in one process."""
+    cost = facts.cost_of(variant.name, metric)
+    if cost is None:
+        return None
+    return EvidenceCell(
+        number=facts.shown(formatting.significant(cost.value), cost, "value"),
+        note=""
+        if cost.low is None
+        else f"{formatting.significant(cost.low)} to {formatting.significant(cost.high)}",
+        ratio=None
+        if variant.is_baseline
+        else facts.shown(ratio(cost.ratio_to_baseline), cost, "ratio_to_baseline"),
+        best=False,
+    )
+
+
+def _energy_cell(facts: Facts, variant: Variant) -> EvidenceCell | None:
+    energy = facts.energy
+    if variant.name not in energy:
+        return None
+    point, first = energy[variant.name], energy.get(facts.baseline.name)
+    relative = None
+    if first and not variant.is_baseline:
+        relative = ratio(point.joules / first.joules)
+    shown = Number(formatting.significant(point.joules), point.joules, f"{point.key}.joules_per_1000_tokens")
+    return EvidenceCell(shown, "", relative, False)
+
+
+def variant_rows(facts: Facts) -> list[VariantRow]:
+    """What each variant is: storage, compute type, what was quantized and what was trained."""
+    rows = []
+    for variant in facts.variants:
+        precision, trained = variant.precision, variant.trained[0]
+        rows.append(
+            VariantRow(
+                label=variant.label,
+                short=variant.short,
+                name=variant.name,
+                is_baseline=variant.is_baseline,
+                color=drawing.STYLE[drawing.color_of(variant)],
+                held_as=_held_as(precision),
+                computes_in=precision["compute"],
+                quantized=f"{precision['quantized_modules']:,} of {precision['linear_modules']:,}",
+                trainable=f"{trained['trainable_parameters']:,} ({trained['trainable_dtype']})",
+                steps=english.listed(list(dict.fromkeys(f"{run['steps']:,}" for run in variant.trained))),
+                tokens_seen=english.listed(
+                    list(dict.fromkeys(f"{run['tokens_seen']:,}" for run in variant.trained))
+                ),
+            )
+        )
+    return rows
+
+
+def _held_as(precision: dict) -> str:
+    if not precisions.get(precision["base"]).is_quantized and precision["storage"] == "float32":
+        return "float32 (rounded to 16 bits)"
+    return precision["storage"] + (", double-quantized" if precision["double_quantization"] else "")
+
+
+def form_rows(facts: Facts) -> list[FormRow]:
+    """Every form of every variant, by variant."""
+    rows = []
+    for variant in facts.variants:
+        for served in facts.served:
+            if served.variant == variant.name:
+                found = served.precision
+                rows.append(
+                    FormRow(
+                        label=variant.label,
+                        form=english.form_name(served.form),
+                        held_as=_held_as(found),
+                        quantized=f"{found['quantized_modules']:,} of {found['linear_modules']:,}",
+                        adapters=f"{served.adapters:,} ({served.adapter_dtype})" if served.adapters else "0",
+                    )
+                )
+    return rows
+
+
+@dataclass(frozen=True)
+class EvidenceSection:
+    """The table of all variants and forms, how each variant is held and trained, and what each form was found to be."""
+
+    table: Evidence
+    variants: list[VariantRow]
+    forms: list[FormRow]
+
+
+def section(facts: Facts) -> EvidenceSection:
+    """Everything that the template of this section shows."""
+    return EvidenceSection(table=evidence(facts), variants=variant_rows(facts), forms=form_rows(facts))

@@ -1,0 +1,125 @@
+"""Faults: what each fault of the recipe costs."""
+
+from dataclasses import dataclass
+
+from matplotlib.axes import Axes
+
+from workflow.comparison.model import ALL
+from workflow.report import english, formatting
+from workflow.report.drawing import PAPER, ROW, Panel, color_of, draw_svg, over_row, rows_axis
+from workflow.report.english import Change, decimals_for, name, quality_name, unit
+from workflow.report.formatting import number
+from workflow.report.model import Facts
+
+
+@dataclass(frozen=True)
+class RepairRow:
+    """A fault's difference in one metric."""
+
+    metric: str
+    direction: str
+    faulty: str
+    repaired: str
+    change: Change
+
+
+@dataclass(frozen=True)
+class RepairBlock:
+    """One fault, switched alone."""
+
+    name: str
+    faulty: str
+    repaired: str
+    rows: list[RepairRow]
+
+
+def repair_blocks(facts: Facts) -> list[RepairBlock]:
+    """The faults that were switched alone, each in every metric."""
+    found: dict[str, RepairBlock] = {}
+    for contrast in facts.compared.contrasts:
+        if contrast.kind != "repair" or contrast.subset != ALL:
+            continue
+        metric = (contrast.task, contrast.metric)
+        faulty = facts.score(contrast.variant, contrast.form, metric)
+        repaired = facts.score(*contrast.other.split("/"), metric)
+        decimals = formatting.decimals_of(contrast.difference.low, contrast.difference.high)
+        block = found.setdefault(
+            contrast.name,
+            RepairBlock(
+                name=contrast.name.replace("_", " ").capitalize(),
+                faulty=english.arm_name(facts, f"{contrast.variant}/{contrast.form}"),
+                repaired=english.arm_name(facts, contrast.other),
+                rows=[],
+            ),
+        )
+        block.rows.append(
+            RepairRow(
+                metric=name(metric, faulty),
+                direction=english.direction(contrast.higher_is_better),
+                faulty=facts.shown(number(faulty.value, decimals), faulty, "value"),
+                repaired=facts.shown(number(repaired.value, decimals), repaired, "value"),
+                change=english.change(facts, contrast, decimals),
+            )
+        )
+    return list(found.values())
+
+
+def repair_panel(facts: Facts) -> Panel | None:
+    """Each fault before and after its repair, in the primary metric; None where none was switched."""
+    shown = [
+        (c, facts.score(c.variant, c.form, facts.primary), facts.score(*c.other.split("/"), facts.primary))
+        for c in facts.compared.contrasts
+        if c.kind == "repair" and c.subset == ALL and (c.task, c.metric) == facts.primary
+    ]
+    if not shown:
+        return None
+    variants = {variant.name: variant for variant in facts.variants}
+    decimals = decimals_for(facts, facts.primary)
+
+    def draw(axes: Axes) -> None:
+        for row, (contrast, faulty, repaired) in enumerate(shown):
+            color = color_of(variants[contrast.variant])
+            one = contrast.difference
+            axes.annotate("", xy=(repaired.value, row), xytext=(faulty.value, row),
+                          arrowprops={"arrowstyle": "-|>", "color": color, "linewidth": 1.2, "shrinkA": 5, "shrinkB": 7})  # fmt: skip
+            axes.plot(
+                [repaired.value + one.low, repaired.value + one.high],
+                [row] * 2,
+                color=color,
+                linewidth=3,
+                alpha=0.55,
+                solid_capstyle="butt",
+            )
+            axes.plot(faulty.value, row, color=color, marker="o", markersize=8, markerfacecolor=PAPER)
+            axes.plot(repaired.value, row, color=color, marker="o", markersize=8)
+            over_row(axes, row, contrast.name.replace("_", " ").capitalize())
+            over_row(
+                axes,
+                row,
+                f"{number(faulty.value, decimals)} → {number(repaired.value, decimals)}, {contrast.verdict}",
+                right=True,
+            )
+        rows_axis(axes, len(shown))
+        axes.margins(x=0.08)
+        axes.set_xlabel(unit(shown[0][1]))
+
+    alt = f"{quality_name(facts.primary)} with each fault and without it. " + " ".join(
+        f"{c.name.replace('_', ' ').capitalize()}: from {number(a.value, decimals)} with the fault to "
+        f"{number(b.value, decimals)} without; the fault is {c.verdict}."
+        for c, a, b in shown
+    )
+    title = f"With the fault, and repaired, {shown[0][1].unit}"
+    return Panel(title, draw_svg("repairs", draw, alt, height=len(shown) * ROW + 52))
+
+
+@dataclass(frozen=True)
+class Faults:
+    """Each fault of the recipe and its repair."""
+
+    blocks: list[RepairBlock]
+    panel: Panel | None
+
+
+def section(facts: Facts) -> Faults:
+    """Everything that the template of this section shows."""
+    return Faults(blocks=repair_blocks(facts), panel=repair_panel(facts))

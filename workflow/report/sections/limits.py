@@ -1,0 +1,346 @@
+"""Limits: what these numbers do not say."""
+
+from dataclasses import dataclass
+
+from workflow.report import formatting
+from workflow.report.english import (
+    FEW_SEEDS,
+    KINDS,
+    RANDOM_MODEL,
+    cost_name,
+    count,
+    energy_words,
+    groups,
+    held_as_float32,
+    listed,
+    other_settings,
+    peak_words,
+    quality_name,
+    weights_in_16_bits,
+)
+from workflow.report.formatting import NARROW, quantity, ratio
+from workflow.report.model import Facts, Variant
+from workflow.runtime.forms import AS_TRAINED
+
+FEW_INSTRUCTIONS = 1000
+
+
+@dataclass(frozen=True)
+class Limit:
+    """One thing that this run cannot tell, in a few words and in a sentence or two."""
+
+    head: str
+    body: str
+
+
+def limits(facts: Facts) -> list[Limit]:
+    """What this run cannot tell, made from its facts; only what applies."""
+    found = [
+        _random_model(facts),
+        _few_seeds(facts),
+        _few_instructions(facts),
+        _near_duplicates(facts),
+        _detectable(facts),
+        _not_corrected(facts),
+        _no_category_held_out(facts),
+        _first_items(facts),
+        _short_training(facts),
+        *(_not_precision_alone(facts, other) for other in facts.others),
+        _quantized_before(facts),
+        _not_deterministic(facts),
+        _no_real_16_bits(facts),
+        _resident_set(facts),
+        _random_benchmark(facts),
+        _one_device(facts),
+    ]
+    return [limit for limit in found if limit]
+
+
+def _random_model(facts: Facts) -> Limit | None:
+    return Limit("Random weights", RANDOM_MODEL) if facts.asked.model.source == "random" else None
+
+
+def _few_seeds(facts: Facts) -> Limit | None:
+    seeds = len(facts.asked.experiment.seeds)
+    if seeds >= FEW_SEEDS:
+        return None
+    if seeds == 1:
+        return Limit(
+            "One seed",
+            "The variance over seeds was not measured, so every interval and verdict holds for this one "
+            "training. Another seed would give other numbers, and this run cannot say how different.",
+        )
+    return Limit(
+        f"{seeds} seeds",
+        f"The intervals allow for the variance over seeds, but {seeds} trainings tell little of it: that "
+        "makes the intervals wide, and their width itself uncertain.",
+    )
+
+
+def _few_instructions(facts: Facts) -> Limit | None:
+    score = facts.score(facts.baseline.name, AS_TRAINED, facts.primary)
+    if not score or not score.groups or score.groups >= FEW_INSTRUCTIONS:
+        return None
+    return Limit(
+        "A small test set",
+        f"The primary metric is over {count(score.items, 'test item')} with "
+        f"{groups(score)}. Intervals say what other items of the same kind "
+        "could have given, and nothing of other data or other models.",
+    )
+
+
+def _near_duplicates(facts: Facts) -> Limit | None:
+    if not facts.near_duplicates:
+        return None
+    threshold = facts.asked.sample.near_duplicate_threshold
+    return Limit(
+        "Some test rows resemble training rows",
+        f"{facts.near_duplicates:,} of {count(facts.rows['test'], 'test row')} have a near-duplicate among the training "
+        f"and validation rows: a prompt whose character 5-grams have a Jaccard similarity of {threshold:g} or more. "
+        "There a run may repeat what it saw.",
+    )
+
+
+def _detectable(facts: Facts) -> Limit | None:
+    """The smallest difference that would have been found, against the margin."""
+    found = [
+        (other, contrast)
+        for other in facts.others
+        if (contrast := facts.contrast("to_baseline", other.name, AS_TRAINED, facts.primary))
+    ]
+    if not found:
+        return None
+    unit, power = found[0][1].unit, formatting.percent(facts.compared.power)
+    smallest = listed(
+        [
+            f"{formatting.significant(contrast.difference.detectable, 2)}{NARROW}{unit}"
+            + (f" for {other.label}" if len(found) > 1 else "")
+            for other, contrast in found
+        ]
+    )
+    body = (
+        f"A difference to {facts.baseline.label} in the primary metric is found with a probability of {power} "
+        f"from {smallest}, by a test of its own."
+    )
+    margin = facts.compared.margins.get(facts.compared.primary)
+    if margin is None:
+        body += " No margin is set for this metric, so nothing is called equivalent in it."
+    else:
+        body += f" The margin of equivalence is {margin:g}{NARROW}{unit}."
+        beyond = [
+            other.label
+            for other, contrast in found
+            if contrast.difference.detectable > margin and contrast.verdict != "equivalent"
+        ]
+        if beyond:
+            where = f" for {listed(beyond)}" if len(found) > 1 else ""
+            body += f" That is less, so{where} this design cannot be counted on to decide equivalence at the margin."
+    return Limit("What this design can find", body)
+
+
+def _not_corrected(facts: Facts) -> Limit | None:
+    contrasts = facts.compared.contrasts
+    family = [contrast for contrast in contrasts if contrast.in_family]
+    outside = len(contrasts) - len(family)
+    if not outside:
+        return None
+    spanned = facts.compared.family
+    kinds = listed([KINDS[kind] for kind in spanned["kinds"]]) if family else ""
+    names = (
+        listed([quality_name(tuple(metric.split("/"))) for metric in spanned["metrics"]]) if family else ""
+    )
+    corrected = (
+        f"Holm’s correction spans {count(len(family), 'difference')}: of {kinds}, in {names}. "
+        if family
+        else ""
+    )
+    alone = sum(contrast.corrected_over == 1 for contrast in contrasts if not contrast.in_family)
+    level = formatting.percent(1 - facts.compared.confidence)
+    return Limit(
+        "Differences are not corrected for all of their number",
+        f"{corrected}The other {outside:,} on this page are corrected over the variants (and the categories) alone, "
+        f"for each metric, form and kind of difference by itself{f'; {alone:,} of them have none beside them' if alone else ''}. "
+        f"Each such set is tested at {level}, so some of them will be called decided by chance.",
+    )
+
+
+def _no_category_held_out(facts: Facts) -> Limit | None:
+    if facts.compared.held_out_categories or not facts.compared.claims:
+        return None
+    return Limit(
+        "No category was held out of training",
+        "Whether a run gains on kinds of instruction that it was not trained on, claim (d), was not tested.",
+    )
+
+
+def _first_items(facts: Facts) -> Limit | None:
+    some = []
+    for recorded in facts.tasks:
+        most, leaves = facts.asked.evaluation.tasks[recorded["task"]].items, len(recorded["leaves"])
+        if most is not None and recorded["items"] >= most:
+            each = f" of each of its {leaves} parts" if leaves > 1 else ""
+            some.append(f"{recorded['task']} ({most:,}{each})")
+    if not some:
+        return None
+    return Limit("Not every item was scored", f"Scored on the first items alone: {listed(some)}.")
+
+
+def _short_training(facts: Facts) -> Limit | None:
+    trained = facts.baseline.trained[0]
+    batch = facts.asked.training_of(facts.baseline.name).batch_rows
+    seen, rows = trained["steps"] * batch, trained["rows"]["rows"]
+    if seen >= rows:
+        return None
+    return Limit(
+        "A short training",
+        f"{count(trained['steps'], 'step')} of {count(batch, 'row')} see {seen:,} of the {rows:,} training "
+        "rows: less than one pass. A longer training may widen the gap or close it.",
+    )
+
+
+def _not_precision_alone(facts: Facts, other: Variant) -> Limit | None:
+    changed = other_settings(facts, other)
+    if not changed:
+        return None
+    return Limit(
+        f"{other.label} differs in more than precision",
+        f"From {facts.baseline.label} it also differs in {listed(changed)}, so no difference between "
+        "the two is due to precision alone.",
+    )
+
+
+def _quantized_before(facts: Facts) -> Limit | None:
+    before = facts.model["quantized_before"]
+    if not before:
+        return None
+    return Limit(
+        "The base had been quantized before",
+        f"Its weights come from a {before} file, so its 16-bit form had lost precision before any run began. "
+        "What 4 bits cost a model that was never rounded may differ, and be more. Tried apart on SmolLM2-135M (50 rows, "
+        "untrained): NF4 cost 0.18 nats per token on the Q4_1 grid and about 0.25 off it, so the first grid flattered it.",
+    )
+
+
+def _not_deterministic(facts: Facts) -> Limit | None:
+    if all(run["deterministic"] for variant in facts.variants for run in variant.trained):
+        return None
+    return Limit(
+        "Runs on a GPU do not repeat to the last digit",
+        "Some of its kernels add up in another order each time, so the same seed can give slightly other "
+        "weights and scores. No interval has this in it apart from the variance over seeds.",
+    )
+
+
+def _no_real_16_bits(facts: Facts) -> Limit | None:
+    real = weights_in_16_bits(facts)
+    if real is None:
+        return None
+    held = held_as_float32(facts)
+    where = "On this CPU, " if facts.on_cpu else ""
+    text = f"{where}{listed([v.label for v in held])} holds weights that were rounded to 16 bits as float32"
+    weights = facts.cost_of(held[0].name, "weights")
+    text += f", in {quantity(weights.value, weights.unit)}" if weights else ""
+    text += f". In real 16-bit storage the {facts.model['parameters']:,} parameters would take "
+    text += quantity(real, "GiB")
+    smaller = [
+        f"the {quantity(cost.value, cost.unit)} of {v.label} are {ratio(cost.value / real)} of that"
+        + (f" and not {ratio(cost.value / weights.value)}" if weights else "")
+        for v in facts.variants
+        if v.precision["quantized_modules"] and (cost := facts.cost_of(v.name, "weights"))
+    ]
+    text += "".join(f"; {part}" for part in smaller)
+    return Limit(
+        "16-bit weights are held as float32",
+        f"{text}. The saving against real 16-bit storage is smaller than what was measured"
+        + (", although the layers that stay unquantized would then shrink too." if smaller else "."),
+    )
+
+
+def _resident_set(facts: Facts) -> Limit | None:
+    if not facts.on_cpu:
+        return None
+    before = facts.cost_of(facts.baseline.name, "memory_before_load")
+    share = f", {quantity(before.value, before.unit)} before the model was loaded" if before else ""
+    return Limit(
+        "Memory is that of the whole process",
+        f"On a CPU, peak memory is the resident set: Python and its libraries are in it{share}. "
+        "A ratio of two peaks is therefore nearer to 1 than that of the models’ own memory.",
+    )
+
+
+def _random_benchmark(facts: Facts) -> Limit | None:
+    shapes = list(dict.fromkeys(block.shape for block in facts.hardware if not block.own))
+    if not shapes:
+        return None
+    return Limit(
+        "Benchmarked shapes have random weights",
+        f"The memory and speed at {listed(shapes)} are of models of that shape with random weights: what they cost "
+        "is real, and nothing is known of their quality.",
+    )
+
+
+def _one_device(facts: Facts) -> Limit:
+    steps = min(result["steps"] for result in facts.benchmarks.values())
+    rows = min(result["micro_batch_rows"] for result in facts.benchmarks.values())
+    return Limit(
+        "Time and memory are of this device",
+        f"They were measured on {listed(facts.devices)} over {count(steps, 'step')} of {count(rows, 'row')}, in one process "
+        "for each variant. Steps of one process are no independent units, so no interval, p value or verdict is made of "
+        f"them. {peak_words(facts)} Another device, batch or length of text has other ratios.",
+    )
+
+
+def missing(facts: Facts) -> list[str]:
+    """What a full report has and this one lacks, each with the reason, in a sentence."""
+    asked, found = facts.asked, []
+    if not facts.others:
+        found.append("No comparison: experiment.variants names one variant alone.")
+    if len(asked.experiment.seeds) == 1:
+        found.append("No variance over seeds, and no band in the curves: experiment.seeds names one seed.")
+    if not any(score.subset.startswith("category/") for score in facts.compared.scores):
+        found.append("No categories: the test split names none, or a single one.")
+    elif not facts.compared.held_out_categories:
+        found.append("No held-out categories: sample.held_out_categories is empty.")
+    if "holdout_generation" not in asked.evaluation.tasks:
+        found.append("No written answers: holdout_generation is not among evaluation.tasks.")
+    if not asked.comparison.repairs:
+        found.append("No faults before and after their repair: comparison.repairs is empty.")
+    absent = [
+        v.label for v in facts.others if not facts.contrast("to_baseline", v.name, AS_TRAINED, facts.primary)
+    ]
+    if absent:
+        found.append(f"No difference in the primary metric for {listed(absent)}: it was not compared.")
+    for metric in ("peak_memory", "training_speed"):
+        without = [variant.label for variant in facts.variants if not facts.cost_of(variant.name, metric)]
+        if without:
+            found.append(f"No {cost_name(metric).lower()} for {listed(without)}: it was not measured.")
+    own = [block for block in facts.hardware if block.own_run]
+    measured = {variant.name for block in own for variant in block.variants}
+    without = [variant.label for variant in facts.variants if variant.name not in measured]
+    if without:
+        found.append(
+            f"No memory and speed over batch and length for {listed(without)}: the grid was not measured."
+        )
+    if not any(not block.on_cpu for block in facts.hardware):
+        found.append("No GPU: results/hardware holds no measurement of one, and no grid ran on one.")
+    if not facts.energy:
+        found.append(energy_words(facts))
+    points = [point for block in facts.hardware for point in block.points if not point.measured]
+    if points:
+        found.append(
+            f"{count(len(points), 'benchmark point')} could not be measured; the tables say why of each."
+        )
+    return found
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the numbers do not say, and what is missing."""
+
+    limits: list[Limit]
+    missing: list[str]
+
+
+def section(facts: Facts) -> Limits:
+    """Everything that the template of this section shows."""
+    return Limits(limits=limits(facts), missing=missing(facts))

@@ -1,0 +1,101 @@
+"""How the page was made: commands, sources, and the time that the stages took."""
+
+from dataclasses import dataclass
+
+from workflow.report import english, formatting
+from workflow.report.english import duration, energy_words
+from workflow.report.formatting import quantity
+from workflow.report.model import Facts
+
+RECORD_NAMES = {"sha256": "sha256", "quantized_before": "Quantized before", "storage_dtype": "Stored as"}
+
+
+@dataclass(frozen=True)
+class WorkRow:
+    """The time that a stage's runs recorded."""
+
+    stage: str
+    runs: str
+    time: str
+    measured: str
+
+
+def work_rows(facts: Facts) -> list[WorkRow]:
+    """The recorded time by stage, and all of it."""
+    rows = [WorkRow(w.stage, f"{w.runs:,}", english.duration(w.seconds), w.measured) for w in facts.work]
+    total = english.duration(sum(work.seconds for work in facts.work))
+    return [*rows, WorkRow("together", f"{sum(work.runs for work in facts.work):,}", total, "")]
+
+
+def commands(facts: Facts) -> list[tuple[str, list[str]]]:
+    """What each list of commands scores, and the list."""
+    labels = {variant.name: variant.label for variant in facts.variants}
+    return [
+        (
+            f"{labels[one.variant]}, {'' if one.seed is None else f'seed {one.seed}, '}{english.form_name(one.form)}",
+            one.commands,
+        )
+        for one in facts.commands
+    ]
+
+
+def record(source: dict) -> list[tuple[str, str]]:
+    """A source record as pairs of a readable name and its value."""
+    pairs = []
+    for key, value in source.items():
+        name = RECORD_NAMES.get(key, key.replace("_", " ").capitalize())
+        if value is None:
+            value = "no"
+        pairs.append((name, f"{value:,}" if isinstance(value, int) and key != "seed" else str(value)))
+    return pairs
+
+
+def _price(hours: float, an_hour: float | None) -> str:
+    if an_hour is None:
+        return f"{formatting.significant(hours, 2)} times its price per hour"
+    return f"about {formatting.significant(hours * an_hour, 2)} at {an_hour:g} an hour (report.device_hour_price)"
+
+
+def work_words(facts: Facts) -> str:
+    """What the recorded time is, and what it lacks, in a few sentences."""
+    total = sum(work.seconds for work in facts.work)
+    where = "None of it was on a GPU." if facts.on_cpu else "All of it held the GPU."
+    text = (
+        "Wall time as the runs recorded it. The stages that fetch, draw rows, measure a grid, compare and render record none, and "
+        f"importing libraries is not in it. {where} "
+        f"Cost: {duration(total)} of this device, {_price(total / 3600, facts.asked.report.device_hour_price)}. "
+    )
+    energy = facts.energy
+    if not energy:
+        return text + energy_words(facts)
+    joules = sum(
+        run["tokens_seen"] / 1000 * energy[variant.name].joules
+        for variant in facts.variants
+        for run in variant.trained
+    )
+    return text + (
+        f"Energy: the trainings’ tokens, at the joules per token of the run’s own grid, are about "
+        f"{quantity(joules / 3.6e6, 'kWh', 2)} of the GPU alone; scoring is not in it."
+    )
+
+
+@dataclass(frozen=True)
+class Made:
+    """How the page was made."""
+
+    commands: list[tuple[str, list[str]]]  # by what they evaluate
+    model: list[tuple[str, str]]
+    dataset: list[tuple[str, str]]
+    work: list[WorkRow]
+    work_words: str
+
+
+def section(facts: Facts) -> Made:
+    """Everything that the template of this section shows."""
+    return Made(
+        commands=commands(facts),
+        model=record(facts.model),
+        dataset=record(facts.dataset),
+        work=work_rows(facts),
+        work_words=work_words(facts),
+    )

@@ -1,0 +1,296 @@
+"""Quality: every metric of every variant and form, with its differences."""
+
+from dataclasses import dataclass
+
+import seaborn
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
+
+from workflow.comparison.model import Contrast, Score
+from workflow.report import english, formatting
+from workflow.report.drawing import (
+    FORM_ROW,
+    HEAD_ROW,
+    MUTED,
+    PAPER,
+    ROW,
+    RULE,
+    Panel,
+    at_side,
+    color_of,
+    draw_svg,
+    marker_of,
+    over_row,
+    rows_axis,
+)
+from workflow.report.english import (
+    VERDICTS,
+    Change,
+    change,
+    decimals_for,
+    form_name,
+    listed,
+    name,
+    quality_name,
+    sides,
+    unit,
+)
+from workflow.report.formatting import number
+from workflow.report.model import Facts, Variant
+from workflow.runtime.forms import AS_TRAINED, BASE
+
+
+@dataclass(frozen=True)
+class QualityRow:
+    """One variant in one form; its changes are None where no difference was taken."""
+
+    label: str
+    form: str
+    as_trained: bool
+    is_baseline: bool
+    before: str
+    after: str
+    per_seed: list[str]
+    by_training: Change | None
+    to_baseline: Change | None
+
+
+@dataclass(frozen=True)
+class QualityBlock:
+    """One metric's rows."""
+
+    name: str
+    direction: str
+    margin: str
+    test_set: str
+    tally: str
+    rows: list[QualityRow]
+
+
+def quality_blocks(facts: Facts) -> list[QualityBlock]:
+    """The quality tables of the metrics in which differences were taken, the primary one first."""
+    return [_block(facts, metric) for metric in facts.compared_metrics]
+
+
+def value_blocks(facts: Facts) -> list[QualityBlock]:
+    """The tables of the metrics that have values alone."""
+    return [_block(facts, metric) for metric in facts.other_metrics]
+
+
+def _block(facts: Facts, metric: tuple[str, str]) -> QualityBlock:
+    """One metric: a row per variant and form that was scored in it."""
+    decimals = english.decimals_for(facts, metric)
+    rows, first = [], None
+    for variant in facts.variants:
+        base = facts.score(variant.name, BASE, metric)
+        for form in facts.forms_of(variant.name):
+            score = facts.score(variant.name, form, metric)
+            if score is None:
+                continue
+            first = first or score
+            to_base = facts.contrast("to_base", variant.name, form, metric)
+            against = facts.to_baseline(variant.name, form, metric)
+            rows.append(
+                QualityRow(
+                    label=variant.label,
+                    form=english.form_name(form),
+                    as_trained=form == AS_TRAINED,
+                    is_baseline=variant.is_baseline and form == AS_TRAINED,
+                    before=facts.shown(number(base.value, decimals), base, "value")
+                    if base and form == AS_TRAINED
+                    else "",
+                    after=facts.shown(number(score.value, decimals), score, "value"),
+                    per_seed=[
+                        facts.shown(number(value, decimals), score, "per_seed", seed)
+                        for seed, value in score.per_seed.items()
+                    ],
+                    by_training=to_base and english.change(facts, to_base, decimals),
+                    to_baseline=against and english.change(facts, against, decimals),
+                )
+            )
+    differences = [facts.contrast("to_baseline", v.name, AS_TRAINED, metric) for v in facts.others]
+    margin = facts.compared.margins.get("/".join(metric))
+    return QualityBlock(
+        name=name(metric, first),
+        direction="" if first.higher_is_better is None else english.direction(first.higher_is_better),
+        margin="" if margin is None else f"{margin:g}{formatting.NARROW}{first.unit}",
+        test_set=_test_set(first),
+        tally=tally([one for one in differences if one]),
+        rows=rows,
+    )
+
+
+def _test_set(score: Score) -> str:
+    items = english.count(score.items, "test item")
+    return items if score.groups is None else f"{items}, {english.groups(score)}"
+
+
+def tally(contrasts: list[Contrast]) -> str:
+    """The verdicts in short: the word where there is one, else how many of each."""
+    found = [contrast.verdict for contrast in contrasts]
+    if len(found) == 1:
+        return found[0]
+    return ", ".join(f"{found.count(word)} {word}" for word in VERDICTS if word in found)
+
+
+def quality_panels(facts: Facts) -> list[Panel]:
+    """The primary metric before and after training, and each form's difference to the baseline."""
+    panels = []
+    if all(facts.score(facts.baseline.name, form, facts.primary) for form in (BASE, AS_TRAINED)):
+        panels.append(_before_after(facts))
+    if _shown_differences(facts, facts.primary):
+        panels.append(_differences(facts, facts.primary))
+    return panels
+
+
+def forest_panels(facts: Facts) -> list[Panel]:
+    """Each variant's difference to the baseline as trained, in every metric but the primary one."""
+    return [
+        _differences(facts, metric)
+        for metric in facts.compared_metrics
+        if metric != facts.primary and _shown_differences(facts, metric)
+    ]
+
+
+def _before_after(facts: Facts) -> Panel:
+    metric = facts.primary
+    shown: list[tuple[Variant, Score, Score, Contrast | None]] = []
+    for variant in facts.variants:
+        base, trained = (facts.score(variant.name, form, metric) for form in (BASE, AS_TRAINED))
+        if base and trained:
+            shown.append(
+                (variant, base, trained, facts.contrast("to_base", variant.name, AS_TRAINED, metric))
+            )
+    first, decimals = shown[0][1], decimals_for(facts, metric)
+
+    def draw(axes: Axes) -> None:
+        seaborn.stripplot(
+            x=[value for _, _, trained, _ in shown for value in trained.per_seed.values()],
+            y=[v.label for v, _, trained, _ in shown for _ in trained.per_seed],
+            hue=[v.label for v, _, trained, _ in shown for _ in trained.per_seed],
+            palette=[color_of(v) for v, *_ in shown],
+            order=[v.label for v, *_ in shown],
+            jitter=False,
+            size=5,
+            alpha=0.45,
+            legend=False,
+            ax=axes,
+        )
+        for row, (variant, base, trained, contrast) in enumerate(shown):
+            color, marker = color_of(variant), marker_of(variant)
+            axes.annotate(
+                "",
+                xy=(trained.value, row),
+                xytext=(base.value, row),
+                arrowprops={
+                    "arrowstyle": "-|>",
+                    "color": color,
+                    "linewidth": 1.2,
+                    "shrinkA": 5,
+                    "shrinkB": 7,
+                },
+            )
+            if contrast:
+                ends = [base.value + contrast.difference.low, base.value + contrast.difference.high]
+                axes.plot(ends, [row, row], color=color, linewidth=3, alpha=0.55, solid_capstyle="butt")
+            axes.plot(base.value, row, color=color, marker=marker, markersize=8, markerfacecolor=PAPER)
+            axes.plot(trained.value, row, color=color, marker=marker, markersize=8)
+            over_row(axes, row, variant.label)
+            ends = f"{number(base.value, decimals)} → {number(trained.value, decimals)}"
+            over_row(axes, row, ends, right=True)
+        rows_axis(axes, len(shown))
+        axes.margins(x=0.08)
+        axes.set_xlabel(unit(first))
+
+    def seeds(score: Score) -> str:
+        return listed([f"seed {seed} {number(value, decimals)}" for seed, value in score.per_seed.items()])
+
+    alt = f"{quality_name(metric)}, before and after training. " + " ".join(
+        f"{v.label}: from {number(base.value, decimals)} to {number(trained.value, decimals)}, the mean over "
+        f"seeds ({seeds(trained)})."
+        for v, base, trained, _ in shown
+    )
+    title = f"Before and after training, {first.unit}"
+    return Panel(title, draw_svg(f"before-{'-'.join(metric)}", draw, alt, height=len(shown) * ROW + 52))
+
+
+def _shown_differences(facts: Facts, metric: tuple[str, str]) -> list[tuple[Variant, list[Contrast]]]:
+    """Every form's difference to the baseline as trained, by variant; in other metrics than the primary, as trained alone."""
+    found = []
+    for variant in facts.variants:
+        forms = facts.forms_of(variant.name) if metric == facts.primary else [AS_TRAINED]
+        taken = [facts.to_baseline(variant.name, form, metric) for form in forms]
+        found.append((variant, [contrast for contrast in taken if contrast]))
+    return [(variant, contrasts) for variant, contrasts in found if contrasts]
+
+
+def _differences(facts: Facts, metric: tuple[str, str]) -> Panel:
+    shown = _shown_differences(facts, metric)
+    first, decimals = shown[0][1][0], decimals_for(facts, metric)
+    everyone = [contrast for _, contrasts in shown for contrast in contrasts]
+    margin = first.equivalence.margin if first.equivalence else None
+    baseline = f"{facts.baseline.label}, {form_name(AS_TRAINED)}"
+    forms = {contrast.form for contrast in everyone} != {AS_TRAINED}
+    height = len(shown) * HEAD_ROW + len(everyone) * FORM_ROW
+
+    def draw(axes: Axes) -> None:
+        y = 0
+        for variant, contrasts in shown:
+            y += HEAD_ROW
+            at_side(axes, y - 4, variant.label, weight="bold")
+            for contrast in contrasts:
+                y += FORM_ROW
+                middle = y - 8
+                _difference(axes, middle, variant, contrast)
+                text = f"{form_name(contrast.form)}: {contrast.verdict}" if forms else contrast.verdict
+                at_side(axes, middle - 9, text)
+                at_side(axes, middle - 9, change(facts, contrast, decimals).value, right=True)
+        axes.set_ylim(height + 4, 0)
+        axes.set_yticks([])
+        axes.grid(False, axis="y")
+        ends = [end for contrast in everyone for end in (contrast.difference.low, contrast.difference.high)]
+        reach = max(abs(end) for end in [*ends, margin or 0]) or 1
+        axes.set_xlim(-1.15 * reach, 1.15 * reach)
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+        axes.set_xlabel(sides(first))
+
+    alt = f"{quality_name(metric)}: difference to {baseline}, in {first.unit}. "
+    if margin:
+        alt += f"A band marks the margin of equivalence, {margin:g} either way. "
+    for variant, contrasts in shown:
+        for contrast in contrasts:
+            words = change(facts, contrast, decimals)
+            alt += f"{variant.label}, {form_name(contrast.form)}: {words.value}, interval {words.interval}, {words.verdict}. "
+    title = f"Difference to {baseline}, {first.unit}" if metric == facts.primary else quality_name(metric)
+    return Panel(title, draw_svg(f"difference-{'-'.join(metric)}", draw, alt.strip(), height=height + 52))
+
+
+def _difference(axes: Axes, middle: float, variant: Variant, contrast: Contrast) -> None:
+    """One interval with its estimate; thick where equivalence is asked of it, over the band of the margin."""
+    one, tost, color = contrast.difference, contrast.equivalence, color_of(variant)
+    if tost:
+        axes.barh(middle, 2 * tost.margin, left=-tost.margin, height=15, color=RULE, alpha=0.7)
+        axes.plot([tost.low, tost.high], [middle] * 2, color=color, linewidth=4, solid_capstyle="butt")
+    axes.plot([0, 0], [middle - 9, middle + 9], color=MUTED, linewidth=1.2)
+    axes.plot([one.low, one.high], [middle] * 2, color=color, linewidth=1.6)
+    axes.plot(one.value, middle, color=color, marker=marker_of(variant), markersize=7, markeredgecolor=PAPER)
+
+
+@dataclass(frozen=True)
+class Quality:
+    """Every metric."""
+
+    blocks: list[QualityBlock]  # of metrics whose items add up to them
+    values: list[QualityBlock]  # of the others
+    panels: list[Panel]
+    forests: list[Panel]
+
+
+def section(facts: Facts) -> Quality:
+    """Everything that the template of this section shows."""
+    return Quality(
+        blocks=quality_blocks(facts),
+        values=value_blocks(facts),
+        panels=quality_panels(facts),
+        forests=forest_panels(facts),
+    )
