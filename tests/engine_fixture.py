@@ -376,6 +376,7 @@ def write_outputs(name: str, item: dict[str, str], label: str) -> None:
 def meaning(path: Path) -> bytes:
     """Return the content of a file, or of all files of a folder, without the comment lines of code."""
     files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+    files = [file for file in files if "__pycache__" not in file.parts]
     texts = [(file, file.read_text().splitlines()) for file in files]
     return "\n".join(
         line for file, lines in texts for line in lines if not (file.suffix == ".py" and line.startswith("#"))
