@@ -142,8 +142,8 @@ def test_a_card_of_a_hub_model_names_its_base(made):
         "chat_date": "2024-07-26",
         "end_token": None,
     }
-    asked = found.asked.model_validate(found.asked.model_dump() | {"model": hub})
-    card = ModelCard(model_card(replace(found, asked=asked), found.variants[0], 1))
+    settings = found.params.model_validate(found.params.model_dump() | {"model": hub})
+    card = ModelCard(model_card(replace(found, params=settings), found.variants[0], 1))
     assert card.data.base_model == "meta-llama/Llama-2-7b-hf"
     assert f'"meta-llama/Llama-2-7b-hf", revision="{"0" * 40}", dtype=torch.' in card.text
 

@@ -126,8 +126,8 @@ def test_a_fault_is_shown_before_and_after_its_repair(usual):
 
 def test_curves_have_a_band_over_the_seeds_and_with_one_seed_none(usual):
     several = loss_curve(usual)
-    one = loss_curve(replace(usual, asked=usual.asked.model_copy(
-        update={"experiment": usual.asked.experiment.model_copy(update={"seeds": [1]})})))  # fmt: skip
+    one = loss_curve(replace(usual, params=usual.params.model_copy(
+        update={"experiment": usual.params.experiment.model_copy(update={"seeds": [1]})})))  # fmt: skip
     assert several.count("fill-opacity: 0.18") > one.count("fill-opacity: 0.18") == 0
 
 

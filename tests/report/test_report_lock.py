@@ -83,7 +83,7 @@ def _there(finished, monkeypatch):
 def test_what_dvc_just_made_matches(finished):
     assert "up to date" in dvc(finished, "status")
     found = lock.read(NEEDED)
-    assert found.found and found.mismatches == [] and found.absent == []
+    assert found.exists and found.mismatches == [] and found.absent == []
     origin = found.origins["results/made/two/result.json"]
     assert (origin.stage, origin.params) == ("make@two", {"make.value": 0.001, "kinds.two": {"a": 2}})
     assert origin.command == "dvc repro make@two"

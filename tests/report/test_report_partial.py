@@ -33,7 +33,7 @@ def missing_and_page() -> tuple[set[str], Reader]:
     assert all(one in page.text for one in absent)
     summary_markdown(found)
     summary_table(found)
-    model_card(found, found.variants[-1], found.asked.experiment.seeds[0])
+    model_card(found, found.variants[-1], found.params.experiment.seeds[0])
     return absent, page
 
 

@@ -149,14 +149,14 @@ def _difference(model: nn.Module) -> tuple[str, int]:
         shape = Shape.of(model.config)
     except AttributeError as error:
         return f"its configuration has no {error.name}", 0
-    found = Counter((_last(name), m.in_features, m.out_features) for name, m in linears.items())
-    wanted = Counter({(name, *size): shape.layers for name, size in shape.linears.items()})
-    if found != wanted:
-        odd = sorted((found - wanted) or (wanted - found))[0]
+    counts = Counter((_last(name), m.in_features, m.out_features) for name, m in linears.items())
+    expected = Counter({(name, *size): shape.layers for name, size in shape.linears.items()})
+    if counts != expected:
+        odd = sorted((counts - expected) or (expected - counts))[0]
         name, inputs, outputs = odd
         return (
-            f"it has {found[odd]} linear layers {name} of {inputs} x {outputs}, where a Llama of this size "
-            f"has {wanted[odd]}"
+            f"it has {counts[odd]} linear layers {name} of {inputs} x {outputs}, where a Llama of this size "
+            f"has {expected[odd]}"
         ), 0
     if sum(p.numel() for p in embedded.values()) != shape.embedding_parameters:
         return "its embeddings are not of the size that vocab_size and hidden_size say", 0

@@ -206,12 +206,12 @@ def utilization(
 
 
 def _definition(precision: LoadedPrecision, when: str) -> str:
-    what = (
+    memory = (
         "allocated by PyTorch on the GPU"
         if precision.device == "cuda"
         else "resident set of the whole process"
     )
-    return f"{what}, {when}"
+    return f"{memory}, {when}"
 
 
 def matmul_flops(device: str, dtype: torch.dtype) -> float:

@@ -61,7 +61,7 @@ def step_seconds(shape: Shape, variant: params.Variant, training: params.Trainin
 def plan(
     config_name: str,
     shape: Shape,
-    asked: params.Params,
+    settings: params.Params,
     *,
     gpu_gb: float,
     length: int,
@@ -81,12 +81,12 @@ def plan(
         f"{'time / 16-bit':>13} {'minutes on an H100':>18}",
     ]
     tables = []
-    for name, variant in asked.variants.items():
+    for name, variant in settings.variants.items():
         for checkpointing in (False, True):
-            training = asked.training_of(name).model_copy(update={"gradient_checkpointing": checkpointing})
+            training = settings.training_of(name).model_copy(update={"gradient_checkpointing": checkpointing})
             if rank is not None:
                 training = training.model_copy(update={"rank": rank})
-            row, need = _row(name, shape, variant, training, asked, usable, length, mean_length)
+            row, need = _row(name, shape, variant, training, settings, usable, length, mean_length)
             lines.append(row)
         tables.append((name, need))
     lines += [line for note in notes for line in ("", note)]
@@ -103,31 +103,31 @@ def _row(
     shape: Shape,
     variant: params.Variant,
     training: params.Training,
-    asked: params.Params,
+    settings: params.Params,
     usable: float,
     length: int,
     mean_length: int,
 ) -> tuple[str, Memory]:
-    one = predict(shape, variant, training, tokens=length)
+    prediction = predict(shape, variant, training, tokens=length)
     most = largest_fit(shape, variant, training, gib=usable)
     rows = max((rows for rows in BATCHES if rows * length <= most), default=0)
     head = f"{name:<14} {'yes' if training.gradient_checkpointing else 'no':<13} "
     if not rows:
-        short = one.gib()["total"] - usable
+        short = prediction.gib()["total"] - usable
         why = f"{short:.1f} GiB short" if short > 0 else "too tight"
-        return f"{head}{'does not fit':>11} {one.gib()['total']:9.2f} ({why} for one row)", one
+        return f"{head}{'does not fit':>11} {prediction.gib()['total']:9.2f} ({why} for one row)", prediction
     need = predict(shape, variant, training, tokens=rows * length)
-    baseline = asked.experiment.baseline
-    plain = asked.training_of(baseline).model_copy(
+    baseline = settings.experiment.baseline
+    plain = settings.training_of(baseline).model_copy(
         update={"gradient_checkpointing": False, "rank": training.rank}
     )
     passes = ROWS * EPOCHS / rows
     seconds = passes * step_seconds(shape, variant, training, tokens=rows * mean_length)
     # What 16 bits would take for the same rows a pass, wherever it fitted.
-    against = passes * step_seconds(shape, asked.variants[baseline], plain, tokens=rows * mean_length)
+    against = passes * step_seconds(shape, settings.variants[baseline], plain, tokens=rows * mean_length)
     return (
         f"{head}{rows:11d} {need.gib()['total']:9.2f} {most:11d} {seconds / against:13.2f} {seconds / 60:18.1f}",
-        one,
+        prediction,
     )
 
 
@@ -164,10 +164,10 @@ def check_lengths(config: "PreTrainedConfig", *, length: int, mean_length: int) 
         )
 
 
-def check_targets(shape: Shape, asked: params.Params) -> None:
+def check_targets(shape: Shape, settings: params.Params) -> None:
     """Raise a UserError if an adapter is asked for on a layer that the plan does not count."""
-    for name in asked.variants:
-        targets = asked.training_of(name).target_modules
+    for name in settings.variants:
+        targets = settings.training_of(name).target_modules
         for target in [] if targets == "all-linear" else targets:
             if target not in shape.linears:
                 raise UserError(
@@ -176,7 +176,7 @@ def check_targets(shape: Shape, asked: params.Params) -> None:
                 )
 
 
-def caveats(config: "PreTrainedConfig", asked: params.Params, *, length: int) -> list[str]:
+def caveats(config: "PreTrainedConfig", settings: params.Params, *, length: int) -> list[str]:
     """What of these params and this model the prediction does not describe, one sentence each."""
     notes = []
     text = config.get_text_config()
@@ -191,16 +191,16 @@ def caveats(config: "PreTrainedConfig", asked: params.Params, *, length: int) ->
             f"Rows of {length} tokens are longer than the model's attention window ({window}), so they are not packed, "
             "which is not counted: memory and time are lower bounds."
         )
-    for name in dict.fromkeys(variant.precision for variant in asked.variants.values()):
+    for name in dict.fromkeys(variant.precision for variant in settings.variants.values()):
         if not precisions.get(name).can_be_fused:
             notes.append(
                 f"{name} keeps PEFT's own layers, which are not modeled: its memory and time are lower bounds."
             )
-    if any(variant.processes > 1 for variant in asked.variants.values()):
+    if any(variant.processes > 1 for variant in settings.variants.values()):
         notes.append(
             "Each is on one GPU: what several processes that share a training (docs/sharding.md) need is not predicted."
         )
-    slow = [name for name in asked.variants if not describes(asked.training_of(name))]
+    slow = [name for name in settings.variants if not describes(settings.training_of(name))]
     if slow:
         notes.append(
             f"Of {', '.join(slow)} a speed-up under training is off: memory and time, predicted with all on, are "
@@ -208,8 +208,8 @@ def caveats(config: "PreTrainedConfig", asked: params.Params, *, length: int) ->
         )
     wide = [
         name
-        for name, variant in asked.variants.items()
-        if (variant.compute_dtype or asked.hardware.compute_dtype) == "float32"
+        for name, variant in settings.variants.items()
+        if (variant.compute_dtype or settings.hardware.compute_dtype) == "float32"
     ]
     if wide:
         notes.append(f"{', '.join(wide)} computes in float32, and the plan counts 16 bits: lower bounds.")
@@ -226,8 +226,8 @@ def number(kind: Any, read: Callable[[str], float]) -> Callable[[str], float]:
             message = error.errors()[0]["msg"]
         except ValueError:
             message = f"Input should be a {'whole number' if read is int else 'number'}"
-        shown = text if len(text) <= 40 else text[:37] + "..."
-        raise argparse.ArgumentTypeError(f"invalid value {shown}: {message[0].lower()}{message[1:]}")
+        excerpt = text if len(text) <= 40 else text[:37] + "..."
+        raise argparse.ArgumentTypeError(f"invalid value {excerpt}: {message[0].lower()}{message[1:]}")
 
     return parse
 
@@ -264,24 +264,24 @@ def main() -> None:
     try:
         variables.check(os.environ, network=False)
         with faults.as_user_errors():
-            asked = params.load(options.params)
+            settings = params.load(options.params)
             name, config, shape = read_shape(options.model)
-            length = options.length or asked.training.max_length
+            length = options.length or settings.training.max_length
             mean_length = options.mean_length or max(1, length // 4)
             check_lengths(config, length=length, mean_length=mean_length)
-            check_targets(shape, asked)
+            check_targets(shape, settings)
     except UserError as error:
         sys.exit(f"plan: {error}")
     print(
         plan(
             name,
             shape,
-            asked,
+            settings,
             gpu_gb=options.gpu,
             length=length,
             mean_length=mean_length,
             rank=options.rank,
-            notes=caveats(config, asked, length=length),
+            notes=caveats(config, settings, length=length),
         )
     )
 

@@ -55,9 +55,9 @@ def try_variants(model_folder: Path, experiment: params.Params) -> None:
             if problem:
                 problems.setdefault(problem, []).append(name)
     if problems:
-        said = "; ".join(f"{', '.join(names)}: {problem}" for problem, names in problems.items())
+        sentences = "; ".join(f"{', '.join(names)}: {problem}" for problem, names in problems.items())
         raise UserError(
-            f"this model does not go with every variant of the experiment, tried on a few of its layers: {said}. "
+            f"this model does not go with every variant of the experiment, tried on a few of its layers: {sentences}. "
             "Take them out of experiment.variants, or choose another model."
         )
 

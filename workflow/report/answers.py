@@ -87,23 +87,23 @@ class Answers:
     seed: int  # of the sample
 
 
-def files(asked: params.Params) -> list[Path]:
+def files(settings: params.Params) -> list[Path]:
     """Every file that the answers are read from."""
-    wanted = asked.experiment
-    folders = [evaluate_base_folder(wanted.baseline)]
-    folders += [evaluate_folder(name, wanted.seeds[0]) for name in wanted.variants]
-    scores = [ITEMS] if TASK in asked.evaluation.tasks else []
+    experiment = settings.experiment
+    folders = [evaluate_base_folder(experiment.baseline)]
+    folders += [evaluate_folder(name, experiment.seeds[0]) for name in experiment.variants]
+    scores = [ITEMS] if TASK in settings.evaluation.tasks else []
     return [folder / "answers.jsonl" for folder in folders] + scores
 
 
-def read(asked: params.Params, labels: dict[str, str]) -> Answers:
+def read(settings: params.Params, labels: dict[str, str]) -> Answers:
     """A sample of the rows that everyone answered, drawn by a seed, and those with the largest disagreement."""
-    arms = _arms(asked, labels)
-    written = [_written(asked, arm) for arm in arms]
+    arms = _arms(settings, labels)
+    written = [_written(settings, arm) for arm in arms]
     ids = [key for key in written[0] if all(key in rows for rows in written)]
-    metric, scores = _scores(asked, arms) if ids else (None, {})
-    baseline = f"{asked.experiment.baseline}/{AS_TRAINED}"
-    seed = asked.comparison.seed
+    metric, scores = _scores(settings, arms) if ids else (None, {})
+    baseline = f"{settings.experiment.baseline}/{AS_TRAINED}"
+    seed = settings.comparison.seed
     sampled = set(random.Random(seed).sample(sorted(ids), min(SAMPLED, len(ids))))
     trained = [place for place, arm in enumerate(arms) if arm.form == AS_TRAINED]
     distance = {
@@ -133,39 +133,39 @@ def read(asked: params.Params, labels: dict[str, str]) -> Answers:
     )
 
 
-def _arms(asked: params.Params, labels: dict[str, str]) -> list[Arm]:
+def _arms(settings: params.Params, labels: dict[str, str]) -> list[Arm]:
     """The baseline's untouched base, each variant as trained, and the quantized ones merged: of many, the first."""
-    wanted = asked.experiment
-    seed = wanted.seeds[0]
-    found = [Arm(wanted.baseline, BASE, "Untouched base")]
+    experiment = settings.experiment
+    seed = experiment.seeds[0]
+    arms = [Arm(experiment.baseline, BASE, "Untouched base")]
     quantized = [
-        name for name in wanted.variants if precisions.get(asked.variants[name].precision).is_quantized
+        name for name in experiment.variants if precisions.get(settings.variants[name].precision).is_quantized
     ]
-    shown_merged = quantized if len(wanted.variants) <= MOST_MERGED else quantized[:1]
-    for name in wanted.variants:
-        found.append(Arm(name, AS_TRAINED, f"{labels[name]}, seed {seed}"))
-        merged = [form for form in asked.forms_of(name) if form != AS_TRAINED]
-        if name in shown_merged and merged:
+    merged_variants = quantized if len(experiment.variants) <= MOST_MERGED else quantized[:1]
+    for name in experiment.variants:
+        arms.append(Arm(name, AS_TRAINED, f"{labels[name]}, seed {seed}"))
+        merged = [form for form in settings.forms_of(name) if form != AS_TRAINED]
+        if name in merged_variants and merged:
             form = MERGED_16BIT if MERGED_16BIT in merged else merged[0]
             words = "merged" if form == MERGED_16BIT else form.replace("_", " ")
-            found.append(Arm(name, form, f"{labels[name]}, {words}, seed {seed}"))
-    return found
+            arms.append(Arm(name, form, f"{labels[name]}, {words}, seed {seed}"))
+    return arms
 
 
-def _written(asked: params.Params, arm: Arm) -> dict[int, dict]:
-    seed = asked.experiment.seeds[0]
+def _written(settings: params.Params, arm: Arm) -> dict[int, dict]:
+    seed = settings.experiment.seeds[0]
     folder = evaluate_base_folder(arm.variant) if arm.form == BASE else evaluate_folder(arm.variant, seed)
     return {row["id"]: row for row in read_jsonl(folder / "answers.jsonl") if row["form"] == arm.form}
 
 
-def _scores(asked: params.Params, arms: list[Arm]) -> tuple[str | None, dict[tuple[str, int], float]]:
+def _scores(settings: params.Params, arms: list[Arm]) -> tuple[str | None, dict[tuple[str, int], float]]:
     """The metric that decides, and each answer's score by arm and row."""
-    if TASK not in asked.evaluation.tasks:
+    if TASK not in settings.evaluation.tasks:
         return None, {}
     columns = ["metric", "item", "numerator", "denominator", "variant", "seed", "form"]
     items = pd.read_parquet(ITEMS, columns=columns, filters=[("task", "==", TASK), ("metric", "in", METRICS)])
     metric = next((metric for metric in METRICS if (items["metric"] == metric).any()), None)
-    seed = asked.experiment.seeds[0]
+    seed = settings.experiment.seeds[0]
     chosen = items[(items["metric"] == metric) & (items["seed"].isna() | (items["seed"] == seed))]
     keys = {arm.key for arm in arms}
     return metric, {
@@ -185,29 +185,31 @@ def _distance(
     key: int, arms: list[Arm], written: list[dict[int, dict]], scores: dict[tuple[str, int], float]
 ) -> tuple[float, float]:
     """How far the trained runs' answers are apart: in their scores, and then in their words."""
-    found = [scores[arm.key, key] for arm in arms if (arm.key, key) in scores]
+    values = [scores[arm.key, key] for arm in arms if (arm.key, key) in scores]
     texts = [WORDS.findall(rows[key]["answer"]) for rows in written]
     unlike = max(
         (1 - SequenceMatcher(None, texts[0], text, autojunk=False).quick_ratio() for text in texts[1:]),
         default=0.0,
     )
-    return (max(found) - min(found) if found else 0.0, unlike)
+    return (max(values) - min(values) if values else 0.0, unlike)
 
 
 def _row(
     key: int,
     arms: list[Arm],
-    found: list[dict],
+    rows: list[dict],
     scores: dict[tuple[str, int], float],
     baseline: str,
     sampled: bool,
     disagreeing: bool,
 ) -> Row:
-    first = found[0]
-    against = clean(next(row["answer"] for arm, row in zip(arms, found, strict=True) if arm.key == baseline))
+    first = rows[0]
+    baseline_answer = clean(
+        next(row["answer"] for arm, row in zip(arms, rows, strict=True) if arm.key == baseline)
+    )
     response = clean(first["response"])
     answers = [Answer(None, "Reference", response, None, [(response, False)], False, None)]
-    for arm, row in zip(arms, found, strict=True):
+    for arm, row in zip(arms, rows, strict=True):
         text = clean(row["answer"])
         itself = arm.key == baseline
         answers.append(
@@ -216,8 +218,8 @@ def _row(
                 label=arm.label,
                 text=text,
                 stopped=row["stopped"],
-                pieces=[(text, False)] if itself or arm.form == BASE else marked(against, text),
-                same=text == against and not itself,
+                pieces=[(text, False)] if itself or arm.form == BASE else marked(baseline_answer, text),
+                same=text == baseline_answer and not itself,
                 score=scores.get((arm.key, key)),
             )
         )

@@ -25,7 +25,7 @@ def model_card(facts: Facts, variant: Variant, seed: int) -> str:
         variant: the run's variant.
         seed: the run's seed.
     """
-    origin = lineage.of_record(facts.asked.model, facts.model)
+    origin = lineage.of_record(facts.params.model, facts.model)
     scores = [
         score
         for score in facts.compared.scores
@@ -35,7 +35,7 @@ def model_card(facts: Facts, variant: Variant, seed: int) -> str:
     run = next(run for run in variant.trained if run["seed"] == seed)
     parts = [
         _metadata(facts, variant, seed, scores, origin),
-        f"# {escaped(variant.label)} on {escaped(model_name(facts.asked.model))}, seed {seed}",
+        f"# {escaped(variant.label)} on {escaped(model_name(facts.params.model))}, seed {seed}",
         _introduction(facts, variant, run),
         f"Base: {escaped(_source_words(facts))}" + _base_words(origin),
         *_loading(facts, variant, seed, origin),
@@ -54,12 +54,12 @@ def model_card(facts: Facts, variant: Variant, seed: int) -> str:
 
 def _metadata(facts: Facts, variant: Variant, seed: int, scores: list[Score], origin: Lineage) -> str:
     """The YAML block at the head of the card, with the scores as its model index."""
-    dataset = dataset_name(facts.asked.dataset)
+    dataset = dataset_name(facts.params.dataset)
     data = cards.metadata(
         origin,
-        facts.asked.variants[variant.name],
+        facts.params.variants[variant.name],
         dataset=dataset,
-        name=f"{model_name(facts.asked.model)} {variant.name}, seed {seed}",
+        name=f"{model_name(facts.params.model)} {variant.name}, seed {seed}",
         results=[
             EvalResult(
                 task_type="text-generation",
@@ -78,10 +78,10 @@ def _metadata(facts: Facts, variant: Variant, seed: int, scores: list[Score], or
 
 def _introduction(facts: Facts, variant: Variant, run: dict) -> str:
     """One paragraph: what was trained, on what, in which precision and on which device."""
-    method = methods.get(facts.asked.variants[variant.name].method)
+    method = methods.get(facts.params.variants[variant.name].method)
     return (
         f"{method.product if method.leaves_adapter else method.trains.capitalize()}, trained on {run['rows']['rows']:,} rows of "
-        f"{escaped(dataset_name(facts.asked.dataset))} with the base held in {variant.precision['storage']}, computing in "
+        f"{escaped(dataset_name(facts.params.dataset))} with the base held in {variant.precision['storage']}, computing in "
         f"{variant.precision['compute']}, on {escaped(variant.precision['device_name'])}. It is one run of a "
         f"comparison of precisions, made to be compared and not to be used."
     )
@@ -101,7 +101,7 @@ def _base_words(origin: Lineage) -> str:
 
 def _loading(facts: Facts, variant: Variant, seed: int, origin: Lineage) -> list[str]:
     code = cards.loading(
-        facts.asked.variants[variant.name],
+        facts.params.variants[variant.name],
         origin,
         compute=variant.precision["compute"],
         device=variant.precision["device"],
@@ -124,7 +124,7 @@ def _numbers(facts: Facts, variant: Variant, seed: int, scores: list[Score]) -> 
     head = ("Metric", "This run", "Mean over the seeds", "Items")
     parts = [
         "## Numbers",
-        f"On {escaped(dataset_name(facts.asked.dataset))}’s test split, as trained: loaded by the code above.",
+        f"On {escaped(dataset_name(facts.params.dataset))}’s test split, as trained: loaded by the code above.",
         markdown.table(head, rows, right=[1, 2, 3]) if rows else "It was not scored.",
     ]
     contrast = facts.to_baseline(variant.name, AS_TRAINED, facts.primary)
@@ -172,8 +172,8 @@ def _costs(facts: Facts, variant: Variant) -> list[str]:
 
 
 def _training(facts: Facts, variant: Variant, run: dict) -> str:
-    training = facts.asked.training_of(variant.name)
-    method = methods.get(facts.asked.variants[variant.name].method)
+    training = facts.params.training_of(variant.name)
+    method = methods.get(facts.params.variants[variant.name].method)
     adapter = f"rank {training.rank}, alpha {training.alpha}, dropout {training.dropout:g}; "
     if not method.leaves_adapter:
         adapter = ""
@@ -189,7 +189,7 @@ def _training(facts: Facts, variant: Variant, run: dict) -> str:
 def _made_by(facts: Facts, variant: Variant, run: dict) -> str:
     """The command that makes the run again, the digest of its weights, and the libraries' versions."""
     origin = facts.lock.origins.get(weights_folder(variant.name, run["seed"]).as_posix())
-    method = methods.get(facts.asked.variants[variant.name].method)
+    method = methods.get(facts.params.variants[variant.name].method)
     kind = "adapter" if method.leaves_adapter else "model"
     versions = ", ".join(f"{name} {version}" for name, version in run["versions"].items())
     digest = f"; the {kind}’s md5 in dvc.lock is `{origin.md5}`" if origin and origin.md5 else ""
@@ -201,4 +201,4 @@ def _source_words(facts: Facts) -> str:
     source = facts.model
     keys = ("repository", "revision", "package", "version", "member", "path", "sha256")
     details = ", ".join(f"{key} {source[key]}" for key in keys if source.get(key))
-    return f"{model_name(facts.asked.model)} ({source['source']}{': ' if details else ''}{details})"
+    return f"{model_name(facts.params.model)} ({source['source']}{': ' if details else ''}{details})"

@@ -193,15 +193,15 @@ def _scores(before: State, after: State) -> Changes:
             change, outcome = _change(variant, before, after, difference, scores[1]["higher_is_better"])
         values = (NOTHING if score is None else number(score["value"], 3) for score in scores)
         rows.append((variant, *values, change, outcome))
-    about = next(iter(new.values()))
-    better = "higher" if about["higher_is_better"] else "lower"
+    first_score = next(iter(new.values()))
+    better = "higher" if first_score["higher_is_better"] else "lower"
     return Changes(
-        f"Quality: {primary}, {about['unit']}, {better} is better",
+        f"Quality: {primary}, {first_score['unit']}, {better} is better",
         ("variant, as trained", "before", "after", "change", "verdict"),
         rows,
         _notes(
             after.comparison["margins"].get(primary),
-            about["unit"],
+            first_score["unit"],
             unpaired=any(row[3].endswith(UNPAIRED) for row in rows),
         ),
     )

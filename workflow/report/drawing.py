@@ -91,19 +91,19 @@ def legend(variants: list[Variant] | list[MeasuredVariant], key: str) -> list[tu
     return entries
 
 
-def spread(wanted: list[float], apart: float) -> list[float]:
+def spread(positions: list[float], apart: float) -> list[float]:
     """Places near the wanted ones, no two of them nearer than `apart`."""
-    order = sorted(range(len(wanted)), key=lambda index: wanted[index])
+    order = sorted(range(len(positions)), key=lambda index: positions[index])
     placed: list[float] = []
     for index in order:
-        placed.append(max(wanted[index], placed[-1] + apart) if placed else wanted[index])
-    shift = sum(place - wanted[index] for place, index in zip(placed, order, strict=True)) / max(
+        placed.append(max(positions[index], placed[-1] + apart) if placed else positions[index])
+    shift = sum(place - positions[index] for place, index in zip(placed, order, strict=True)) / max(
         1, len(order)
     )
-    found = [0.0] * len(wanted)
+    shifted = [0.0] * len(positions)
     for place, index in zip(placed, order, strict=True):
-        found[index] = place - shift
-    return found
+        shifted[index] = place - shift
+    return shifted
 
 
 def over_row(axes: Axes, row: int, text: str, *, right: bool = False) -> None:

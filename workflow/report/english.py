@@ -125,23 +125,25 @@ def direction(higher_is_better: bool) -> str:
 
 def decimals_for(facts: Facts, metric: tuple[str, str]) -> int:
     """Decimals that suit a metric: as many as its sharpest difference between runs as trained is known to."""
-    found = [
+    differences = [
         contrast.difference
         for variant in facts.variants
         for kind in ("to_base", "to_baseline")
         if (contrast := facts.contrast(kind, variant.name, AS_TRAINED, metric))
     ]
-    return max((formatting.decimals_of(one.low, one.high) for one in found), default=3)
+    return max(
+        (formatting.decimals_of(difference.low, difference.high) for difference in differences), default=3
+    )
 
 
 def change(facts: Facts, contrast: Contrast, decimals: int) -> Change:
     """A difference with its interval, verdict and p value, in at least so many decimals."""
-    one = contrast.difference
-    decimals = formatting.decimals_that_tell((one.low, one.high), (0,), at_least=decimals)
+    difference = contrast.difference
+    decimals = formatting.decimals_that_tell((difference.low, difference.high), (0,), at_least=decimals)
     return Change(
-        value=facts.shown(signed(one.value, decimals), contrast, "difference", "value"),
-        low=facts.shown(signed(one.low, decimals), contrast, "difference", "low"),
-        high=facts.shown(signed(one.high, decimals), contrast, "difference", "high"),
+        value=facts.cite(signed(difference.value, decimals), contrast, "difference", "value"),
+        low=facts.cite(signed(difference.low, decimals), contrast, "difference", "low"),
+        high=facts.cite(signed(difference.high, decimals), contrast, "difference", "high"),
         verdict=contrast.verdict,
         p=_p_value(facts, contrast),
         by_rows=_by_rows(facts, contrast, decimals),
@@ -151,12 +153,12 @@ def change(facts: Facts, contrast: Contrast, decimals: int) -> Change:
 
 def _by_rows(facts: Facts, contrast: Contrast, decimals: int) -> Markup | None:
     """The difference in which every row weighs the same, with its interval and its verdict."""
-    one = contrast.by_rows
-    if one is None:
+    difference = contrast.by_rows
+    if difference is None:
         return None
-    decimals = formatting.decimals_that_tell((one.low, one.high), (0,), at_least=decimals)
+    decimals = formatting.decimals_that_tell((difference.low, difference.high), (0,), at_least=decimals)
     value, low, high = (
-        facts.shown(signed(getattr(one, name), decimals), contrast, "by_rows", name)
+        facts.cite(signed(getattr(difference, name), decimals), contrast, "by_rows", name)
         for name in ("value", "low", "high")
     )
     return Markup("by rows {} ({} to {}), {}").format(value, low, high, contrast.verdict_by_rows)
@@ -165,15 +167,15 @@ def _by_rows(facts: Facts, contrast: Contrast, decimals: int) -> Markup | None:
 def _p_value(facts: Facts, contrast: Contrast) -> Number:
     """The p value that the verdict rests on."""
     key = "p_equivalence_adjusted" if contrast.verdict == "equivalent" else "p_adjusted"
-    shown = formatting.p_value(getattr(contrast, key), level=1 - contrast.difference.confidence)
-    return facts.shown(f"{'adjusted ' if contrast.corrected_over > 1 else ''}p{NARROW}{shown}", contrast, key)
+    text = formatting.p_value(getattr(contrast, key), level=1 - contrast.difference.confidence)
+    return facts.cite(f"{'adjusted ' if contrast.corrected_over > 1 else ''}p{NARROW}{text}", contrast, key)
 
 
 def marked_verdict(facts: Facts, contrast: Contrast) -> Markup:
     if contrast.verdict not in ("worse", "better"):
         return Markup("<strong>{}</strong>").format(contrast.verdict)
     decimals = decimals_for(facts, (contrast.task, contrast.metric))
-    value = facts.shown(number(abs(contrast.difference.value), decimals), contrast, "difference", "value")
+    value = facts.cite(number(abs(contrast.difference.value), decimals), contrast, "difference", "value")
     return Markup("<strong>{} by {}{}{}</strong>").format(contrast.verdict, value, NARROW, contrast.unit)
 
 
@@ -181,14 +183,14 @@ def interval_of_verdict(facts: Facts, contrast: Contrast) -> Markup:
     """The interval that the verdict rests on: of equivalence that of its two one-sided tests."""
     decimals = decimals_for(facts, (contrast.task, contrast.metric))
     if contrast.verdict == "equivalent":
-        part, one, confidence = "equivalence", contrast.equivalence, equivalence_confidence(facts)
-        limits = (-one.margin, one.margin)
+        part, interval, confidence = "equivalence", contrast.equivalence, equivalence_confidence(facts)
+        limits = (-interval.margin, interval.margin)
     else:
-        part, one, limits = "difference", contrast.difference, (0,)
-        confidence = facts.shown(formatting.percent(one.confidence), contrast, part, "confidence")
-    decimals = formatting.decimals_that_tell((one.low, one.high), limits, at_least=decimals)
+        part, interval, limits = "difference", contrast.difference, (0,)
+        confidence = facts.cite(formatting.percent(interval.confidence), contrast, part, "confidence")
+    decimals = formatting.decimals_that_tell((interval.low, interval.high), limits, at_least=decimals)
     low, high = (
-        facts.shown(signed(getattr(one, end), decimals), contrast, part, end) for end in ("low", "high")
+        facts.cite(signed(getattr(interval, end), decimals), contrast, part, end) for end in ("low", "high")
     )
     return Markup("{} interval {} to {}").format(confidence, low, high)
 
@@ -210,7 +212,7 @@ def listed(items: list) -> str:
 
 def other_settings(facts: Facts, other: Variant) -> list[str]:
     """In what a variant's training differs from the baseline's, other than in the precision of the base."""
-    ours, theirs = (facts.asked.training_of(name).model_dump() for name in (other.name, facts.baseline.name))
+    ours, theirs = (facts.params.training_of(name).model_dump() for name in (other.name, facts.baseline.name))
     changed = [f"{key} ({ours[key]} instead of {theirs[key]})" for key in ours if ours[key] != theirs[key]]
     computes = (other.precision["compute"], facts.baseline.precision["compute"])
     if computes[0] != computes[1]:
@@ -223,7 +225,7 @@ def held_as_float32(facts: Facts) -> list[Variant]:
     return [
         variant
         for variant in facts.variants
-        if methods.get(facts.asked.variants[variant.name].method).leaves_adapter
+        if methods.get(facts.params.variants[variant.name].method).leaves_adapter
         and not precisions.get(variant.precision["base"]).is_quantized
         and variant.precision["storage"] == "float32"
     ]

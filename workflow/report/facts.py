@@ -59,21 +59,21 @@ def _changes(revision: str | None) -> dict:
     return {"before": before.name, "changes": diff.changes(before, diff.in_workspace())}
 
 
-def gather(asked: params.Params) -> Facts:
+def gather(settings: params.Params) -> Facts:
     """Read what the stages wrote for the runs that params name.
 
     Raises:
         UserError: a file is missing (the sentence names it), or the comparison is of other runs.
     """
-    files = inputs(asked)
+    files = inputs(settings)
     for path in files:
         if not path.is_file():
             how = "; `dvc repro` makes it" if path.is_relative_to(RESULTS) else ""
             raise UserError(f"{path} is missing{how}.")
-    experiment = asked.experiment
+    experiment = settings.experiment
     compared = _compared(read_json(COMPARISON))
-    _check_same_runs(compared, asked)
-    labels, shorts = variant_labels(asked), short_labels(asked)
+    _check_same_runs(compared, settings)
+    labels, shorts = variant_labels(settings), short_labels(settings)
     runs = [(variant, seed) for variant in experiment.variants for seed in experiment.seeds]
     results = {run: read_json(evaluate_folder(*run) / "result.json") for run in runs}
     trained = {
@@ -83,10 +83,10 @@ def gather(asked: params.Params) -> Facts:
     benchmarks = {name: read_json(benchmark_file(name)) for name in experiment.variants}
     bases = [read_json(evaluate_base_folder(name) / "result.json") for name in experiment.variants]
     evaluated = [*bases, *results.values()]
-    hardware = _hardware(asked, labels)
+    hardware = _hardware(settings, labels)
     counts = read_json(SAMPLE_COUNTS)
     return Facts(
-        asked=asked,
+        params=settings,
         params_text=params.PARAMS_FILE.read_text(encoding="utf-8"),
         model=read_json(MODEL_SOURCE),
         dataset=read_json(DATASET_SOURCE),
@@ -108,7 +108,7 @@ def gather(asked: params.Params) -> Facts:
         benchmarks=benchmarks,
         history=_curves(runs, "history.csv"),
         validation=_curves(runs, "validation.csv"),
-        answers=answers.read(asked, labels),
+        answers=answers.read(settings, labels),
         served=_served(evaluated),
         commands=[
             Commands(result["variant"], result["seed"], form["form"], form["harness"]["commands"])
@@ -121,16 +121,16 @@ def gather(asked: params.Params) -> Facts:
         locked=environment.versions(environment.LOCK.read_text(encoding="utf-8")),
         digests={path.as_posix(): sha256(path) for path in files},
         hardware=hardware,
-        fits=_fits(asked, hardware),
+        fits=_fits(settings, hardware),
         work=_work(trained, bases, list(results.values()), benchmarks),
         lock=lock.read(files),
-        **_changes(asked.report.compare_to),
+        **_changes(settings.report.compare_to),
     )
 
 
-def inputs(asked: params.Params) -> list[Path]:
+def inputs(settings: params.Params) -> list[Path]:
     """Every file that the page is made from."""
-    experiment = asked.experiment
+    experiment = settings.experiment
     files = [params.PARAMS_FILE, ENVIRONMENT, MODEL_SOURCE, DATASET_SOURCE, SAMPLE_COUNTS, COMPARISON]
     for name in experiment.variants:
         files += [benchmark_file(name), evaluate_base_folder(name) / "result.json"]
@@ -139,14 +139,14 @@ def inputs(asked: params.Params) -> list[Path]:
                 train_folder(name, seed) / file for file in ("result.json", "history.csv", "validation.csv")
             ]
             files.append(evaluate_folder(name, seed) / "result.json")
-    files += answers.files(asked)
-    return files + _grid_files(asked) + _hardware_files()
+    files += answers.files(settings)
+    return files + _grid_files(settings) + _hardware_files()
 
 
-def _grid_files(asked: params.Params) -> list[Path]:
+def _grid_files(settings: params.Params) -> list[Path]:
     """The run's own grids, as far as they were measured."""
-    shapes = asked.benchmark.grid.shapes
-    files = [grid_file(variant, shape) for shape in shapes for variant in asked.experiment.variants]
+    shapes = settings.benchmark.grid.shapes
+    files = [grid_file(variant, shape) for shape in shapes for variant in settings.experiment.variants]
     return [path for path in files if path.is_file()]
 
 
@@ -155,10 +155,10 @@ def _hardware_files() -> list[Path]:
     return sorted(HARDWARE.glob("*.json"))
 
 
-def _compared(found: dict) -> Comparison:
+def _compared(content: dict) -> Comparison:
     """The comparison from its file, as workflow/comparison/compare.py made it."""
-    made = {
-        "scores": [Score(**row) for row in found["scores"]],
+    parts = {
+        "scores": [Score(**row) for row in content["scores"]],
         "contrasts": [
             Contrast(
                 **row
@@ -168,32 +168,32 @@ def _compared(found: dict) -> Comparison:
                     "by_rows": row["by_rows"] and Difference(**row["by_rows"]),
                 }
             )
-            for row in found["contrasts"]
+            for row in content["contrasts"]
         ],
-        "decomposition": [Part(**row) for row in found["decomposition"]],
+        "decomposition": [Part(**row) for row in content["decomposition"]],
         "claims": [
             Claim(**row | {"difference": row["difference"] and Difference(**row["difference"])})
-            for row in found["claims"]
+            for row in content["claims"]
         ],
-        "cost": [Cost(**row) for row in found["cost"]],
-        "rises": [Rise(**row) for row in found["rises"]],
+        "cost": [Cost(**row) for row in content["cost"]],
+        "rises": [Rise(**row) for row in content["rises"]],
     }
-    return Comparison(**found | made)
+    return Comparison(**content | parts)
 
 
-def _check_same_runs(compared: Comparison, asked: params.Params) -> None:
-    experiment, wanted = asked.experiment, asked.comparison
-    found = (list(compared.precisions), compared.baseline, compared.seeds)
-    if found != (experiment.variants, experiment.baseline, experiment.seeds):
+def _check_same_runs(compared: Comparison, settings: params.Params) -> None:
+    experiment, comparison = settings.experiment, settings.comparison
+    runs = (list(compared.precisions), compared.baseline, compared.seeds)
+    if runs != (experiment.variants, experiment.baseline, experiment.seeds):
         raise UserError(
-            f"{COMPARISON} compares {', '.join(found[0])} to {found[1]} over the seeds "
-            f"{', '.join(map(str, found[2]))}, which is not what params.yaml names; "
+            f"{COMPARISON} compares {', '.join(runs[0])} to {runs[1]} over the seeds "
+            f"{', '.join(map(str, runs[2]))}, which is not what params.yaml names; "
             "`dvc repro compare` mends it."
         )
     if (compared.primary, compared.margins, compared.confidence) != (
-        wanted.primary,
-        wanted.margins,
-        wanted.confidence,
+        comparison.primary,
+        comparison.margins,
+        comparison.confidence,
     ):
         raise UserError(
             f"{COMPARISON} has another primary metric, margin or confidence than params.yaml names; "
@@ -201,17 +201,17 @@ def _check_same_runs(compared: Comparison, asked: params.Params) -> None:
         )
 
 
-def _hardware(asked: params.Params, labels: dict[str, str]) -> list[Device]:
+def _hardware(settings: params.Params, labels: dict[str, str]) -> list[Device]:
     """By device and shape: the files of results/hardware/, then the run's own grids."""
-    found: dict[tuple, dict] = {}
-    for path in [*_hardware_files(), *_grid_files(asked)]:
+    blocks: dict[tuple, dict] = {}
+    for path in [*_hardware_files(), *_grid_files(settings)]:
         file, own_run = read_json(path), not path.is_relative_to(HARDWARE)
         measured = [point["precision"] for point in file["points"] if point["outcome"] == "measured"]
         names = [precision["device_name"] for precision in measured]
         device = clean(file.get("device") or (names or ["a device that could measure nothing"])[0])
         on_cpu = any(precision["device"] == "cpu" for precision in measured)
         for index, point in enumerate(file["points"]):
-            block = found.setdefault(
+            block = blocks.setdefault(
                 (own_run, device, point["shape"]),
                 {"on_cpu": on_cpu, "versions": [], "files": [], "points": []},
             )
@@ -219,12 +219,12 @@ def _hardware(asked: params.Params, labels: dict[str, str]) -> list[Device]:
                 block["files"].append(path.as_posix())
                 block["versions"].append(file)
             block["points"].append(_point(point, f"{path.as_posix()}#points[{index}]"))
-    variants = _measured_variants(asked, labels, [p for block in found.values() for p in block["points"]])
+    variants = _measured_variants(settings, labels, [p for block in blocks.values() for p in block["points"]])
     return [
         Device(
             device=device,
             on_cpu=block["on_cpu"],
-            shape=model_name(asked.model) if shape == OWN_SHAPE else clean(shape),
+            shape=model_name(settings.model) if shape == OWN_SHAPE else clean(shape),
             own=shape == OWN_SHAPE,
             own_run=own_run,
             versions={clean(name): clean(v) for name, v in _versions(block["versions"]).items()},
@@ -232,7 +232,7 @@ def _hardware(asked: params.Params, labels: dict[str, str]) -> list[Device]:
             variants=[v for v in variants if any(point.variant == v.name for point in block["points"])],
             points=block["points"],
         )
-        for (own_run, device, shape), block in found.items()
+        for (own_run, device, shape), block in blocks.items()
     ]
 
 
@@ -267,43 +267,43 @@ def _point(point: dict, key: str) -> Point:
 
 
 def _measured_variants(
-    asked: params.Params, labels: dict[str, str], points: list[Point]
+    settings: params.Params, labels: dict[str, str], points: list[Point]
 ) -> list[MeasuredVariant]:
     """The variants of the points: those of the experiment first, then the others by name."""
     known = list(labels)
     others = sorted({point.variant for point in points} - labels.keys())
-    taken = dict(labels)
+    all_labels = dict(labels)
     for name in others:
-        own = label(asked.variants[name]) if name in asked.variants else clean(name)
-        taken[name] = f"{own}, {clean(name)}" if own in taken.values() else own
-    return [MeasuredVariant(name, taken[name], index) for index, name in enumerate([*known, *others])]
+        own = label(settings.variants[name]) if name in settings.variants else clean(name)
+        all_labels[name] = f"{own}, {clean(name)}" if own in all_labels.values() else own
+    return [MeasuredVariant(name, all_labels[name], index) for index, name in enumerate([*known, *others])]
 
 
-def _fits(asked: params.Params, hardware: list[Device]) -> list[Fit]:
+def _fits(settings: params.Params, hardware: list[Device]) -> list[Fit]:
     """What fits into GPUs of several sizes, at every named shape that was measured, of what was measured there."""
-    wanted = {}
+    configs = {}
     for block in hardware:
         config = params.SHAPES / f"{block.shape}.json"
         if not block.own and not block.on_cpu and re.fullmatch(r"\w+", block.shape) and config.is_file():
             for variant in block.variants:
                 ranks = [point.rank for point in block.of(variant)]
-                if variant.name in asked.variants:
-                    wanted.setdefault((block.shape, variant), (config, ranks[0]))
-    found = []
-    for (shape, variant), (config, rank) in wanted.items():
+                if variant.name in settings.variants:
+                    configs.setdefault((block.shape, variant), (config, ranks[0]))
+    fits = []
+    for (shape, variant), (config, rank) in configs.items():
         sizes = shape_of(config)
-        own = asked.variants[variant.name].training
+        own = settings.variants[variant.name].training
         for checkpointing in (False, True):
             changes = own | {"rank": rank, "gradient_checkpointing": checkpointing}
-            training = params.Training.model_validate(asked.training.model_dump() | changes)
+            training = params.Training.model_validate(settings.training.model_dump() | changes)
             tokens = {
                 gb: memory.largest_fit(
-                    sizes, asked.variants[variant.name], training, gib=memory.usable_gib(gb)
+                    sizes, settings.variants[variant.name], training, gib=memory.usable_gib(gb)
                 )
                 for gb in GPU_SIZES
             }
-            found.append(Fit(shape, variant, checkpointing, rank, tokens))
-    return found
+            fits.append(Fit(shape, variant, checkpointing, rank, tokens))
+    return fits
 
 
 @dataclass(frozen=True)
@@ -368,30 +368,30 @@ def _work(
 
 def _served(evaluated: list[dict]) -> list[ServedForm]:
     """Each variant's forms as they were found, once where the seeds' are alike."""
-    found = []
+    forms = []
     for result in evaluated:
         variant, seed = result["variant"], result["seed"]
         folder = evaluate_base_folder(variant) if seed is None else evaluate_folder(variant, seed)
         for index, form in enumerate(result["forms"]):
             key = f"{folder.as_posix()}/result.json#forms[{index}].precision"
-            found.append(
+            forms.append(
                 ServedForm(
                     variant, form["form"], form["precision"], form["adapters"], form["adapter_dtype"], key
                 )
             )
-    return [form for index, form in enumerate(found) if form not in found[:index]]
+    return [form for index, form in enumerate(forms) if form not in forms[:index]]
 
 
 def _harness(evaluated: list[dict]) -> str:
     """Name and version of what scored the models, as its results recorded it."""
     used = [form["harness"] for result in evaluated for form in result["forms"]]
-    return ", ".join(dict.fromkeys(f"{one['name']} {one['version']}" for one in used))
+    return ", ".join(dict.fromkeys(f"{harness['name']} {harness['version']}" for harness in used))
 
 
 def _versions(results: list[dict]) -> dict[str, str]:
     """Each library's version as the results recorded it; several where the results were not made alike."""
-    found: dict[str, dict[str, None]] = {}
+    by_library: dict[str, dict[str, None]] = {}
     for result in results:
         for library, version in result["versions"].items():
-            found.setdefault(library, {})[version] = None
-    return {library: " and ".join(versions) for library, versions in found.items()}
+            by_library.setdefault(library, {})[version] = None
+    return {library: " and ".join(versions) for library, versions in by_library.items()}

@@ -78,8 +78,8 @@ def decimals_that_tell(numbers: Iterable[float], limits: Iterable[float], *, at_
     """Decimals with which no number that is beside a limit is shown on it or beyond."""
     pairs = list(itertools.product(numbers, limits))
     for decimals in range(at_least, MOST_DECIMALS):
-        shown = [(round(one, decimals), limit) for one, limit in pairs]
-        if [(a > b, a < b) for a, b in shown] == [(a > b, a < b) for a, b in pairs]:
+        rounded = [(round(value, decimals), limit) for value, limit in pairs]
+        if [(a > b, a < b) for a, b in rounded] == [(a > b, a < b) for a, b in pairs]:
             return decimals
     return MOST_DECIMALS
 

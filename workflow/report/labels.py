@@ -8,29 +8,31 @@ from workflow import methods, params, precisions
 LONGEST_SHORT = 14  # characters of a variant's name within a figure
 
 
-def variant_labels(asked: params.Params) -> dict[str, str]:
+def variant_labels(settings: params.Params) -> dict[str, str]:
     """What each variant of the experiment is called in a sentence; no two share a label."""
-    labels = {name: label(asked.variants[name]) for name in asked.experiment.variants}
-    taken = list(labels.values())
-    return {name: label if taken.count(label) == 1 else f"{label}, {name}" for name, label in labels.items()}
+    labels = {name: label(settings.variants[name]) for name in settings.experiment.variants}
+    all_labels = list(labels.values())
+    return {
+        name: label if all_labels.count(label) == 1 else f"{label}, {name}" for name, label in labels.items()
+    }
 
 
-def short_labels(asked: params.Params) -> dict[str, str]:
+def short_labels(settings: params.Params) -> dict[str, str]:
     """What each variant is called where there is little room; no two share a label.
 
     Where one would be long, all get letters, of which the page has a key.
     """
-    found = {}
-    for name in asked.experiment.variants:
-        variant = asked.variants[name]
+    shorts = {}
+    for name in settings.experiment.variants:
+        variant = settings.variants[name]
         method = methods.get(variant.method)
         precision = precisions.get(variant.precision).short(variant.double_quantization)
-        found[name] = f"{precision}{', ' + method.short if method.short else ''}"
-    taken = list(found.values())
-    unlike = {name: short if taken.count(short) == 1 else name for name, short in found.items()}
-    if max(map(len, unlike.values())) > LONGEST_SHORT:
-        return dict(zip(unlike, string.ascii_uppercase, strict=False))
-    return unlike
+        shorts[name] = f"{precision}{', ' + method.short if method.short else ''}"
+    all_shorts = list(shorts.values())
+    unique = {name: short if all_shorts.count(short) == 1 else name for name, short in shorts.items()}
+    if max(map(len, unique.values())) > LONGEST_SHORT:
+        return dict(zip(unique, string.ascii_uppercase, strict=False))
+    return unique
 
 
 def label(variant: params.Variant) -> str:

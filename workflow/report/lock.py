@@ -38,13 +38,13 @@ class Lock:
     """What dvc.lock and the workspace say together.
 
     Attributes:
-        found: whether there is a dvc.lock at all.
+        exists: whether there is a dvc.lock.
         origins: by path, of every file that a stage wrote.
         mismatches: a sentence for each thing in which the workspace differs from it.
         absent: outputs that the page does not need and that are not in this workspace.
     """
 
-    found: bool
+    exists: bool
     origins: dict[str, Origin]
     mismatches: list[str]
     absent: list[str]
@@ -72,18 +72,18 @@ def read(needed: Iterable[Path]) -> Lock:
     used = _upstream(
         stages, {origins[path.as_posix()].stage for path in needed if path.as_posix() in origins}
     )
-    found = list(dvc_lock.differences(used, read_yaml(PARAMS), _digester()))
+    differences = list(dvc_lock.differences(used, read_yaml(PARAMS), _digester()))
     return Lock(
-        found=True,
+        exists=True,
         origins=origins,
         mismatches=[
             *(f"{path} is in no stage of dvc.lock." for path in strays),
-            *_changed_outputs(found, {path.as_posix() for path in needed}),
-            *_other_records(used, {path.as_posix() for path in needed}, found),
-            *_stale_stages(used, found, origins),
+            *_changed_outputs(differences, {path.as_posix() for path in needed}),
+            *_other_records(used, {path.as_posix() for path in needed}, differences),
+            *_stale_stages(used, differences, origins),
         ],
         absent=sorted(
-            difference.name for difference in found if difference.kind == "out" and difference.missing
+            difference.name for difference in differences if difference.kind == "out" and difference.missing
         ),
     )
 

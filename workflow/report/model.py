@@ -5,8 +5,8 @@ from functools import cached_property
 
 import pandas as pd
 
-from workflow import params
 from workflow.comparison.model import ALL, Claim, Comparison, Contrast, Cost, Part, Score
+from workflow.params import Params
 from workflow.report.answers import Answers
 from workflow.report.changes import Changes
 from workflow.report.formatting import Number
@@ -134,24 +134,24 @@ class Device:
     def settings(self) -> list[Point]:
         return [point for point in self.points if point.setting != GRID]
 
-    def plain(self, beside: Point) -> Point | None:
+    def plain(self, point: Point) -> Point | None:
         """The plain loop of the same variant on the same rows."""
-        wanted = (beside.variant, beside.rows, "plain")
-        found = (p for p in self.settings if (p.variant, p.rows, p.loop) == wanted and p.measured)
-        return next(found, None)
+        key = (point.variant, point.rows, "plain")
+        points = (p for p in self.settings if (p.variant, p.rows, p.loop) == key and p.measured)
+        return next(points, None)
 
     @property
     def shared(self) -> list[Point]:
         """One grid point of each variant that has predictions: the largest that all of these measured."""
-        found: dict[tuple, dict[str, Point]] = {}
+        by_size: dict[tuple, dict[str, Point]] = {}
         for point in self.grid:
             if point.measured and point.predicted:
                 key = (point.tokens, not point.checkpointing, point.micro_batch_rows, point.rank)
-                found.setdefault(key, {})[point.variant] = point
-        everyone = {variant for points in found.values() for variant in points}
-        largest = max((key for key, points in found.items() if points.keys() == everyone), default=None)
+                by_size.setdefault(key, {})[point.variant] = point
+        everyone = {variant for points in by_size.values() for variant in points}
+        largest = max((key for key, points in by_size.items() if points.keys() == everyone), default=None)
         return (
-            [] if largest is None else [found[largest][v.name] for v in self.variants if v.name in everyone]
+            [] if largest is None else [by_size[largest][v.name] for v in self.variants if v.name in everyone]
         )
 
 
@@ -180,7 +180,7 @@ class Work:
 class Facts:
     """What the page is made from."""
 
-    asked: params.Params
+    params: Params
     params_text: str
     model: dict
     dataset: dict
@@ -263,14 +263,14 @@ class Facts:
     @property
     def compared_metrics(self) -> list[tuple[str, str]]:
         """Every (task, metric) in which differences were taken, the primary one first."""
-        found = dict.fromkeys((c.task, c.metric) for c in self.compared.contrasts)
-        return sorted(found, key=lambda metric: metric != self.primary)
+        metrics = dict.fromkeys((c.task, c.metric) for c in self.compared.contrasts)
+        return sorted(metrics, key=lambda metric: metric != self.primary)
 
     @property
     def other_metrics(self) -> list[tuple[str, str]]:
         """Every (task, metric) that has values alone."""
-        found = dict.fromkeys((s.task, s.metric) for s in self.compared.scores)
-        return [metric for metric in found if metric not in self.compared_metrics]
+        metrics = dict.fromkeys((s.task, s.metric) for s in self.compared.scores)
+        return [metric for metric in metrics if metric not in self.compared_metrics]
 
     @cached_property
     def _places(self) -> dict[int, str]:
@@ -279,19 +279,19 @@ class Facts:
             for part in ("scores", "contrasts", "decomposition", "claims", "cost")
         }
         return {
-            id(one): f"{part}[{index}]" for part, found in lists.items() for index, one in enumerate(found)
+            id(item): f"{part}[{index}]" for part, items in lists.items() for index, item in enumerate(items)
         }
 
-    def key_of(self, found: Score | Contrast | Part | Claim | Cost, *names: str) -> str:
+    def key_of(self, item: Score | Contrast | Part | Claim | Cost, *names: str) -> str:
         """Where a number of the comparison stands, for example `results/compare/comparison.json#scores[3].value`."""
-        return f"{COMPARISON.as_posix()}#{'.'.join([self._places[id(found)], *names])}"
+        return f"{COMPARISON.as_posix()}#{'.'.join([self._places[id(item)], *names])}"
 
-    def shown(self, text: str, found: Score | Contrast | Part | Claim | Cost, *names: str) -> Number:
+    def cite(self, text: str, item: Score | Contrast | Part | Claim | Cost, *names: str) -> Number:
         """A number of the comparison as the page writes it, with its value and the place that it is from."""
-        value = found
+        value = item
         for name in names:
             value = value[name] if isinstance(value, dict) else getattr(value, name)
-        return Number(text, value, self.key_of(found, *names))
+        return Number(text, value, self.key_of(item, *names))
 
     def weights_of(self, variant: str, form: str) -> float | None:
         """GiB of a variant's weights as a form was loaded, or None where it was not."""
@@ -300,20 +300,22 @@ class Facts:
 
     def served_as(self, variant: str, form: str) -> ServedForm | None:
         """A form as it was loaded, with the first seed's adapter."""
-        return next((one for one in self.served if (one.variant, one.form) == (variant, form)), None)
+        return next(
+            (served for served in self.served if (served.variant, served.form) == (variant, form)), None
+        )
 
     @cached_property
     def energy(self) -> dict[str, Point]:
         """By variant, the run's own grid point with the most tokens at which energy was measured of every variant."""
-        found: dict[tuple, dict[str, Point]] = {}
+        by_size: dict[tuple, dict[str, Point]] = {}
         for block in self.hardware:
             for point in block.grid if block.own_run and block.own else []:
                 if point.joules is not None:
                     key = (point.tokens, not point.checkpointing, point.micro_batch_rows)
-                    found.setdefault(key, {})[point.variant] = point
+                    by_size.setdefault(key, {})[point.variant] = point
         names = [variant.name for variant in self.variants]
-        shared = [key for key, points in found.items() if set(names) <= points.keys()]
-        return {name: found[max(shared)][name] for name in names} if shared else {}
+        shared = [key for key, points in by_size.items() if set(names) <= points.keys()]
+        return {name: by_size[max(shared)][name] for name in names} if shared else {}
 
     def cost_of(self, variant: str, metric: str) -> Cost | None:
         """A variant's measured cost, or None where it was not measured."""

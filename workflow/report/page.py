@@ -51,22 +51,22 @@ class Text:
     short: str | None
 
 
-def contents(facts: Facts, shown: dict[str, Any]) -> list[Section]:
+def contents(facts: Facts, content: dict[str, Any]) -> list[Section]:
     """The sections that this run has something for, in the order of the page.
 
     Args:
-        shown: the object of each section, by the section's name.
+        content: the object of each section, by the section's name.
     """
     candidates = [
         ("evidence", "Evidence", True),
         ("quality", "Quality", True),
-        ("decomposition", "Decomposition", bool(shown["decomposition"].parts)),
-        ("categories", "Categories", bool(shown["categories"].rows)),
+        ("decomposition", "Decomposition", bool(content["decomposition"].parts)),
+        ("categories", "Categories", bool(content["categories"].rows)),
         ("claims", "Claims", bool(facts.compared.claims)),
-        ("faults", "Faults", bool(shown["faults"].blocks)),
+        ("faults", "Faults", bool(content["faults"].blocks)),
         ("training", "Training", True),
         ("cost", "Memory and time", True),
-        ("hardware", shown["hardware"].short, bool(facts.hardware)),
+        ("hardware", content["hardware"].short, bool(facts.hardware)),
         ("answers", "Answers", True),
         ("changes", "Changes", bool(facts.changes)),
         ("limits", "Limits", True),
@@ -98,7 +98,7 @@ def render(facts: Facts) -> str:
 
 def _content(facts: Facts) -> dict[str, Any]:
     """The variables of the templates: an object for each section, and what several sections share."""
-    shown = {
+    content = {
         "answer": answer.section(facts),
         "evidence": evidence.section(facts),
         "quality": quality.section(facts),
@@ -113,19 +113,19 @@ def _content(facts: Facts) -> dict[str, Any]:
         "limits": limits.section(facts),
         "made": made.section(facts),
     }
-    return shown | {
+    return content | {
         "facts": facts,
-        "title": facts.asked.report.title,
-        "sections": contents(facts, shown),
+        "title": facts.params.report.title,
+        "sections": contents(facts, content),
         "sources": sources(facts),
         "primary_name": english.quality_name(facts.primary),
-        "confidence": formatting.percent(facts.asked.comparison.confidence),
+        "confidence": formatting.percent(facts.params.comparison.confidence),
         "equivalence_confidence": english.equivalence_confidence(facts),
         "in_family": sum(contrast.in_family for contrast in facts.compared.contrasts),
-        "seeds": english.listed(facts.asked.experiment.seeds),
+        "seeds": english.listed(facts.params.experiment.seeds),
         "devices": english.listed(facts.devices),
-        "model_name": model_name(facts.asked.model),
-        "dataset_name": dataset_name(facts.asked.dataset),
+        "model_name": model_name(facts.params.model),
+        "dataset_name": dataset_name(facts.params.dataset),
         "environment_lock": ENVIRONMENT.as_posix(),
     }
 

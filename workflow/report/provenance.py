@@ -47,7 +47,7 @@ class Source:
 
 def sources(facts: Facts) -> dict[str, Source]:
     """By part of the page."""
-    experiment = facts.asked.experiment
+    experiment = facts.params.experiment
     runs = [(name, seed) for name in experiment.variants for seed in experiment.seeds]
     trained = [train_folder(*run) for run in runs]
     bases = [evaluate_base_folder(name) / "result.json" for name in experiment.variants]
@@ -82,7 +82,7 @@ def sources(facts: Facts) -> dict[str, Source]:
             "dvc repro train",
         ),
         "cost": source([COMPARISON, *benchmarks], ["cost[variant, metric]", "measurements[metric]"], "dvc repro benchmark compare"),
-        "answers": source(answer_files(facts.asked), ["answer, by id and form", "numerator / denominator, by item"], f"{evaluate} compare"),
+        "answers": source(answer_files(facts.params), ["answer, by id and form", "numerator / denominator, by item"], f"{evaluate} compare"),
         "work": source(
             [*(folder / "result.json" for folder in trained), *bases, *evaluated, *benchmarks],
             ["seconds (of a training)", "forms[form].seconds", "seconds_per_step and measurements[load_time]"],
@@ -99,11 +99,11 @@ def sources(facts: Facts) -> dict[str, Source]:
 
 
 def _files(facts: Facts, paths: list[Path]) -> list[File]:
-    found = []
+    files = []
     for path in paths:
         origin = facts.lock.origins.get(path.as_posix())
-        found.append(File(path.as_posix(), origin.stage if origin else "", origin.md5 if origin else ""))
-    return found
+        files.append(File(path.as_posix(), origin.stage if origin else "", origin.md5 if origin else ""))
+    return files
 
 
 def _params(facts: Facts, paths: list[Path]) -> list[str]:

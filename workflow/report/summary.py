@@ -24,7 +24,7 @@ def summary_markdown(facts: Facts) -> str:
     notes = " ".join(_plain(note).replace(" (see Limits)", "") for note in answer.notes)
     conditions = "; ".join(_plain(part) for part in setting(facts))
     parts = [
-        f"## {escaped(facts.asked.report.title)}",
+        f"## {escaped(facts.params.report.title)}",
         *(escaped(_plain(sentence)) for sentence in answer.sentences),
         "\n".join(lines),
         _headline_table(facts),

@@ -20,7 +20,7 @@ def report() -> None:
     write_text(SUMMARY_TABLE, summary_table(facts).to_csv(index=False))
     with whole_folder(CARDS) as cards:
         for variant in facts.variants:
-            for seed in facts.asked.experiment.seeds:
+            for seed in facts.params.experiment.seeds:
                 card = model_card(facts, variant, seed)
                 write_text(cards / variant.name / str(seed) / "README.md", card)
     write_text(REPORT, page)

@@ -38,7 +38,7 @@ class Headline:
 
 def headline(facts: Facts) -> Headline:
     """The answer, made from the numbers: quality and cost of every variant against the baseline."""
-    random_model = facts.asked.model.source == "random"
+    random_model = facts.params.model.source == "random"
     metric = None if random_model else facts.primary
     sentences = [Markup(RANDOM_MODEL)] if random_model else []
     lines = []
@@ -52,7 +52,7 @@ def headline(facts: Facts) -> Headline:
         served = _forms_sentence(facts, other, metric)
         sentences += [sentence for sentence in (quality, cost, served) if sentence]
     else:
-        sentences += [said for said in (_all_quality(facts, metric), _all_costs(facts)) if said]
+        sentences += [sentence for sentence in (_all_quality(facts, metric), _all_costs(facts)) if sentence]
         lines = [_line(facts, other, metric) for other in facts.others]
     notes = [_training_sentence(facts, metric), _seed_sentence(facts, metric), _float32_sentence(facts)]
     return Headline(sentences, lines, [note for note in notes if note])
@@ -78,18 +78,18 @@ def _quality_sentence(facts: Facts, other: Variant, metric: tuple[str, str] | No
         "metric": in_sentence(score),
     }
     if contrast.verdict == "equivalent":
-        made = (
+        template = (
             "In {metric}, {other} is {verdict} to {baseline} within the margin of {within}: on {items} it "
             "differs by {value} ({interval})."
         )
     elif contrast.verdict == "undecided":
-        made = (
+        template = (
             "Whether {other} differs from {baseline} in {metric} is {verdict}: on {items} it differs by "
             "{value} ({interval}{margin})."
         )
     else:
-        made = "{other} is {verdict} than {baseline} in {metric} on {items} ({interval}{margin})."
-    return Markup("{}{}").format(Markup(made).format(**parts), _caveat(contrast))
+        template = "{other} is {verdict} than {baseline} in {metric} on {items} ({interval}{margin})."
+    return Markup("{}{}").format(Markup(template).format(**parts), _caveat(contrast))
 
 
 def _caveat(contrast: Contrast) -> str:
@@ -99,17 +99,17 @@ def _caveat(contrast: Contrast) -> str:
 
 def _forms_sentence(facts: Facts, other: Variant, metric: tuple[str, str] | None) -> Markup | None:
     """What serving the run in its other forms comes to, against the same baseline."""
-    found = [
+    contrasts = [
         contrast
         for form in facts.forms_of(other.name)
         if form != AS_TRAINED
         and metric
         and (contrast := facts.contrast("to_baseline", other.name, form, metric))
     ]
-    if not found:
+    if not contrasts:
         return None
     decimals, parts = decimals_for(facts, metric), []
-    for contrast in found:
+    for contrast in contrasts:
         text = marked_verdict(facts, contrast)
         if contrast.verdict in ("equivalent", "undecided"):
             value = change(facts, contrast, decimals).value
@@ -124,13 +124,13 @@ def _margin(facts: Facts, contrast: Contrast) -> Markup | None:
     """The margin of equivalence with its unit, or None where none is set."""
     if not contrast.equivalence:
         return None
-    shown = facts.shown(f"{contrast.equivalence.margin:g}", contrast, "equivalence", "margin")
-    return Markup("{}{}{}").format(shown, NARROW, contrast.unit)
+    margin = facts.cite(f"{contrast.equivalence.margin:g}", contrast, "equivalence", "margin")
+    return Markup("{}{}{}").format(margin, NARROW, contrast.unit)
 
 
 def _items(facts: Facts, score: Score) -> Markup:
-    shown = facts.shown(f"{score.items:,}", score, "items")
-    return Markup("{} test item{}").format(shown, "" if score.items == 1 else "s")
+    items = facts.cite(f"{score.items:,}", score, "items")
+    return Markup("{} test item{}").format(items, "" if score.items == 1 else "s")
 
 
 def _cost_sentence(facts: Facts, other: Variant, called: str) -> Markup | None:
@@ -158,39 +158,39 @@ def _cost_sentence(facts: Facts, other: Variant, called: str) -> Markup | None:
 
 
 def _ratio(facts: Facts, cost: Cost) -> Number:
-    return facts.shown(ratio(cost.ratio_to_baseline), cost, "ratio_to_baseline")
+    return facts.cite(ratio(cost.ratio_to_baseline), cost, "ratio_to_baseline")
 
 
 def _all_quality(facts: Facts, metric: tuple[str, str] | None) -> Markup | None:
     """How many variants got which verdict, in a sentence."""
-    found = [
+    contrasts = [
         contrast
         for other in facts.others
         if metric and (contrast := facts.contrast("to_baseline", other.name, AS_TRAINED, metric))
     ]
-    if not found:
+    if not contrasts:
         return None
-    score = facts.score(found[0].variant, AS_TRAINED, metric)
-    margin = _margin(facts, found[0])
+    score = facts.score(contrasts[0].variant, AS_TRAINED, metric)
+    margin = _margin(facts, contrasts[0])
     return Markup("Against {}, in {} on {}{}, {}.").format(
         facts.baseline.label,
         in_sentence(score),
         _items(facts, score),
         Markup(" (margin of equivalence {})").format(margin) if margin else "",
-        _tallied(found),
+        _tallied(contrasts),
     )
 
 
 def _tallied(contrasts: list[Contrast]) -> Markup:
     """How many variants got each verdict, as the end of a sentence."""
-    found = [contrast.verdict for contrast in contrasts]
-    if len(set(found)) == 1:
-        return Markup("all {} variants are <strong>{}</strong>").format(len(found), found[0])
+    verdicts = [contrast.verdict for contrast in contrasts]
+    if len(set(verdicts)) == 1:
+        return Markup("all {} variants are <strong>{}</strong>").format(len(verdicts), verdicts[0])
     parts = []
     for word in VERDICTS:
-        if word in found:
-            amount = found.count(word)
-            who = f"{amount:,} of the {len(found):,} variants" if not parts else f"{amount:,}"
+        if word in verdicts:
+            amount = verdicts.count(word)
+            who = f"{amount:,} of the {len(verdicts):,} variants" if not parts else f"{amount:,}"
             parts.append(
                 Markup("{} {} <strong>{}</strong>").format(who, "is" if amount == 1 else "are", word)
             )
@@ -201,7 +201,7 @@ def _tallied(contrasts: list[Contrast]) -> Markup:
 def _all_costs(facts: Facts) -> Markup | None:
     """The range of the variants' memory and speed, relative to the baseline, in a sentence."""
     parts = []
-    for metric, made in (
+    for metric, template in (
         ("peak_memory", "held {} the memory at their peak"),
         ("training_speed", "trained at {} the speed"),
     ):
@@ -210,7 +210,7 @@ def _all_costs(facts: Facts) -> Markup | None:
             costs.sort(key=lambda cost: cost.ratio_to_baseline)
             ends = [_ratio(facts, cost) for cost in (costs[0], costs[-1])]
             between = Markup(" to ").join(ends if ends[0] != ends[1] else ends[:1])
-            parts.append(Markup(made).format(Markup("<strong>{}</strong>").format(between)))
+            parts.append(Markup(template).format(Markup("<strong>{}</strong>").format(between)))
     if not parts:
         return None
     return Markup("On {}, they {}, measured once in one process each.").format(
@@ -224,14 +224,14 @@ def _line(facts: Facts, other: Variant, metric: tuple[str, str] | None) -> Marku
     contrast = metric and facts.contrast("to_baseline", other.name, AS_TRAINED, metric)
     if contrast:
         value = change(facts, contrast, decimals_for(facts, metric)).value
-        shown = "" if contrast.verdict in ("worse", "better") else Markup("{}, ").format(value)
+        prefix = "" if contrast.verdict in ("worse", "better") else Markup("{}, ").format(value)
         marked = marked_verdict(facts, contrast)
-        parts.append(Markup("{} ({}{})").format(marked, shown, interval_of_verdict(facts, contrast)))
-    for cost, what in zip(_memory_and_speed(facts, other), ("peak memory", "training speed"), strict=True):
+        parts.append(Markup("{} ({}{})").format(marked, prefix, interval_of_verdict(facts, contrast)))
+    for cost, title in zip(_memory_and_speed(facts, other), ("peak memory", "training speed"), strict=True):
         if cost:
-            parts.append(Markup("{}\N{NO-BREAK SPACE}the {}").format(_ratio(facts, cost), what))
-    said = Markup(", ").join(parts) if parts else "not measured"
-    return Markup("{}: {}.{}").format(other.label, said, _caveat(contrast) if contrast else "")
+            parts.append(Markup("{}\N{NO-BREAK SPACE}the {}").format(_ratio(facts, cost), title))
+    text = Markup(", ").join(parts) if parts else "not measured"
+    return Markup("{}: {}.{}").format(other.label, text, _caveat(contrast) if contrast else "")
 
 
 def _memory_and_speed(facts: Facts, other: Variant) -> tuple[Cost | None, Cost | None]:
@@ -247,7 +247,7 @@ def _training_sentence(facts: Facts, metric: tuple[str, str] | None) -> Markup |
     if not contrast:
         return None
     decimals = decimals_for(facts, metric)
-    made = {
+    template = {
         "better": "For scale, fine-tuning itself improved {label} from {before} to {after}{unit}.",
         "worse": "Fine-tuning itself worsened {label}, from {before} to {after}{unit}.",
         "equivalent": "Fine-tuning itself moved {label} by less than the margin: {before} before, "
@@ -256,17 +256,17 @@ def _training_sentence(facts: Facts, metric: tuple[str, str] | None) -> Markup |
         "{after}{unit} after.",
     }[contrast.verdict]
     before, after = (facts.score(facts.baseline.name, form, metric) for form in (BASE, AS_TRAINED))
-    return Markup(made).format(
+    return Markup(template).format(
         label=facts.baseline.label,
-        before=facts.shown(number(before.value, decimals), before, "value"),
-        after=facts.shown(number(after.value, decimals), after, "value"),
+        before=facts.cite(number(before.value, decimals), before, "value"),
+        after=facts.cite(number(after.value, decimals), after, "value"),
         unit=f"{NARROW}{contrast.unit}",
     )
 
 
 def _seed_sentence(facts: Facts, metric: tuple[str, str] | None) -> Markup | None:
     """A warning that belongs into the first screen: with one seed, no verdict is about training in general."""
-    if not metric or not facts.others or len(facts.asked.experiment.seeds) > 1:
+    if not metric or not facts.others or len(facts.params.experiment.seeds) > 1:
         return None
     return Markup("One seed was trained, so every verdict is about this one training.")
 
@@ -283,15 +283,15 @@ def _float32_sentence(facts: Facts) -> Markup | None:
 
 def _against(facts: Facts, cost: Cost) -> Markup:
     theirs = facts.cost_of(facts.baseline.name, cost.metric)
-    ours, other = (facts.shown(quantity(one.value, one.unit), one, "value") for one in (cost, theirs))
+    ours, other = (facts.cite(quantity(item.value, item.unit), item, "value") for item in (cost, theirs))
     return Markup("{} against {}").format(ours, other)
 
 
 def setting(facts: Facts) -> list[Markup]:
     """The setting in a few parts: model, data, training, seeds, device."""
     trained = facts.baseline.trained[0]
-    batch_rows = facts.asked.training_of(facts.baseline.name).batch_rows
-    seeds = facts.asked.experiment.seeds
+    batch_rows = facts.params.training_of(facts.baseline.name).batch_rows
+    seeds = facts.params.experiment.seeds
     size = facts.model["parameters"]
     rows = {
         split: Number(f"{amount:,}", amount, f"{SAMPLE_COUNTS.as_posix()}#{split}_rows")
@@ -303,12 +303,12 @@ def setting(facts: Facts) -> list[Markup]:
                    f"{COMPARISON.as_posix()}#training.{facts.baseline.name}[0].steps")  # fmt: skip
     return [
         Markup("{}, {} parameters").format(
-            model_name(facts.asked.model),
+            model_name(facts.params.model),
             Number(_parameters(size), size, f"{MODEL_SOURCE.as_posix()}#parameters"),
         ),
         Markup(
             "{}: {train} rows to train on, {validation} to validate, {test} to test ({} near-duplicate{} of the others)"
-        ).format(dataset_name(facts.asked.dataset), near, "" if facts.near_duplicates == 1 else "s", **rows),
+        ).format(dataset_name(facts.params.dataset), near, "" if facts.near_duplicates == 1 else "s", **rows),
         Markup("{} step{} of {}").format(
             steps, "" if trained["steps"] == 1 else "s", count(batch_rows, "row")
         ),

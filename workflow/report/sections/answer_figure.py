@@ -38,7 +38,7 @@ def answer_panel(facts: Facts) -> Panel | None:
     """Every form's difference in quality over the memory of its weights; None where there is no difference."""
     points = _served_points(facts)
     contrasts = [point.contrast for point in points if point.contrast]
-    if not contrasts or facts.asked.model.source == "random":
+    if not contrasts or facts.params.model.source == "random":
         return None
     first = contrasts[0]
     margin = first.equivalence.margin if first.equivalence else None
@@ -156,8 +156,8 @@ def _served_point(axes: Axes, x: float, point: _Served) -> None:
     """A point with its intervals."""
     color = color_of(point.variant)
     if point.contrast:
-        one, tost = point.contrast.difference, point.contrast.equivalence
-        axes.plot([x, x], [one.low, one.high], color=color, linewidth=1.4)
+        difference, tost = point.contrast.difference, point.contrast.equivalence
+        axes.plot([x, x], [difference.low, difference.high], color=color, linewidth=1.4)
         if tost:
             axes.plot([x, x], [tost.low, tost.high], color=color, linewidth=3.2, solid_capstyle="butt")
     axes.plot(
@@ -194,23 +194,23 @@ def answer_legend(facts: Facts) -> list[tuple[str, Markup]]:
 
 
 def _served_points(facts: Facts) -> list[_Served]:
-    found = []
+    points = []
     for variant in facts.variants:
         for form in facts.forms_of(variant.name):
             gib = facts.weights_of(variant.name, form)
             is_baseline = variant.is_baseline and form == AS_TRAINED
             contrast = None if is_baseline else facts.to_baseline(variant.name, form, facts.primary)
             if gib is not None and (contrast or is_baseline):
-                found.append(_Served(variant, form, gib, contrast))
-    return found
+                points.append(_Served(variant, form, gib, contrast))
+    return points
 
 
 def _clusters(points: list[_Served], widest: float) -> list[list[_Served]]:
     """The points, those of nearly the same memory together."""
-    found: list[list[_Served]] = []
+    clusters: list[list[_Served]] = []
     for point in sorted(points, key=lambda p: p.gib):
-        if found and point.gib - found[-1][0].gib <= SAME * widest:
-            found[-1].append(point)
+        if clusters and point.gib - clusters[-1][0].gib <= SAME * widest:
+            clusters[-1].append(point)
         else:
-            found.append([point])
-    return found
+            clusters.append([point])
+    return clusters

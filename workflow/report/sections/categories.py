@@ -37,8 +37,8 @@ class CategoryRow:
 
 def category_rows(facts: Facts) -> list[CategoryRow]:
     """The primary metric by category: those held out of training and the others together, then each."""
-    found = {s.subset: s for s in facts.compared.scores if (s.task, s.metric) == facts.primary}
-    categories = sorted(subset for subset in found if subset.startswith(CATEGORY))
+    scores = {s.subset: s for s in facts.compared.scores if (s.task, s.metric) == facts.primary}
+    categories = sorted(subset for subset in scores if subset.startswith(CATEGORY))
     held_out = {f"{CATEGORY}{name}" for name in facts.compared.held_out_categories}
     names = {HELD_OUT: "Held out of training, together", SEEN: "The others, together"}
     names |= {subset: clean(subset.removeprefix(CATEGORY)) for subset in categories}
@@ -47,13 +47,13 @@ def category_rows(facts: Facts) -> list[CategoryRow]:
             name=name,
             pooled=subset in (HELD_OUT, SEEN),
             held_out=subset in held_out,
-            items=found[subset].items,
+            items=scores[subset].items,
             cells=[_category_cell(facts, variant.name, subset) for variant in facts.variants],
         )
         for subset, name in sorted(
             names.items(), key=lambda pair: pair[0] in categories and pair[0] not in held_out
         )
-        if subset in found
+        if subset in scores
     ]
 
 
@@ -64,8 +64,8 @@ def _category_cell(facts: Facts, variant: str, subset: str) -> CategoryCell | No
         return None
     contrast = facts.contrast("to_base", variant, AS_TRAINED, facts.primary, subset)
     return CategoryCell(
-        before=facts.shown(number(base.value, decimals), base, "value"),
-        after=facts.shown(number(trained.value, decimals), trained, "value"),
+        before=facts.cite(number(base.value, decimals), base, "value"),
+        after=facts.cite(number(trained.value, decimals), trained, "value"),
         change=contrast and english.change(facts, contrast, decimals),
     )
 
@@ -174,10 +174,10 @@ def _heat(
 
     alt = f"{title} in {quality_name(facts.primary)}, by category, in {first.unit}. "
     for subset, name in rows:
-        found = [(v, cells[subset, v.name]) for v in variants if (subset, v.name) in cells]
-        said = [f"{v.label} {signed(c.difference.value, decimals)} {c.verdict}" for v, c in found]
+        contrasts = [(v, cells[subset, v.name]) for v in variants if (subset, v.name) in cells]
+        texts = [f"{v.label} {signed(c.difference.value, decimals)} {c.verdict}" for v, c in contrasts]
         marked = name.replace(" ◆", ", held out of training")
-        alt += f"{marked}: {listed(said) if said else 'not tested'}. "
+        alt += f"{marked}: {listed(texts) if texts else 'not tested'}. "
     svg = draw_svg(f"heat-{kind.replace('_', '-')}", draw, alt.strip(), height=height, bare=True)
     return Panel(f"{title}, {first.unit} ({direction(first.higher_is_better)})", svg, kind="heat")
 

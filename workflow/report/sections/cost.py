@@ -41,13 +41,13 @@ def cost_rows(facts: Facts) -> list[CostRow]:
         first = next(cost for cost in costs if cost)
         cells = [
             CostCell(
-                value=facts.shown(quantity(cost.value, cost.unit), cost, "value"),
+                value=facts.cite(quantity(cost.value, cost.unit), cost, "value"),
                 quartiles=""
                 if cost.low is None or cost.high is None
                 else f"{formatting.significant(cost.low)} to {formatting.significant(cost.high)}",
                 ratio=""
                 if variant.is_baseline
-                else facts.shown(ratio(cost.ratio_to_baseline), cost, "ratio_to_baseline"),
+                else facts.cite(ratio(cost.ratio_to_baseline), cost, "ratio_to_baseline"),
             )
             if cost
             else None
@@ -75,23 +75,23 @@ def cost_panels(facts: Facts) -> list[Panel]:
 
 
 def _bars(facts: Facts, metric: str) -> Panel:
-    shown = [(v, c) for v in facts.variants if (c := facts.cost_of(v.name, metric))]
-    first = shown[0][1]
+    costs = [(v, c) for v in facts.variants if (c := facts.cost_of(v.name, metric))]
+    first = costs[0][1]
     sixteen = weights_in_16_bits(facts) if metric == "weights" else None
 
     def draw(axes: Axes) -> None:
         seaborn.barplot(
-            x=[cost.value for _, cost in shown],
-            y=[variant.label for variant, _ in shown],
-            hue=[variant.label for variant, _ in shown],
-            palette=[color_of(variant) for variant, _ in shown],
+            x=[cost.value for _, cost in costs],
+            y=[variant.label for variant, _ in costs],
+            hue=[variant.label for variant, _ in costs],
+            palette=[color_of(variant) for variant, _ in costs],
             saturation=1,
             width=0.3,
             errorbar=None,
             legend=False,
             ax=axes,
         )
-        for row, (variant, cost) in enumerate(shown):
+        for row, (variant, cost) in enumerate(costs):
             if metric == "peak_memory":
                 _inner_bars(axes, facts, variant, row)
             if sixteen and variant in held_as_float32(facts):
@@ -109,16 +109,16 @@ def _bars(facts: Facts, metric: str) -> Panel:
                 textcoords="offset points",
                 va="center",
             )
-        rows_axis(axes, len(shown))
-        right = max(max(cost.value, cost.high or 0) for _, cost in shown)
+        rows_axis(axes, len(costs))
+        right = max(max(cost.value, cost.high or 0) for _, cost in costs)
         axes.set_xlim(0, right / BAR_SHARE)
         axes.set_xlabel(f"{first.unit} ({direction(first.higher_is_better)})")
 
-    alt = f"{cost_name(metric)} in {first.unit}. " + " ".join(_bar_words(v, c) for v, c in shown)
+    alt = f"{cost_name(metric)} in {first.unit}. " + " ".join(_bar_words(v, c) for v, c in costs)
     if sixteen:
         alt += f" A dashed mark shows {quantity(sixteen, 'GiB')}, what the parameters would take in 16 bits."
     title = cost_name(metric)
-    return Panel(title, draw_svg(f"cost-{metric.replace('_', '-')}", draw, alt, height=len(shown) * ROW + 52))
+    return Panel(title, draw_svg(f"cost-{metric.replace('_', '-')}", draw, alt, height=len(costs) * ROW + 52))
 
 
 def _inner_bars(axes: Axes, facts: Facts, variant: Variant, row: int) -> None:

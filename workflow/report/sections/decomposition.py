@@ -21,7 +21,7 @@ class PartRow:
 
 def decomposition(facts: Facts) -> list[tuple[str, list[PartRow]]]:
     """Of each quantized variant, the parts of its difference to the baseline in the primary metric."""
-    found: dict[str, list[PartRow]] = {}
+    rows: dict[str, list[PartRow]] = {}
     least = english.decimals_for(facts, facts.primary)
     for part in facts.compared.decomposition:
         contrast = facts.contrast(part.kind, part.variant, part.form, facts.primary)
@@ -29,25 +29,27 @@ def decomposition(facts: Facts) -> list[tuple[str, list[PartRow]]]:
             decimals = max(least, formatting.decimals_of(part.low, part.high))
             form = english.form_name(part.form) if part.kind == "form" else ""
             row = PartRow(part.part, form, english.change(facts, contrast, decimals))
-            found.setdefault(part.variant, []).append(row)
-    return [(variant.label, found[variant.name]) for variant in facts.variants if variant.name in found]
+            rows.setdefault(part.variant, []).append(row)
+    return [(variant.label, rows[variant.name]) for variant in facts.variants if variant.name in rows]
 
 
 def waterfall_panels(facts: Facts) -> list[Panel]:
     """Of each quantized variant: its base's damage, what training changed of it, what is left, and each other form."""
-    found: dict[str, list[tuple[Part, Contrast]]] = {}
+    by_variant: dict[str, list[tuple[Part, Contrast]]] = {}
     for part in facts.compared.decomposition:
         contrast = facts.contrast(part.kind, part.variant, part.form, facts.primary)
         if contrast and (part.task, part.metric) == facts.primary:
-            found.setdefault(part.variant, []).append((part, contrast))
-    shown = [(variant, found[variant.name]) for variant in facts.variants if variant.name in found]
+            by_variant.setdefault(part.variant, []).append((part, contrast))
+    waterfalls = [
+        (variant, by_variant[variant.name]) for variant in facts.variants if variant.name in by_variant
+    ]
     ends = [
         _starts(parts)[part.kind] + end
-        for _, parts in shown
+        for _, parts in waterfalls
         for part, _ in parts
         for end in (0, part.value, part.low, part.high)
     ]
-    return [_waterfall(facts, variant, parts, min(ends), max(ends)) for variant, parts in shown]
+    return [_waterfall(facts, variant, parts, min(ends), max(ends)) for variant, parts in waterfalls]
 
 
 def _starts(parts: list[tuple[Part, Contrast]]) -> dict[str, float]:
@@ -93,8 +95,8 @@ def _waterfall(
     alt = f"{variant.label}: parts of the difference to {facts.baseline.label} in {quality_name(facts.primary)}. "
     for part, contrast in parts:
         words = change(facts, contrast, least)
-        what = f"{part.part}, {form_name(part.form)}" if part.kind == "form" else part.part
-        alt += f"{what}: {words.value}, interval {words.interval}, {words.verdict}. "
+        title = f"{part.part}, {form_name(part.form)}" if part.kind == "form" else part.part
+        alt += f"{title}: {words.value}, interval {words.interval}, {words.verdict}. "
     return Panel(
         variant.label, draw_svg(f"waterfall-{variant.position}", draw, alt.strip(), height=height + 52)
     )

@@ -98,7 +98,7 @@ def evidence(facts: Facts) -> Evidence:
                 is_baseline=variant.is_baseline and form == AS_TRAINED,
                 quality=score
                 and EvidenceCell(
-                    facts.shown(number(score.value, decimals), score, "value"),
+                    facts.cite(number(score.value, decimals), score, "value"),
                     "",
                     None,
                     (variant.name, form) == best,
@@ -151,13 +151,13 @@ def _cost_cell(facts: Facts, variant: Variant, metric: str) -> EvidenceCell | No
     if cost is None:
         return None
     return EvidenceCell(
-        number=facts.shown(formatting.significant(cost.value), cost, "value"),
+        number=facts.cite(formatting.significant(cost.value), cost, "value"),
         note=""
         if cost.low is None
         else f"{formatting.significant(cost.low)} to {formatting.significant(cost.high)}",
         ratio=None
         if variant.is_baseline
-        else facts.shown(ratio(cost.ratio_to_baseline), cost, "ratio_to_baseline"),
+        else facts.cite(ratio(cost.ratio_to_baseline), cost, "ratio_to_baseline"),
         best=False,
     )
 
@@ -170,8 +170,8 @@ def _energy_cell(facts: Facts, variant: Variant) -> EvidenceCell | None:
     relative = None
     if first and not variant.is_baseline:
         relative = ratio(point.joules / first.joules)
-    shown = Number(formatting.significant(point.joules), point.joules, f"{point.key}.joules_per_1000_tokens")
-    return EvidenceCell(shown, "", relative, False)
+    value = Number(formatting.significant(point.joules), point.joules, f"{point.key}.joules_per_1000_tokens")
+    return EvidenceCell(value, "", relative, False)
 
 
 def variant_rows(facts: Facts) -> list[VariantRow]:
@@ -211,13 +211,13 @@ def form_rows(facts: Facts) -> list[FormRow]:
     for variant in facts.variants:
         for served in facts.served:
             if served.variant == variant.name:
-                found = served.precision
+                precision = served.precision
                 rows.append(
                     FormRow(
                         label=variant.label,
                         form=english.form_name(served.form),
-                        held_as=_held_as(found),
-                        quantized=f"{found['quantized_modules']:,} of {found['linear_modules']:,}",
+                        held_as=_held_as(precision),
+                        quantized=f"{precision['quantized_modules']:,} of {precision['linear_modules']:,}",
                         adapters=f"{served.adapters:,} ({served.adapter_dtype})" if served.adapters else "0",
                     )
                 )

@@ -35,7 +35,7 @@ class RepairBlock:
 
 def repair_blocks(facts: Facts) -> list[RepairBlock]:
     """The faults that were switched alone, each in every metric."""
-    found: dict[str, RepairBlock] = {}
+    blocks: dict[str, RepairBlock] = {}
     for contrast in facts.compared.contrasts:
         if contrast.kind != "repair" or contrast.subset != ALL:
             continue
@@ -43,7 +43,7 @@ def repair_blocks(facts: Facts) -> list[RepairBlock]:
         faulty = facts.score(contrast.variant, contrast.form, metric)
         repaired = facts.score(*contrast.other.split("/"), metric)
         decimals = formatting.decimals_of(contrast.difference.low, contrast.difference.high)
-        block = found.setdefault(
+        block = blocks.setdefault(
             contrast.name,
             RepairBlock(
                 name=contrast.name.replace("_", " ").capitalize(),
@@ -56,34 +56,34 @@ def repair_blocks(facts: Facts) -> list[RepairBlock]:
             RepairRow(
                 metric=name(metric, faulty),
                 direction=english.direction(contrast.higher_is_better),
-                faulty=facts.shown(number(faulty.value, decimals), faulty, "value"),
-                repaired=facts.shown(number(repaired.value, decimals), repaired, "value"),
+                faulty=facts.cite(number(faulty.value, decimals), faulty, "value"),
+                repaired=facts.cite(number(repaired.value, decimals), repaired, "value"),
                 change=english.change(facts, contrast, decimals),
             )
         )
-    return list(found.values())
+    return list(blocks.values())
 
 
 def repair_panel(facts: Facts) -> Panel | None:
     """Each fault before and after its repair, in the primary metric; None where none was switched."""
-    shown = [
+    repairs = [
         (c, facts.score(c.variant, c.form, facts.primary), facts.score(*c.other.split("/"), facts.primary))
         for c in facts.compared.contrasts
         if c.kind == "repair" and c.subset == ALL and (c.task, c.metric) == facts.primary
     ]
-    if not shown:
+    if not repairs:
         return None
     variants = {variant.name: variant for variant in facts.variants}
     decimals = decimals_for(facts, facts.primary)
 
     def draw(axes: Axes) -> None:
-        for row, (contrast, faulty, repaired) in enumerate(shown):
+        for row, (contrast, faulty, repaired) in enumerate(repairs):
             color = color_of(variants[contrast.variant])
-            one = contrast.difference
+            difference = contrast.difference
             axes.annotate("", xy=(repaired.value, row), xytext=(faulty.value, row),
                           arrowprops={"arrowstyle": "-|>", "color": color, "linewidth": 1.2, "shrinkA": 5, "shrinkB": 7})  # fmt: skip
             axes.plot(
-                [repaired.value + one.low, repaired.value + one.high],
+                [repaired.value + difference.low, repaired.value + difference.high],
                 [row] * 2,
                 color=color,
                 linewidth=3,
@@ -99,17 +99,17 @@ def repair_panel(facts: Facts) -> Panel | None:
                 f"{number(faulty.value, decimals)} → {number(repaired.value, decimals)}, {contrast.verdict}",
                 right=True,
             )
-        rows_axis(axes, len(shown))
+        rows_axis(axes, len(repairs))
         axes.margins(x=0.08)
-        axes.set_xlabel(unit(shown[0][1]))
+        axes.set_xlabel(unit(repairs[0][1]))
 
     alt = f"{quality_name(facts.primary)} with each fault and without it. " + " ".join(
         f"{c.name.replace('_', ' ').capitalize()}: from {number(a.value, decimals)} with the fault to "
         f"{number(b.value, decimals)} without; the fault is {c.verdict}."
-        for c, a, b in shown
+        for c, a, b in repairs
     )
-    title = f"With the fault, and repaired, {shown[0][1].unit}"
-    return Panel(title, draw_svg("repairs", draw, alt, height=len(shown) * ROW + 52))
+    title = f"With the fault, and repaired, {repairs[0][1].unit}"
+    return Panel(title, draw_svg("repairs", draw, alt, height=len(repairs) * ROW + 52))
 
 
 @dataclass(frozen=True)

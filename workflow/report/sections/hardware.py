@@ -105,22 +105,22 @@ def _point_rows(
             return (not point.measured, -point.speed.get("median", 0))
         return (point.tokens, point.micro_batch_rows, point.checkpointing)
 
-    found = []
+    tables = []
     for sample, variant in product(dict.fromkeys(p.rows for p in points), block.variants):
-        wanted = (variant.name, sample)
-        rows = [_point_row(block, p) for p in sorted(points, key=order) if (p.variant, p.rows) == wanted]
+        key = (variant.name, sample)
+        rows = [_point_row(block, p) for p in sorted(points, key=order) if (p.variant, p.rows) == key]
         if rows:
-            found.append((of_sample(variant.label, sample), rows))
-    return found
+            tables.append((of_sample(variant.label, sample), rows))
+    return tables
 
 
 def _point_row(block: Device, point: Point) -> PointRow:
     plain, speed = block.plain(point), point.speed
     compared = point.measured and plain is not None and point is not plain
     other = f" (at {plain.batch_rows:,})" if compared and plain.batch_rows != point.batch_rows else ""
-    held = "peak_resident" if block.on_cpu else "peak_allocated"
+    memory_key = "peak_resident" if block.on_cpu else "peak_allocated"
 
-    def shown(text: str, value: float | None, *names: str) -> str:
+    def cite(text: str, value: float | None, *names: str) -> str:
         return "" if value is None else Number(text, value, ".".join([point.key, *names]))
 
     return PointRow(
@@ -129,7 +129,7 @@ def _point_row(block: Device, point: Point) -> PointRow:
         point=english.rows_by_length(point),
         checkpointing=f"{'with' if point.checkpointing else 'without'} checkpointing",
         missing="" if point.measured else outcome(point),
-        speed=shown(
+        speed=cite(
             formatting.significant(speed["median"]), speed["median"], "useful_tokens_per_second", "median"
         )
         if speed
@@ -142,31 +142,31 @@ def _point_row(block: Device, point: Point) -> PointRow:
         overall_ratio=ratio(point.overall / plain.overall) + other
         if compared and point.overall and plain.overall
         else "",
-        peak=shown(gib(point.peak), point.peak, "memory_gib", held),
+        peak=cite(gib(point.peak), point.peak, "memory_gib", memory_key),
         peak_of=peak_of(point),
-        reserved=shown(gib(point.reserved), point.reserved, "memory_gib", "peak_reserved"),
-        predicted=shown(gib(point.predicted["total"]), point.predicted["total"], "predicted_gib", "total")
+        reserved=cite(gib(point.reserved), point.reserved, "memory_gib", "peak_reserved"),
+        predicted=cite(gib(point.predicted["total"]), point.predicted["total"], "predicted_gib", "total")
         if point.predicted
         else "",
         deviation=english.deviation(point) if point.deviation is not None else "",
         share="" if point.share is None else f"{number(100 * point.share, 1)}{formatting.NARROW}%",
         joules=""
         if point.joules is None
-        else shown(quantity(point.joules, "J"), point.joules, "joules_per_1000_tokens"),
+        else cite(quantity(point.joules, "J"), point.joules, "joules_per_1000_tokens"),
     )
 
 
 def fit_blocks(facts: Facts) -> list[tuple[str, list[FitRow]]]:
     """The most tokens that fit into a forward pass, by shape."""
-    found: dict[str, list[FitRow]] = {}
+    blocks: dict[str, list[FitRow]] = {}
     for fit in facts.fits:
         row = FitRow(
             label=fit.variant.label,
             checkpointing=f"{'with' if fit.checkpointing else 'without'} checkpointing, rank {fit.rank}",
             cells=[f"{fit.tokens[size]:,}" if fit.tokens[size] else "" for size in GPU_SIZES],
         )
-        found.setdefault(fit.shape, []).append(row)
-    return list(found.items())
+        blocks.setdefault(fit.shape, []).append(row)
+    return list(blocks.items())
 
 
 def peak_of(point: Point) -> str:
@@ -188,9 +188,9 @@ def hardware_heading(facts: Facts) -> str:
 
 def block_words(block: Device) -> str:
     """What was measured there, and how, in a few sentences."""
-    what = "the run’s own model" if block.own else "a model of this shape with random weights"
+    model = "the run’s own model" if block.own else "a model of this shape with random weights"
     text = (
-        f"{'Each point' if len(block.points) > 1 else 'The point'} is a process of its own that trained {what} "
+        f"{'Each point' if len(block.points) > 1 else 'The point'} is a process of its own that trained {model} "
         f"on {block.device}; speed is the median over the counted steps."
     )
     if not block.own:
@@ -224,23 +224,23 @@ def outcome(point: Point) -> str:
 
 def prediction_sentence(facts: Facts) -> str | None:
     """How well the predicted memory meets the measured peaks, over all devices; None without a prediction."""
-    found = [
+    points = [
         (point, block)
         for block in facts.hardware
         for point in block.points
         if point.measured and point.deviation is not None
     ]
-    if not found:
+    if not points:
         return None
-    close = sum(abs(p.predicted["total"] - p.peak) <= CLOSE * p.peak for p, _ in found)
-    point, block = max(found, key=lambda pair: abs(pair[0].deviation))
+    close = sum(abs(p.predicted["total"] - p.peak) <= CLOSE * p.peak for p, _ in points)
+    point, block = max(points, key=lambda pair: abs(pair[0].deviation))
     label = next(variant.label for variant in block.variants if variant.name == point.variant)
     setting = "" if point in block.grid else f", {point.setting}"
     checkpointing = " with checkpointing" if point.checkpointing else ""
     verb = "lies" if close == 1 else "lie"
     return (
         f"The memory predicted from the model’s shape alone, before anything runs, was compared with the measured "
-        f"peak at {count(len(found), 'point')}: {close:,} of them {verb} within {formatting.percent(CLOSE)} of it. "
+        f"peak at {count(len(points), 'point')}: {close:,} of them {verb} within {formatting.percent(CLOSE)} of it. "
         f"The largest deviation is {deviation(point)} ({label} at {block.shape}, {rows_by_length(point)} tokens"
         f"{checkpointing}{setting})."
     )

@@ -34,19 +34,19 @@ def hardware_panels(block: Device, key: str) -> list[Panel]:
 
 def _components(block: Device, key: str) -> Panel:
     """The predicted memory as steps, each component beginning where the one before it ends."""
-    shown = [(variant, p) for variant in block.variants for p in block.shared if p.variant == variant.name]
-    first = shown[0][1]
-    names = [name for name in COMPONENTS if any(point.predicted.get(name) for _, point in shown)]
-    row = HEAD_ROW + BAR * len(shown)
+    points = [(variant, p) for variant in block.variants for p in block.shared if p.variant == variant.name]
+    first = points[0][1]
+    names = [name for name in COMPONENTS if any(point.predicted.get(name) for _, point in points)]
+    row = HEAD_ROW + BAR * len(points)
     height = row * (len(names) + 2)
-    right = max(max(point.peak, point.predicted["total"]) for _, point in shown)
+    right = max(max(point.peak, point.predicted["total"]) for _, point in points)
 
     def draw(axes: Axes) -> None:
-        below = [0.0] * len(shown)
+        below = [0.0] * len(points)
         for index, title in enumerate([*(COMPONENTS[n] for n in names), "Sum, predicted", "Peak, measured"]):
             top = index * row + HEAD_ROW
             at_side(axes, top - 3, title)
-            for place, (variant, point) in enumerate(shown):
+            for place, (variant, point) in enumerate(points):
                 y, color = top + BAR * (place + 0.5), color_of(variant)
                 if index < len(names):
                     start, value = below[place], point.predicted.get(names[index], 0)
@@ -77,7 +77,7 @@ def _components(block: Device, key: str) -> Panel:
 
     where = f"{rows_by_length(first)} tokens, {'with' if first.checkpointing else 'without'} checkpointing"
     alt = f"Memory by component, {block_name(block)}, {where}, in GiB. "
-    for variant, point in shown:
+    for variant, point in points:
         parts = [
             f"{COMPONENTS[name].lower()} {significant(point.predicted[name])}"
             for name in names
@@ -93,7 +93,7 @@ def _components(block: Device, key: str) -> Panel:
 
 def _lines(block: Device) -> list[tuple[MeasuredVariant, bool, list[Point]]]:
     """The measured grid points, by variant and checkpointing, in the order of their tokens."""
-    found = []
+    lines = []
     for variant in block.variants:
         for checkpointing in (False, True):
             points = [
@@ -103,8 +103,8 @@ def _lines(block: Device) -> list[tuple[MeasuredVariant, bool, list[Point]]]:
             ]
             if points:
                 points.sort(key=lambda point: (point.tokens, point.micro_batch_rows))
-                found.append((variant, checkpointing, points))
-    return found
+                lines.append((variant, checkpointing, points))
+    return lines
 
 
 def _mark(axes: Axes, variant: MeasuredVariant, checkpointing: bool, x: float, y: float) -> None:

@@ -35,7 +35,7 @@ class Limit:
 
 def limits(facts: Facts) -> list[Limit]:
     """What this run cannot tell, made from its facts; only what applies."""
-    found = [
+    candidates = [
         _random_model(facts),
         _few_seeds(facts),
         _few_instructions(facts),
@@ -53,15 +53,15 @@ def limits(facts: Facts) -> list[Limit]:
         _random_benchmark(facts),
         _one_device(facts),
     ]
-    return [limit for limit in found if limit]
+    return [limit for limit in candidates if limit]
 
 
 def _random_model(facts: Facts) -> Limit | None:
-    return Limit("Random weights", RANDOM_MODEL) if facts.asked.model.source == "random" else None
+    return Limit("Random weights", RANDOM_MODEL) if facts.params.model.source == "random" else None
 
 
 def _few_seeds(facts: Facts) -> Limit | None:
-    seeds = len(facts.asked.experiment.seeds)
+    seeds = len(facts.params.experiment.seeds)
     if seeds >= FEW_SEEDS:
         return None
     if seeds == 1:
@@ -92,7 +92,7 @@ def _few_instructions(facts: Facts) -> Limit | None:
 def _near_duplicates(facts: Facts) -> Limit | None:
     if not facts.near_duplicates:
         return None
-    threshold = facts.asked.sample.near_duplicate_threshold
+    threshold = facts.params.sample.near_duplicate_threshold
     return Limit(
         "Some test rows resemble training rows",
         f"{facts.near_duplicates:,} of {count(facts.rows['test'], 'test row')} have a near-duplicate among the training "
@@ -103,19 +103,19 @@ def _near_duplicates(facts: Facts) -> Limit | None:
 
 def _detectable(facts: Facts) -> Limit | None:
     """The smallest difference that would have been found, against the margin."""
-    found = [
+    contrasts = [
         (other, contrast)
         for other in facts.others
         if (contrast := facts.contrast("to_baseline", other.name, AS_TRAINED, facts.primary))
     ]
-    if not found:
+    if not contrasts:
         return None
-    unit, power = found[0][1].unit, formatting.percent(facts.compared.power)
+    unit, power = contrasts[0][1].unit, formatting.percent(facts.compared.power)
     smallest = listed(
         [
             f"{formatting.significant(contrast.difference.detectable, 2)}{NARROW}{unit}"
-            + (f" for {other.label}" if len(found) > 1 else "")
-            for other, contrast in found
+            + (f" for {other.label}" if len(contrasts) > 1 else "")
+            for other, contrast in contrasts
         ]
     )
     body = (
@@ -129,11 +129,11 @@ def _detectable(facts: Facts) -> Limit | None:
         body += f" The margin of equivalence is {margin:g}{NARROW}{unit}."
         beyond = [
             other.label
-            for other, contrast in found
+            for other, contrast in contrasts
             if contrast.difference.detectable > margin and contrast.verdict != "equivalent"
         ]
         if beyond:
-            where = f" for {listed(beyond)}" if len(found) > 1 else ""
+            where = f" for {listed(beyond)}" if len(contrasts) > 1 else ""
             body += f" That is less, so{where} this design cannot be counted on to decide equivalence at the margin."
     return Limit("What this design can find", body)
 
@@ -176,7 +176,7 @@ def _no_category_held_out(facts: Facts) -> Limit | None:
 def _first_items(facts: Facts) -> Limit | None:
     some = []
     for recorded in facts.tasks:
-        most, leaves = facts.asked.evaluation.tasks[recorded["task"]].items, len(recorded["leaves"])
+        most, leaves = facts.params.evaluation.tasks[recorded["task"]].items, len(recorded["leaves"])
         if most is not None and recorded["items"] >= most:
             each = f" of each of its {leaves} parts" if leaves > 1 else ""
             some.append(f"{recorded['task']} ({most:,}{each})")
@@ -187,7 +187,7 @@ def _first_items(facts: Facts) -> Limit | None:
 
 def _short_training(facts: Facts) -> Limit | None:
     trained = facts.baseline.trained[0]
-    batch = facts.asked.training_of(facts.baseline.name).batch_rows
+    batch = facts.params.training_of(facts.baseline.name).batch_rows
     seen, rows = trained["steps"] * batch, trained["rows"]["rows"]
     if seen >= rows:
         return None
@@ -235,10 +235,12 @@ def _no_real_16_bits(facts: Facts) -> Limit | None:
     real = weights_in_16_bits(facts)
     if real is None:
         return None
-    held = held_as_float32(facts)
+    variants = held_as_float32(facts)
     where = "On this CPU, " if facts.on_cpu else ""
-    text = f"{where}{listed([v.label for v in held])} holds weights that were rounded to 16 bits as float32"
-    weights = facts.cost_of(held[0].name, "weights")
+    text = (
+        f"{where}{listed([v.label for v in variants])} holds weights that were rounded to 16 bits as float32"
+    )
+    weights = facts.cost_of(variants[0].name, "weights")
     text += f", in {quantity(weights.value, weights.unit)}" if weights else ""
     text += f". In real 16-bit storage the {facts.model['parameters']:,} parameters would take "
     text += quantity(real, "GiB")
@@ -292,45 +294,47 @@ def _one_device(facts: Facts) -> Limit:
 
 def missing(facts: Facts) -> list[str]:
     """What a full report has and this one lacks, each with the reason, in a sentence."""
-    asked, found = facts.asked, []
+    params, sentences = facts.params, []
     if not facts.others:
-        found.append("No comparison: experiment.variants names one variant alone.")
-    if len(asked.experiment.seeds) == 1:
-        found.append("No variance over seeds, and no band in the curves: experiment.seeds names one seed.")
+        sentences.append("No comparison: experiment.variants names one variant alone.")
+    if len(params.experiment.seeds) == 1:
+        sentences.append(
+            "No variance over seeds, and no band in the curves: experiment.seeds names one seed."
+        )
     if not any(score.subset.startswith("category/") for score in facts.compared.scores):
-        found.append("No categories: the test split names none, or a single one.")
+        sentences.append("No categories: the test split names none, or a single one.")
     elif not facts.compared.held_out_categories:
-        found.append("No held-out categories: sample.held_out_categories is empty.")
-    if "holdout_generation" not in asked.evaluation.tasks:
-        found.append("No written answers: holdout_generation is not among evaluation.tasks.")
-    if not asked.comparison.repairs:
-        found.append("No faults before and after their repair: comparison.repairs is empty.")
+        sentences.append("No held-out categories: sample.held_out_categories is empty.")
+    if "holdout_generation" not in params.evaluation.tasks:
+        sentences.append("No written answers: holdout_generation is not among evaluation.tasks.")
+    if not params.comparison.repairs:
+        sentences.append("No faults before and after their repair: comparison.repairs is empty.")
     absent = [
         v.label for v in facts.others if not facts.contrast("to_baseline", v.name, AS_TRAINED, facts.primary)
     ]
     if absent:
-        found.append(f"No difference in the primary metric for {listed(absent)}: it was not compared.")
+        sentences.append(f"No difference in the primary metric for {listed(absent)}: it was not compared.")
     for metric in ("peak_memory", "training_speed"):
         without = [variant.label for variant in facts.variants if not facts.cost_of(variant.name, metric)]
         if without:
-            found.append(f"No {cost_name(metric).lower()} for {listed(without)}: it was not measured.")
+            sentences.append(f"No {cost_name(metric).lower()} for {listed(without)}: it was not measured.")
     own = [block for block in facts.hardware if block.own_run]
     measured = {variant.name for block in own for variant in block.variants}
     without = [variant.label for variant in facts.variants if variant.name not in measured]
     if without:
-        found.append(
+        sentences.append(
             f"No memory and speed over batch and length for {listed(without)}: the grid was not measured."
         )
     if not any(not block.on_cpu for block in facts.hardware):
-        found.append("No GPU: results/hardware holds no measurement of one, and no grid ran on one.")
+        sentences.append("No GPU: results/hardware holds no measurement of one, and no grid ran on one.")
     if not facts.energy:
-        found.append(energy_words(facts))
+        sentences.append(energy_words(facts))
     points = [point for block in facts.hardware for point in block.points if not point.measured]
     if points:
-        found.append(
+        sentences.append(
             f"{count(len(points), 'benchmark point')} could not be measured; the tables say why of each."
         )
-    return found
+    return sentences
 
 
 @dataclass(frozen=True)

@@ -32,10 +32,10 @@ def commands(facts: Facts) -> list[tuple[str, list[str]]]:
     labels = {variant.name: variant.label for variant in facts.variants}
     return [
         (
-            f"{labels[one.variant]}, {'' if one.seed is None else f'seed {one.seed}, '}{english.form_name(one.form)}",
-            one.commands,
+            f"{labels[run.variant]}, {'' if run.seed is None else f'seed {run.seed}, '}{english.form_name(run.form)}",
+            run.commands,
         )
-        for one in facts.commands
+        for run in facts.commands
     ]
 
 
@@ -63,7 +63,7 @@ def work_words(facts: Facts) -> str:
     text = (
         "Wall time as the runs recorded it. The stages that fetch, draw rows, measure a grid, compare and render record none, and "
         f"importing libraries is not in it. {where} "
-        f"Cost: {duration(total)} of this device, {_price(total / 3600, facts.asked.report.device_hour_price)}. "
+        f"Cost: {duration(total)} of this device, {_price(total / 3600, facts.params.report.device_hour_price)}. "
     )
     energy = facts.energy
     if not energy:

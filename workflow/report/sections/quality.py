@@ -96,26 +96,26 @@ def _block(facts: Facts, metric: tuple[str, str]) -> QualityBlock:
                     form=english.form_name(form),
                     as_trained=form == AS_TRAINED,
                     is_baseline=variant.is_baseline and form == AS_TRAINED,
-                    before=facts.shown(number(base.value, decimals), base, "value")
+                    before=facts.cite(number(base.value, decimals), base, "value")
                     if base and form == AS_TRAINED
                     else "",
-                    after=facts.shown(number(score.value, decimals), score, "value"),
+                    after=facts.cite(number(score.value, decimals), score, "value"),
                     per_seed=[
-                        facts.shown(number(value, decimals), score, "per_seed", seed)
+                        facts.cite(number(value, decimals), score, "per_seed", seed)
                         for seed, value in score.per_seed.items()
                     ],
                     by_training=to_base and english.change(facts, to_base, decimals),
                     to_baseline=against and english.change(facts, against, decimals),
                 )
             )
-    differences = [facts.contrast("to_baseline", v.name, AS_TRAINED, metric) for v in facts.others]
+    contrasts = [facts.contrast("to_baseline", v.name, AS_TRAINED, metric) for v in facts.others]
     margin = facts.compared.margins.get("/".join(metric))
     return QualityBlock(
         name=name(metric, first),
         direction="" if first.higher_is_better is None else english.direction(first.higher_is_better),
         margin="" if margin is None else f"{margin:g}{formatting.NARROW}{first.unit}",
         test_set=_test_set(first),
-        tally=tally([one for one in differences if one]),
+        tally=tally([contrast for contrast in contrasts if contrast]),
         rows=rows,
     )
 
@@ -127,10 +127,10 @@ def _test_set(score: Score) -> str:
 
 def tally(contrasts: list[Contrast]) -> str:
     """The verdicts in short: the word where there is one, else how many of each."""
-    found = [contrast.verdict for contrast in contrasts]
-    if len(found) == 1:
-        return found[0]
-    return ", ".join(f"{found.count(word)} {word}" for word in VERDICTS if word in found)
+    verdicts = [contrast.verdict for contrast in contrasts]
+    if len(verdicts) == 1:
+        return verdicts[0]
+    return ", ".join(f"{verdicts.count(word)} {word}" for word in VERDICTS if word in verdicts)
 
 
 def quality_panels(facts: Facts) -> list[Panel]:
@@ -138,7 +138,7 @@ def quality_panels(facts: Facts) -> list[Panel]:
     panels = []
     if all(facts.score(facts.baseline.name, form, facts.primary) for form in (BASE, AS_TRAINED)):
         panels.append(_before_after(facts))
-    if _shown_differences(facts, facts.primary):
+    if _contrasts_by_variant(facts, facts.primary):
         panels.append(_differences(facts, facts.primary))
     return panels
 
@@ -148,35 +148,35 @@ def forest_panels(facts: Facts) -> list[Panel]:
     return [
         _differences(facts, metric)
         for metric in facts.compared_metrics
-        if metric != facts.primary and _shown_differences(facts, metric)
+        if metric != facts.primary and _contrasts_by_variant(facts, metric)
     ]
 
 
 def _before_after(facts: Facts) -> Panel:
     metric = facts.primary
-    shown: list[tuple[Variant, Score, Score, Contrast | None]] = []
+    results: list[tuple[Variant, Score, Score, Contrast | None]] = []
     for variant in facts.variants:
         base, trained = (facts.score(variant.name, form, metric) for form in (BASE, AS_TRAINED))
         if base and trained:
-            shown.append(
+            results.append(
                 (variant, base, trained, facts.contrast("to_base", variant.name, AS_TRAINED, metric))
             )
-    first, decimals = shown[0][1], decimals_for(facts, metric)
+    first, decimals = results[0][1], decimals_for(facts, metric)
 
     def draw(axes: Axes) -> None:
         seaborn.stripplot(
-            x=[value for _, _, trained, _ in shown for value in trained.per_seed.values()],
-            y=[v.label for v, _, trained, _ in shown for _ in trained.per_seed],
-            hue=[v.label for v, _, trained, _ in shown for _ in trained.per_seed],
-            palette=[color_of(v) for v, *_ in shown],
-            order=[v.label for v, *_ in shown],
+            x=[value for _, _, trained, _ in results for value in trained.per_seed.values()],
+            y=[v.label for v, _, trained, _ in results for _ in trained.per_seed],
+            hue=[v.label for v, _, trained, _ in results for _ in trained.per_seed],
+            palette=[color_of(v) for v, *_ in results],
+            order=[v.label for v, *_ in results],
             jitter=False,
             size=5,
             alpha=0.45,
             legend=False,
             ax=axes,
         )
-        for row, (variant, base, trained, contrast) in enumerate(shown):
+        for row, (variant, base, trained, contrast) in enumerate(results):
             color, marker = color_of(variant), marker_of(variant)
             axes.annotate(
                 "",
@@ -198,7 +198,7 @@ def _before_after(facts: Facts) -> Panel:
             over_row(axes, row, variant.label)
             ends = f"{number(base.value, decimals)} → {number(trained.value, decimals)}"
             over_row(axes, row, ends, right=True)
-        rows_axis(axes, len(shown))
+        rows_axis(axes, len(results))
         axes.margins(x=0.08)
         axes.set_xlabel(unit(first))
 
@@ -208,34 +208,34 @@ def _before_after(facts: Facts) -> Panel:
     alt = f"{quality_name(metric)}, before and after training. " + " ".join(
         f"{v.label}: from {number(base.value, decimals)} to {number(trained.value, decimals)}, the mean over "
         f"seeds ({seeds(trained)})."
-        for v, base, trained, _ in shown
+        for v, base, trained, _ in results
     )
     title = f"Before and after training, {first.unit}"
-    return Panel(title, draw_svg(f"before-{'-'.join(metric)}", draw, alt, height=len(shown) * ROW + 52))
+    return Panel(title, draw_svg(f"before-{'-'.join(metric)}", draw, alt, height=len(results) * ROW + 52))
 
 
-def _shown_differences(facts: Facts, metric: tuple[str, str]) -> list[tuple[Variant, list[Contrast]]]:
+def _contrasts_by_variant(facts: Facts, metric: tuple[str, str]) -> list[tuple[Variant, list[Contrast]]]:
     """Every form's difference to the baseline as trained, by variant; in other metrics than the primary, as trained alone."""
-    found = []
+    by_variant = []
     for variant in facts.variants:
         forms = facts.forms_of(variant.name) if metric == facts.primary else [AS_TRAINED]
-        taken = [facts.to_baseline(variant.name, form, metric) for form in forms]
-        found.append((variant, [contrast for contrast in taken if contrast]))
-    return [(variant, contrasts) for variant, contrasts in found if contrasts]
+        differences = [facts.to_baseline(variant.name, form, metric) for form in forms]
+        by_variant.append((variant, [contrast for contrast in differences if contrast]))
+    return [(variant, contrasts) for variant, contrasts in by_variant if contrasts]
 
 
 def _differences(facts: Facts, metric: tuple[str, str]) -> Panel:
-    shown = _shown_differences(facts, metric)
-    first, decimals = shown[0][1][0], decimals_for(facts, metric)
-    everyone = [contrast for _, contrasts in shown for contrast in contrasts]
+    by_variant = _contrasts_by_variant(facts, metric)
+    first, decimals = by_variant[0][1][0], decimals_for(facts, metric)
+    all_contrasts = [contrast for _, contrasts in by_variant for contrast in contrasts]
     margin = first.equivalence.margin if first.equivalence else None
     baseline = f"{facts.baseline.label}, {form_name(AS_TRAINED)}"
-    forms = {contrast.form for contrast in everyone} != {AS_TRAINED}
-    height = len(shown) * HEAD_ROW + len(everyone) * FORM_ROW
+    forms = {contrast.form for contrast in all_contrasts} != {AS_TRAINED}
+    height = len(by_variant) * HEAD_ROW + len(all_contrasts) * FORM_ROW
 
     def draw(axes: Axes) -> None:
         y = 0
-        for variant, contrasts in shown:
+        for variant, contrasts in by_variant:
             y += HEAD_ROW
             at_side(axes, y - 4, variant.label, weight="bold")
             for contrast in contrasts:
@@ -248,7 +248,9 @@ def _differences(facts: Facts, metric: tuple[str, str]) -> Panel:
         axes.set_ylim(height + 4, 0)
         axes.set_yticks([])
         axes.grid(False, axis="y")
-        ends = [end for contrast in everyone for end in (contrast.difference.low, contrast.difference.high)]
+        ends = [
+            end for contrast in all_contrasts for end in (contrast.difference.low, contrast.difference.high)
+        ]
         reach = max(abs(end) for end in [*ends, margin or 0]) or 1
         axes.set_xlim(-1.15 * reach, 1.15 * reach)
         axes.xaxis.set_major_locator(MaxNLocator(5))
@@ -257,7 +259,7 @@ def _differences(facts: Facts, metric: tuple[str, str]) -> Panel:
     alt = f"{quality_name(metric)}: difference to {baseline}, in {first.unit}. "
     if margin:
         alt += f"A band marks the margin of equivalence, {margin:g} either way. "
-    for variant, contrasts in shown:
+    for variant, contrasts in by_variant:
         for contrast in contrasts:
             words = change(facts, contrast, decimals)
             alt += f"{variant.label}, {form_name(contrast.form)}: {words.value}, interval {words.interval}, {words.verdict}. "
@@ -267,13 +269,15 @@ def _differences(facts: Facts, metric: tuple[str, str]) -> Panel:
 
 def _difference(axes: Axes, middle: float, variant: Variant, contrast: Contrast) -> None:
     """One interval with its estimate; thick where equivalence is asked of it, over the band of the margin."""
-    one, tost, color = contrast.difference, contrast.equivalence, color_of(variant)
+    difference, tost, color = contrast.difference, contrast.equivalence, color_of(variant)
     if tost:
         axes.barh(middle, 2 * tost.margin, left=-tost.margin, height=15, color=RULE, alpha=0.7)
         axes.plot([tost.low, tost.high], [middle] * 2, color=color, linewidth=4, solid_capstyle="butt")
     axes.plot([0, 0], [middle - 9, middle + 9], color=MUTED, linewidth=1.2)
-    axes.plot([one.low, one.high], [middle] * 2, color=color, linewidth=1.6)
-    axes.plot(one.value, middle, color=color, marker=marker_of(variant), markersize=7, markeredgecolor=PAPER)
+    axes.plot([difference.low, difference.high], [middle] * 2, color=color, linewidth=1.6)
+    axes.plot(
+        difference.value, middle, color=color, marker=marker_of(variant), markersize=7, markeredgecolor=PAPER
+    )
 
 
 @dataclass(frozen=True)

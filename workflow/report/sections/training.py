@@ -19,24 +19,26 @@ NAME_ROOM = 1.36  # times the last step, for the names at the ends of the lines
 
 def training_words(facts: Facts) -> str:
     """How the baseline was trained, in a sentence or two."""
-    asked = facts.asked.training_of(facts.baseline.name)
+    training = facts.params.training_of(facts.baseline.name)
     trained = facts.baseline.trained[0]
     modules = (
-        "all linear layers" if asked.target_modules == "all-linear" else english.listed(asked.target_modules)
+        "all linear layers"
+        if training.target_modules == "all-linear"
+        else english.listed(training.target_modules)
     )
-    method = methods.get(facts.asked.variants[facts.baseline.name].method)
+    method = methods.get(facts.params.variants[facts.baseline.name].method)
     adapter = (
-        f"{method.product} of rank {asked.rank} (alpha {asked.alpha}, dropout {asked.dropout:g}) on {modules} "
+        f"{method.product} of rank {training.rank} (alpha {training.alpha}, dropout {training.dropout:g}) on {modules} "
         f"({trained['adapted_modules']:,} of them)"
         if method.leaves_adapter
         else method.trains.capitalize()
     )
-    part = "the response alone" if asked.loss_on == "response" else "prompt and response"
+    part = "the response alone" if training.loss_on == "response" else "prompt and response"
     return (
         f"{adapter} was trained for {english.count(trained['steps'], 'step')} of "
-        f"{english.count(asked.batch_rows, 'row')} with {asked.optimizer}, learning rate "
-        f"{asked.learning_rate:g} ({asked.schedule} schedule), with the loss on {part}. "
-        f"{_rows(trained['rows'], asked.max_length)}{_shared(facts)}"
+        f"{english.count(training.batch_rows, 'row')} with {training.optimizer}, learning rate "
+        f"{training.learning_rate:g} ({training.schedule} schedule), with the loss on {part}. "
+        f"{_rows(trained['rows'], training.max_length)}{_shared(facts)}"
     )
 
 
@@ -51,7 +53,7 @@ def _rows(rows: dict, max_length: int) -> str:
 
 def _shared(facts: Facts) -> str:
     """What the variants have in common, where nothing but the precision of the base sets them apart."""
-    methods = {facts.asked.variants[variant.name].method for variant in facts.variants}
+    methods = {facts.params.variants[variant.name].method for variant in facts.variants}
     if (
         not facts.others
         or len(methods) > 1
@@ -72,15 +74,15 @@ def curve_panels(facts: Facts) -> list[Panel]:
 
 def _curves(facts: Facts, column: str, validation_column: str, title: str, scale: int) -> Panel:
     palette = {variant.name: color_of(variant) for variant in facts.variants}
-    history = facts.history.assign(shown=facts.history[column] * scale)
-    validation = facts.validation.assign(shown=facts.validation[validation_column] * scale)
-    several = len(facts.asked.experiment.seeds) > 1
+    history = facts.history.assign(value=facts.history[column] * scale)
+    validation = facts.validation.assign(value=facts.validation[validation_column] * scale)
+    several = len(facts.params.experiment.seeds) > 1
 
     def draw(axes: Axes) -> None:
         seaborn.lineplot(
             history,
             x="step",
-            y="shown",
+            y="value",
             hue="variant",
             palette=palette,
             legend=False,
@@ -91,7 +93,7 @@ def _curves(facts: Facts, column: str, validation_column: str, title: str, scale
             ax=axes,
         )
         for variant in facts.variants:
-            points = validation[validation["variant"] == variant.name].groupby("step")["shown"]
+            points = validation[validation["variant"] == variant.name].groupby("step")["value"]
             color, middle = color_of(variant), points.mean()
             for step, low, high in zip(middle.index, points.min(), points.max(), strict=True):
                 axes.plot([step] * 2, [low, high], color=color, linewidth=1.6)
@@ -115,7 +117,7 @@ def _curves(facts: Facts, column: str, validation_column: str, title: str, scale
     parts = []
     for variant in facts.variants:
         for seed, run in validation[validation["variant"] == variant.name].groupby("seed"):
-            ends = significant(run["shown"].iloc[0]), significant(run["shown"].iloc[-1])
+            ends = significant(run["value"].iloc[0]), significant(run["value"].iloc[-1])
             parts.append(f"{variant.label}, seed {seed}: validation rows from {ends[0]} to {ends[1]}.")
     alt = f"{title}, over the optimizer steps {first} to {last}. " + " ".join(parts)
     return Panel(title, draw_svg(f"curve-{column.replace('_', '-')}", draw, alt, height=CURVE_HEIGHT))
@@ -125,7 +127,7 @@ def _name_lines(axes: Axes, facts: Facts, history: pd.DataFrame) -> None:
     """Write each variant's name at the end of its line, in its color."""
     last = history["step"].max()
     ends = [
-        float(run[run["step"] == run["step"].max()]["shown"].mean())
+        float(run[run["step"] == run["step"].max()]["value"].mean())
         for variant in facts.variants
         for run in [history[history["variant"] == variant.name]]
     ]
