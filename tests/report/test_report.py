@@ -298,9 +298,9 @@ def test_the_answer_begins_with_the_contrasts_verdict(half_width, margin, verdic
 
 
 def test_rounding_never_moves_an_end_over_what_it_is_held_against():
-    assert formatting.decimals_that_tell((0.0199996, -0.001), (-0.02, 0.02), at_least=3) == 6
-    assert formatting.decimals_that_tell((0.0004, 0.06), (0,), at_least=3) == 4
-    assert formatting.decimals_that_tell((0.0, 0.06), (0,), at_least=3) == 3
+    assert formatting.separating_decimals((0.0199996, -0.001), (-0.02, 0.02), at_least=3) == 6
+    assert formatting.separating_decimals((0.0004, 0.06), (0,), at_least=3) == 4
+    assert formatting.separating_decimals((0.0, 0.06), (0,), at_least=3) == 3
     assert formatting.p_value(0.0499, level=0.05) == "=\N{NO-BREAK SPACE}0.0499"
     assert formatting.p_value(0.04999, level=0.05) == "=\N{NO-BREAK SPACE}0.04999"
     assert formatting.p_value(0.0004, level=0.05) == "<\N{NO-BREAK SPACE}0.001"

@@ -91,12 +91,12 @@ def legend(variants: list[Variant] | list[MeasuredVariant], key: str) -> list[tu
     return entries
 
 
-def spread(positions: list[float], apart: float) -> list[float]:
-    """Places near the wanted ones, no two of them nearer than `apart`."""
+def spread(positions: list[float], gap: float) -> list[float]:
+    """Places near the wanted ones, no two of them nearer than `gap`."""
     order = sorted(range(len(positions)), key=lambda index: positions[index])
     placed: list[float] = []
     for index in order:
-        placed.append(max(positions[index], placed[-1] + apart) if placed else positions[index])
+        placed.append(max(positions[index], placed[-1] + gap) if placed else positions[index])
     shift = sum(place - positions[index] for place, index in zip(placed, order, strict=True)) / max(
         1, len(order)
     )
@@ -106,12 +106,12 @@ def spread(positions: list[float], apart: float) -> list[float]:
     return shifted
 
 
-def over_row(axes: Axes, row: int, text: str, *, right: bool = False) -> None:
+def write_over_row(axes: Axes, row: int, text: str, *, right: bool = False) -> None:
     """Write over a row, at its left end or at its right one."""
-    at_side(axes, row - OVER, text, right=right)
+    write_at_side(axes, row - OVER, text, right=right)
 
 
-def at_side(axes: Axes, y: float, text: str, *, right: bool = False, weight: str = "normal") -> None:
+def write_at_side(axes: Axes, y: float, text: str, *, right: bool = False, weight: str = "normal") -> None:
     x, align = (1, "right") if right else (0, "left")
     axes.text(x, y, text, ha=align, va="bottom", weight=weight, transform=axes.get_yaxis_transform())
 
@@ -134,7 +134,7 @@ def draw_svg(
     bare: bool = False,
 ) -> Markup:
     """Draw, and return an `<svg>` to stand inside the page; `key` keeps its ids apart from others'."""
-    svg = drawn(key, draw, height=height, width=width, bare=bare)
+    svg = _matplotlib_svg(key, draw, height=height, width=width, bare=bare)
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>|<!--.*?-->", "", svg, flags=re.DOTALL)
     svg = (
@@ -152,7 +152,9 @@ def draw_svg(
     return Markup(svg.strip().replace("<svg", f"<svg {role}", 1))
 
 
-def drawn(key: str, draw: Callable[[Axes], None], *, height: float, width: float, bare: bool) -> str:
+def _matplotlib_svg(
+    key: str, draw: Callable[[Axes], None], *, height: float, width: float, bare: bool
+) -> str:
     """What matplotlib writes; `bare` leaves no room for axes."""
     with matplotlib.rc_context(SETTINGS | {"svg.hashsalt": key}):
         figure = Figure(figsize=(width / 72, height / 72), layout=None if bare else "constrained")

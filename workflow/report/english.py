@@ -59,7 +59,8 @@ RANDOM_MODEL = (
 )
 
 
-def name(metric: tuple[str, str], score: Score) -> str:
+def metric_title(metric: tuple[str, str], score: Score) -> str:
+    """A metric's readable name, with its unit unless the name ends with it."""
     name = quality_name(metric)
     return name if name.endswith(score.unit) else f"{name} ({score.unit})"
 
@@ -95,7 +96,7 @@ def quality_name(metric: tuple[str, str]) -> str:
     return f"{TASKS.get(task, task)}, {MEASURES.get(measure, measure.replace('_', ' '))}"
 
 
-def in_sentence(score: Score) -> str:
+def metric_in_sentence(score: Score) -> str:
     """As `quality_name`, within a sentence that names the unit already."""
     task, measure = score.task, score.metric
     name = TASKS[task].lower() if task in TASKS else task
@@ -103,7 +104,7 @@ def in_sentence(score: Score) -> str:
     return name if words == score.unit else f"{name} ({words})"
 
 
-def groups(score: Score) -> str:
+def group_count(score: Score) -> str:
     """How many groups of items there are, and what the items of a group have in common."""
     return count(score.groups, f"different {'instruction' if score.task in OWN_TASKS else 'prompt'}")
 
@@ -139,7 +140,7 @@ def decimals_for(facts: Facts, metric: tuple[str, str]) -> int:
 def change(facts: Facts, contrast: Contrast, decimals: int) -> Change:
     """A difference with its interval, verdict and p value, in at least so many decimals."""
     difference = contrast.difference
-    decimals = formatting.decimals_that_tell((difference.low, difference.high), (0,), at_least=decimals)
+    decimals = formatting.separating_decimals((difference.low, difference.high), (0,), at_least=decimals)
     return Change(
         value=facts.cite(signed(difference.value, decimals), contrast, "difference", "value"),
         low=facts.cite(signed(difference.low, decimals), contrast, "difference", "low"),
@@ -156,7 +157,7 @@ def _by_rows(facts: Facts, contrast: Contrast, decimals: int) -> Markup | None:
     difference = contrast.by_rows
     if difference is None:
         return None
-    decimals = formatting.decimals_that_tell((difference.low, difference.high), (0,), at_least=decimals)
+    decimals = formatting.separating_decimals((difference.low, difference.high), (0,), at_least=decimals)
     value, low, high = (
         facts.cite(signed(getattr(difference, name), decimals), contrast, "by_rows", name)
         for name in ("value", "low", "high")
@@ -188,7 +189,7 @@ def interval_of_verdict(facts: Facts, contrast: Contrast) -> Markup:
     else:
         part, interval, limits = "difference", contrast.difference, (0,)
         confidence = facts.cite(formatting.percent(interval.confidence), contrast, part, "confidence")
-    decimals = formatting.decimals_that_tell((interval.low, interval.high), limits, at_least=decimals)
+    decimals = formatting.separating_decimals((interval.low, interval.high), limits, at_least=decimals)
     low, high = (
         facts.cite(signed(getattr(interval, end), decimals), contrast, part, end) for end in ("low", "high")
     )
@@ -210,7 +211,7 @@ def listed(items: list) -> str:
     return f"{', '.join(first)} and {last}" if first else last
 
 
-def other_settings(facts: Facts, other: Variant) -> list[str]:
+def differing_settings(facts: Facts, other: Variant) -> list[str]:
     """In what a variant's training differs from the baseline's, other than in the precision of the base."""
     ours, theirs = (facts.params.training_of(name).model_dump() for name in (other.name, facts.baseline.name))
     changed = [f"{key} ({ours[key]} instead of {theirs[key]})" for key in ours if ours[key] != theirs[key]]
@@ -220,7 +221,7 @@ def other_settings(facts: Facts, other: Variant) -> list[str]:
     return changed
 
 
-def held_as_float32(facts: Facts) -> list[Variant]:
+def float32_variants(facts: Facts) -> list[Variant]:
     """The variants that train an adapter on 16-bit weights and hold those as float32."""
     return [
         variant
@@ -233,10 +234,10 @@ def held_as_float32(facts: Facts) -> list[Variant]:
 
 def weights_in_16_bits(facts: Facts) -> float | None:
     """GiB that the base's parameters take in 16 bits, where a 16-bit variant holds them as float32."""
-    return facts.model["parameters"] * 2 / 2**30 if held_as_float32(facts) else None
+    return facts.model["parameters"] * 2 / 2**30 if float32_variants(facts) else None
 
 
-def peak_words(facts: Facts) -> str:
+def peak_sentence(facts: Facts) -> str:
     """Of which forward pass the peaks of the run's own benchmark are."""
     longest = [result.get("epoch_longest_pass_tokens") for result in facts.benchmarks.values()]
     if None in longest:
@@ -255,7 +256,7 @@ def duration(seconds: float) -> str:
     return quantity(seconds / 3600, "h", 2)
 
 
-def energy_words(facts: Facts) -> str:
+def energy_sentence(facts: Facts) -> str:
     """At which point energy was measured, or that it was not."""
     if not facts.energy:
         why = (
@@ -283,13 +284,13 @@ def deviation(point: Point) -> str:
     return f"{signed(100 * point.deviation, 1)}{NARROW}%"
 
 
-def unit(score: Score) -> str:
+def unit_label(score: Score) -> str:
     if score.higher_is_better is None:
         return score.unit
     return f"{score.unit} ({direction(score.higher_is_better)})"
 
 
-def sides(contrast: Contrast) -> str:
+def difference_axis_label(contrast: Contrast) -> str:
     """The label of an axis of differences: the unit, and which way is better."""
     sides = ("worse", "better") if contrast.higher_is_better else ("better", "worse")
     gap = "\N{EM SPACE}"

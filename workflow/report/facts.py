@@ -13,7 +13,7 @@ from workflow.comparison.model import Claim, Comparison, Contrast, Cost, Part, R
 from workflow.cost import memory
 from workflow.report import answers, lock
 from workflow.report.formatting import clean
-from workflow.report.labels import label, model_name, short_labels, variant_labels
+from workflow.report.labels import model_name, short_labels, variant_label, variant_labels
 from workflow.report.model import (
     GPU_SIZES,
     GRID,
@@ -274,7 +274,7 @@ def _measured_variants(
     others = sorted({point.variant for point in points} - labels.keys())
     all_labels = dict(labels)
     for name in others:
-        own = label(settings.variants[name]) if name in settings.variants else clean(name)
+        own = variant_label(settings.variants[name]) if name in settings.variants else clean(name)
         all_labels[name] = f"{own}, {clean(name)}" if own in all_labels.values() else own
     return [MeasuredVariant(name, all_labels[name], index) for index, name in enumerate([*known, *others])]
 

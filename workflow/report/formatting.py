@@ -74,7 +74,7 @@ def decimals_of(low: float, high: float) -> int:
     return min(MOST_DECIMALS, max(0, 1 - math.floor(math.log10(half))))
 
 
-def decimals_that_tell(numbers: Iterable[float], limits: Iterable[float], *, at_least: int) -> int:
+def separating_decimals(numbers: Iterable[float], limits: Iterable[float], *, at_least: int) -> int:
     """Decimals with which no number that is beside a limit is shown on it or beyond."""
     pairs = list(itertools.product(numbers, limits))
     for decimals in range(at_least, MOST_DECIMALS):
@@ -88,7 +88,7 @@ def p_value(p: float, *, level: float) -> str:
     """A p value with its sign, for example `= 0.034`, that is never shown on the other side of the level."""
     if p < 0.001 < level:
         return f"<{NARROW}0.001"
-    decimals = decimals_that_tell((p,), (level,), at_least=3)
+    decimals = separating_decimals((p,), (level,), at_least=3)
     return f"={NARROW}{number(p, decimals)}"
 
 

@@ -10,7 +10,7 @@ LONGEST_SHORT = 14  # characters of a variant's name within a figure
 
 def variant_labels(settings: params.Params) -> dict[str, str]:
     """What each variant of the experiment is called in a sentence; no two share a label."""
-    labels = {name: label(settings.variants[name]) for name in settings.experiment.variants}
+    labels = {name: variant_label(settings.variants[name]) for name in settings.experiment.variants}
     all_labels = list(labels.values())
     return {
         name: label if all_labels.count(label) == 1 else f"{label}, {name}" for name, label in labels.items()
@@ -35,7 +35,8 @@ def short_labels(settings: params.Params) -> dict[str, str]:
     return unique
 
 
-def label(variant: params.Variant) -> str:
+def variant_label(variant: params.Variant) -> str:
+    """What a variant is called: its method and its precision."""
     method = methods.get(variant.method)
     precision = precisions.get(variant.precision)
     name = method.label_on_4_bits if precision.is_4_bit else method.label

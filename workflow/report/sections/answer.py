@@ -13,10 +13,10 @@ from workflow.report.english import (
     count,
     decimals_for,
     form_name,
-    in_sentence,
     interval_of_verdict,
     listed,
     marked_verdict,
+    metric_in_sentence,
     weights_in_16_bits,
 )
 from workflow.report.formatting import NARROW, Number, number, quantity, ratio
@@ -75,7 +75,7 @@ def _quality_sentence(facts: Facts, other: Variant, metric: tuple[str, str] | No
         "margin": Markup("; the margin of equivalence is {}").format(margin) if margin else "",
         "within": margin or "",
         "items": _items(facts, score),
-        "metric": in_sentence(score),
+        "metric": metric_in_sentence(score),
     }
     if contrast.verdict == "equivalent":
         template = (
@@ -174,7 +174,7 @@ def _all_quality(facts: Facts, metric: tuple[str, str] | None) -> Markup | None:
     margin = _margin(facts, contrasts[0])
     return Markup("Against {}, in {} on {}{}, {}.").format(
         facts.baseline.label,
-        in_sentence(score),
+        metric_in_sentence(score),
         _items(facts, score),
         Markup(" (margin of equivalence {})").format(margin) if margin else "",
         _tallied(contrasts),

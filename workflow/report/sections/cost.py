@@ -6,8 +6,25 @@ import seaborn
 from matplotlib.axes import Axes
 
 from workflow.report import english, formatting
-from workflow.report.drawing import BAR_SHARE, INK, PAPER, ROW, Panel, color_of, draw_svg, over_row, rows_axis
-from workflow.report.english import cost_name, direction, gib, held_as_float32, peak_words, weights_in_16_bits
+from workflow.report.drawing import (
+    BAR_SHARE,
+    INK,
+    PAPER,
+    ROW,
+    Panel,
+    color_of,
+    draw_svg,
+    rows_axis,
+    write_over_row,
+)
+from workflow.report.english import (
+    cost_name,
+    direction,
+    float32_variants,
+    gib,
+    peak_sentence,
+    weights_in_16_bits,
+)
 from workflow.report.formatting import quantity, ratio, significant
 from workflow.report.model import Facts, Variant
 
@@ -94,14 +111,14 @@ def _bars(facts: Facts, metric: str) -> Panel:
         for row, (variant, cost) in enumerate(costs):
             if metric == "peak_memory":
                 _inner_bars(axes, facts, variant, row)
-            if sixteen and variant in held_as_float32(facts):
+            if sixteen and variant in float32_variants(facts):
                 axes.plot(
                     [sixteen] * 2, [row - 0.22, row + 0.22], color=INK, linewidth=1.6, linestyle=(0, (2, 2))
                 )
             if cost.low is not None and cost.high is not None:
                 axes.plot([cost.low, cost.high], [row, row], color=INK, linewidth=1.6)
             relative = "" if variant.is_baseline else f" ({ratio(cost.ratio_to_baseline)})"
-            over_row(axes, row, variant.label)
+            write_over_row(axes, row, variant.label)
             axes.annotate(
                 quantity(cost.value, cost.unit) + relative,
                 xy=(max(cost.value, cost.high or 0), row),
@@ -144,7 +161,7 @@ class CostSection:
 
     rows: list[CostRow]
     panels: list[Panel]
-    peak_words: str
+    peak_sentence: str
     weights_in_16_bits: str | None  # GiB, with its unit
 
 
@@ -153,6 +170,6 @@ def section(facts: Facts) -> CostSection:
     return CostSection(
         rows=cost_rows(facts),
         panels=cost_panels(facts),
-        peak_words=peak_words(facts),
+        peak_sentence=peak_sentence(facts),
         weights_in_16_bits=gib(weights_in_16_bits(facts)),
     )

@@ -7,8 +7,15 @@ from matplotlib.ticker import MaxNLocator
 
 from workflow.comparison.model import Contrast, Part
 from workflow.report import english, formatting
-from workflow.report.drawing import INK, MUTED, RULE, Panel, at_side, color_of, draw_svg
-from workflow.report.english import Change, change, decimals_for, form_name, quality_name, sides
+from workflow.report.drawing import INK, MUTED, RULE, Panel, color_of, draw_svg, write_at_side
+from workflow.report.english import (
+    Change,
+    change,
+    decimals_for,
+    difference_axis_label,
+    form_name,
+    quality_name,
+)
 from workflow.report.model import Facts, Variant
 
 
@@ -82,15 +89,15 @@ def _waterfall(
             if part.kind not in totals:
                 axes.plot([start] * 2, [y - 8, y + 8], color=color, linewidth=1.2)
             name = f"Served {form_name(part.form)}" if part.kind == "form" else part.part
-            at_side(axes, y - 9, name, weight="bold" if whole else "normal")
-            at_side(axes, y - 9, f"{change(facts, contrast, least).value}, {part.verdict}", right=True)
+            write_at_side(axes, y - 9, name, weight="bold" if whole else "normal")
+            write_at_side(axes, y - 9, f"{change(facts, contrast, least).value}, {part.verdict}", right=True)
         axes.set_ylim(height + 4, 0)
         axes.set_yticks([])
         axes.grid(False, axis="y")
         gap = 0.06 * (highest - lowest) or 1.0
         axes.set_xlim(lowest - gap, highest + gap)
         axes.xaxis.set_major_locator(MaxNLocator(5))
-        axes.set_xlabel(sides(first))
+        axes.set_xlabel(difference_axis_label(first))
 
     alt = f"{variant.label}: parts of the difference to {facts.baseline.label} in {quality_name(facts.primary)}. "
     for part, contrast in parts:

@@ -124,7 +124,7 @@ def evidence(facts: Facts) -> Evidence:
         named.append((english.cost_name(metric), first.unit, english.direction(first.higher_is_better)))
     if energy:
         named.append(("Energy", "J per 1,000 tokens", english.direction(False)))
-    return Evidence(rows, named, english.energy_words(facts))
+    return Evidence(rows, named, english.energy_sentence(facts))
 
 
 def _decided_best(facts: Facts, arms: list[tuple[Variant, str]]) -> tuple[str, str] | None:

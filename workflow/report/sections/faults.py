@@ -6,8 +6,8 @@ from matplotlib.axes import Axes
 
 from workflow.comparison.model import ALL
 from workflow.report import english, formatting
-from workflow.report.drawing import PAPER, ROW, Panel, color_of, draw_svg, over_row, rows_axis
-from workflow.report.english import Change, decimals_for, name, quality_name, unit
+from workflow.report.drawing import PAPER, ROW, Panel, color_of, draw_svg, rows_axis, write_over_row
+from workflow.report.english import Change, decimals_for, metric_title, quality_name, unit_label
 from workflow.report.formatting import number
 from workflow.report.model import Facts
 
@@ -54,7 +54,7 @@ def repair_blocks(facts: Facts) -> list[RepairBlock]:
         )
         block.rows.append(
             RepairRow(
-                metric=name(metric, faulty),
+                metric=metric_title(metric, faulty),
                 direction=english.direction(contrast.higher_is_better),
                 faulty=facts.cite(number(faulty.value, decimals), faulty, "value"),
                 repaired=facts.cite(number(repaired.value, decimals), repaired, "value"),
@@ -92,8 +92,8 @@ def repair_panel(facts: Facts) -> Panel | None:
             )
             axes.plot(faulty.value, row, color=color, marker="o", markersize=8, markerfacecolor=PAPER)
             axes.plot(repaired.value, row, color=color, marker="o", markersize=8)
-            over_row(axes, row, contrast.name.replace("_", " ").capitalize())
-            over_row(
+            write_over_row(axes, row, contrast.name.replace("_", " ").capitalize())
+            write_over_row(
                 axes,
                 row,
                 f"{number(faulty.value, decimals)} → {number(repaired.value, decimals)}, {contrast.verdict}",
@@ -101,7 +101,7 @@ def repair_panel(facts: Facts) -> Panel | None:
             )
         rows_axis(axes, len(repairs))
         axes.margins(x=0.08)
-        axes.set_xlabel(unit(repairs[0][1]))
+        axes.set_xlabel(unit_label(repairs[0][1]))
 
     alt = f"{quality_name(facts.primary)} with each fault and without it. " + " ".join(
         f"{c.name.replace('_', ' ').capitalize()}: from {number(a.value, decimals)} with the fault to "

@@ -4,7 +4,7 @@ import seaborn
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, StrMethodFormatter
 
-from workflow.report.drawing import BAR, HEAD_ROW, PAPER, Panel, at_side, color_of, draw_svg, marker_of
+from workflow.report.drawing import BAR, HEAD_ROW, PAPER, Panel, color_of, draw_svg, marker_of, write_at_side
 from workflow.report.english import block_name, deviation, listed, rows_by_length
 from workflow.report.formatting import number, quantity, significant
 from workflow.report.model import Device, MeasuredVariant, Point
@@ -45,7 +45,7 @@ def _components(block: Device, key: str) -> Panel:
         below = [0.0] * len(points)
         for index, title in enumerate([*(COMPONENTS[n] for n in names), "Sum, predicted", "Peak, measured"]):
             top = index * row + HEAD_ROW
-            at_side(axes, top - 3, title)
+            write_at_side(axes, top - 3, title)
             for place, (variant, point) in enumerate(points):
                 y, color = top + BAR * (place + 0.5), color_of(variant)
                 if index < len(names):

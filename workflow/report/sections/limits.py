@@ -9,12 +9,12 @@ from workflow.report.english import (
     RANDOM_MODEL,
     cost_name,
     count,
-    energy_words,
-    groups,
-    held_as_float32,
+    differing_settings,
+    energy_sentence,
+    float32_variants,
+    group_count,
     listed,
-    other_settings,
-    peak_words,
+    peak_sentence,
     quality_name,
     weights_in_16_bits,
 )
@@ -84,7 +84,7 @@ def _few_instructions(facts: Facts) -> Limit | None:
     return Limit(
         "A small test set",
         f"The primary metric is over {count(score.items, 'test item')} with "
-        f"{groups(score)}. Intervals say what other items of the same kind "
+        f"{group_count(score)}. Intervals say what other items of the same kind "
         "could have given, and nothing of other data or other models.",
     )
 
@@ -199,7 +199,7 @@ def _short_training(facts: Facts) -> Limit | None:
 
 
 def _not_precision_alone(facts: Facts, other: Variant) -> Limit | None:
-    changed = other_settings(facts, other)
+    changed = differing_settings(facts, other)
     if not changed:
         return None
     return Limit(
@@ -235,7 +235,7 @@ def _no_real_16_bits(facts: Facts) -> Limit | None:
     real = weights_in_16_bits(facts)
     if real is None:
         return None
-    variants = held_as_float32(facts)
+    variants = float32_variants(facts)
     where = "On this CPU, " if facts.on_cpu else ""
     text = (
         f"{where}{listed([v.label for v in variants])} holds weights that were rounded to 16 bits as float32"
@@ -288,7 +288,7 @@ def _one_device(facts: Facts) -> Limit:
         "Time and memory are of this device",
         f"They were measured on {listed(facts.devices)} over {count(steps, 'step')} of {count(rows, 'row')}, in one process "
         "for each variant. Steps of one process are no independent units, so no interval, p value or verdict is made of "
-        f"them. {peak_words(facts)} Another device, batch or length of text has other ratios.",
+        f"them. {peak_sentence(facts)} Another device, batch or length of text has other ratios.",
     )
 
 
@@ -328,7 +328,7 @@ def missing(facts: Facts) -> list[str]:
     if not any(not block.on_cpu for block in facts.hardware):
         sentences.append("No GPU: results/hardware holds no measurement of one, and no grid ran on one.")
     if not facts.energy:
-        sentences.append(energy_words(facts))
+        sentences.append(energy_sentence(facts))
     points = [point for block in facts.hardware for point in block.points if not point.measured]
     if points:
         sentences.append(

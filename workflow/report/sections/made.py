@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from workflow.report import english, formatting
-from workflow.report.english import duration, energy_words
+from workflow.report.english import duration, energy_sentence
 from workflow.report.formatting import quantity
 from workflow.report.model import Facts
 
@@ -67,7 +67,7 @@ def work_words(facts: Facts) -> str:
     )
     energy = facts.energy
     if not energy:
-        return text + energy_words(facts)
+        return text + energy_sentence(facts)
     joules = sum(
         run["tokens_seen"] / 1000 * energy[variant.name].joules
         for variant in facts.variants

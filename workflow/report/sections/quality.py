@@ -16,24 +16,24 @@ from workflow.report.drawing import (
     ROW,
     RULE,
     Panel,
-    at_side,
     color_of,
     draw_svg,
     marker_of,
-    over_row,
     rows_axis,
+    write_at_side,
+    write_over_row,
 )
 from workflow.report.english import (
     VERDICTS,
     Change,
     change,
     decimals_for,
+    difference_axis_label,
     form_name,
     listed,
-    name,
+    metric_title,
     quality_name,
-    sides,
-    unit,
+    unit_label,
 )
 from workflow.report.formatting import number
 from workflow.report.model import Facts, Variant
@@ -111,7 +111,7 @@ def _block(facts: Facts, metric: tuple[str, str]) -> QualityBlock:
     contrasts = [facts.contrast("to_baseline", v.name, AS_TRAINED, metric) for v in facts.others]
     margin = facts.compared.margins.get("/".join(metric))
     return QualityBlock(
-        name=name(metric, first),
+        name=metric_title(metric, first),
         direction="" if first.higher_is_better is None else english.direction(first.higher_is_better),
         margin="" if margin is None else f"{margin:g}{formatting.NARROW}{first.unit}",
         test_set=_test_set(first),
@@ -122,7 +122,7 @@ def _block(facts: Facts, metric: tuple[str, str]) -> QualityBlock:
 
 def _test_set(score: Score) -> str:
     items = english.count(score.items, "test item")
-    return items if score.groups is None else f"{items}, {english.groups(score)}"
+    return items if score.groups is None else f"{items}, {english.group_count(score)}"
 
 
 def tally(contrasts: list[Contrast]) -> str:
@@ -195,12 +195,12 @@ def _before_after(facts: Facts) -> Panel:
                 axes.plot(ends, [row, row], color=color, linewidth=3, alpha=0.55, solid_capstyle="butt")
             axes.plot(base.value, row, color=color, marker=marker, markersize=8, markerfacecolor=PAPER)
             axes.plot(trained.value, row, color=color, marker=marker, markersize=8)
-            over_row(axes, row, variant.label)
+            write_over_row(axes, row, variant.label)
             ends = f"{number(base.value, decimals)} → {number(trained.value, decimals)}"
-            over_row(axes, row, ends, right=True)
+            write_over_row(axes, row, ends, right=True)
         rows_axis(axes, len(results))
         axes.margins(x=0.08)
-        axes.set_xlabel(unit(first))
+        axes.set_xlabel(unit_label(first))
 
     def seeds(score: Score) -> str:
         return listed([f"seed {seed} {number(value, decimals)}" for seed, value in score.per_seed.items()])
@@ -237,14 +237,14 @@ def _differences(facts: Facts, metric: tuple[str, str]) -> Panel:
         y = 0
         for variant, contrasts in by_variant:
             y += HEAD_ROW
-            at_side(axes, y - 4, variant.label, weight="bold")
+            write_at_side(axes, y - 4, variant.label, weight="bold")
             for contrast in contrasts:
                 y += FORM_ROW
                 middle = y - 8
                 _difference(axes, middle, variant, contrast)
                 text = f"{form_name(contrast.form)}: {contrast.verdict}" if forms else contrast.verdict
-                at_side(axes, middle - 9, text)
-                at_side(axes, middle - 9, change(facts, contrast, decimals).value, right=True)
+                write_at_side(axes, middle - 9, text)
+                write_at_side(axes, middle - 9, change(facts, contrast, decimals).value, right=True)
         axes.set_ylim(height + 4, 0)
         axes.set_yticks([])
         axes.grid(False, axis="y")
@@ -254,7 +254,7 @@ def _differences(facts: Facts, metric: tuple[str, str]) -> Panel:
         reach = max(abs(end) for end in [*ends, margin or 0]) or 1
         axes.set_xlim(-1.15 * reach, 1.15 * reach)
         axes.xaxis.set_major_locator(MaxNLocator(5))
-        axes.set_xlabel(sides(first))
+        axes.set_xlabel(difference_axis_label(first))
 
     alt = f"{quality_name(metric)}: difference to {baseline}, in {first.unit}. "
     if margin:

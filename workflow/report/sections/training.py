@@ -57,7 +57,7 @@ def _shared(facts: Facts) -> str:
     if (
         not facts.others
         or len(methods) > 1
-        or any(english.other_settings(facts, other) for other in facts.others)
+        or any(english.differing_settings(facts, other) for other in facts.others)
     ):
         return ""
     return " With one seed, all variants begin with the same adapter and see the same rows in the same order."
