@@ -40,7 +40,7 @@ def made(tmp_path_factory) -> Path:
     """The folder of a finished study with chosen numbers, one of them from a GPU's file."""
     folder = tmp_path_factory.mktemp("made")
     with contextlib.chdir(folder), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(drawing, "drawn", lambda *_, **__: "<svg></svg>")
+        patch.setattr(drawing, "matplotlib_svg", lambda *_, **__: "<svg></svg>")
         compared = made_up_results.write()
         made_up_results.write_hardware()
         for name, table in export.tables(compared).items():

@@ -45,7 +45,7 @@ HOSTILE = '<script>alert("x")</script><img src=x onerror=alert(1)>\x00\u202e</st
 def _in_a_folder_of_its_own(tmp_path, monkeypatch):
     """And without drawing, which takes most of a page's time and which test_report_figures.py looks at."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(drawing, "drawn", lambda *_, **__: "<svg></svg>")
+    monkeypatch.setattr(drawing, "matplotlib_svg", lambda *_, **__: "<svg></svg>")
 
 
 @pytest.fixture(scope="module")

@@ -171,7 +171,7 @@ def test_a_result_that_was_made_with_something_else_than_dvc_lock_says_is_named(
 
 def test_without_a_lock_the_page_says_so(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(drawing, "drawn", lambda *_, **__: "<svg></svg>")
+    monkeypatch.setattr(drawing, "matplotlib_svg", lambda *_, **__: "<svg></svg>")
     made_up_results.write()
     text = Reader(render(facts())).text
     assert "This page does not match dvc.lock." in text
@@ -180,7 +180,7 @@ def test_without_a_lock_the_page_says_so(tmp_path, monkeypatch):
 
 def test_the_page_has_a_banner_where_the_workspace_differs_and_none_where_it_does_not(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(drawing, "drawn", lambda *_, **__: "<svg></svg>")
+    monkeypatch.setattr(drawing, "matplotlib_svg", lambda *_, **__: "<svg></svg>")
     made_up_results.write()
     made_up_results.write_lock()
     assert "banner" not in [a.get("class") for _, a in Reader(render(facts())).tags]
@@ -194,7 +194,7 @@ def test_the_page_has_a_banner_where_the_workspace_differs_and_none_where_it_doe
 
 def test_every_file_is_shown_with_the_stage_and_the_digest_of_dvc_lock(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(drawing, "drawn", lambda *_, **__: "<svg></svg>")
+    monkeypatch.setattr(drawing, "matplotlib_svg", lambda *_, **__: "<svg></svg>")
     made_up_results.write()
     made_up_results.write_lock()
     found = facts()

@@ -1,4 +1,4 @@
-"""What the models wrote, side by side: which rows are shown, who won each, and in which words answers differ."""
+"""Written answers: which rows the page shows, the winner of each, and the words in which answers differ."""
 
 import random
 import re
@@ -16,16 +16,16 @@ from workflow.runtime.paths import COMPARE, evaluate_base_folder, evaluate_folde
 
 TASK = "holdout_generation"
 ITEMS = COMPARE / "items.parquet"
-METRICS = ("rouge_l", "chrf")  # the first that was measured decides who won
-SAMPLED, DISAGREEING = 12, 8  # rows that are shown, at most
-MOST_MERGED = 4  # variants of which the merged form is shown too
+METRICS = ("rouge_l", "chrf")  # the first that was measured decides the winner
+SAMPLED, DISAGREEING = 12, 8  # most rows of each kind on the page
+MOST_MERGED = 4  # with more variants, only the first quantized one is also shown merged
 TIE = "tie"
 WORDS = re.compile(r"\s+|[^\s]+")
 
 
 @dataclass(frozen=True)
 class Arm:
-    """Who answered: a variant's untouched base, or a run with the first seed in a serving form."""
+    """A model that answered: a variant's untouched base, or its run with the first seed in a serving form."""
 
     variant: str
     form: str
@@ -38,13 +38,13 @@ class Arm:
 
 @dataclass(frozen=True)
 class Answer:
-    """What one model wrote.
+    """The answer of a model to a row, or the dataset's response.
 
     Attributes:
         who: the arm, or None for the dataset's own response.
-        pieces: the text in pieces, each with whether the baseline's answer lacks it.
-        same: it is the baseline's answer word for word.
-        score: likeness to the dataset's response, or None where it was not measured.
+        pieces: the text in pieces, each with True if it differs from the baseline's answer.
+        same: whether it equals the baseline's answer.
+        score: similarity to the dataset's response; None if it was not measured.
     """
 
     who: Arm | None
@@ -58,25 +58,25 @@ class Answer:
 
 @dataclass(frozen=True)
 class Row:
-    """One test row with everyone's answer."""
+    """A test row with all answers."""
 
     id: int
     instruction: str
     context: str
     category: str | None
     answers: list[Answer]
-    winner: str  # an arm's key, or `tie`; empty without scores
+    winner: str  # an arm's key or `tie`; empty without scores
     sampled: bool
-    disagreeing: bool  # among those in whose answers the trained runs differ the most
+    disagreeing: bool  # among the rows on which the trained runs differ most
 
 
 @dataclass(frozen=True)
 class Answers:
-    """The rows that are shown.
+    """The answers on the page.
 
     Attributes:
-        metric: the one that says who won; None where none was measured.
-        answered: the rows that all arms answered.
+        metric: decides the winners; None if none was measured.
+        answered: the number of rows that all arms answered.
     """
 
     arms: list[Arm]
@@ -88,7 +88,7 @@ class Answers:
 
 
 def files(settings: params.Params) -> list[Path]:
-    """Every file that the answers are read from."""
+    """The files that the answers are read from."""
     experiment = settings.experiment
     folders = [evaluate_base_folder(experiment.baseline)]
     folders += [evaluate_folder(name, experiment.seeds[0]) for name in experiment.variants]
@@ -97,7 +97,7 @@ def files(settings: params.Params) -> list[Path]:
 
 
 def read(settings: params.Params, labels: dict[str, str]) -> Answers:
-    """A sample of the rows that everyone answered, drawn by a seed, and those with the largest disagreement."""
+    """Read a random sample of the rows that all arms answered, and the rows with the largest disagreement."""
     arms = _arms(settings, labels)
     written = [_written(settings, arm) for arm in arms]
     ids = [key for key in written[0] if all(key in rows for rows in written)]
@@ -134,7 +134,7 @@ def read(settings: params.Params, labels: dict[str, str]) -> Answers:
 
 
 def _arms(settings: params.Params, labels: dict[str, str]) -> list[Arm]:
-    """The baseline's untouched base, each variant as trained, and the quantized ones merged: of many, the first."""
+    """The baseline's untouched base, each variant as trained, and quantized variants merged."""
     experiment = settings.experiment
     seed = experiment.seeds[0]
     arms = [Arm(experiment.baseline, BASE, "Untouched base")]
@@ -159,7 +159,7 @@ def _written(settings: params.Params, arm: Arm) -> dict[int, dict]:
 
 
 def _scores(settings: params.Params, arms: list[Arm]) -> tuple[str | None, dict[tuple[str, int], float]]:
-    """The metric that decides, and each answer's score by arm and row."""
+    """The metric that decides the winners, and each answer's score by arm and row."""
     if TASK not in settings.evaluation.tasks:
         return None, {}
     columns = ["metric", "item", "numerator", "denominator", "variant", "seed", "form"]
@@ -184,7 +184,7 @@ def _scores(settings: params.Params, arms: list[Arm]) -> tuple[str | None, dict[
 def _distance(
     key: int, arms: list[Arm], written: list[dict[int, dict]], scores: dict[tuple[str, int], float]
 ) -> tuple[float, float]:
-    """How far the trained runs' answers are apart: in their scores, and then in their words."""
+    """The disagreement of the trained runs on a row: in scores first, then in words."""
     values = [scores[arm.key, key] for arm in arms if (arm.key, key) in scores]
     texts = [WORDS.findall(rows[key]["answer"]) for rows in written]
     unlike = max(
@@ -236,7 +236,7 @@ def _row(
 
 
 def _before(row: dict) -> str:
-    """What stands beside a row's instruction: its context, or the turns of the conversation before it."""
+    """A row's context, or the earlier turns of its conversation."""
     turns = (f"{turn['role']}: {turn['content']}" for turn in row.get("earlier", []))
     return "\n\n".join(turns) or row["context"]
 
@@ -251,7 +251,7 @@ def _winner(answers: list[Answer]) -> str:
 
 
 def marked(before: str, after: str) -> list[tuple[str, bool]]:
-    """The text `after` in pieces, each with whether `before` has other words in its place."""
+    """The text `after` in pieces, each with True if `before` has other words in its place."""
     ours, theirs = WORDS.findall(after), WORDS.findall(before)
     pieces: list[tuple[str, bool]] = []
     for tag, _, _, start, end in SequenceMatcher(None, theirs, ours, autojunk=False).get_opcodes():

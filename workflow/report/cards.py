@@ -1,4 +1,4 @@
-"""The model card of each run, in the model hub's format: metadata, how to load it, numbers, costs and limits."""
+"""The model card of each run, in the format of the model hub: metadata, loading code, scores, costs and limits."""
 
 from huggingface_hub import EvalResult
 
@@ -77,7 +77,7 @@ def _metadata(facts: Facts, variant: Variant, seed: int, scores: list[Score], or
 
 
 def _introduction(facts: Facts, variant: Variant, run: dict) -> str:
-    """One paragraph: what was trained, on what, in which precision and on which device."""
+    """A paragraph on what was trained: the data, the precision and the device."""
     method = methods.get(facts.params.variants[variant.name].method)
     return (
         f"{method.product if method.leaves_adapter else method.trains.capitalize()}, trained on {run['rows']['rows']:,} rows of "
@@ -88,7 +88,7 @@ def _introduction(facts: Facts, variant: Variant, run: dict) -> str:
 
 
 def _base_words(origin: Lineage) -> str:
-    """How the base model that the metadata name relates to the base that was trained on."""
+    """The end of a sentence that relates the base of the metadata to the base of the training."""
     if origin.base_model and origin.revision:
         return "."
     if origin.base_model:
@@ -111,7 +111,7 @@ def _loading(facts: Facts, variant: Variant, seed: int, origin: Lineage) -> list
 
 
 def _numbers(facts: Facts, variant: Variant, seed: int, scores: list[Score]) -> list[str]:
-    """What the run scored as trained, and how that compares with the baseline."""
+    """The run's scores as trained, and the difference to the baseline."""
     rows = [
         [
             english.quality_name((score.task, score.metric)),
@@ -187,7 +187,7 @@ def _training(facts: Facts, variant: Variant, run: dict) -> str:
 
 
 def _made_by(facts: Facts, variant: Variant, run: dict) -> str:
-    """The command that makes the run again, the digest of its weights, and the libraries' versions."""
+    """The command that reproduces the run, the digest of its weights, and the libraries' versions."""
     origin = facts.lock.origins.get(weights_folder(variant.name, run["seed"]).as_posix())
     method = methods.get(facts.params.variants[variant.name].method)
     kind = "adapter" if method.leaves_adapter else "model"
@@ -197,7 +197,7 @@ def _made_by(facts: Facts, variant: Variant, run: dict) -> str:
 
 
 def _source_words(facts: Facts) -> str:
-    """The base model's name, and where it was fetched from."""
+    """The base model's name and source."""
     source = facts.model
     keys = ("repository", "revision", "package", "version", "member", "path", "sha256")
     details = ", ".join(f"{key} {source[key]}" for key in keys if source.get(key))

@@ -3,7 +3,7 @@
     python -m workflow.diff main > diff.md
 
 The change of a metric is paired over the items and seeds that both sides have. It has an interval if the commit's items
-are in DVC's cache or remote and are the same as here.
+are in DVC's cache or remote and equal those of the workspace.
 """
 
 import argparse
@@ -35,20 +35,13 @@ from workflow.runtime.paths import COMPARE, COMPARISON, DVC_LOCK
 ITEMS = COMPARE / "items.parquet"
 COSTS = ("peak_memory", "training_speed")
 NOTHING, UNPAIRED = "-", "no interval"
-PARTS = {
-    "primary",
-    "margins",
-    "baseline",
-    "scores",
-    "contrasts",
-    "cost",
-    "precisions",
-}  # keys of comparison.json that are used here
+# The keys of comparison.json that are read here.
+PARTS = {"primary", "margins", "baseline", "scores", "contrasts", "cost", "precisions"}
 
 
 @dataclass(frozen=True)
 class State:
-    """One side of the comparison: params, locked versions, and results with their items, if there are any."""
+    """One side of the comparison: params, locked versions, and any results with their items."""
 
     name: str
     params: dict[str, Any]
@@ -59,20 +52,20 @@ class State:
 
 @dataclass(frozen=True)
 class Changes:
-    """The changes of one kind: a table, which may be empty, and a note."""
+    """Changes of one kind: a table, which may be empty, and a note."""
 
     title: str
     head: tuple[str, ...] = ()
     rows: list[tuple[str, ...]] = field(default_factory=list)
     note: str = ""
-    code: bool = False  # whether the cells are keys and values, shown as code
+    code: bool = False  # whether the cells are set as code
 
 
 def at_revision(revision: str) -> State:
     """The state at a commit.
 
     Raises:
-        UserError: git knows no such revision, or it has no params.yaml or lock file, or its items are damaged.
+        UserError: the revision is unknown, it has no params.yaml or lock file, or its items are damaged.
     """
     commit = resolved(revision)
     comparison = _readable(parsed_at(commit, COMPARISON))
@@ -81,7 +74,7 @@ def at_revision(revision: str) -> State:
         try:
             content = dvc.api.read(str(ITEMS), rev=commit, mode="rb")
         except (DvcException, OSError):
-            pass  # neither in the cache nor in a remote: the change then has no interval
+            pass  # neither in the cache nor in a remote, so the change gets no interval
         else:
             outputs.check_content(content, ITEMS, _lock_at(commit), of=revision)
             items = pd.read_parquet(io.BytesIO(content))
@@ -95,7 +88,7 @@ def at_revision(revision: str) -> State:
 
 
 def _lock_at(commit: str) -> str:
-    """The text of dvc.lock at a commit; empty where it had none."""
+    """The text of dvc.lock at a commit. Empty if there was none."""
     try:
         return read_at(commit, DVC_LOCK)
     except UserError:
@@ -119,7 +112,7 @@ def in_workspace() -> State:
 
 
 def _readable(comparison: dict | None) -> dict | None:
-    """The comparison, unless an early version of this project wrote it in another form."""
+    """The comparison. None if an early version of this project wrote it in another format."""
     return comparison if comparison is not None and set(comparison) >= PARTS else None
 
 
@@ -132,7 +125,7 @@ def diff(before: State, after: State) -> str:
 
 
 def changes(before: State, after: State) -> list[Changes]:
-    """Changes of params and locked versions and, if both sides have results, of quality, difference to the baseline and cost."""
+    """Changes of params and locked versions, and of quality, differences and cost if both sides have results."""
     settings = [
         _params(before.params, after.params),
         _versions(before.versions, after.versions),
@@ -164,7 +157,7 @@ def _versions(before: dict[str, str], after: dict[str, str]) -> Changes:
 
 
 def _flat(content: dict, prefix: str = "") -> dict[str, Any]:
-    """Nested sections as one level, with dotted keys as in `dvc params diff`."""
+    """Nested sections as one level with dotted keys, as in `dvc params diff`."""
     values = {}
     for key, value in content.items():
         if isinstance(value, dict) and value:
@@ -218,7 +211,7 @@ def _is_headline(score: dict, primary: str) -> bool:
 def _change(
     variant: str, before: State, after: State, value: float, higher_is_better: bool
 ) -> tuple[str, str]:
-    """A variant's change with its interval, and its verdict; without either if the items cannot be paired."""
+    """A variant's change with its interval, and the verdict. Both are left out if the items cannot be paired."""
     settings = params.Comparison.model_validate(after.params["comparison"])
     change = paired_change(variant, before, after, settings)
     if change is None:
@@ -236,7 +229,7 @@ def _change(
 def paired_change(
     variant: str, before: State, after: State, settings: params.Comparison
 ) -> Difference | None:
-    """The change of a variant's primary metric, paired over items and shared seeds; None if nothing can be paired."""
+    """The change of a variant's primary metric, paired over items and shared seeds. None if nothing can be paired."""
     if before.items is None or after.items is None:
         return None
     task, metric = settings.primary.split("/")
@@ -346,7 +339,7 @@ def _table(changes: Changes) -> str:
 
 
 def main() -> None:
-    """Print the difference; exit 1 with one sentence on a UserError."""
+    """Print the changes. Exit with one sentence and code 1 on a UserError."""
     parser = argparse.ArgumentParser(
         prog="python -m workflow.diff",
         description=__doc__,

@@ -1,7 +1,7 @@
-"""How the page draws: seaborn and matplotlib, and an SVG that takes its colors from the page's style.
+"""Draw figures with seaborn and matplotlib, as SVG that takes its colors from the page's style.
 
-Text stays text, in the page's own font. Every color of a drawing is one of a few stand-ins, which
-become CSS variables, so that one drawing suits light, dark and print.
+Text stays text, in the page's font. A drawing uses a few placeholder colors, which are replaced by CSS variables.
+So the same drawing suits light, dark and print.
 """
 
 import io
@@ -19,18 +19,18 @@ from matplotlib.ticker import MaxNLocator
 from workflow.report.model import MeasuredVariant, Variant
 
 INK, MUTED, RULE, PAPER = "#1a1a1b", "#6a6a6b", "#d8d8d9", "#fefefd"
-# The colors of seaborn's color-blind palette that keep enough contrast, in light and dark.
+# Colors of seaborn's color-blind palette with enough contrast on light and on dark.
 PALETTE = [seaborn.color_palette("colorblind").as_hex()[index] for index in (0, 1, 2, 3, 4, 5, 9, 7)]
 MARKERS = ("o", "s", "D", "^", "v", "P", "X", "h")
 STYLE = {INK: "currentColor", MUTED: "var(--muted)", RULE: "var(--rule)", PAPER: "var(--paper)"} | {
     color: f"var(--variant-{index})" for index, color in enumerate(PALETTE)
 }
 WIDTH = 345  # units, about one CSS pixel each
-ROW = 54
-FORM_ROW, HEAD_ROW = 36, 24  # of the differences, where a variant has a row per form
-BAR = 16  # of the memory by component, a bar of one variant
-OVER = 0.27  # of a row: how far from its middle the texts above it stand
-BAR_SHARE = 0.64  # of the width, for the longest bar; the rest is for its number
+ROW = 54  # height of a row with text above it
+FORM_ROW, HEAD_ROW = 36, 24  # heights of a serving form's row, and of a heading
+BAR = 16  # height of a bar of memory by component
+OVER = 0.27  # distance of the text above a row from its middle, as a share of the row
+BAR_SHARE = 0.64  # share of the width for the longest bar; the rest is for its number
 SETTINGS = {
     "svg.fonttype": "none",
     "text.parse_math": False,  # a category may be called `$x`
@@ -59,11 +59,11 @@ SETTINGS = {
 
 @dataclass(frozen=True)
 class Panel:
-    """One drawing with the heading that stands over it."""
+    """A drawing with its heading."""
 
     title: str
     svg: Markup
-    kind: str = ""  # a class of the page's style
+    kind: str = ""  # a CSS class
 
 
 def color_of(variant: Variant | MeasuredVariant) -> str:
@@ -71,12 +71,12 @@ def color_of(variant: Variant | MeasuredVariant) -> str:
 
 
 def marker_of(variant: Variant | MeasuredVariant) -> str:
-    # Once the colors are used up, another marker goes with each.
+    # Each reuse of the palette has other markers.
     return MARKERS[(variant.position + variant.position // len(PALETTE)) % len(MARKERS)]
 
 
 def legend(variants: list[Variant] | list[MeasuredVariant], key: str) -> list[tuple[str, Markup]]:
-    """Each variant's label and its line and marker, as a small drawing for the page's own legend."""
+    """Each variant's label, and a small drawing of its line and marker."""
     entries = []
     for variant in variants:
 
@@ -92,7 +92,7 @@ def legend(variants: list[Variant] | list[MeasuredVariant], key: str) -> list[tu
 
 
 def spread(positions: list[float], gap: float) -> list[float]:
-    """Places near the wanted ones, no two of them nearer than `gap`."""
+    """Positions near the given ones that are at least `gap` apart."""
     order = sorted(range(len(positions)), key=lambda index: positions[index])
     placed: list[float] = []
     for index in order:
@@ -107,16 +107,18 @@ def spread(positions: list[float], gap: float) -> list[float]:
 
 
 def write_over_row(axes: Axes, row: int, text: str, *, right: bool = False) -> None:
-    """Write over a row, at its left end or at its right one."""
+    """Write above a row, at the left or right end."""
     write_at_side(axes, row - OVER, text, right=right)
 
 
 def write_at_side(axes: Axes, y: float, text: str, *, right: bool = False, weight: str = "normal") -> None:
+    """Write at a height, at the left or right side of the axes."""
     x, align = (1, "right") if right else (0, "left")
     axes.text(x, y, text, ha=align, va="bottom", weight=weight, transform=axes.get_yaxis_transform())
 
 
 def rows_axis(axes: Axes, rows: int) -> None:
+    """Set up the axes for rows, the first one at the top."""
     axes.set_ylim(rows - 0.55, -0.75)
     axes.set_yticks([])
     axes.grid(False, axis="y")
@@ -133,8 +135,16 @@ def draw_svg(
     width: float = WIDTH,
     bare: bool = False,
 ) -> Markup:
-    """Draw, and return an `<svg>` to stand inside the page; `key` keeps its ids apart from others'."""
-    svg = _matplotlib_svg(key, draw, height=height, width=width, bare=bare)
+    """Draw a figure as an `<svg>` element for the page.
+
+    Args:
+        key: a prefix for the ids, unique on the page.
+        draw: draws on the axes.
+        alt: the figure in words; empty for a decoration.
+        height: in units of about one CSS pixel, as `width`.
+        bare: leave no room for axes.
+    """
+    svg = matplotlib_svg(key, draw, height=height, width=width, bare=bare)
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>|<!--.*?-->", "", svg, flags=re.DOTALL)
     svg = (
@@ -152,10 +162,8 @@ def draw_svg(
     return Markup(svg.strip().replace("<svg", f"<svg {role}", 1))
 
 
-def _matplotlib_svg(
-    key: str, draw: Callable[[Axes], None], *, height: float, width: float, bare: bool
-) -> str:
-    """What matplotlib writes; `bare` leaves no room for axes."""
+def matplotlib_svg(key: str, draw: Callable[[Axes], None], *, height: float, width: float, bare: bool) -> str:
+    """The SVG document that matplotlib writes."""
     with matplotlib.rc_context(SETTINGS | {"svg.hashsalt": key}):
         figure = Figure(figsize=(width / 72, height / 72), layout=None if bare else "constrained")
         figure.patch.set_visible(False)

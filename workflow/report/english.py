@@ -1,4 +1,4 @@
-"""Sentences made from the facts: the answer, how each difference is shown, and what limits both."""
+"""Names, numbers and sentences that several sections share, in the words of the page."""
 
 from dataclasses import dataclass
 
@@ -66,19 +66,20 @@ def metric_title(metric: tuple[str, str], score: Score) -> str:
 
 
 def gib(value: float | None) -> str | None:
+    """An amount of memory with its unit. None stays None."""
     return None if value is None else quantity(value, "GiB")
 
 
 @dataclass(frozen=True)
 class Change:
-    """A difference as a cell or a sentence shows it."""
+    """The texts of a difference: its value, interval, verdict and p value."""
 
     value: Number
     low: Number
     high: Number
     verdict: str
     p: Number
-    by_rows: Markup | None = None  # the same with every row weighing the same
+    by_rows: Markup | None = None  # the difference with equal weight for every row
     caveat: str | None = None  # what the verdict rests on
 
     @property
@@ -91,13 +92,13 @@ def cost_name(metric: str) -> str:
 
 
 def quality_name(metric: tuple[str, str]) -> str:
-    """A (task, metric) by a readable name, for example `Held-out loss, nats per token`."""
+    """The readable name of a (task, metric), for example `Held-out loss, nats per token`."""
     task, measure = metric
     return f"{TASKS.get(task, task)}, {MEASURES.get(measure, measure.replace('_', ' '))}"
 
 
 def metric_in_sentence(score: Score) -> str:
-    """As `quality_name`, within a sentence that names the unit already."""
+    """The readable name of a score's metric, for a sentence that gives the unit elsewhere."""
     task, measure = score.task, score.metric
     name = TASKS[task].lower() if task in TASKS else task
     words = MEASURES.get(measure, measure.replace("_", " "))
@@ -105,7 +106,7 @@ def metric_in_sentence(score: Score) -> str:
 
 
 def group_count(score: Score) -> str:
-    """How many groups of items there are, and what the items of a group have in common."""
+    """The number of groups of items, for example `120 different instructions`."""
     return count(score.groups, f"different {'instruction' if score.task in OWN_TASKS else 'prompt'}")
 
 
@@ -114,7 +115,7 @@ def form_name(form: str) -> str:
 
 
 def arm_name(facts: Facts, arm: str) -> str:
-    """`variant/form` as the page calls it."""
+    """The readable name of an arm, `variant/form`."""
     variant, _, form = arm.partition("/")
     label = next(v.label for v in facts.variants if v.name == variant)
     return f"{label}, {form_name(form)}"
@@ -125,7 +126,7 @@ def direction(higher_is_better: bool) -> str:
 
 
 def decimals_for(facts: Facts, metric: tuple[str, str]) -> int:
-    """Decimals that suit a metric: as many as its sharpest difference between runs as trained is known to."""
+    """The number of decimals for a metric's values: that of its narrowest interval among runs as trained."""
     differences = [
         contrast.difference
         for variant in facts.variants
@@ -138,7 +139,7 @@ def decimals_for(facts: Facts, metric: tuple[str, str]) -> int:
 
 
 def change(facts: Facts, contrast: Contrast, decimals: int) -> Change:
-    """A difference with its interval, verdict and p value, in at least so many decimals."""
+    """The texts of a contrast, with at least `decimals` decimals."""
     difference = contrast.difference
     decimals = formatting.separating_decimals((difference.low, difference.high), (0,), at_least=decimals)
     return Change(
@@ -153,7 +154,7 @@ def change(facts: Facts, contrast: Contrast, decimals: int) -> Change:
 
 
 def _by_rows(facts: Facts, contrast: Contrast, decimals: int) -> Markup | None:
-    """The difference in which every row weighs the same, with its interval and its verdict."""
+    """The difference with equal weight for every row, its interval and its verdict. None if it was not taken."""
     difference = contrast.by_rows
     if difference is None:
         return None
@@ -166,13 +167,14 @@ def _by_rows(facts: Facts, contrast: Contrast, decimals: int) -> Markup | None:
 
 
 def _p_value(facts: Facts, contrast: Contrast) -> Number:
-    """The p value that the verdict rests on."""
+    """The p value of the test that the verdict comes from."""
     key = "p_equivalence_adjusted" if contrast.verdict == "equivalent" else "p_adjusted"
     text = formatting.p_value(getattr(contrast, key), level=1 - contrast.difference.confidence)
     return facts.cite(f"{'adjusted ' if contrast.corrected_over > 1 else ''}p{NARROW}{text}", contrast, key)
 
 
 def marked_verdict(facts: Facts, contrast: Contrast) -> Markup:
+    """The verdict in bold. `worse` and `better` include the size of the difference."""
     if contrast.verdict not in ("worse", "better"):
         return Markup("<strong>{}</strong>").format(contrast.verdict)
     decimals = decimals_for(facts, (contrast.task, contrast.metric))
@@ -181,7 +183,7 @@ def marked_verdict(facts: Facts, contrast: Contrast) -> Markup:
 
 
 def interval_of_verdict(facts: Facts, contrast: Contrast) -> Markup:
-    """The interval that the verdict rests on: of equivalence that of its two one-sided tests."""
+    """The interval that the verdict comes from. For `equivalent`, it is that of the two one-sided tests."""
     decimals = decimals_for(facts, (contrast.task, contrast.metric))
     if contrast.verdict == "equivalent":
         part, interval, confidence = "equivalence", contrast.equivalence, equivalence_confidence(facts)
@@ -197,22 +199,23 @@ def interval_of_verdict(facts: Facts, contrast: Contrast) -> Markup:
 
 
 def equivalence_confidence(facts: Facts) -> str:
-    """Of the interval that belongs to two one-sided tests at the same level."""
+    """The confidence of the interval that corresponds to two one-sided tests at the same level."""
     return formatting.percent(2 * facts.compared.confidence - 1)
 
 
 def count(amount: int, noun: str) -> str:
+    """An amount and its noun, for example `1 row` or `2,000 rows`."""
     return f"{amount:,} {noun}{'' if amount == 1 else 's'}"
 
 
 def listed(items: list) -> str:
-    """The items as in a sentence: `a`, `a and b`, `a, b and c`."""
+    """The items as a sentence lists them: `a`, `a and b`, `a, b and c`."""
     *first, last = map(str, items)
     return f"{', '.join(first)} and {last}" if first else last
 
 
 def differing_settings(facts: Facts, other: Variant) -> list[str]:
-    """In what a variant's training differs from the baseline's, other than in the precision of the base."""
+    """The training settings that differ from the baseline's, apart from the precision of the base."""
     ours, theirs = (facts.params.training_of(name).model_dump() for name in (other.name, facts.baseline.name))
     changed = [f"{key} ({ours[key]} instead of {theirs[key]})" for key in ours if ours[key] != theirs[key]]
     computes = (other.precision["compute"], facts.baseline.precision["compute"])
@@ -222,7 +225,7 @@ def differing_settings(facts: Facts, other: Variant) -> list[str]:
 
 
 def float32_variants(facts: Facts) -> list[Variant]:
-    """The variants that train an adapter on 16-bit weights and hold those as float32."""
+    """The variants that train an adapter on 16-bit weights stored as float32."""
     return [
         variant
         for variant in facts.variants
@@ -233,12 +236,12 @@ def float32_variants(facts: Facts) -> list[Variant]:
 
 
 def weights_in_16_bits(facts: Facts) -> float | None:
-    """GiB that the base's parameters take in 16 bits, where a 16-bit variant holds them as float32."""
+    """The GiB of the base's parameters in real 16-bit storage. None unless a variant stores them as float32."""
     return facts.model["parameters"] * 2 / 2**30 if float32_variants(facts) else None
 
 
 def peak_sentence(facts: Facts) -> str:
-    """Of which forward pass the peaks of the run's own benchmark are."""
+    """A sentence that says which forward pass the peaks of the run's benchmark are from."""
     longest = [result.get("epoch_longest_pass_tokens") for result in facts.benchmarks.values()]
     if None in longest:
         steps = min(result["warmup_steps"] + result["steps"] for result in facts.benchmarks.values())
@@ -248,7 +251,7 @@ def peak_sentence(facts: Facts) -> str:
 
 
 def duration(seconds: float) -> str:
-    """A time as a reader says it."""
+    """A time in seconds, minutes or hours, with two significant digits."""
     if seconds < 90:
         return quantity(seconds, "s", 2)
     if seconds < 90 * 60:
@@ -257,7 +260,7 @@ def duration(seconds: float) -> str:
 
 
 def energy_sentence(facts: Facts) -> str:
-    """At which point energy was measured, or that it was not."""
+    """A sentence that says at which grid point energy was measured, or why it was not."""
     if not facts.energy:
         why = (
             "on a CPU there is no counter that this pipeline reads"
@@ -270,28 +273,29 @@ def energy_sentence(facts: Facts) -> str:
 
 
 def block_name(block: Device) -> str:
-    """A measured device and shape, as a heading; a run can have measured what results/hardware/ holds too."""
+    """The heading of a measured device and shape. It says so if this run measured the shape itself."""
     return f"{block.shape} on {block.device}{', in this run' if block.own_run and not block.own else ''}"
 
 
 def rows_by_length(point: Point) -> str:
-    """What a forward pass holds, for example `4 × 512`."""
+    """The rows and length of a forward pass, for example `4 × 512`."""
     return f"{point.micro_batch_rows:,}{NARROW}{formatting.TIMES}{NARROW}{point.length:,}"
 
 
 def deviation(point: Point) -> str:
-    """Predicted less measured peak, as a percentage of the measured one."""
+    """The predicted peak minus the measured one, as a percentage of the measured one."""
     return f"{signed(100 * point.deviation, 1)}{NARROW}%"
 
 
 def unit_label(score: Score) -> str:
+    """A score's unit and, if it has one, its better direction."""
     if score.higher_is_better is None:
         return score.unit
     return f"{score.unit} ({direction(score.higher_is_better)})"
 
 
 def difference_axis_label(contrast: Contrast) -> str:
-    """The label of an axis of differences: the unit, and which way is better."""
+    """The label of an axis of differences: the unit, and arrows to the worse and the better side."""
     sides = ("worse", "better") if contrast.higher_is_better else ("better", "worse")
     gap = "\N{EM SPACE}"
     return f"← {sides[0]}{gap}{contrast.unit}{gap}{sides[1]} →"

@@ -1,4 +1,4 @@
-"""Everything that the page says, read from params.yaml and the stages' files."""
+"""Read the facts of the page from params.yaml and the stages' files."""
 
 import itertools
 import re
@@ -50,7 +50,7 @@ SPLITS = ("train", "validation", "test")
 
 
 def _changes(revision: str | None) -> dict:
-    """What changed since a revision; nothing where none is named."""
+    """The fields of `Facts` that hold the changes since a revision. Empty if it is None."""
     if revision is None:
         return {"before": None, "changes": []}
     from workflow.report import changes as diff
@@ -60,10 +60,10 @@ def _changes(revision: str | None) -> dict:
 
 
 def gather(settings: params.Params) -> Facts:
-    """Read what the stages wrote for the runs that params name.
+    """Read what the stages wrote for the runs named in the params.
 
     Raises:
-        UserError: a file is missing (the sentence names it), or the comparison is of other runs.
+        UserError: a file is missing, or the comparison is of other runs. The sentence names the file.
     """
     files = inputs(settings)
     for path in files:
@@ -129,7 +129,7 @@ def gather(settings: params.Params) -> Facts:
 
 
 def inputs(settings: params.Params) -> list[Path]:
-    """Every file that the page is made from."""
+    """The files that the page is made from."""
     experiment = settings.experiment
     files = [params.PARAMS_FILE, ENVIRONMENT, MODEL_SOURCE, DATASET_SOURCE, SAMPLE_COUNTS, COMPARISON]
     for name in experiment.variants:
@@ -144,19 +144,19 @@ def inputs(settings: params.Params) -> list[Path]:
 
 
 def _grid_files(settings: params.Params) -> list[Path]:
-    """The run's own grids, as far as they were measured."""
+    """The measured grids of this run."""
     shapes = settings.benchmark.grid.shapes
     files = [grid_file(variant, shape) for shape in shapes for variant in settings.experiment.variants]
     return [path for path in files if path.is_file()]
 
 
 def _hardware_files() -> list[Path]:
-    """What was measured on devices of all kinds, whatever the run."""
+    """The measurements of devices in results/hardware/, which belong to no run."""
     return sorted(HARDWARE.glob("*.json"))
 
 
 def _compared(content: dict) -> Comparison:
-    """The comparison from its file, as workflow/comparison/compare.py made it."""
+    """The comparison as data classes, from the content of its file."""
     parts = {
         "scores": [Score(**row) for row in content["scores"]],
         "contrasts": [
@@ -202,7 +202,7 @@ def _check_same_runs(compared: Comparison, settings: params.Params) -> None:
 
 
 def _hardware(settings: params.Params, labels: dict[str, str]) -> list[Device]:
-    """By device and shape: the files of results/hardware/, then the run's own grids."""
+    """The measurements by device and shape: those of results/hardware/ first, then the run's own grids."""
     blocks: dict[tuple, dict] = {}
     for path in [*_hardware_files(), *_grid_files(settings)]:
         file, own_run = read_json(path), not path.is_relative_to(HARDWARE)
@@ -269,7 +269,7 @@ def _point(point: dict, key: str) -> Point:
 def _measured_variants(
     settings: params.Params, labels: dict[str, str], points: list[Point]
 ) -> list[MeasuredVariant]:
-    """The variants of the points: those of the experiment first, then the others by name."""
+    """The variants of the points: those of the experiment first, then the others in alphabetical order."""
     known = list(labels)
     others = sorted({point.variant for point in points} - labels.keys())
     all_labels = dict(labels)
@@ -280,7 +280,7 @@ def _measured_variants(
 
 
 def _fits(settings: params.Params, hardware: list[Device]) -> list[Fit]:
-    """What fits into GPUs of several sizes, at every named shape that was measured, of what was measured there."""
+    """Predict what fits on GPUs of several sizes, for each named shape and each variant measured with it."""
     configs = {}
     for block in hardware:
         config = params.SHAPES / f"{block.shape}.json"
@@ -308,7 +308,7 @@ def _fits(settings: params.Params, hardware: list[Device]) -> list[Fit]:
 
 @dataclass(frozen=True)
 class _Config:
-    """A configuration file with the names and defaults of transformers, whose own reader imports torch."""
+    """The keys of a config.json, with the defaults of transformers. Its own reader would import torch."""
 
     hidden_size: int
     intermediate_size: int
@@ -339,7 +339,7 @@ def _curves(runs: list[tuple[str, int]], file: str) -> pd.DataFrame:
 def _work(
     trained: dict[str, list[dict]], bases: list[dict], results: list[dict], benchmarks: dict[str, dict]
 ) -> list[Work]:
-    """The recorded times; what only fetches, draws rows or adds up records none."""
+    """The recorded times by stage. Stages that fetch, draw rows or compare record none."""
     trainings = list(itertools.chain(*trained.values()))
     loading = [
         m["value"] for b in benchmarks.values() for m in b["measurements"] if m["metric"] == "load_time"
@@ -367,7 +367,7 @@ def _work(
 
 
 def _served(evaluated: list[dict]) -> list[ServedForm]:
-    """Each variant's forms as they were found, once where the seeds' are alike."""
+    """The serving forms of each variant as they were loaded. Seeds with equal forms share one entry."""
     forms = []
     for result in evaluated:
         variant, seed = result["variant"], result["seed"]
@@ -383,13 +383,13 @@ def _served(evaluated: list[dict]) -> list[ServedForm]:
 
 
 def _harness(evaluated: list[dict]) -> str:
-    """Name and version of what scored the models, as its results recorded it."""
+    """Name and version of the evaluation harness, from the results."""
     used = [form["harness"] for result in evaluated for form in result["forms"]]
     return ", ".join(dict.fromkeys(f"{harness['name']} {harness['version']}" for harness in used))
 
 
 def _versions(results: list[dict]) -> dict[str, str]:
-    """Each library's version as the results recorded it; several where the results were not made alike."""
+    """Each library's version from the results. Different versions are joined by `and`."""
     by_library: dict[str, dict[str, None]] = {}
     for result in results:
         for library, version in result["versions"].items():

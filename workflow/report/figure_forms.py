@@ -1,4 +1,4 @@
-"""How figures mark and call the serving forms."""
+"""Markers and short names of the serving forms in figures, and the colors of better and worse."""
 
 from workflow.report.drawing import PALETTE
 from workflow.runtime.forms import AS_TRAINED

@@ -1,4 +1,4 @@
-"""Numbers as the page writes them: a true minus sign, thousands apart, as many digits as are known."""
+"""Numbers as text: with a true minus sign, thousands separators, and as many digits as are known."""
 
 import itertools
 import math
@@ -16,7 +16,7 @@ FORBIDDEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]"
 
 
 class Number(str):
-    """A number as text, which in HTML also says its value and the file and key that it is from."""
+    """A number as text that carries its value and its place, as file#key. HTML shows both."""
 
     value: float
     key: str
@@ -36,38 +36,38 @@ def clean(text: str) -> str:
 
 
 def number(value: float, decimals: int) -> str:
-    """The value with so many decimals; what rounds to zero has no sign."""
+    """The value with a number of decimals. Zero has no sign."""
     rounded = round(value, decimals) + 0.0  # + 0.0 turns -0.0 into 0.0
     return f"{rounded:,.{decimals}f}".replace("-", MINUS)
 
 
 def signed(value: float, decimals: int) -> str:
-    """As `number`, with a plus sign where the rounded value is above zero."""
+    """As `number`, with a plus sign if the rounded value is above zero."""
     return ("+" if round(value, decimals) > 0 else "") + number(value, decimals)
 
 
 def significant(value: float, digits: int = 3) -> str:
-    """The value with so many significant digits; whole numbers keep all of theirs."""
+    """The value with a number of significant digits. The digits before the point are all kept."""
     return number(value, max(0, digits - _places(value)))
 
 
 def quantity(value: float, unit: str, digits: int = 3) -> str:
-    """A value with its unit, which a line break never parts."""
+    """A value with its unit, joined by a space that does not break."""
     return f"{significant(value, digits)}{NARROW}{unit.replace(' ', NARROW)}"
 
 
 def ratio(value: float) -> str:
-    """How many times as much, for example 0.79×."""
+    """A ratio, for example 0.79×."""
     return f"{number(value, 2 if value < 10 else 1)}{TIMES}"
 
 
 def percent(fraction: float) -> str:
-    """A fraction as a whole percentage, or with the decimals it has, for example 95 %."""
+    """A fraction as a percentage, for example 95 %."""
     return f"{fraction * 100:g}{NARROW}%"
 
 
 def decimals_of(low: float, high: float) -> int:
-    """How many decimals show an interval's half-width with two significant digits."""
+    """The number of decimals that shows an interval's half-width with two significant digits."""
     half = (high - low) / 2
     if half <= 0:
         return 3
@@ -75,7 +75,7 @@ def decimals_of(low: float, high: float) -> int:
 
 
 def separating_decimals(numbers: Iterable[float], limits: Iterable[float], *, at_least: int) -> int:
-    """Decimals with which no number that is beside a limit is shown on it or beyond."""
+    """The fewest decimals with which each rounded number stays on its side of each limit."""
     pairs = list(itertools.product(numbers, limits))
     for decimals in range(at_least, MOST_DECIMALS):
         rounded = [(round(value, decimals), limit) for value, limit in pairs]
@@ -85,7 +85,7 @@ def separating_decimals(numbers: Iterable[float], limits: Iterable[float], *, at
 
 
 def p_value(p: float, *, level: float) -> str:
-    """A p value with its sign, for example `= 0.034`, that is never shown on the other side of the level."""
+    """A p value with its sign, for example `= 0.034`. Rounding never moves it across the level."""
     if p < 0.001 < level:
         return f"<{NARROW}0.001"
     decimals = separating_decimals((p,), (level,), at_least=3)
@@ -93,5 +93,5 @@ def p_value(p: float, *, level: float) -> str:
 
 
 def _places(value: float) -> int:
-    """Digits before the decimal point; below one, zeros after it count as negative."""
+    """The number of digits before the decimal point. Zeros after it count as negative."""
     return math.floor(math.log10(abs(value))) + 1 if value else 1

@@ -1,4 +1,4 @@
-"""What variants, models and datasets are called."""
+"""Display names of variants, models and datasets."""
 
 import string
 from pathlib import PurePosixPath
@@ -9,7 +9,7 @@ LONGEST_SHORT = 14  # characters of a variant's name within a figure
 
 
 def variant_labels(settings: params.Params) -> dict[str, str]:
-    """What each variant of the experiment is called in a sentence; no two share a label."""
+    """The display name of each variant of the experiment, by variant. All are different."""
     labels = {name: variant_label(settings.variants[name]) for name in settings.experiment.variants}
     all_labels = list(labels.values())
     return {
@@ -18,9 +18,9 @@ def variant_labels(settings: params.Params) -> dict[str, str]:
 
 
 def short_labels(settings: params.Params) -> dict[str, str]:
-    """What each variant is called where there is little room; no two share a label.
+    """A short display name for each variant of the experiment, for figures. All are different.
 
-    Where one would be long, all get letters, of which the page has a key.
+    If one of them would be too long, the variants get letters and the page a key to them.
     """
     shorts = {}
     for name in settings.experiment.variants:
@@ -36,7 +36,7 @@ def short_labels(settings: params.Params) -> dict[str, str]:
 
 
 def variant_label(variant: params.Variant) -> str:
-    """What a variant is called: its method and its precision."""
+    """A variant's display name: its method and precision."""
     method = methods.get(variant.method)
     precision = precisions.get(variant.precision)
     name = method.label_on_4_bits if precision.is_4_bit else method.label
@@ -44,7 +44,7 @@ def variant_label(variant: params.Variant) -> str:
 
 
 def model_name(model: params.Model) -> str:
-    """A model's short name, from where it comes."""
+    """A model's short name, from its source."""
     match model:
         case params.HubModel():
             return model.repository
@@ -57,7 +57,7 @@ def model_name(model: params.Model) -> str:
 
 
 def dataset_name(dataset: params.Dataset) -> str:
-    """A dataset's short name, from where it comes."""
+    """A dataset's short name, from its source."""
     match dataset:
         case params.HubDataset():
             return dataset.repository

@@ -1,8 +1,7 @@
-"""What dvc.lock says of the files that the page is made from, and whether the workspace still agrees with it.
+"""Compare the files of the page with dvc.lock.
 
-DVC holds its own lock while the page is rendered, and writes the page's own entry only afterwards. So the files are read
-and hashed here, and `dvc status` is not called. What a result recorded of its own inputs is compared with the lock as
-well.
+DVC locks the repository while the page is rendered, and writes the page's entry only afterwards. So the files are read
+and hashed here, and `dvc status` is not called. The inputs that a result recorded are compared with dvc.lock as well.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -16,32 +15,32 @@ from workflow.runtime.dvc_yaml import Definition, definitions
 from workflow.runtime.files import read_yaml
 from workflow.runtime.paths import DVC_LOCK, DVC_YAML, HARDWARE, PARAMS, RESULTS
 
-OWN_STAGE = "report"  # its entry is that of the page before this one
+OWN_STAGE = "report"  # its entry describes the previous page
 
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a file comes from, by dvc.lock."""
+    """The origin of a file, from dvc.lock."""
 
     stage: str
     md5: str
-    params: dict[str, Any]  # what the stage was run with
+    params: dict[str, Any]  # of the stage's run
 
     @property
     def command(self) -> str:
-        """What makes the file again."""
+        """The command that reproduces the file."""
         return f"dvc repro {self.stage}"
 
 
 @dataclass(frozen=True)
 class Lock:
-    """What dvc.lock and the workspace say together.
+    """The state of the workspace against dvc.lock.
 
     Attributes:
         exists: whether there is a dvc.lock.
-        origins: by path, of every file that a stage wrote.
-        mismatches: a sentence for each thing in which the workspace differs from it.
-        absent: outputs that the page does not need and that are not in this workspace.
+        origins: the origin of each file that a stage wrote, by path.
+        mismatches: a sentence for each difference between the workspace and dvc.lock.
+        absent: missing outputs that the page does not need.
     """
 
     exists: bool
@@ -51,10 +50,10 @@ class Lock:
 
 
 def read(needed: Iterable[Path]) -> Lock:
-    """Compare the workspace with the entry of every stage that had a part in the needed files.
+    """Compare the workspace with the entries of all stages behind the needed files.
 
     Args:
-        needed: the files that the page is made from. Those outside of results/ belong to no stage.
+        needed: the files that the page is made from. Those outside results/ belong to no stage.
 
     Raises:
         UserError: dvc.lock, dvc.yaml or params.yaml cannot be read.
@@ -89,12 +88,12 @@ def read(needed: Iterable[Path]) -> Lock:
 
 
 def _is_of_a_stage(path: Path) -> bool:
-    """Whether a stage must have written a file. What `make benchmark` measured belongs to none."""
+    """Whether a stage must have written a file. The measurements of `make benchmark` belong to none."""
     return path.is_relative_to(RESULTS) and not path.is_relative_to(HARDWARE)
 
 
 def _digester() -> Callable[[str], str | None]:
-    """A function that returns the md5 of a file or folder, and computes that of each file once."""
+    """Return a function that gives the md5 of a file or folder, and hashes each file once."""
     known = {Path(path): md5 for path, md5 in inputs.known_digests().items()}
 
     def digest_of(name: str) -> str | None:
@@ -107,20 +106,20 @@ def _digester() -> Callable[[str], str | None]:
 
 
 def _upstream(stages: Mapping[str, LockedStage], names: Iterable[str]) -> dict[str, LockedStage]:
-    """The named stages, and all those from whose outputs they were made, in the order of dvc.lock."""
+    """The named stages and all stages upstream of them, in the order of dvc.lock."""
     upstream, waiting = set(), list(names)
     while waiting:
         name = waiting.pop()
         if name not in upstream:
             upstream.add(name)
-            # A dependency on a folder is a dependency on a path within it only where params name that path's stage.
+            # Only equal paths count: a folder can hold outputs of stages that params do not name.
             deps = stages[name].deps
             waiting += [other for other, stage in stages.items() if not deps.keys().isdisjoint(stage.outs)]
     return {name: stage for name, stage in stages.items() if name in upstream}
 
 
 def _changed_outputs(differences: list[Difference], needed: set[str]) -> list[str]:
-    """A sentence for each output that is not what its stage wrote, and each needed one that is missing."""
+    """A sentence for each output that changed after its stage, and each needed one that is missing."""
     outputs = [difference for difference in differences if difference.kind == "out"]
     return [
         f"{output.name} is missing."
@@ -134,7 +133,7 @@ def _changed_outputs(differences: list[Difference], needed: set[str]) -> list[st
 def _other_records(
     stages: Mapping[str, LockedStage], needed: set[str], differences: list[Difference]
 ) -> list[str]:
-    """A sentence for each input that a result recorded with another value than dvc.lock has."""
+    """A sentence for each input that a result recorded with another value than dvc.lock."""
     changed = {difference.name for difference in differences if difference.kind == "out"}
     return [
         f"{path} was made with {contradiction}."
@@ -150,14 +149,14 @@ def _other_records(
 def _stale_stages(
     stages: Mapping[str, LockedStage], differences: list[Difference], origins: Mapping[str, Origin]
 ) -> list[str]:
-    """A sentence for each reason for which stages would run again: a file, a param, or the definition in dvc.yaml."""
+    """A sentence for each reason to run stages again: a file, a param, or the definition in dvc.yaml."""
     names_by_reason: dict[str, list[str]] = {}
     for difference in differences:
         match difference:
             case Difference(kind="param", name=name):
                 reason = f"params.yaml has another value of {name}"
             case Difference(kind="dep", missing=True, name=name) if name not in origins:
-                reason = f"{name} is gone"  # an output that is gone is among the absent ones
+                reason = f"{name} is gone"  # a missing output is listed in `absent`
             case Difference(kind="dep", missing=False, name=name):
                 reason = f"{name} has changed since"
             case _:
@@ -174,7 +173,7 @@ def _stale_stages(
 
 
 def _definition(stage: LockedStage) -> Definition:
-    """The definition that a stage was run by."""
+    """The definition of a stage when it was run."""
     return Definition(
         stage.command,
         deps=frozenset(stage.deps),

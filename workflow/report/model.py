@@ -1,4 +1,4 @@
-"""What the page is made of: the facts of a run as data classes."""
+"""The facts of a run as data classes: all that the page is made from."""
 
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,19 +14,19 @@ from workflow.report.lock import Lock
 from workflow.runtime.forms import AS_TRAINED, BASE
 from workflow.runtime.paths import COMPARISON
 
-CATEGORY = "category/"  # a subset of one category is called so, and then by the category's name
-GRID = "grid"  # the setting of a point on random rows; any other is on the run's rows
+CATEGORY = "category/"  # prefix of the name of a category's subset
+GRID = "grid"  # the setting of points on random rows; all others are on rows of a dataset
 OWN_SHAPE = "own"
 GPU_SIZES = (12, 16, 24, 40, 48, 80)  # GB of 10^9 bytes, as GPUs are sold
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One variant: what it is called on the page, and what its runs recorded."""
+    """A variant: its display names, and what its runs recorded."""
 
     name: str
     label: str
-    short: str  # where there is little room
+    short: str  # the label in figures
     position: int  # in experiment.variants; decides its color and marker
     is_baseline: bool
     precision: dict
@@ -35,7 +35,7 @@ class Variant:
 
 @dataclass(frozen=True)
 class Commands:
-    """The shell commands that give the numbers of one run in one form."""
+    """The shell commands that reproduce the scores of a run in a form."""
 
     variant: str
     seed: int | None
@@ -45,28 +45,28 @@ class Commands:
 
 @dataclass(frozen=True)
 class ServedForm:
-    """A form of a variant as it was found when it was loaded."""
+    """A serving form of a variant, as it was found after loading."""
 
     variant: str
     form: str
     precision: dict
     adapters: int
     adapter_dtype: str | None
-    key: str = field(compare=False)  # where it stands
+    key: str = field(compare=False)  # its place, as file#key
 
 
 @dataclass(frozen=True)
 class MeasuredVariant:
-    """A variant of a measured device, which need not be one of the experiment's."""
+    """A variant that was measured on a device. It may be absent from the experiment."""
 
     name: str
     label: str
-    position: int  # as in the experiment; after its variants where it is none of them
+    position: int  # decides its color and marker; the experiment's variants come first
 
 
 @dataclass(frozen=True)
 class Point:
-    """One training that was measured on a device, or that could not be; memory is in GiB."""
+    """A training that was measured on a device, or that could not be. Memory is in GiB."""
 
     setting: str
     variant: str
@@ -76,23 +76,21 @@ class Point:
     length: int
     checkpointing: bool
     rank: int
-    rows: int | None  # of the sample that it trained on; None where they are random, or not known
+    rows: int | None  # of the training sample; None if they are random or not known
     warmup_steps: int
     steps: int  # counted
     outcome: str
-    detail: str  # of the outcome, where it was not measured
-    requested: float | None  # the allocation that failed
+    detail: str  # why it was not measured
+    requested: float | None  # size of the allocation that failed
     speed: dict[str, float]  # median, low, high of the useful tokens/s
     overall: float | None  # useful tokens of all steps over their seconds
-    peak: float | None  # allocated; on a CPU the resident set
+    peak: float | None  # of allocated memory; on a CPU, of the resident set
     reserved: float | None
-    predicted: dict[str, float] | None  # None too where what was measured is no allocator's peak
+    predicted: dict[str, float] | None  # by component; None if the allocator was not measured
     share: float | None  # of the matrix rate
     joules: float | None  # per 1,000 useful tokens
-    longest: (
-        int | None
-    )  # tokens of an epoch's largest forward pass, which the peak is of; None where that was not run
-    key: str  # where it stands
+    longest: int | None  # tokens of an epoch's longest forward pass; None if that was not run
+    key: str  # its place, as file#key
 
     @property
     def measured(self) -> bool:
@@ -105,18 +103,18 @@ class Point:
 
     @property
     def deviation(self) -> float | None:
-        """Predicted over measured peak, less one."""
+        """The predicted peak divided by the measured one, minus one. None if either is missing."""
         return self.predicted["total"] / self.peak - 1 if self.predicted and self.peak else None
 
 
 @dataclass(frozen=True)
 class Device:
-    """What was measured on one device at one shape."""
+    """The measurements of one device at one model shape."""
 
     device: str
     on_cpu: bool
     shape: str
-    own: bool  # the shape is the run's own model; else the weights are random
+    own: bool  # the run's own model; otherwise a shape with random weights
     own_run: bool  # measured by the run's own stage
     versions: dict[str, str]
     files: list[str]
@@ -135,14 +133,14 @@ class Device:
         return [point for point in self.points if point.setting != GRID]
 
     def plain(self, point: Point) -> Point | None:
-        """The plain loop of the same variant on the same rows."""
+        """The measured plain loop of a point's variant and rows. None if there is none."""
         key = (point.variant, point.rows, "plain")
         points = (p for p in self.settings if (p.variant, p.rows, p.loop) == key and p.measured)
         return next(points, None)
 
     @property
     def shared(self) -> list[Point]:
-        """One grid point of each variant that has predictions: the largest that all of these measured."""
+        """The largest grid point that all variants with predictions have in common, once per variant."""
         by_size: dict[tuple, dict[str, Point]] = {}
         for point in self.grid:
             if point.measured and point.predicted:
@@ -157,7 +155,7 @@ class Device:
 
 @dataclass(frozen=True)
 class Fit:
-    """The most tokens that a forward pass can have, by the GB of a GPU; 0 where nothing fits."""
+    """The most tokens that fit in a forward pass, by the GB of a GPU. 0 means that nothing fits."""
 
     shape: str
     variant: MeasuredVariant
@@ -173,19 +171,19 @@ class Work:
     stage: str
     runs: int
     seconds: float
-    measured: str  # what the time is of
+    measured: str  # the part of a run that was timed
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What the page is made from."""
+    """The facts of a run."""
 
     params: Params
     params_text: str
     model: dict
     dataset: dict
     rows: dict[str, int]  # per split
-    near_duplicates: int  # test rows that have one among the other splits
+    near_duplicates: int  # test rows with a near-duplicate in another split
     variants: list[Variant]
     compared: Comparison
     benchmarks: dict[str, dict]
@@ -216,7 +214,7 @@ class Facts:
 
     @property
     def lettered(self) -> bool:
-        """Whether the figures call the variants by letters."""
+        """Whether the variants' short labels are letters."""
         return all(len(variant.short) == 1 for variant in self.variants)
 
     @property
@@ -241,17 +239,17 @@ class Facts:
         return {(c.kind, c.variant, c.form, c.task, c.metric, c.subset): c for c in self.compared.contrasts}
 
     def score(self, variant: str, form: str, metric: tuple[str, str], subset: str = ALL) -> Score | None:
-        """A variant's score in a form, or None where it was not scored so."""
+        """A variant's score in a form. None if it was not scored."""
         return self._scores.get((variant, form, *metric, subset))
 
     def contrast(
         self, kind: str, variant: str, form: str, metric: tuple[str, str], subset: str = ALL
     ) -> Contrast | None:
-        """A difference by its kind (repairs apart, of which one form can have several), or None."""
+        """A difference by its kind, or None. Of repairs, a form can have several."""
         return self._contrasts.get((kind, variant, form, *metric, subset))
 
     def to_baseline(self, variant: str, form: str, metric: tuple[str, str]) -> Contrast | None:
-        """A form's difference to the baseline as it was trained; for the baseline's own other forms too."""
+        """A form's difference to the baseline as trained, also for the baseline's other forms."""
         kind = "form" if variant == self.baseline.name else "to_baseline"
         return self.contrast(kind, variant, form, metric)
 
@@ -262,13 +260,13 @@ class Facts:
 
     @property
     def compared_metrics(self) -> list[tuple[str, str]]:
-        """Every (task, metric) in which differences were taken, the primary one first."""
+        """Each (task, metric) with differences, the primary one first."""
         metrics = dict.fromkeys((c.task, c.metric) for c in self.compared.contrasts)
         return sorted(metrics, key=lambda metric: metric != self.primary)
 
     @property
     def other_metrics(self) -> list[tuple[str, str]]:
-        """Every (task, metric) that has values alone."""
+        """Each (task, metric) with values but no differences."""
         metrics = dict.fromkeys((s.task, s.metric) for s in self.compared.scores)
         return [metric for metric in metrics if metric not in self.compared_metrics]
 
@@ -283,30 +281,36 @@ class Facts:
         }
 
     def key_of(self, item: Score | Contrast | Part | Claim | Cost, *names: str) -> str:
-        """Where a number of the comparison stands, for example `results/compare/comparison.json#scores[3].value`."""
+        """The place of a number of the comparison, for example `results/compare/comparison.json#scores[3].value`."""
         return f"{COMPARISON.as_posix()}#{'.'.join([self._places[id(item)], *names])}"
 
     def cite(self, text: str, item: Score | Contrast | Part | Claim | Cost, *names: str) -> Number:
-        """A number of the comparison as the page writes it, with its value and the place that it is from."""
+        """A number of the comparison as `text`, with its value and its place.
+
+        Args:
+            text: the number as the page writes it.
+            item: the row of the comparison that holds it.
+            names: the attributes or keys that lead from the row to the number.
+        """
         value = item
         for name in names:
             value = value[name] if isinstance(value, dict) else getattr(value, name)
         return Number(text, value, self.key_of(item, *names))
 
     def weights_of(self, variant: str, form: str) -> float | None:
-        """GiB of a variant's weights as a form was loaded, or None where it was not."""
+        """GiB of a variant's weights in a form. None if the form was not loaded."""
         served = self.served_as(variant, form)
         return served.precision["weights_gib"] if served else None
 
     def served_as(self, variant: str, form: str) -> ServedForm | None:
-        """A form as it was loaded, with the first seed's adapter."""
+        """A form as it was loaded with the first seed's adapter. None if it was not loaded."""
         return next(
             (served for served in self.served if (served.variant, served.form) == (variant, form)), None
         )
 
     @cached_property
     def energy(self) -> dict[str, Point]:
-        """By variant, the run's own grid point with the most tokens at which energy was measured of every variant."""
+        """The run's largest grid point at which the energy of each variant was measured, by variant."""
         by_size: dict[tuple, dict[str, Point]] = {}
         for block in self.hardware:
             for point in block.grid if block.own_run and block.own else []:
@@ -318,7 +322,7 @@ class Facts:
         return {name: by_size[max(shared)][name] for name in names} if shared else {}
 
     def cost_of(self, variant: str, metric: str) -> Cost | None:
-        """A variant's measured cost, or None where it was not measured."""
+        """A variant's measured cost. None if it was not measured."""
         return next((c for c in self.compared.cost if (c.variant, c.metric) == (variant, metric)), None)
 
     @property

@@ -1,4 +1,4 @@
-"""Render the page: the facts, put into words, tables and figures by section, in one HTML file that needs no other."""
+"""Render the facts as one self-contained HTML page."""
 
 import base64
 import hashlib
@@ -32,27 +32,27 @@ from workflow.report.sections import (
 
 HERE = Path(__file__).parent
 SHORT_TEXT = 240  # characters, and
-SHORT_LINES = 6  # lines, that are shown without a fold
+SHORT_LINES = 6  # lines: longer texts are folded
 
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the page: `sections/NAME.html.jinja`, which stands under the address #NAME."""
+    """A part of the page, from `sections/NAME.html.jinja`, at the anchor #NAME."""
 
     name: str
-    short: str  # in the contents
+    short: str  # its title in the contents
 
 
 @dataclass(frozen=True)
 class Text:
-    """A text that may be long: `short` is its beginning where it is to be folded, else None."""
+    """A text that may be long. `short` is its beginning if it is to be folded, otherwise None."""
 
     full: str
     short: str | None
 
 
 def contents(facts: Facts, content: dict[str, Any]) -> list[Section]:
-    """The sections that this run has something for, in the order of the page.
+    """The sections with content for this run, in the order of the page.
 
     Args:
         content: the object of each section, by the section's name.
@@ -76,7 +76,7 @@ def contents(facts: Facts, content: dict[str, Any]) -> list[Section]:
 
 
 def render(facts: Facts) -> str:
-    """The whole page; the same facts give the same bytes."""
+    """The page as HTML. The same facts give the same bytes."""
     environment = Environment(
         loader=FileSystemLoader(HERE),
         autoescape=True,
@@ -97,7 +97,7 @@ def render(facts: Facts) -> str:
 
 
 def _content(facts: Facts) -> dict[str, Any]:
-    """The variables of the templates: an object for each section, and what several sections share."""
+    """The variables of the templates: an object for each section, and those that sections share."""
     content = {
         "answer": answer.section(facts),
         "evidence": evidence.section(facts),
@@ -131,7 +131,7 @@ def _content(facts: Facts) -> dict[str, Any]:
 
 
 def fold(text: str) -> Text:
-    """A text with its beginning, where it is long enough to be folded."""
+    """A text, with its beginning if it is long enough to be folded."""
     lines = text.splitlines()
     if len(text) <= SHORT_TEXT and len(lines) <= SHORT_LINES:
         return Text(text, None)

@@ -1,4 +1,4 @@
-"""Where the numbers of each part of the page come from: files, the stages that wrote them, keys, params, commands."""
+"""The provenance of the page's numbers: files, stages, keys, params and commands."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,7 @@ SCORE = "scores[variant, form, task, metric, subset].value and .per_seed"
 
 @dataclass(frozen=True)
 class File:
-    """A file that numbers are read from; `stage` is empty for one that no stage wrote."""
+    """A file that numbers are read from. `stage` is empty if no stage wrote it."""
 
     path: str
     stage: str
@@ -31,12 +31,12 @@ class File:
 
 @dataclass(frozen=True)
 class Source:
-    """Where a table's or figure's numbers come from, and what makes them again.
+    """The origin of the numbers of a table or figure, and the command that reproduces them.
 
     Attributes:
-        keys: how a number is found within the files.
+        keys: the keys of the numbers within the files.
         params: the keys of params.yaml that the stages were run with.
-        command: makes the files again.
+        command: reproduces the files.
     """
 
     files: list[File]
@@ -46,7 +46,7 @@ class Source:
 
 
 def sources(facts: Facts) -> dict[str, Source]:
-    """By part of the page."""
+    """The sources of the page's numbers, by part of the page."""
     experiment = facts.params.experiment
     runs = [(name, seed) for name in experiment.variants for seed in experiment.seeds]
     trained = [train_folder(*run) for run in runs]

@@ -1,4 +1,4 @@
-"""The page's headline in other formats: Markdown for READMEs and pull requests, and a tidy table."""
+"""The headline results as Markdown, for READMEs and pull requests, and as a tidy table."""
 
 import pandas as pd
 
@@ -37,7 +37,7 @@ def summary_markdown(facts: Facts) -> str:
 
 
 def _headline_table(facts: Facts) -> str:
-    """A row per variant and serving form: quality with its difference and verdict, and costs."""
+    """A Markdown table with a row per variant and serving form: quality, difference, verdict and costs."""
     metric, decimals = facts.primary, english.decimals_for(facts, facts.primary)
     cost_metrics = [name for name in COSTS if name in facts.cost_metrics]
     confidence = formatting.percent(facts.compared.confidence)
@@ -84,10 +84,10 @@ def _plain(text: str) -> str:
 
 
 def summary_table(facts: Facts) -> pd.DataFrame:
-    """A tidy table, one row per variant, form and metric: its value, and how it differs from the baseline.
+    """A tidy table with one row per variant, form and metric: the value, and its difference to the baseline.
 
     Columns: variant, label, form, task, metric, unit, higher_is_better, value, seeds, items, difference, low, high,
-    confidence, p_adjusted, verdict, margin (of the difference; empty where none was taken), ratio_to_baseline (of
+    confidence, p_adjusted, verdict, margin (of the difference; empty if there is none), ratio_to_baseline (of
     a cost), device.
     """
     variants = {variant.name: variant for variant in facts.variants}

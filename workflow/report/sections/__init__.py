@@ -1,4 +1,4 @@
-"""The sections of the page: each takes the facts and hands one object to the template of its name.
+"""The sections of the page. Each turns the facts into the variables of the template of its name.
 
-In: `Facts`. Out: rows, figures and sentences, in one data class for each section.
+In: `Facts`. Out: one data class per section, with rows, figures and sentences.
 """

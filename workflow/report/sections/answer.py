@@ -1,4 +1,4 @@
-"""The first screen: the answer in a few sentences, and the setting that it holds for."""
+"""Answer: the result of the comparison in a few sentences, and the setting it holds for."""
 
 from dataclasses import dataclass
 
@@ -29,7 +29,7 @@ from workflow.runtime.paths import COMPARISON, MODEL_SOURCE, SAMPLE_COUNTS
 
 @dataclass(frozen=True)
 class Headline:
-    """The answer: sentences, a line per variant where there are several, and notes that put it in scale."""
+    """The answer: sentences, a line per variant if there are several, and notes that put it in perspective."""
 
     sentences: list[Markup]
     lines: list[Markup]
@@ -37,7 +37,7 @@ class Headline:
 
 
 def headline(facts: Facts) -> Headline:
-    """The answer, made from the numbers: quality and cost of every variant against the baseline."""
+    """The answer from the numbers: quality and cost of each variant against the baseline."""
     random_model = facts.params.model.source == "random"
     metric = None if random_model else facts.primary
     sentences = [Markup(RANDOM_MODEL)] if random_model else []
@@ -93,12 +93,12 @@ def _quality_sentence(facts: Facts, other: Variant, metric: tuple[str, str] | No
 
 
 def _caveat(contrast: Contrast) -> str:
-    """What the verdict rests on, to stand behind the sentence that gives it."""
+    """The caveat of a verdict, to follow its sentence."""
     return f" {contrast.caveat}" if contrast.caveat else ""
 
 
 def _forms_sentence(facts: Facts, other: Variant, metric: tuple[str, str] | None) -> Markup | None:
-    """What serving the run in its other forms comes to, against the same baseline."""
+    """The verdicts on the run's other serving forms, against the same baseline."""
     contrasts = [
         contrast
         for form in facts.forms_of(other.name)
@@ -121,7 +121,7 @@ def _forms_sentence(facts: Facts, other: Variant, metric: tuple[str, str] | None
 
 
 def _margin(facts: Facts, contrast: Contrast) -> Markup | None:
-    """The margin of equivalence with its unit, or None where none is set."""
+    """The margin of equivalence with its unit. None if none is set."""
     if not contrast.equivalence:
         return None
     margin = facts.cite(f"{contrast.equivalence.margin:g}", contrast, "equivalence", "margin")
@@ -162,7 +162,7 @@ def _ratio(facts: Facts, cost: Cost) -> Number:
 
 
 def _all_quality(facts: Facts, metric: tuple[str, str] | None) -> Markup | None:
-    """How many variants got which verdict, in a sentence."""
+    """A sentence that counts the variants by verdict."""
     contrasts = [
         contrast
         for other in facts.others
@@ -182,7 +182,7 @@ def _all_quality(facts: Facts, metric: tuple[str, str] | None) -> Markup | None:
 
 
 def _tallied(contrasts: list[Contrast]) -> Markup:
-    """How many variants got each verdict, as the end of a sentence."""
+    """The number of variants by verdict, as the end of a sentence."""
     verdicts = [contrast.verdict for contrast in contrasts]
     if len(set(verdicts)) == 1:
         return Markup("all {} variants are <strong>{}</strong>").format(len(verdicts), verdicts[0])
@@ -199,7 +199,7 @@ def _tallied(contrasts: list[Contrast]) -> Markup:
 
 
 def _all_costs(facts: Facts) -> Markup | None:
-    """The range of the variants' memory and speed, relative to the baseline, in a sentence."""
+    """A sentence with the range of memory and speed over the variants, relative to the baseline."""
     parts = []
     for metric, template in (
         ("peak_memory", "held {} the memory at their peak"),
@@ -219,7 +219,7 @@ def _all_costs(facts: Facts) -> Markup | None:
 
 
 def _line(facts: Facts, other: Variant, metric: tuple[str, str] | None) -> Markup:
-    """One variant's answer in short."""
+    """The short answer for a variant."""
     parts = []
     contrast = metric and facts.contrast("to_baseline", other.name, AS_TRAINED, metric)
     if contrast:
@@ -265,7 +265,7 @@ def _training_sentence(facts: Facts, metric: tuple[str, str] | None) -> Markup |
 
 
 def _seed_sentence(facts: Facts, metric: tuple[str, str] | None) -> Markup | None:
-    """A warning that belongs into the first screen: with one seed, no verdict is about training in general."""
+    """The warning that with one seed no verdict is about training in general. None with more seeds."""
     if not metric or not facts.others or len(facts.params.experiment.seeds) > 1:
         return None
     return Markup("One seed was trained, so every verdict is about this one training.")
@@ -288,7 +288,7 @@ def _against(facts: Facts, cost: Cost) -> Markup:
 
 
 def setting(facts: Facts) -> list[Markup]:
-    """The setting in a few parts: model, data, training, seeds, device."""
+    """The setting in parts: model, data, training, seeds and device."""
     trained = facts.baseline.trained[0]
     batch_rows = facts.params.training_of(facts.baseline.name).batch_rows
     seeds = facts.params.experiment.seeds
@@ -335,7 +335,7 @@ class Answer:
 
 
 def section(facts: Facts) -> Answer:
-    """Everything that the template of this section shows."""
+    """The content of this section's template."""
     return Answer(
         headline=headline(facts),
         setting=setting(facts),

@@ -1,4 +1,4 @@
-"""The first figure: the quality of every variant and serving form against its memory."""
+"""The figure of the answer: the quality of each variant and serving form against its memory."""
 
 from dataclasses import dataclass
 
@@ -14,20 +14,21 @@ from workflow.report.formatting import quantity, signed
 from workflow.report.model import Facts, Variant
 from workflow.runtime.forms import AS_TRAINED
 
-MOST_LABELS = 8  # points that are labeled each; of more, those as trained alone
-CLUSTER = 0.2  # of the widest memory: how wide points of one memory stand side by side
-MEETING = 0.2  # of the widest memory: the names of points nearer than this are spread together
-SAME = 0.03  # of the widest memory: points nearer than this stand side by side
+MOST_LABELS = 8  # with more points, only those as trained are labeled
+# All three are shares of the largest memory.
+CLUSTER = 0.2  # the most that a cluster of points is wide
+MEETING = 0.2  # points nearer than this have their names spread together
+SAME = 0.03  # points nearer than this form a cluster, drawn side by side
 
 
 @dataclass(frozen=True)
 class _Served:
-    """A point of the answer: a variant in a form, with the memory of its weights and its difference."""
+    """A point of the figure: a variant in a serving form, with the GiB of its weights and its difference."""
 
     variant: Variant
     form: str
     gib: float
-    contrast: Contrast | None  # None of the baseline as trained, against which the others stand
+    contrast: Contrast | None  # None for the baseline as trained
 
     @property
     def value(self) -> float:
@@ -35,7 +36,7 @@ class _Served:
 
 
 def answer_panel(facts: Facts) -> Panel | None:
-    """Every form's difference in quality over the memory of its weights; None where there is no difference."""
+    """Each form's difference in quality over the memory of its weights. None if there is no difference."""
     points = _served_points(facts)
     contrasts = [point.contrast for point in points if point.contrast]
     if not contrasts or facts.params.model.source == "random":
@@ -65,7 +66,7 @@ def answer_panel(facts: Facts) -> Panel | None:
                 color=MUTED,
             ).set_in_layout(False)
         named = _draw_points(axes, points, widest)
-        _draw_names(axes, named, apart=19 * reach / height)
+        _draw_names(axes, named, gap=19 * reach / height)
         axes.set_xlim(0, right)
         low, high = lowest - 0.1 * reach, highest + 0.1 * reach
         axes.set_ylim(*((low, high) if first.higher_is_better else (high, low)))
@@ -90,10 +91,10 @@ def answer_panel(facts: Facts) -> Panel | None:
 def _draw_points(
     axes: Axes, points: list[_Served], widest: float
 ) -> list[list[tuple[float, float, _Served]]]:
-    """Draw the points, and return those to be named in groups whose names would meet.
+    """Draw the points, and return those to be named, in groups whose names would overlap.
 
     Returns:
-        Of each point its cluster's right edge and its own x, in GiB, and the point.
+        For each point, the right edge of its cluster in GiB, its x in GiB, and the point.
     """
     few = len(points) <= MOST_LABELS
     named: list[list[tuple[float, float, _Served]]] = []
@@ -113,11 +114,11 @@ def _draw_points(
     return named
 
 
-def _draw_names(axes: Axes, named: list[list[tuple[float, float, _Served]]], *, apart: float) -> None:
-    """Write the names of points, no nearer to each other than `apart` in the units of the y axis."""
+def _draw_names(axes: Axes, named: list[list[tuple[float, float, _Served]]], *, gap: float) -> None:
+    """Write the names of the points, at least `gap` apart in the units of the y axis."""
     for labels in named:
         at = max(end for end, _, _ in labels)
-        places = spread([point.value for _, _, point in labels], apart)
+        places = spread([point.value for _, _, point in labels], gap)
         for (_, x, point), y in zip(labels, places, strict=True):
             color = color_of(point.variant)
             axes.plot([x, at], [point.value, y], color=color, linewidth=0.6, alpha=0.7)
@@ -134,7 +135,7 @@ def _draw_names(axes: Axes, named: list[list[tuple[float, float, _Served]]], *, 
 
 
 def _alt(facts: Facts, points: list[_Served], *, margin: float | None, sixteen: float | None) -> str:
-    """The figure in words, for those who do not see it."""
+    """The alternative text of the figure."""
     decimals = decimals_for(facts, facts.primary)
     baseline = f"{facts.baseline.label}, {form_name(AS_TRAINED)}"
     alt = f"Difference to {baseline} in {quality_name(facts.primary)} over the memory of the weights as served. "
@@ -153,7 +154,7 @@ def _alt(facts: Facts, points: list[_Served], *, margin: float | None, sixteen: 
 
 
 def _served_point(axes: Axes, x: float, point: _Served) -> None:
-    """A point with its intervals."""
+    """Draw a point with its intervals."""
     color = color_of(point.variant)
     if point.contrast:
         difference, tost = point.contrast.difference, point.contrast.equivalence
@@ -172,13 +173,13 @@ def _served_point(axes: Axes, x: float, point: _Served) -> None:
 
 
 def _decimals(axes: Axes) -> int:
-    """Decimals that show the ticks of the vertical axis as they are."""
+    """The fewest decimals that show the ticks of the y axis exactly."""
     ticks = axes.get_yticks()
     return next((n for n in range(6) if all(abs(round(tick, n) - tick) < 1e-9 for tick in ticks)), 6)
 
 
 def answer_legend(facts: Facts) -> list[tuple[str, Markup]]:
-    """The markers of the forms, where the answer's points are too many to be labeled each."""
+    """The markers of the serving forms, if the figure has too many points to label each."""
     points = _served_points(facts)
     if len(points) <= MOST_LABELS:
         return []
@@ -206,7 +207,7 @@ def _served_points(facts: Facts) -> list[_Served]:
 
 
 def _clusters(points: list[_Served], widest: float) -> list[list[_Served]]:
-    """The points, those of nearly the same memory together."""
+    """The points in clusters of nearly the same memory."""
     clusters: list[list[_Served]] = []
     for point in sorted(points, key=lambda p: p.gib):
         if clusters and point.gib - clusters[-1][0].gib <= SAME * widest:

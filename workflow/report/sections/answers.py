@@ -1,4 +1,4 @@
-"""Answers: what the models wrote, side by side."""
+"""Answers: the models' written answers, side by side."""
 
 from dataclasses import dataclass
 
@@ -8,7 +8,7 @@ from workflow.report.model import Facts
 
 
 def answer_words(facts: Facts) -> str:
-    """Which rows are shown, who won, and how answers are marked."""
+    """Sentences on the choice of the rows and of the winners."""
     answers = facts.answers
     sampled = sum(row.sampled for row in answers.rows)
     far = sum(row.disagreeing for row in answers.rows)
@@ -38,5 +38,5 @@ class AnswersSection:
 
 
 def section(facts: Facts) -> AnswersSection:
-    """Everything that the template of this section shows."""
+    """The content of this section's template."""
     return AnswersSection(answers=facts.answers, words=answer_words(facts), tie=TIE)

@@ -14,7 +14,7 @@ from workflow.report.formatting import clean, number, signed
 from workflow.report.model import CATEGORY, Facts, Variant
 from workflow.runtime.forms import AS_TRAINED, BASE
 
-STRONGEST = 0.55  # of a cell's color: the text on it keeps its contrast
+STRONGEST = 0.55  # the most opaque that a cell is, so that its text keeps enough contrast
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class CategoryCell:
 
 @dataclass(frozen=True)
 class CategoryRow:
-    """One category, or several together, with a cell per variant."""
+    """A category, or several pooled, with a cell per variant."""
 
     name: str
     pooled: bool
@@ -36,7 +36,7 @@ class CategoryRow:
 
 
 def category_rows(facts: Facts) -> list[CategoryRow]:
-    """The primary metric by category: those held out of training and the others together, then each."""
+    """The primary metric by category. The pooled held-out and seen categories come first."""
     scores = {s.subset: s for s in facts.compared.scores if (s.task, s.metric) == facts.primary}
     categories = sorted(subset for subset in scores if subset.startswith(CATEGORY))
     held_out = {f"{CATEGORY}{name}" for name in facts.compared.held_out_categories}
@@ -71,7 +71,7 @@ def _category_cell(facts: Facts, variant: str, subset: str) -> CategoryCell | No
 
 
 def category_panels(facts: Facts) -> list[Panel]:
-    """Heat maps of the primary metric by category: the change by training, and the difference to the baseline."""
+    """Heat maps of the primary metric by category: the change by training and the difference to the baseline."""
     subsets = [s.subset for s in facts.compared.scores if (s.task, s.metric) == facts.primary]
     held_out = {f"{CATEGORY}{name}" for name in facts.compared.held_out_categories}
     categories = sorted({s for s in subsets if s.startswith(CATEGORY)}, key=lambda s: (s not in held_out, s))
@@ -95,7 +95,7 @@ def category_panels(facts: Facts) -> list[Panel]:
             if (c := facts.contrast(kind, v.name, AS_TRAINED, facts.primary, subset))
         }
         if any(subset != ALL for subset, _ in cells):
-            panels.append(_heat(facts, kind, title, variants, [*rows, (ALL, "All items")], cells))
+            panels.append(_heat_map(facts, kind, title, variants, [*rows, (ALL, "All items")], cells))
     return panels
 
 
@@ -108,10 +108,11 @@ def _cell(
     decimals: int,
     size: float,
 ) -> None:
-    """Draw one difference on a color whose strength is its share of the strongest; a dash where there is none.
+    """Draw a difference on a color as strong as its share of the strongest one. Draw a dash if there is none.
 
     Args:
         box: left, top, width and height.
+        strongest: the largest absolute difference of the heat map.
         size: of the text, in points.
     """
     x, y, width, height = box
@@ -127,7 +128,7 @@ def _cell(
     axes.text(**middle, s=signed(value, decimals), color=INK, weight=weight)
 
 
-def _heat(
+def _heat_map(
     facts: Facts,
     kind: str,
     title: str,
@@ -184,12 +185,12 @@ def _heat(
 
 @dataclass(frozen=True)
 class Categories:
-    """The difference in each category."""
+    """The table and heat maps by category."""
 
     rows: list[CategoryRow]
     panels: list[Panel]
 
 
 def section(facts: Facts) -> Categories:
-    """Everything that the template of this section shows."""
+    """The content of this section's template."""
     return Categories(rows=category_rows(facts), panels=category_panels(facts))

@@ -1,4 +1,4 @@
-"""Claims: what the recipe claimed, and whether it holds."""
+"""Claims: the claims for 4-bit fine-tuning, and whether they hold."""
 
 from dataclasses import dataclass
 
@@ -17,7 +17,7 @@ class ClaimRow:
 
 
 def claim_rows(facts: Facts) -> list[ClaimRow]:
-    """The claims, each with a row per variant and form that it was checked in."""
+    """A row for each claim, variant and serving form, sorted by claim."""
     labels = {variant.name: variant.label for variant in facts.variants}
     rows = [
         ClaimRow(c.claim, c.text, labels[c.variant], english.form_name(c.form), c.holds, c.sentence)
@@ -29,11 +29,11 @@ def claim_rows(facts: Facts) -> list[ClaimRow]:
 
 @dataclass(frozen=True)
 class Claims:
-    """Each claim and whether it holds."""
+    """The table of the claims."""
 
     rows: list[ClaimRow]
 
 
 def section(facts: Facts) -> Claims:
-    """Everything that the template of this section shows."""
+    """The content of this section's template."""
     return Claims(rows=claim_rows(facts))

@@ -1,4 +1,4 @@
-"""Memory and time of each variant, measured in a process of its own."""
+"""Cost: memory and time of each variant, measured in a process of its own."""
 
 from dataclasses import dataclass
 
@@ -28,7 +28,7 @@ from workflow.report.english import (
 from workflow.report.formatting import quantity, ratio, significant
 from workflow.report.model import Facts, Variant
 
-FIRST_COSTS = ("peak_memory", "weights", "training_speed", "step_time")  # the others follow
+FIRST_COSTS = ("peak_memory", "weights", "training_speed", "step_time")  # in this order, before the others
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class CostCell:
 
 @dataclass(frozen=True)
 class CostRow:
-    """One measured cost, with a cell per variant."""
+    """A measured cost, with a cell per variant."""
 
     name: str
     unit: str
@@ -50,10 +50,10 @@ class CostRow:
 
 
 def cost_rows(facts: Facts) -> list[CostRow]:
-    """The cost table: a row per measurement, a cell per variant, None where it was not measured."""
+    """The cost table: a row per measurement and a cell per variant. Cells without a measurement are None."""
     rows = []
-    first_ones = [metric for metric in FIRST_COSTS if metric in facts.cost_metrics]
-    for metric in dict.fromkeys([*first_ones, *facts.cost_metrics]):
+    first_metrics = [metric for metric in FIRST_COSTS if metric in facts.cost_metrics]
+    for metric in dict.fromkeys([*first_metrics, *facts.cost_metrics]):
         costs = [facts.cost_of(variant.name, metric) for variant in facts.variants]
         first = next(cost for cost in costs if cost)
         cells = [
@@ -83,7 +83,7 @@ def cost_rows(facts: Facts) -> list[CostRow]:
 
 
 def cost_panels(facts: Facts) -> list[Panel]:
-    """Bars of the costs that were measured: memory, and speed with its quartiles."""
+    """Bar charts of memory, and of speed with its quartiles."""
     return [
         _bars(facts, metric)
         for metric in ("peak_memory", "weights", "training_speed", "step_time")
@@ -139,7 +139,7 @@ def _bars(facts: Facts, metric: str) -> Panel:
 
 
 def _inner_bars(axes: Axes, facts: Facts, variant: Variant, row: int) -> None:
-    """Pale ends of a memory bar: what was held before training, and before the base was loaded."""
+    """Draw the pale ends of a memory bar: the memory before training, and before the base was loaded."""
     for inner in ("memory_after_load", "memory_before_load"):
         cost = facts.cost_of(variant.name, inner)
         if cost:
@@ -157,7 +157,7 @@ def _bar_words(variant: Variant, cost) -> str:
 
 @dataclass(frozen=True)
 class CostSection:
-    """What each variant costs."""
+    """The cost table and bar charts."""
 
     rows: list[CostRow]
     panels: list[Panel]
@@ -166,7 +166,7 @@ class CostSection:
 
 
 def section(facts: Facts) -> CostSection:
-    """Everything that the template of this section shows."""
+    """The content of this section's template."""
     return CostSection(
         rows=cost_rows(facts),
         panels=cost_panels(facts),

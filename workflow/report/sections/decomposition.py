@@ -1,4 +1,4 @@
-"""Decomposition: how much of a difference is there before training, and how much after it."""
+"""Decomposition: how much of a difference was there before training, and how much after it."""
 
 from dataclasses import dataclass
 
@@ -27,7 +27,7 @@ class PartRow:
 
 
 def decomposition(facts: Facts) -> list[tuple[str, list[PartRow]]]:
-    """Of each quantized variant, the parts of its difference to the baseline in the primary metric."""
+    """The parts of each quantized variant's difference to the baseline, in the primary metric."""
     rows: dict[str, list[PartRow]] = {}
     least = english.decimals_for(facts, facts.primary)
     for part in facts.compared.decomposition:
@@ -41,7 +41,7 @@ def decomposition(facts: Facts) -> list[tuple[str, list[PartRow]]]:
 
 
 def waterfall_panels(facts: Facts) -> list[Panel]:
-    """Of each quantized variant: its base's damage, what training changed of it, what is left, and each other form."""
+    """A waterfall per quantized variant: damage of the base, recovery, the rest, and each other serving form."""
     by_variant: dict[str, list[tuple[Part, Contrast]]] = {}
     for part in facts.compared.decomposition:
         contrast = facts.contrast(part.kind, part.variant, part.form, facts.primary)
@@ -60,7 +60,7 @@ def waterfall_panels(facts: Facts) -> list[Panel]:
 
 
 def _starts(parts: list[tuple[Part, Contrast]]) -> dict[str, float]:
-    """Where the bar of each kind of part begins: the steps begin where what they change ends."""
+    """The start of the bar of each kind of part. A step starts at the end of the part that it changes."""
     value = {part.kind: part.value for part, _ in parts if part.kind != "form"}
     left = value.get("to_baseline", 0.0)
     return {"base_to_base": 0.0, "recovery": value.get("base_to_base", 0.0), "to_baseline": 0.0, "form": left}
@@ -71,7 +71,7 @@ def _waterfall(
 ) -> Panel:
     first, color = parts[0][1], color_of(variant)
     margin = first.equivalence.margin if first.equivalence else None
-    totals = {"base_to_base", "to_baseline"}  # they begin at zero
+    totals = {"base_to_base", "to_baseline"}  # their bars start at zero
     starts = _starts(parts)
     least = decimals_for(facts, facts.primary)
     row = 40
@@ -111,12 +111,12 @@ def _waterfall(
 
 @dataclass(frozen=True)
 class Decomposition:
-    """The parts of each difference."""
+    """The parts of each variant's difference."""
 
     parts: list[tuple[str, list[PartRow]]]  # by variant
     panels: list[Panel]
 
 
 def section(facts: Facts) -> Decomposition:
-    """Everything that the template of this section shows."""
+    """The content of this section's template."""
     return Decomposition(parts=decomposition(facts), panels=waterfall_panels(facts))

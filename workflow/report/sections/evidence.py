@@ -1,4 +1,4 @@
-"""Evidence: quality, memory and speed of every variant in one table, and what each variant is."""
+"""Evidence: quality, memory and speed of all variants in one table, and a description of each variant."""
 
 from dataclasses import dataclass
 
@@ -29,7 +29,7 @@ class VariantRow:
 
 @dataclass(frozen=True)
 class FormRow:
-    """A form as it was found when it was loaded."""
+    """A serving form, as it was found after loading."""
 
     label: str
     form: str
@@ -40,7 +40,7 @@ class FormRow:
 
 @dataclass(frozen=True)
 class EvidenceCell:
-    """A number of the evidence table; `best` where it is decided that no other row's is as good."""
+    """A number of the evidence table. `best` is set if the number is decidedly better than all other rows'."""
 
     number: Number
     note: str
@@ -50,7 +50,7 @@ class EvidenceCell:
 
 @dataclass(frozen=True)
 class EvidenceRow:
-    """A variant in a form; the costs of training are those of the variant, so they stand in its first row alone."""
+    """A variant in a serving form. The costs of training are in the row of the run as trained only."""
 
     label: str
     short: str
@@ -65,15 +65,15 @@ class EvidenceRow:
 
 @dataclass(frozen=True)
 class Evidence:
-    """The table of everything that was compared; `costs` are (name, unit, direction) of its last columns."""
+    """The table of all variants and serving forms. `costs` are (name, unit, direction) of the last columns."""
 
     rows: list[EvidenceRow]
     costs: list[tuple[str, str, str]]
-    energy: str  # of what, or why there is none
+    energy: str  # a sentence on the origin of the energy, or on why there is none
 
 
 def evidence(facts: Facts) -> Evidence:
-    """Quality, memory, time and energy of every variant and form, absolute and relative to the baseline."""
+    """Quality, memory, time and energy of each variant and form, absolute and relative to the baseline."""
     decimals = english.decimals_for(facts, facts.primary)
     arms = [(variant, form) for variant in facts.variants for form in facts.forms_of(variant.name)]
     best = _decided_best(facts, arms)
@@ -128,7 +128,7 @@ def evidence(facts: Facts) -> Evidence:
 
 
 def _decided_best(facts: Facts, arms: list[tuple[Variant, str]]) -> tuple[str, str] | None:
-    """The arm whose interval of the difference to the baseline lies apart from, and better than, all others'."""
+    """The arm whose interval of the difference to the baseline is entirely better than all others. None if there is none."""
     spans = {}
     for variant, form in arms:
         contrast = facts.to_baseline(variant.name, form, facts.primary)
@@ -146,7 +146,7 @@ def _decided_best(facts: Facts, arms: list[tuple[Variant, str]]) -> tuple[str, s
 
 
 def _cost_cell(facts: Facts, variant: Variant, metric: str) -> EvidenceCell | None:
-    """A cost; none is the best, as each was measured in one process."""
+    """A cost. No cost is the best, because each was measured in one process."""
     cost = facts.cost_of(variant.name, metric)
     if cost is None:
         return None
@@ -175,7 +175,7 @@ def _energy_cell(facts: Facts, variant: Variant) -> EvidenceCell | None:
 
 
 def variant_rows(facts: Facts) -> list[VariantRow]:
-    """What each variant is: storage, compute type, what was quantized and what was trained."""
+    """A description of each variant: storage, compute type, quantized layers and training."""
     rows = []
     for variant in facts.variants:
         precision, trained = variant.precision, variant.trained[0]
@@ -206,7 +206,7 @@ def _held_as(precision: dict) -> str:
 
 
 def form_rows(facts: Facts) -> list[FormRow]:
-    """Every form of every variant, by variant."""
+    """The serving forms of all variants, by variant."""
     rows = []
     for variant in facts.variants:
         for served in facts.served:
@@ -226,7 +226,7 @@ def form_rows(facts: Facts) -> list[FormRow]:
 
 @dataclass(frozen=True)
 class EvidenceSection:
-    """The table of all variants and forms, how each variant is held and trained, and what each form was found to be."""
+    """The evidence table, and the tables of variants and serving forms."""
 
     table: Evidence
     variants: list[VariantRow]
@@ -234,5 +234,5 @@ class EvidenceSection:
 
 
 def section(facts: Facts) -> EvidenceSection:
-    """Everything that the template of this section shows."""
+    """The content of this section's template."""
     return EvidenceSection(table=evidence(facts), variants=variant_rows(facts), forms=form_rows(facts))

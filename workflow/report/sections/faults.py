@@ -1,4 +1,4 @@
-"""Faults: what each fault of the recipe costs."""
+"""Faults: the cost of each fault of the recipe."""
 
 from dataclasses import dataclass
 
@@ -14,7 +14,7 @@ from workflow.report.model import Facts
 
 @dataclass(frozen=True)
 class RepairRow:
-    """A fault's difference in one metric."""
+    """The difference of a fault in one metric."""
 
     metric: str
     direction: str
@@ -25,7 +25,7 @@ class RepairRow:
 
 @dataclass(frozen=True)
 class RepairBlock:
-    """One fault, switched alone."""
+    """A fault that was switched alone, with a row per metric."""
 
     name: str
     faulty: str
@@ -34,7 +34,7 @@ class RepairBlock:
 
 
 def repair_blocks(facts: Facts) -> list[RepairBlock]:
-    """The faults that were switched alone, each in every metric."""
+    """A block per fault, with all metrics."""
     blocks: dict[str, RepairBlock] = {}
     for contrast in facts.compared.contrasts:
         if contrast.kind != "repair" or contrast.subset != ALL:
@@ -65,7 +65,7 @@ def repair_blocks(facts: Facts) -> list[RepairBlock]:
 
 
 def repair_panel(facts: Facts) -> Panel | None:
-    """Each fault before and after its repair, in the primary metric; None where none was switched."""
+    """Each fault and its repair, in the primary metric. None if no fault was switched."""
     repairs = [
         (c, facts.score(c.variant, c.form, facts.primary), facts.score(*c.other.split("/"), facts.primary))
         for c in facts.compared.contrasts
@@ -114,12 +114,12 @@ def repair_panel(facts: Facts) -> Panel | None:
 
 @dataclass(frozen=True)
 class Faults:
-    """Each fault of the recipe and its repair."""
+    """The table and figure of the faults."""
 
     blocks: list[RepairBlock]
     panel: Panel | None
 
 
 def section(facts: Facts) -> Faults:
-    """Everything that the template of this section shows."""
+    """The content of this section's template."""
     return Faults(blocks=repair_blocks(facts), panel=repair_panel(facts))

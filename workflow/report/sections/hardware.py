@@ -1,4 +1,4 @@
-"""Hardware: memory and speed by device, model shape, batch and length, and what fits on which GPU."""
+"""Hardware: memory and speed by device, model shape, batch and length, and what fits on a GPU."""
 
 from dataclasses import dataclass
 from itertools import product
@@ -11,12 +11,12 @@ from workflow.report.formatting import Number, number, quantity, ratio
 from workflow.report.model import GPU_SIZES, Device, Facts, Point
 from workflow.report.sections.hardware_figure import hardware_panels
 
-CLOSE = 0.05  # of the measured peak: a prediction within it is counted as close
+CLOSE = 0.05  # relative error of a prediction that counts as close
 
 
 @dataclass(frozen=True)
 class PointRow:
-    """One point of a measured device; where it was not measured, `missing` says why and the rest is empty."""
+    """A point of a device. If it was not measured, `missing` says why and the measurements are empty."""
 
     setting: str
     batch: str
@@ -39,7 +39,7 @@ class PointRow:
 
 @dataclass(frozen=True)
 class HardwareBlock:
-    """One device at one shape; the rows of a table are by variant."""
+    """A device at a model shape. The rows of its tables are grouped by sample and variant."""
 
     name: str
     words: str
@@ -66,7 +66,7 @@ class FitRow:
 
 
 def hardware_blocks(facts: Facts) -> list[HardwareBlock]:
-    """What was measured on devices, by device and shape."""
+    """The measurements by device and shape."""
     return [_hardware_block(block, f"hardware-{index}") for index, block in enumerate(facts.hardware)]
 
 
@@ -98,7 +98,11 @@ def _hardware_block(block: Device, key: str) -> HardwareBlock:
 def _point_rows(
     block: Device, points: list[Point], *, fastest_first: bool = False
 ) -> list[tuple[str, list[PointRow]]]:
-    """Rows by sample and variant, by tokens or the fastest first; what was not measured is last."""
+    """The rows of each sample and variant, sorted by tokens or by speed.
+
+    Args:
+        fastest_first: sort by speed, with the points that were not measured last.
+    """
 
     def order(point: Point) -> tuple:
         if fastest_first:
@@ -157,7 +161,7 @@ def _point_row(block: Device, point: Point) -> PointRow:
 
 
 def fit_blocks(facts: Facts) -> list[tuple[str, list[FitRow]]]:
-    """The most tokens that fit into a forward pass, by shape."""
+    """The most tokens that fit in a forward pass, by shape."""
     blocks: dict[str, list[FitRow]] = {}
     for fit in facts.fits:
         row = FitRow(
@@ -170,24 +174,25 @@ def fit_blocks(facts: Facts) -> list[tuple[str, list[FitRow]]]:
 
 
 def peak_of(point: Point) -> str:
-    """Of which pass a point's peak on a data set's rows is."""
+    """The forward passes that a point's peak is from."""
     if point.longest is not None:
         return f"longest pass of an epoch, {point.longest:,} tokens"
     return f"peak over {count(point.warmup_steps + point.steps, 'step')}"
 
 
 def hardware_short(facts: Facts) -> str:
-    """The section of measured devices, in the contents."""
+    """The section's title in the contents."""
     return "On a GPU" if any(not block.on_cpu for block in facts.hardware) else "Batch and length"
 
 
 def hardware_heading(facts: Facts) -> str:
+    """The section's heading."""
     on_gpu = any(not block.on_cpu for block in facts.hardware)
     return "What it costs on a GPU" if on_gpu else "What it costs over batch and length"
 
 
 def block_words(block: Device) -> str:
-    """What was measured there, and how, in a few sentences."""
+    """Sentences on what was measured on a device, and how."""
     model = "the run’s own model" if block.own else "a model of this shape with random weights"
     text = (
         f"{'Each point' if len(block.points) > 1 else 'The point'} is a process of its own that trained {model} "
@@ -202,12 +207,12 @@ def block_words(block: Device) -> str:
 
 
 def of_sample(label: str, rows: int | None) -> str:
-    """A variant, and how many rows it was measured on, where that is known."""
+    """A variant and the number of rows of its sample, if that is known."""
     return label if rows is None else f"{label}, on {count(rows, 'row')}"
 
 
 def batch(point: Point) -> str:
-    """A point's batch, of the run's rows."""
+    """The batch of a point on rows of a dataset."""
     parts = [f"{count(point.batch_rows, 'row')} a step"]
     if point.micro_batch_rows != point.batch_rows:
         parts.append(f"{point.micro_batch_rows:,} at a time")
@@ -216,14 +221,14 @@ def batch(point: Point) -> str:
 
 
 def outcome(point: Point) -> str:
-    """Why a point was not measured."""
+    """The reason why a point was not measured."""
     if point.requested is not None:
         return f"{point.outcome}: another {quantity(point.requested, 'GiB')} could not be allocated"
     return f"{point.outcome}: {point.detail}" if point.detail else point.outcome
 
 
 def prediction_sentence(facts: Facts) -> str | None:
-    """How well the predicted memory meets the measured peaks, over all devices; None without a prediction."""
+    """Sentences on the deviation of predicted from measured peaks, over all devices. None without a prediction."""
     points = [
         (point, block)
         for block in facts.hardware
@@ -248,9 +253,9 @@ def prediction_sentence(facts: Facts) -> str | None:
 
 @dataclass(frozen=True)
 class Hardware:
-    """What was measured on which device."""
+    """The tables and figures by device and model shape."""
 
-    short: str  # in the contents
+    short: str  # title in the contents
     heading: str
     prediction: str | None
     blocks: list[HardwareBlock]
@@ -259,7 +264,7 @@ class Hardware:
 
 
 def section(facts: Facts) -> Hardware:
-    """Everything that the template of this section shows."""
+    """The content of this section's template."""
     return Hardware(
         short=hardware_short(facts),
         heading=hardware_heading(facts),

@@ -1,4 +1,4 @@
-"""Hardware's figures: memory by component, throughput, and memory against throughput."""
+"""The figures of the hardware section: memory by component, throughput, and throughput against memory."""
 
 import seaborn
 from matplotlib.axes import Axes
@@ -9,7 +9,7 @@ from workflow.report.english import block_name, deviation, listed, rows_by_lengt
 from workflow.report.formatting import number, quantity, significant
 from workflow.report.model import Device, MeasuredVariant, Point
 
-COMPONENTS = {  # of the predicted memory, in the order in which it comes to be held
+COMPONENTS = {  # of the predicted memory, in the order of allocation
     "weights": "Base weights",
     "quantization_constants": "Quantization constants",
     "adapters": "Adapters",
@@ -23,7 +23,7 @@ COMPONENTS = {  # of the predicted memory, in the order in which it comes to be 
 
 
 def hardware_panels(block: Device, key: str) -> list[Panel]:
-    """Of a device and shape: speed over the tokens of a pass, speed over memory, and memory by component."""
+    """The figures of a device and shape: speed over tokens, speed over memory, and memory by component."""
     panels = []
     if any(point.measured for point in block.grid):
         panels += [_throughput(block, key), _frontier(block, key)]
@@ -33,7 +33,7 @@ def hardware_panels(block: Device, key: str) -> list[Panel]:
 
 
 def _components(block: Device, key: str) -> Panel:
-    """The predicted memory as steps, each component beginning where the one before it ends."""
+    """The predicted memory as steps. Each component starts at the end of the previous one."""
     points = [(variant, p) for variant in block.variants for p in block.shared if p.variant == variant.name]
     first = points[0][1]
     names = [name for name in COMPONENTS if any(point.predicted.get(name) for _, point in points)]
@@ -92,7 +92,7 @@ def _components(block: Device, key: str) -> Panel:
 
 
 def _lines(block: Device) -> list[tuple[MeasuredVariant, bool, list[Point]]]:
-    """The measured grid points, by variant and checkpointing, in the order of their tokens."""
+    """The measured grid points by variant and checkpointing, sorted by tokens."""
     lines = []
     for variant in block.variants:
         for checkpointing in (False, True):
@@ -108,7 +108,7 @@ def _lines(block: Device) -> list[tuple[MeasuredVariant, bool, list[Point]]]:
 
 
 def _mark(axes: Axes, variant: MeasuredVariant, checkpointing: bool, x: float, y: float) -> None:
-    """A grid point; hollow where it was measured with checkpointing."""
+    """Draw a grid point, hollow if it was measured with checkpointing."""
     color = color_of(variant)
     face, edge = (PAPER, color) if checkpointing else (color, PAPER)
     axes.plot(
@@ -174,7 +174,7 @@ def _speed_axis(axes: Axes) -> None:
 
 
 def _frontier(block: Device, key: str) -> Panel:
-    """Peak memory and speed of every grid point; a line joins those that no other beats in both."""
+    """Peak memory and speed of all grid points. A line joins the points that no other beats in both."""
     lines = _lines(block)
 
     def draw(axes: Axes) -> None:

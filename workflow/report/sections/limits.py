@@ -1,4 +1,4 @@
-"""Limits: what these numbers do not say."""
+"""Limits: what the numbers do not show."""
 
 from dataclasses import dataclass
 
@@ -27,14 +27,14 @@ FEW_INSTRUCTIONS = 1000
 
 @dataclass(frozen=True)
 class Limit:
-    """One thing that this run cannot tell, in a few words and in a sentence or two."""
+    """A limit of this run: a heading, and a sentence or two."""
 
     head: str
     body: str
 
 
 def limits(facts: Facts) -> list[Limit]:
-    """What this run cannot tell, made from its facts; only what applies."""
+    """The limits that apply to this run."""
     candidates = [
         _random_model(facts),
         _few_seeds(facts),
@@ -102,7 +102,7 @@ def _near_duplicates(facts: Facts) -> Limit | None:
 
 
 def _detectable(facts: Facts) -> Limit | None:
-    """The smallest difference that would have been found, against the margin."""
+    """The smallest detectable difference, against the margin."""
     contrasts = [
         (other, contrast)
         for other in facts.others
@@ -293,7 +293,7 @@ def _one_device(facts: Facts) -> Limit:
 
 
 def missing(facts: Facts) -> list[str]:
-    """What a full report has and this one lacks, each with the reason, in a sentence."""
+    """The parts of a full report that this one lacks: a sentence for each, with the reason."""
     params, sentences = facts.params, []
     if not facts.others:
         sentences.append("No comparison: experiment.variants names one variant alone.")
@@ -339,12 +339,12 @@ def missing(facts: Facts) -> list[str]:
 
 @dataclass(frozen=True)
 class Limits:
-    """What the numbers do not say, and what is missing."""
+    """The limits, and the missing parts."""
 
     limits: list[Limit]
     missing: list[str]
 
 
 def section(facts: Facts) -> Limits:
-    """Everything that the template of this section shows."""
+    """The content of this section's template."""
     return Limits(limits=limits(facts), missing=missing(facts))

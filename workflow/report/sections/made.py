@@ -1,4 +1,4 @@
-"""How the page was made: commands, sources, and the time that the stages took."""
+"""How it was made: commands, sources, and the time of the stages."""
 
 from dataclasses import dataclass
 
@@ -12,7 +12,7 @@ RECORD_NAMES = {"sha256": "sha256", "quantized_before": "Quantized before", "sto
 
 @dataclass(frozen=True)
 class WorkRow:
-    """The time that a stage's runs recorded."""
+    """The recorded time of a stage's runs."""
 
     stage: str
     runs: str
@@ -21,14 +21,14 @@ class WorkRow:
 
 
 def work_rows(facts: Facts) -> list[WorkRow]:
-    """The recorded time by stage, and all of it."""
+    """The recorded time by stage, and the total."""
     rows = [WorkRow(w.stage, f"{w.runs:,}", english.duration(w.seconds), w.measured) for w in facts.work]
     total = english.duration(sum(work.seconds for work in facts.work))
     return [*rows, WorkRow("together", f"{sum(work.runs for work in facts.work):,}", total, "")]
 
 
 def commands(facts: Facts) -> list[tuple[str, list[str]]]:
-    """What each list of commands scores, and the list."""
+    """The commands that reproduce the scores, each list with the run and form that it scores."""
     labels = {variant.name: variant.label for variant in facts.variants}
     return [
         (
@@ -57,7 +57,7 @@ def _price(hours: float, an_hour: float | None) -> str:
 
 
 def work_words(facts: Facts) -> str:
-    """What the recorded time is, and what it lacks, in a few sentences."""
+    """Sentences on the recorded time: what it covers, and its cost in money and energy."""
     total = sum(work.seconds for work in facts.work)
     where = "None of it was on a GPU." if facts.on_cpu else "All of it held the GPU."
     text = (
@@ -81,9 +81,9 @@ def work_words(facts: Facts) -> str:
 
 @dataclass(frozen=True)
 class Made:
-    """How the page was made."""
+    """The commands, sources and recorded times."""
 
-    commands: list[tuple[str, list[str]]]  # by what they evaluate
+    commands: list[tuple[str, list[str]]]  # by run and form
     model: list[tuple[str, str]]
     dataset: list[tuple[str, str]]
     work: list[WorkRow]
@@ -91,7 +91,7 @@ class Made:
 
 
 def section(facts: Facts) -> Made:
-    """Everything that the template of this section shows."""
+    """The content of this section's template."""
     return Made(
         commands=commands(facts),
         model=record(facts.model),

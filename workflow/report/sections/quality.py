@@ -1,4 +1,4 @@
-"""Quality: every metric of every variant and form, with its differences."""
+"""Quality: all metrics of each variant and serving form, with their differences."""
 
 from dataclasses import dataclass
 
@@ -42,7 +42,7 @@ from workflow.runtime.forms import AS_TRAINED, BASE
 
 @dataclass(frozen=True)
 class QualityRow:
-    """One variant in one form; its changes are None where no difference was taken."""
+    """A variant in a serving form. A change is None if the difference was not taken."""
 
     label: str
     form: str
@@ -57,7 +57,7 @@ class QualityRow:
 
 @dataclass(frozen=True)
 class QualityBlock:
-    """One metric's rows."""
+    """The table of a metric."""
 
     name: str
     direction: str
@@ -68,17 +68,17 @@ class QualityBlock:
 
 
 def quality_blocks(facts: Facts) -> list[QualityBlock]:
-    """The quality tables of the metrics in which differences were taken, the primary one first."""
+    """The tables of the metrics with differences, the primary one first."""
     return [_block(facts, metric) for metric in facts.compared_metrics]
 
 
 def value_blocks(facts: Facts) -> list[QualityBlock]:
-    """The tables of the metrics that have values alone."""
+    """The tables of the metrics with values but no differences."""
     return [_block(facts, metric) for metric in facts.other_metrics]
 
 
 def _block(facts: Facts, metric: tuple[str, str]) -> QualityBlock:
-    """One metric: a row per variant and form that was scored in it."""
+    """The table of a metric, with a row per variant and form that was scored in it."""
     decimals = english.decimals_for(facts, metric)
     rows, first = [], None
     for variant in facts.variants:
@@ -126,7 +126,7 @@ def _test_set(score: Score) -> str:
 
 
 def tally(contrasts: list[Contrast]) -> str:
-    """The verdicts in short: the word where there is one, else how many of each."""
+    """The verdicts in short: the word if there is one, otherwise the number of each."""
     verdicts = [contrast.verdict for contrast in contrasts]
     if len(verdicts) == 1:
         return verdicts[0]
@@ -144,7 +144,7 @@ def quality_panels(facts: Facts) -> list[Panel]:
 
 
 def forest_panels(facts: Facts) -> list[Panel]:
-    """Each variant's difference to the baseline as trained, in every metric but the primary one."""
+    """Each variant's difference to the baseline as trained, in all metrics but the primary one."""
     return [
         _differences(facts, metric)
         for metric in facts.compared_metrics
@@ -215,7 +215,7 @@ def _before_after(facts: Facts) -> Panel:
 
 
 def _contrasts_by_variant(facts: Facts, metric: tuple[str, str]) -> list[tuple[Variant, list[Contrast]]]:
-    """Every form's difference to the baseline as trained, by variant; in other metrics than the primary, as trained alone."""
+    """The differences to the baseline by variant: of all forms in the primary metric, as trained in the others."""
     by_variant = []
     for variant in facts.variants:
         forms = facts.forms_of(variant.name) if metric == facts.primary else [AS_TRAINED]
@@ -268,7 +268,7 @@ def _differences(facts: Facts, metric: tuple[str, str]) -> Panel:
 
 
 def _difference(axes: Axes, middle: float, variant: Variant, contrast: Contrast) -> None:
-    """One interval with its estimate; thick where equivalence is asked of it, over the band of the margin."""
+    """Draw an estimate with its interval. With a margin, draw its band and the equivalence interval too."""
     difference, tost, color = contrast.difference, contrast.equivalence, color_of(variant)
     if tost:
         axes.barh(middle, 2 * tost.margin, left=-tost.margin, height=15, color=RULE, alpha=0.7)
@@ -282,16 +282,16 @@ def _difference(axes: Axes, middle: float, variant: Variant, contrast: Contrast)
 
 @dataclass(frozen=True)
 class Quality:
-    """Every metric."""
+    """The tables and figures of all metrics."""
 
-    blocks: list[QualityBlock]  # of metrics whose items add up to them
-    values: list[QualityBlock]  # of the others
+    blocks: list[QualityBlock]  # of metrics with differences
+    values: list[QualityBlock]  # of metrics without
     panels: list[Panel]
     forests: list[Panel]
 
 
 def section(facts: Facts) -> Quality:
-    """Everything that the template of this section shows."""
+    """The content of this section's template."""
     return Quality(
         blocks=quality_blocks(facts),
         values=value_blocks(facts),

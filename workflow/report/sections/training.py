@@ -1,4 +1,4 @@
-"""Training: what was trained, on which rows, and its loss curves."""
+"""Training: the adapter, its rows, and the loss curves."""
 
 from dataclasses import dataclass
 
@@ -14,11 +14,11 @@ from workflow.report.formatting import significant
 from workflow.report.model import Facts
 
 CURVE_HEIGHT = 260
-NAME_ROOM = 1.36  # times the last step, for the names at the ends of the lines
+NAME_ROOM = 1.36  # right end of the axis over the last step, to leave room for the names
 
 
 def training_words(facts: Facts) -> str:
-    """How the baseline was trained, in a sentence or two."""
+    """Sentences on the training of the baseline."""
     training = facts.params.training_of(facts.baseline.name)
     trained = facts.baseline.trained[0]
     modules = (
@@ -52,7 +52,7 @@ def _rows(rows: dict, max_length: int) -> str:
 
 
 def _shared(facts: Facts) -> str:
-    """What the variants have in common, where nothing but the precision of the base sets them apart."""
+    """A sentence on what the variants share. Empty if they differ in more than the precision of the base."""
     methods = {facts.params.variants[variant.name].method for variant in facts.variants}
     if (
         not facts.others
@@ -64,7 +64,7 @@ def _shared(facts: Facts) -> str:
 
 
 def curve_panels(facts: Facts) -> list[Panel]:
-    """Loss and token accuracy over the optimizer steps, a line per run; points are the validation rows."""
+    """Loss and token accuracy over the optimizer steps: lines for training rows, points for validation rows."""
     return [
         _curves(facts, "loss", "validation_loss", "Loss, in nats per token (lower is better)", 1),
         _curves(facts, "token_accuracy", "validation_token_accuracy",
@@ -148,18 +148,18 @@ def _name_lines(axes: Axes, facts: Facts, history: pd.DataFrame) -> None:
 
 
 def _steps(steps: pd.Series) -> list[float]:
-    """Ticks at whole steps, none beyond the last one."""
+    """Ticks at whole steps, up to the last one."""
     return [tick for tick in MaxNLocator(5, integer=True).tick_values(0, steps.max()) if tick <= steps.max()]
 
 
 @dataclass(frozen=True)
 class TrainingSection:
-    """What was trained."""
+    """The description of the training, and its curves."""
 
     words: str
     panels: list[Panel]
 
 
 def section(facts: Facts) -> TrainingSection:
-    """Everything that the template of this section shows."""
+    """The content of this section's template."""
     return TrainingSection(words=training_words(facts), panels=curve_panels(facts))
