@@ -41,13 +41,13 @@ class Answer:
     """The answer of a model to a row, or the dataset's response.
 
     Attributes:
-        who: the arm, or None for the dataset's own response.
+        arm: None for the dataset's own response.
         pieces: the text in pieces, each with True if it differs from the baseline's answer.
         same: whether it equals the baseline's answer.
         score: similarity to the dataset's response; None if it was not measured.
     """
 
-    who: Arm | None
+    arm: Arm | None
     label: str
     text: str
     stopped: bool | None
@@ -99,18 +99,21 @@ def files(settings: params.Params) -> list[Path]:
 def read(settings: params.Params, labels: dict[str, str]) -> Answers:
     """Read a random sample of the rows that all arms answered, and the rows with the largest disagreement."""
     arms = _arms(settings, labels)
-    written = [_written(settings, arm) for arm in arms]
-    ids = [key for key in written[0] if all(key in rows for rows in written)]
+    answers_by_arm = [_written(settings, arm) for arm in arms]
+    ids = [key for key in answers_by_arm[0] if all(key in rows for rows in answers_by_arm)]
     metric, scores = _scores(settings, arms) if ids else (None, {})
     baseline = f"{settings.experiment.baseline}/{AS_TRAINED}"
     seed = settings.comparison.seed
     sampled = set(random.Random(seed).sample(sorted(ids), min(SAMPLED, len(ids))))
     trained = [place for place, arm in enumerate(arms) if arm.form == AS_TRAINED]
     distance = {
-        key: _distance(key, [arms[p] for p in trained], [written[p] for p in trained], scores) for key in ids
+        key: _distance(key, [arms[p] for p in trained], [answers_by_arm[p] for p in trained], scores)
+        for key in ids
     }
-    far = sorted((key for key in ids if distance[key] > (0, 0)), key=lambda key: distance[key], reverse=True)
-    disagreeing = set(far[:DISAGREEING])
+    disagreements = sorted(
+        (key for key in ids if distance[key] > (0, 0)), key=lambda key: distance[key], reverse=True
+    )
+    disagreeing = set(disagreements[:DISAGREEING])
     return Answers(
         arms=arms,
         baseline=baseline,
@@ -119,7 +122,7 @@ def read(settings: params.Params, labels: dict[str, str]) -> Answers:
             _row(
                 key,
                 arms,
-                [rows[key] for rows in written],
+                [rows[key] for rows in answers_by_arm],
                 scores,
                 baseline,
                 key in sampled,
@@ -182,16 +185,16 @@ def _scores(settings: params.Params, arms: list[Arm]) -> tuple[str | None, dict[
 
 
 def _distance(
-    key: int, arms: list[Arm], written: list[dict[int, dict]], scores: dict[tuple[str, int], float]
+    key: int, arms: list[Arm], answers_by_arm: list[dict[int, dict]], scores: dict[tuple[str, int], float]
 ) -> tuple[float, float]:
     """The disagreement of the trained runs on a row: in scores first, then in words."""
     values = [scores[arm.key, key] for arm in arms if (arm.key, key) in scores]
-    texts = [WORDS.findall(rows[key]["answer"]) for rows in written]
-    unlike = max(
+    texts = [WORDS.findall(rows[key]["answer"]) for rows in answers_by_arm]
+    dissimilarity = max(
         (1 - SequenceMatcher(None, texts[0], text, autojunk=False).quick_ratio() for text in texts[1:]),
         default=0.0,
     )
-    return (max(values) - min(values) if values else 0.0, unlike)
+    return (max(values) - min(values) if values else 0.0, dissimilarity)
 
 
 def _row(
@@ -211,22 +214,22 @@ def _row(
     answers = [Answer(None, "Reference", response, None, [(response, False)], False, None)]
     for arm, row in zip(arms, rows, strict=True):
         text = clean(row["answer"])
-        itself = arm.key == baseline
+        is_baseline = arm.key == baseline
         answers.append(
             Answer(
-                who=arm,
+                arm=arm,
                 label=arm.label,
                 text=text,
                 stopped=row["stopped"],
-                pieces=[(text, False)] if itself or arm.form == BASE else marked(baseline_answer, text),
-                same=text == baseline_answer and not itself,
+                pieces=[(text, False)] if is_baseline or arm.form == BASE else marked(baseline_answer, text),
+                same=text == baseline_answer and not is_baseline,
                 score=scores.get((arm.key, key)),
             )
         )
     return Row(
         id=key,
         instruction=clean(first["instruction"]),
-        context=clean(_before(first)),
+        context=clean(_context(first)),
         category=first["category"] and clean(first["category"]),
         answers=answers,
         winner=_winner(answers),
@@ -235,18 +238,18 @@ def _row(
     )
 
 
-def _before(row: dict) -> str:
+def _context(row: dict) -> str:
     """A row's context, or the earlier turns of its conversation."""
     turns = (f"{turn['role']}: {turn['content']}" for turn in row.get("earlier", []))
     return "\n\n".join(turns) or row["context"]
 
 
 def _winner(answers: list[Answer]) -> str:
-    scored = [answer for answer in answers if answer.who and answer.score is not None]
+    scored = [answer for answer in answers if answer.arm and answer.score is not None]
     if not scored:
         return ""
     best = max(answer.score for answer in scored)
-    won = [answer.who.key for answer in scored if best - answer.score < 1e-9]
+    won = [answer.arm.key for answer in scored if best - answer.score < 1e-9]
     return won[0] if len(won) == 1 else TIE
 
 

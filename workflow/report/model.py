@@ -146,10 +146,10 @@ class Device:
             if point.measured and point.predicted:
                 key = (point.tokens, not point.checkpointing, point.micro_batch_rows, point.rank)
                 by_size.setdefault(key, {})[point.variant] = point
-        everyone = {variant for points in by_size.values() for variant in points}
-        largest = max((key for key, points in by_size.items() if points.keys() == everyone), default=None)
+        variants = {variant for points in by_size.values() for variant in points}
+        largest = max((key for key, points in by_size.items() if points.keys() == variants), default=None)
         return (
-            [] if largest is None else [by_size[largest][v.name] for v in self.variants if v.name in everyone]
+            [] if largest is None else [by_size[largest][v.name] for v in self.variants if v.name in variants]
         )
 
 

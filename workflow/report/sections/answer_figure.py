@@ -146,8 +146,8 @@ def _alt(facts: Facts, points: list[_Served], *, margin: float | None, sixteen: 
     for point in points:
         where = f"{point.variant.label}, {form_name(point.form)}, {quantity(point.gib, 'GiB')}: "
         if point.contrast:
-            words = change(facts, point.contrast, decimals)
-            alt += f"{where}{words.value}, interval {words.interval}, {words.verdict}. "
+            difference = change(facts, point.contrast, decimals)
+            alt += f"{where}{difference.value}, interval {difference.interval}, {difference.verdict}. "
         else:
             alt += f"{where}the baseline. "
     return alt

@@ -11,7 +11,7 @@ def answer_words(facts: Facts) -> str:
     """Sentences on the choice of the rows and of the winners."""
     answers = facts.answers
     sampled = sum(row.sampled for row in answers.rows)
-    far = sum(row.disagreeing for row in answers.rows)
+    disagreeing = sum(row.disagreeing for row in answers.rows)
     if sampled == answers.answered:
         text = f"All {count(answers.answered, 'row')} that every model answered are shown"
     else:
@@ -19,9 +19,9 @@ def answer_words(facts: Facts) -> str:
             f"Of {count(answers.answered, 'row')} that every model answered, {sampled:,} were drawn by the seed "
             f"{answers.seed}, whatever the answers"
         )
-    if far:
+    if disagreeing:
         measure = MEASURES[answers.metric] if answers.metric else "words"
-        text += f"; {far:,} have the largest disagreement between the trained runs, in {measure}"
+        text += f"; {disagreeing:,} have the largest disagreement between the trained runs, in {measure}"
     text += ". "
     if answers.metric:
         text += f"Who won is by {MEASURES[answers.metric]} ({answers.metric}), which says little of a single answer. "

@@ -101,9 +101,9 @@ def _waterfall(
 
     alt = f"{variant.label}: parts of the difference to {facts.baseline.label} in {quality_name(facts.primary)}. "
     for part, contrast in parts:
-        words = change(facts, contrast, least)
+        difference = change(facts, contrast, least)
         title = f"{part.part}, {form_name(part.form)}" if part.kind == "form" else part.part
-        alt += f"{title}: {words.value}, interval {words.interval}, {words.verdict}. "
+        alt += f"{title}: {difference.value}, interval {difference.interval}, {difference.verdict}. "
     return Panel(
         variant.label, draw_svg(f"waterfall-{variant.position}", draw, alt.strip(), height=height + 52)
     )

@@ -84,7 +84,7 @@ def evidence(facts: Facts) -> Evidence:
     rows = []
     for variant, form in arms:
         score = facts.score(variant.name, form, facts.primary)
-        against = facts.to_baseline(variant.name, form, facts.primary)
+        contrast = facts.to_baseline(variant.name, form, facts.primary)
         served = facts.served_as(variant.name, form)
         costs = [_cost_cell(facts, variant, metric) if form == AS_TRAINED else None for metric in metrics]
         if energy:
@@ -103,7 +103,7 @@ def evidence(facts: Facts) -> Evidence:
                     None,
                     (variant.name, form) == best,
                 ),
-                change=against and english.change(facts, against, decimals),
+                change=contrast and english.change(facts, contrast, decimals),
                 weights=served
                 and EvidenceCell(
                     Number(
@@ -118,13 +118,13 @@ def evidence(facts: Facts) -> Evidence:
                 costs=costs,
             )
         )
-    named = []
+    columns = []
     for metric in metrics:
         first = next(cost for v in facts.variants if (cost := facts.cost_of(v.name, metric)))
-        named.append((english.cost_name(metric), first.unit, english.direction(first.higher_is_better)))
+        columns.append((english.cost_name(metric), first.unit, english.direction(first.higher_is_better)))
     if energy:
-        named.append(("Energy", "J per 1,000 tokens", english.direction(False)))
-    return Evidence(rows, named, english.energy_sentence(facts))
+        columns.append(("Energy", "J per 1,000 tokens", english.direction(False)))
+    return Evidence(rows, columns, english.energy_sentence(facts))
 
 
 def _decided_best(facts: Facts, arms: list[tuple[Variant, str]]) -> tuple[str, str] | None:

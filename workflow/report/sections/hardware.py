@@ -29,7 +29,7 @@ class PointRow:
     overall: str
     overall_ratio: str
     peak: str
-    peak_of: str
+    peak_note: str
     reserved: str
     predicted: str
     deviation: str
@@ -72,7 +72,7 @@ def hardware_blocks(facts: Facts) -> list[HardwareBlock]:
 
 def _hardware_block(block: Device, key: str) -> HardwareBlock:
     panels = hardware_panels(block, key)
-    drawn = [v for v in block.variants if any(point.variant == v.name for point in block.grid)]
+    grid_variants = [v for v in block.variants if any(point.variant == v.name for point in block.grid)]
     steps = dict.fromkeys(
         f"{english.count(p.steps, 'step')} after {p.warmup_steps:,} of warm-up" for p in block.settings
     )
@@ -83,7 +83,7 @@ def _hardware_block(block: Device, key: str) -> HardwareBlock:
         setting_steps=english.listed(list(steps)) if steps else "",
         grid=_point_rows(block, block.grid),
         panels=panels,
-        legend=drawing.legend(drawn, f"{key}-legend") if panels else [],
+        legend=drawing.legend(grid_variants, f"{key}-legend") if panels else [],
         shared=bool(block.shared),
         peak_name="Peak, resident" if block.on_cpu else "Peak, allocated",
         device=block.device,
@@ -114,7 +114,7 @@ def _point_rows(
         key = (variant.name, sample)
         rows = [_point_row(block, p) for p in sorted(points, key=order) if (p.variant, p.rows) == key]
         if rows:
-            tables.append((of_sample(variant.label, sample), rows))
+            tables.append((sample_heading(variant.label, sample), rows))
     return tables
 
 
@@ -129,10 +129,10 @@ def _point_row(block: Device, point: Point) -> PointRow:
 
     return PointRow(
         setting=point.setting,
-        batch=batch(point),
+        batch=batch_text(point),
         point=english.rows_by_length(point),
         checkpointing=f"{'with' if point.checkpointing else 'without'} checkpointing",
-        missing="" if point.measured else outcome(point),
+        missing="" if point.measured else outcome_text(point),
         speed=cite(
             formatting.significant(speed["median"]), speed["median"], "useful_tokens_per_second", "median"
         )
@@ -147,7 +147,7 @@ def _point_row(block: Device, point: Point) -> PointRow:
         if compared and point.overall and plain.overall
         else "",
         peak=cite(gib(point.peak), point.peak, "memory_gib", memory_key),
-        peak_of=peak_of(point),
+        peak_note=peak_note(point),
         reserved=cite(gib(point.reserved), point.reserved, "memory_gib", "peak_reserved"),
         predicted=cite(gib(point.predicted["total"]), point.predicted["total"], "predicted_gib", "total")
         if point.predicted
@@ -173,7 +173,7 @@ def fit_blocks(facts: Facts) -> list[tuple[str, list[FitRow]]]:
     return list(blocks.items())
 
 
-def peak_of(point: Point) -> str:
+def peak_note(point: Point) -> str:
     """The forward passes that a point's peak is from."""
     if point.longest is not None:
         return f"longest pass of an epoch, {point.longest:,} tokens"
@@ -206,12 +206,12 @@ def block_words(block: Device) -> str:
     return text
 
 
-def of_sample(label: str, rows: int | None) -> str:
+def sample_heading(label: str, rows: int | None) -> str:
     """A variant and the number of rows of its sample, if that is known."""
     return label if rows is None else f"{label}, on {count(rows, 'row')}"
 
 
-def batch(point: Point) -> str:
+def batch_text(point: Point) -> str:
     """The batch of a point on rows of a dataset."""
     parts = [f"{count(point.batch_rows, 'row')} a step"]
     if point.micro_batch_rows != point.batch_rows:
@@ -220,7 +220,7 @@ def batch(point: Point) -> str:
     return ", ".join(parts) + (", gradient checkpointing" if point.checkpointing else "")
 
 
-def outcome(point: Point) -> str:
+def outcome_text(point: Point) -> str:
     """The reason why a point was not measured."""
     if point.requested is not None:
         return f"{point.outcome}: another {quantity(point.requested, 'GiB')} could not be allocated"

@@ -174,15 +174,15 @@ def _no_category_held_out(facts: Facts) -> Limit | None:
 
 
 def _first_items(facts: Facts) -> Limit | None:
-    some = []
+    tasks = []
     for recorded in facts.tasks:
         most, leaves = facts.params.evaluation.tasks[recorded["task"]].items, len(recorded["leaves"])
         if most is not None and recorded["items"] >= most:
-            each = f" of each of its {leaves} parts" if leaves > 1 else ""
-            some.append(f"{recorded['task']} ({most:,}{each})")
-    if not some:
+            parts = f" of each of its {leaves} parts" if leaves > 1 else ""
+            tasks.append(f"{recorded['task']} ({most:,}{parts})")
+    if not tasks:
         return None
-    return Limit("Not every item was scored", f"Scored on the first items alone: {listed(some)}.")
+    return Limit("Not every item was scored", f"Scored on the first items alone: {listed(tasks)}.")
 
 
 def _short_training(facts: Facts) -> Limit | None:

@@ -89,7 +89,7 @@ def _block(facts: Facts, metric: tuple[str, str]) -> QualityBlock:
                 continue
             first = first or score
             to_base = facts.contrast("to_base", variant.name, form, metric)
-            against = facts.to_baseline(variant.name, form, metric)
+            to_baseline = facts.to_baseline(variant.name, form, metric)
             rows.append(
                 QualityRow(
                     label=variant.label,
@@ -105,7 +105,7 @@ def _block(facts: Facts, metric: tuple[str, str]) -> QualityBlock:
                         for seed, value in score.per_seed.items()
                     ],
                     by_training=to_base and english.change(facts, to_base, decimals),
-                    to_baseline=against and english.change(facts, against, decimals),
+                    to_baseline=to_baseline and english.change(facts, to_baseline, decimals),
                 )
             )
     contrasts = [facts.contrast("to_baseline", v.name, AS_TRAINED, metric) for v in facts.others]
@@ -261,8 +261,8 @@ def _differences(facts: Facts, metric: tuple[str, str]) -> Panel:
         alt += f"A band marks the margin of equivalence, {margin:g} either way. "
     for variant, contrasts in by_variant:
         for contrast in contrasts:
-            words = change(facts, contrast, decimals)
-            alt += f"{variant.label}, {form_name(contrast.form)}: {words.value}, interval {words.interval}, {words.verdict}. "
+            difference = change(facts, contrast, decimals)
+            alt += f"{variant.label}, {form_name(contrast.form)}: {difference.value}, interval {difference.interval}, {difference.verdict}. "
     title = f"Difference to {baseline}, {first.unit}" if metric == facts.primary else quality_name(metric)
     return Panel(title, draw_svg(f"difference-{'-'.join(metric)}", draw, alt.strip(), height=height + 52))
 
