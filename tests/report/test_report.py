@@ -549,7 +549,7 @@ def test_every_figure_and_table_says_where_it_is_from(page):
     write()
     page = Reader(page)
     for command in ("train", "compare", "evaluate_base evaluate", "fetch_model", "fetch_dataset"):
-        assert f"Made again by dvc repro {command} ." in page.text
+        assert f"Reproduced by dvc repro {command} ." in page.text
     for form in FORMS:
         assert f"--model_args pretrained=results/evaluate/qlora_nf4_dq/2/{form}," in page.text
     assert f"{QLORA_LABEL}, seed 2, merged, quantized again" in page.text

@@ -84,7 +84,7 @@ def test_the_answers_figure_has_a_point_for_each_form_at_its_memory(usual):
     assert f"{QLORA_LABEL}, merged, dequantized, 0.501 GiB: +0.059, interval +0.040 to +0.078, worse." in alt
     assert f"{QLORA_LABEL}, merged, quantized again, 0.161 GiB: +0.090" in alt
     assert alt.count(" GiB: ") == 6
-    assert "A dashed line marks 0.251 GiB, what the parameters would take if really held in 16 bits." in alt
+    assert "A dashed line marks 0.251 GiB, the size of the parameters in real 16-bit storage." in alt
     assert answer_legend(usual) == []  # each point has its label
 
 

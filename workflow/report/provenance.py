@@ -93,8 +93,8 @@ def sources(facts: Facts) -> dict[str, Source]:
             ["points[setting, variant, shape, rows, length].useful_tokens_per_second, .memory_gib, .predicted_gib and .joules_per_1000_tokens"],
             "make benchmark (on the device) and dvc repro benchmark_grid",
         ),
-        "model": source([MODEL_SOURCE], ["each line by its name"], "dvc repro fetch_model"),
-        "dataset": source([DATASET_SOURCE], ["each line by its name"], "dvc repro fetch_dataset"),
+        "model": source([MODEL_SOURCE], ["all keys"], "dvc repro fetch_model"),
+        "dataset": source([DATASET_SOURCE], ["all keys"], "dvc repro fetch_dataset"),
     }  # fmt: skip
 
 

@@ -1,7 +1,7 @@
 "use strict";
-// The page is complete without this: it adds sorting, filtering, and a number's origin at a click.
+// Optional: sorting, filtering, and the origin of a number on click. The page is complete without it.
 
-// Sort a table by a column: once downwards, then upwards. Empty cells stay last.
+// Sort a table by a column, descending first. Empty cells stay last.
 for (const table of document.querySelectorAll("table.sortable")) {
   const heads = [...table.tHead.rows[0].cells];
   const sort = (index) => {
@@ -26,25 +26,25 @@ for (const table of document.querySelectorAll("table.sortable")) {
   });
 }
 
-// Show the answers that the filters choose.
+// Show the answers that match the filters.
 const form = document.querySelector("form.filters");
 if (form) {
   const rows = [...document.querySelectorAll("#answers article")];
   const texts = new Map(rows.map((row) => [row, row.textContent.toLowerCase()]));
   const show = () => {
-    const asked = Object.fromEntries(new FormData(form));
-    const words = asked.text.toLowerCase().split(/\s+/).filter(Boolean);
-    let shown = 0;
+    const filters = Object.fromEntries(new FormData(form));
+    const words = filters.text.toLowerCase().split(/\s+/).filter(Boolean);
+    let count = 0;
     for (const row of rows) {
       const fits =
         words.every((word) => texts.get(row).includes(word)) &&
-        (!asked.category || row.dataset.category === asked.category) &&
-        (!asked.winner || row.dataset.winner === asked.winner) &&
-        (!asked.chosen || row.dataset.chosen.split(" ").includes(asked.chosen));
+        (!filters.category || row.dataset.category === filters.category) &&
+        (!filters.winner || row.dataset.winner === filters.winner) &&
+        (!filters.chosen || row.dataset.chosen.split(" ").includes(filters.chosen));
       row.hidden = !fits;
-      shown += fits;
+      count += fits;
     }
-    form.querySelector("output").textContent = `${shown} of ${rows.length} shown`;
+    form.querySelector("output").textContent = `${count} of ${rows.length} shown`;
   };
   form.hidden = false;
   form.addEventListener("input", show);
@@ -52,7 +52,7 @@ if (form) {
   show();
 }
 
-// Say where a number is from, at a click on it.
+// Show the origin of a number on click.
 if ("popover" in HTMLElement.prototype) {
   const box = document.createElement("div");
   box.popover = "auto";
@@ -64,7 +64,7 @@ if ("popover" in HTMLElement.prototype) {
     const [file, key] = number.dataset.key.split("#");
     const row = document.querySelector(`tr[data-file="${CSS.escape(file)}"]`);
     const lines = [["Value", number.value], ["Key", key], ["File", file]];
-    if (row) lines.push(["Stage", row.cells[1].textContent], ["md5", row.cells[2].textContent], ["Again by", `dvc repro ${row.cells[1].textContent}`]);
+    if (row) lines.push(["Stage", row.cells[1].textContent], ["md5", row.cells[2].textContent], ["Reproduce with", `dvc repro ${row.cells[1].textContent}`]);
     const list = document.createElement("dl");
     for (const [name, text] of lines) {
       const [term, value] = [document.createElement("dt"), document.createElement("dd")];
@@ -77,5 +77,5 @@ if ("popover" in HTMLElement.prototype) {
   });
 }
 
-// What is folded is printed too.
-addEventListener("beforeprint", () => document.querySelectorAll("details.fold").forEach((one) => (one.open = true)));
+// Open folded texts for printing.
+addEventListener("beforeprint", () => document.querySelectorAll("details.fold").forEach((fold) => (fold.open = true)));

@@ -57,7 +57,7 @@ def answer_panel(facts: Facts) -> Panel | None:
         if sixteen:
             axes.axvline(sixteen, color=MUTED, linewidth=1, linestyle=(0, (2, 2)))
             axes.annotate(
-                "really in 16 bits",
+                "in real 16 bits",
                 (sixteen, 0.02),
                 xycoords=("data", "axes fraction"),
                 xytext=(3, 0),
@@ -142,7 +142,7 @@ def _alt(facts: Facts, points: list[_Served], *, margin: float | None, sixteen: 
     if margin:
         alt += f"A band marks the margin of equivalence, {margin:g} either way. "
     if sixteen:
-        alt += f"A dashed line marks {quantity(sixteen, 'GiB')}, what the parameters would take if really held in 16 bits. "
+        alt += f"A dashed line marks {quantity(sixteen, 'GiB')}, the size of the parameters in real 16-bit storage. "
     for point in points:
         where = f"{point.variant.label}, {form_name(point.form)}, {quantity(point.gib, 'GiB')}: "
         if point.contrast:

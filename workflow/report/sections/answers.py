@@ -24,7 +24,7 @@ def answer_words(facts: Facts) -> str:
         text += f"; {disagreeing:,} have the largest disagreement between the trained runs, in {measure}"
     text += ". "
     if answers.metric:
-        text += f"Who won is by {MEASURES[answers.metric]} ({answers.metric}), which says little of a single answer. "
+        text += f"The winner is decided by {MEASURES[answers.metric]} ({answers.metric}), which says little about a single answer. "
     return text
 
 

@@ -133,7 +133,7 @@ def _bars(facts: Facts, metric: str) -> Panel:
 
     alt = f"{cost_name(metric)} in {first.unit}. " + " ".join(_bar_words(v, c) for v, c in costs)
     if sixteen:
-        alt += f" A dashed mark shows {quantity(sixteen, 'GiB')}, what the parameters would take in 16 bits."
+        alt += f" A dashed mark shows {quantity(sixteen, 'GiB')}, the size of the parameters in real 16-bit storage."
     title = cost_name(metric)
     return Panel(title, draw_svg(f"cost-{metric.replace('_', '-')}", draw, alt, height=len(costs) * ROW + 52))
 
