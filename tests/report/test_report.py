@@ -336,7 +336,7 @@ def test_limits_on_a_cpu():
         "Not every item was scored",
         "A short training",
         "The base had been quantized before",
-        "16-bit weights are held as float32",
+        "16-bit weights are stored as float32",
         "Memory is that of the whole process",
         "Time and memory are of this device",
     }
@@ -352,8 +352,8 @@ def test_limits_on_a_cpu():
     assert "192 of the 822 training rows" in bodies["A short training"]
     assert "GGUF Q4_1" in bodies["The base had been quantized before"]
     # 134,515,008 parameters x 2 bytes / 2**30
-    assert "0.251 GiB" in spaced(bodies["16-bit weights are held as float32"])
-    assert "0.64× of that and not 0.32×" in bodies["16-bit weights are held as float32"]
+    assert "0.251 GiB" in spaced(bodies["16-bit weights are stored as float32"])
+    assert "0.64× of that and not 0.32×" in bodies["16-bit weights are stored as float32"]
     assert "0.516 GiB" in spaced(bodies["Memory is that of the whole process"])
 
 
@@ -386,7 +386,7 @@ def test_limits_that_do_not_apply_on_a_gpu_are_left_out():
     write(device="cuda", seeds=(1, 2, 3, 4, 5))
     heads = {limit.head for limit in limits(facts())}
     assert not heads & {
-        "16-bit weights are held as float32",
+        "16-bit weights are stored as float32",
         "Memory is that of the whole process",
         "5 seeds",
     }

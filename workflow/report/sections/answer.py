@@ -276,7 +276,7 @@ def _float32_sentence(facts: Facts) -> Markup | None:
         return None
     where = "On this CPU, 16-bit" if facts.on_cpu else "16-bit"
     return Markup(
-        "{} weights are held as float32, so against real 16-bit storage there is less to save "
+        "{} weights are stored as float32, so the saving against real 16-bit storage is smaller "
         '(see <a href="#limits">Limits</a>).'
     ).format(where)
 

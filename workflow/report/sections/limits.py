@@ -159,7 +159,7 @@ def _not_corrected(facts: Facts) -> Limit | None:
     return Limit(
         "Differences are not corrected for all of their number",
         f"{corrected}The other {outside:,} on this page are corrected over the variants (and the categories) alone, "
-        f"for each metric, form and kind of difference by itself{f'; {alone:,} of them have none beside them' if alone else ''}. "
+        f"for each metric, form and kind of difference by itself{f'; {alone:,} of them are alone in their set' if alone else ''}. "
         f"Each such set is tested at {level}, so some of them will be called decided by chance.",
     )
 
@@ -237,9 +237,8 @@ def _no_real_16_bits(facts: Facts) -> Limit | None:
         return None
     variants = float32_variants(facts)
     where = "On this CPU, " if facts.on_cpu else ""
-    text = (
-        f"{where}{listed([v.label for v in variants])} holds weights that were rounded to 16 bits as float32"
-    )
+    labels, verb = listed([v.label for v in variants]), "stores" if len(variants) == 1 else "store"
+    text = f"{where}{labels} {verb} weights that were rounded to 16 bits as float32"
     weights = facts.cost_of(variants[0].name, "weights")
     text += f", in {quantity(weights.value, weights.unit)}" if weights else ""
     text += f". In real 16-bit storage the {facts.model['parameters']:,} parameters would take "
@@ -252,7 +251,7 @@ def _no_real_16_bits(facts: Facts) -> Limit | None:
     ]
     text += "".join(f"; {part}" for part in smaller)
     return Limit(
-        "16-bit weights are held as float32",
+        "16-bit weights are stored as float32",
         f"{text}. The saving against real 16-bit storage is smaller than what was measured"
         + (", although the layers that stay unquantized would then shrink too." if smaller else "."),
     )
