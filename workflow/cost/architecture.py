@@ -1,7 +1,7 @@
-"""What a model is made of, counted from the model itself: built without its weights, on torch's `meta` device.
+"""Count a model's parameters from the model itself, built without its weights on torch's `meta` device.
 
-The formulas of workflow/cost/memory.py are those of a Llama's layers. Here a configuration is held to them before a
-number is printed, so that an architecture of another kind is refused by its name.
+The formulas of workflow/cost/memory.py describe a Llama's layers. This module checks a configuration against them
+before a number is printed, and refuses any other architecture by name.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedConfig  # it takes seconds to import
 
-# Whose layers keep for the backward pass what `memory.kept_of_a_layer` counts; tests/cost/test_plan.py counts it.
+# Architectures whose layers keep for the backward pass what `memory.kept_of_a_layer` counts, as tests/cost/test_plan.py checks.
 MEASURED = (
     "ernie4_5", "granite", "helium", "llama", "mistral", "olmo", "olmo2", "olmo3", "qwen2", "qwen3", "smollm3",
 )  # fmt: skip
-# The sizes that a configuration must give, with their bounds; each architecture's own names for them count as well.
+# The sizes that a configuration must have, with their bounds. An architecture may use its own names for them.
 SIZES = {
     "hidden_size": params.Size,
     "intermediate_size": params.Size,
@@ -40,16 +40,16 @@ SIZES = {
     "vocab_size": params.Vocabulary,
 }
 OPTIONAL = ("num_key_value_heads", "head_dim")
-# What a multimodal model's text_config may leave to its class, as Gemma 3's does.
+# Sizes that a multimodal model's text_config may leave to its class, as Gemma 3's does.
 LEFT_TO_THE_CLASS = (*OPTIONAL, "vocab_size", "num_attention_heads")
 
 
 def read(file: Path) -> tuple[PreTrainedConfig, Shape]:
-    """The configuration in `file`, and its shape with every parameter counted in the model itself.
+    """Read the configuration in `file`, and count every parameter of its shape in the model itself.
 
     Raises:
-        UserError: the file is no such configuration, a size is missing or impossible, the model is quantized
-            already, or its layers are not those of a Llama.
+        UserError: the file is not such a configuration, a size is missing or impossible, the model is already
+            quantized, or its layers are not those of a Llama.
     """
     config = model_files.read_config(file)
     content = read_json(file)
@@ -60,10 +60,10 @@ def read(file: Path) -> tuple[PreTrainedConfig, Shape]:
 
 
 def build(config: PreTrainedConfig) -> nn.Module:
-    """The model of a configuration, without numbers in its weights.
+    """Build the model of a configuration, without values in its weights.
 
     Raises:
-        UserError: transformers refuses to make it.
+        UserError: transformers cannot build it.
     """
     import torch
     from transformers import AutoModelForCausalLM
@@ -78,11 +78,11 @@ def build(config: PreTrainedConfig) -> nn.Module:
 
 
 def counted_shape(model: nn.Module) -> Shape:
-    """The shape of a model whose layers are those of a Llama; `others` is counted in the model.
+    """Return the shape of a model with the layers of a Llama; `others` is counted in the model.
 
     Raises:
-        UserError: its linear layers, embeddings or other weights are not those that the formulas know, or its
-            attention is not one that is trained with.
+        UserError: its linear layers, embeddings or other weights do not match the formulas, or its attention is not
+            supported in training.
     """
     config = model.config
     difference, others = _difference(model)
@@ -97,13 +97,13 @@ def counted_shape(model: nn.Module) -> Shape:
 
 
 def known_shape(config: PreTrainedConfig) -> Shape | None:
-    """The shape of a configuration; None where the formulas do not know its layers."""
+    """Return the shape of a configuration; None if its layers do not match the formulas."""
     model = build(config)
     return None if _difference(model)[0] else counted_shape(model)
 
 
 def outside_linears(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Weights of more than one dimension that no linear layer, embedding or head holds: experts as one tensor."""
+    """Weights of more than one dimension outside of linear layers, embeddings and head, such as experts in one tensor."""
     from torch import nn
 
     known = {id(m.weight) for m in model.modules() if isinstance(m, nn.Linear | nn.Embedding)}
@@ -111,7 +111,7 @@ def outside_linears(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def check_attention(model: nn.Module) -> None:
-    """Raise a UserError if a model's attention is not one that is trained with."""
+    """Raise a UserError if a model's attention is not supported in training."""
     if not getattr(model, "_supports_sdpa", False):
         raise UserError(
             f"the model ({model.config.model_type}) has an attention that PyTorch's scaled_dot_product_attention does "
@@ -120,12 +120,12 @@ def check_attention(model: nn.Module) -> None:
 
 
 def parameters(model: nn.Module) -> int:
-    """All parameters, tied ones once."""
+    """Count all parameters, tied ones once."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 
 def _difference(model: nn.Module) -> tuple[str, int]:
-    """How a model differs from a Llama (empty if it does not), and its parameters in norms and biases."""
+    """Describe how a model differs from a Llama (empty if it does not), and count its parameters in norms and biases."""
     from torch import nn
 
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
@@ -149,13 +149,13 @@ def _difference(model: nn.Module) -> tuple[str, int]:
         shape = Shape.of(model.config)
     except AttributeError as error:
         return f"its configuration has no {error.name}", 0
-    counts = Counter((_last(name), m.in_features, m.out_features) for name, m in linears.items())
+    actual = Counter((_last(name), m.in_features, m.out_features) for name, m in linears.items())
     expected = Counter({(name, *size): shape.layers for name, size in shape.linears.items()})
-    if counts != expected:
-        odd = sorted((counts - expected) or (expected - counts))[0]
+    if actual != expected:
+        odd = sorted((actual - expected) or (expected - actual))[0]
         name, inputs, outputs = odd
         return (
-            f"it has {counts[odd]} linear layers {name} of {inputs} x {outputs}, where a Llama of this size "
+            f"it has {actual[odd]} linear layers {name} of {inputs} x {outputs}, where a Llama of this size "
             f"has {expected[odd]}"
         ), 0
     if sum(p.numel() for p in embedded.values()) != shape.embedding_parameters:
@@ -164,7 +164,7 @@ def _difference(model: nn.Module) -> tuple[str, int]:
 
 
 def _check_content(content: dict[str, Any], name: str) -> None:
-    """Raise a UserError if the weights are quantized already, or a number of the configuration is none."""
+    """Raise a UserError if the weights are already quantized, or a number of the configuration is not finite."""
     model_files.check_unquantized(content)
     pending: list[tuple[str, Any]] = list(content.items())
     while pending:
@@ -178,22 +178,22 @@ def _check_content(content: dict[str, Any], name: str) -> None:
 
 
 def _check_sizes(content: dict[str, Any], config: PreTrainedConfig, name: str) -> None:
-    """Raise a UserError if a size is missing where it has no default, no whole number, or out of bounds."""
+    """Raise a UserError if a size without a default is missing, or a size is not an integer or out of bounds."""
     text = content.get("text_config")
     text, nested = (text, True) if isinstance(text, dict) else (content, False)
     aliases = getattr(config.get_text_config(), "attribute_map", {})
     for key, kind in SIZES.items():
         alias = aliases.get(key, key)
-        written = next((given for given in (key, alias) if given in text), None)
+        written = next((name for name in (key, alias) if name in text), None)
         may_be_missing = key in (LEFT_TO_THE_CLASS if nested else OPTIONAL)
         if written is None:
-            # Other kinds of architecture have other sizes; those of a Llama are all needed.
+            # Other architectures have other sizes; a Llama needs all of its own.
             if not may_be_missing and hasattr(config.get_text_config(), key):
                 raise UserError(f"{name} has no {alias}, so the model's size is not known.")
             continue
         value = text[written]
         if value is None:
-            continue  # left to the class, as GPT-Neo's intermediate_size; without one no model can be made
+            continue  # left to the class, like GPT-Neo's intermediate_size; if the class has none, the model cannot be built
         try:
             TypeAdapter(kind).validate_python(value, strict=True)
         except ValidationError as error:

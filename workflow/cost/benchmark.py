@@ -1,4 +1,4 @@
-"""Measure what a variant's training costs: memory and time, on the run's own model and rows."""
+"""Measure the memory and time of a variant's training, on the run's own model and rows."""
 
 import statistics
 import time
@@ -22,7 +22,7 @@ from workflow.training.train import build_trainer
 
 @dataclass(frozen=True)
 class Measurement:
-    """One measured cost, with what it is; `low` and `high` are quartiles over the counted steps."""
+    """One measured cost with its definition; `low` and `high` are quartiles over the counted steps."""
 
     metric: str
     value: float
@@ -35,15 +35,17 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Measured:
+    """The result of a benchmark."""
+
     precision: LoadedPrecision
     micro_batch_rows: int
     warmup_steps: int
     steps: int
     seed: int
     measurements: list[Measurement]
-    peak_pass_tokens: int  # of the largest forward pass that was run; with padding, where rows are padded
-    epoch_longest_pass_tokens: int  # of the largest forward pass of an epoch, counted alike
-    # Of each counted step, in the order of the batches, which every variant has in common.
+    peak_pass_tokens: int  # of the largest forward pass of the benchmark, including padding
+    epoch_longest_pass_tokens: int  # of the largest forward pass of an epoch, including padding
+    # Of each counted step, in the order of the batches, which is the same for every variant.
     seconds_per_step: list[float]
     peak_gib_per_step: list[float]
 
@@ -59,11 +61,15 @@ def benchmark(
     benchmark: params.Benchmark,
     scratch: Path,
 ) -> Measured:
-    """Load, attach the adapter and train some steps, as a run does; measure memory and time of each.
+    """Load the base, attach the adapter and train a few steps, as a run does; measure memory and time of each.
 
-    Every variant sees the same batches. It must run in a process of its own: memory is the process'.
+    Every variant sees the same batches. The benchmark needs its own process, because memory is that of the process.
 
     Args:
+        run: the run, whose batch and number of steps `benchmark` replaces.
+        model_folder: the stored base model.
+        train_rows: the rows to train on.
+        benchmark: the benchmark's settings in params.
         scratch: a folder for the trainer, which writes nothing there.
     """
     check_possible(run.training, run.hardware)
@@ -124,16 +130,14 @@ def benchmark(
 def _memory(
     stopwatch: Stopwatch, precision: LoadedPrecision, *, load_seconds: float, loaded: float, before: float
 ) -> list[Measurement]:
-    """The seconds of the loading and the memory in GiB: before it, after it, and at the training's peak."""
-    where = (
-        f"highest during training, an epoch's longest pass of {stopwatch.longest.tokens:,} tokens included"
-    )
+    """Loading time in seconds, and memory in GiB before loading, after loading, and at the training's peak."""
+    peak = f"highest during training, an epoch's longest pass of {stopwatch.longest.tokens:,} tokens included"
     measurements = [
         Measurement("load_time", load_seconds, "s", False, "reading the weights, quantizing included"),
         Measurement("weights", precision.weights_gib, "GiB", False,
                     "the base's weights and quantization constants as they are held"),
         Measurement("memory_after_load", loaded, "GiB", False, _definition(precision, "after the base was loaded")),
-        Measurement("peak_memory", stopwatch.peak, "GiB", False, _definition(precision, where)),
+        Measurement("peak_memory", stopwatch.peak, "GiB", False, _definition(precision, peak)),
     ]  # fmt: skip
     if precision.device == "cuda":
         reserved = torch.cuda.max_memory_reserved() / GIB
@@ -182,10 +186,10 @@ def utilization(
     run: Run,
     compute: torch.dtype,
 ) -> list[Measurement]:
-    """The device's matrix rate, and the share of it that the counted steps reach; it takes memory of its own.
+    """Measure the device's matrix rate, and the share of it that the counted steps reach. This allocates memory.
 
     Args:
-        shape: None for a model whose operations are not counted, which then has no share.
+        shape: None for a model whose operations are not counted; the share is then left out.
     """
     rate = matmul_flops(stopwatch.device, compute)
     reached = [
@@ -206,16 +210,16 @@ def utilization(
 
 
 def _definition(precision: LoadedPrecision, when: str) -> str:
-    memory = (
+    quantity = (
         "allocated by PyTorch on the GPU"
         if precision.device == "cuda"
         else "resident set of the whole process"
     )
-    return f"{memory}, {when}"
+    return f"{quantity}, {when}"
 
 
 def matmul_flops(device: str, dtype: torch.dtype) -> float:
-    """Operations per second of a large matrix product of random numbers, the best of some: the device's rate."""
+    """Measure the device's rate in operations per second: the best of several large products of random matrices."""
     size, times = (8192, 20) if device == "cuda" else (2048, 5)
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     seconds = []
@@ -231,10 +235,11 @@ def matmul_flops(device: str, dtype: torch.dtype) -> float:
 
 
 def model_operations(shape: Shape, run: Run, *, lengths: list[int]) -> float:
-    """Floating-point operations that a step's arithmetic asks for (Kaplan et al. 2020: 2 per weight and token).
+    """Count the floating-point operations that a step requires (Kaplan et al. 2020: 2 per weight and token).
 
-    Forward, and the gradient of each product's input; the gradient of a weight only where it is trained.
-    Causal attention counts its lower triangle, forward once and backward twice (recomputation is not asked for).
+    The count includes the forward pass and the gradient of each product's input, but the gradient of a weight only
+    if it is trained. Causal attention counts its lower triangle, once forward and twice backward. Recomputation is
+    not counted.
 
     Args:
         lengths: tokens of each row.

@@ -1,7 +1,7 @@
-"""Measure what training costs over a grid of micro-batch, length and checkpointing, a process for each point.
+"""Measure the cost of training over a grid of micro-batch size, length and checkpointing, in one process per point.
 
-Rows are of one length and random tokens, and every token is learned; or they are given. A point that does
-not fit, dies or takes too long is a result like any other, and the grid goes on.
+Rows consist of random tokens, all of one length and all in the loss, unless a file of rows is set. A point that does
+not fit, crashes or takes too long is recorded with that outcome, and the grid continues.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ if TYPE_CHECKING:  # a worker imports them when it has a job
     from workflow.training.trainer import RunTrainer
 
 GIB = 2**30
-ANSWER = "POINT "  # the line of a process' output that holds its result
+ANSWER = "POINT "  # begins the line of a process' output that has its result
 POINT = (
     "variant",
     "shape",
@@ -52,7 +52,7 @@ POINT = (
 
 @dataclass(frozen=True)
 class Job:
-    """All that a process needs to measure one point."""
+    """The settings that a process needs to measure one point."""
 
     variant: str
     shape: str  # own, or a file of workflow/cost/shapes/
@@ -78,7 +78,7 @@ class Job:
 
 
 def jobs(settings: params.Params, variant: str, shape: str, *, model_folder: Path | None) -> Iterator[Job]:
-    """The points of a variant's grid at one shape."""
+    """List the points of a variant's grid at one shape."""
     grid = settings.benchmark.grid
     for rows, length, checkpointing in product(
         grid.micro_batch_rows, grid.lengths, grid.gradient_checkpointing
@@ -106,7 +106,7 @@ def jobs(settings: params.Params, variant: str, shape: str, *, model_folder: Pat
 
 
 class Worker:
-    """A process that has imported the libraries and waits for a job; it touches no GPU before it has one."""
+    """A process that has imported the libraries and waits for a job; it uses no GPU before it has one."""
 
     def __init__(self):
         self.process = subprocess.Popen(
@@ -118,14 +118,13 @@ class Worker:
         )
 
     def run(self, job: Job, *, time_limit: float) -> dict:
-        """Measure a point; `outcome` says whether it was measured, and if not why not.
+        """Measure a point; `outcome` says whether it was measured, or why not.
 
         Args:
             time_limit: seconds from now, after which the process is killed.
 
         Returns:
-            What the job asked for, how many rows it was given (null where they are random), and what
-            `measure` returns.
+            The job's settings, its number of rows (null if they are random), and the result of `measure`.
         """
         point = {key: value for key, value in job.as_dict().items() if key in POINT}
         point["rank"] = job.training["rank"]
@@ -148,11 +147,13 @@ class Worker:
 
 
 def run(waiting: list[Job], *, time_limit: float, ahead: int = 0) -> Iterator[dict]:
-    """Measure points one after the other, each in a process of its own.
+    """Measure points one after the other, each in its own process.
 
     Args:
-        ahead: processes that are started while another measures, so that their imports cost no time: on a GPU
-            beside some cores; on a CPU they would be measured.
+        waiting: the points to measure, in order.
+        time_limit: seconds per point, after which its process is killed.
+        ahead: number of processes to start while another one measures, so that their imports cost no time. Use this
+            only on a GPU; on a CPU the imports would slow the measurement.
     """
     workers: list[Worker] = []
     try:
@@ -180,14 +181,13 @@ def measure(job: Job) -> dict:
     """Measure one point in this process.
 
     Returns:
-        `outcome`, and if it was measured: precision, speed-ups, memory in GiB at each stage (on a CPU the
-        process' resident set), seconds per step and tokens per second (useful and padded) as the median
-        with quartiles over all counted steps, the medians of the repeats, seconds to load (and quantize)
-        and to capture graphs, the predicted memory (null where a speed-up is off that the prediction counts
-        on), the matrix rate of this device and the share of it that the model's operations reach (it and the
-        prediction are null for a model whose layers are no Llama's), joules per 1,000 useful tokens (null without
-        NVML), and the tokens of the largest forward pass that was run and of the largest of an epoch, of which the
-        peak is.
+        `outcome`, and for a measured point: precision; speed-ups; memory in GiB at each stage (on a CPU the
+        process' resident set size); seconds per step and tokens per second (useful and padded), each as the median
+        with quartiles over all counted steps, and the medians of the repeats; seconds to load (and quantize) and to
+        capture graphs; the predicted memory (null if a speed-up that the prediction assumes is off); the matrix rate
+        of this device, and the share of it that the model's operations reach (null, like the prediction, for a model
+        without a Llama's layers); joules per 1,000 useful tokens (null without NVML); and the tokens of the largest
+        forward pass of the measurement and of an epoch. The peak is that of an epoch's largest pass.
     """
     import torch
 
@@ -205,7 +205,7 @@ def measure(job: Job) -> dict:
 
 
 def limit_memory(gib: float) -> None:
-    """Pretend that the device (on a CPU: this process) has no more memory than this."""
+    """Limit the memory of the device (on a CPU, of this process)."""
     import torch
 
     if torch.cuda.is_available():
@@ -282,7 +282,7 @@ def _measure(job: Job) -> dict:
 
 
 def _run(job: Job) -> params.Run:
-    """The run whose steps are measured, in this process alone."""
+    """Build the run whose steps are measured, for a single process."""
     from workflow.cost.gauge import uncounted
 
     steps = uncounted(job.warmup_steps) + job.steps * job.repeats
@@ -306,7 +306,7 @@ def _run(job: Job) -> params.Run:
 
 
 def _base(job: Job, run: params.Run) -> tuple[PreTrainedConfig, PreTrainedModel, LoadedPrecision]:
-    """The model's configuration, the model in the variant's precision, and the proof of this."""
+    """Load the model in the variant's precision; return its configuration, the model and its checked precision."""
     from transformers import AutoConfig
 
     from workflow.models import load
@@ -328,7 +328,7 @@ def _trainer(
     *,
     scratch: Path,
 ) -> RunTrainer | PlainLoop:
-    """The trainer of the job's loop, with the job's rows or random ones."""
+    """Build the trainer of the job's loop, with the job's rows or random ones."""
     import numpy as np
 
     from workflow.cost.plain_loop import PlainLoop
@@ -389,7 +389,7 @@ def _speeds(job: Job, stopwatch: Stopwatch) -> dict:
 def _utilization(
     config: PreTrainedConfig, run: params.Run, stopwatch: Stopwatch, *, compute: str
 ) -> dict[str, float | None]:
-    """The device's matrix rate, and the share of it that the steps reach; None where operations are not counted."""
+    """Measure the device's matrix rate, and the share of it that the steps reach; None if operations are not counted."""
     import torch
 
     from workflow.cost import architecture, benchmark
@@ -411,7 +411,7 @@ def _quartiles(values: list[float]) -> dict[str, float]:
 
 
 def describe(point: dict) -> str:
-    """A point in one line."""
+    """Summarize a point in one line."""
     where = (
         f"{point['variant']} at {point['shape']}, {point['micro_batch_rows']} x {point['length']} tokens, "
         f"{point['loop']}"

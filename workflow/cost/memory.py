@@ -1,8 +1,7 @@
-"""The memory that a training needs on a GPU, by component, from a model's configuration alone.
+"""Predict the memory that a training needs on a GPU, by component, from a model's configuration alone.
 
 Nothing is measured here. Each component is counted in bytes from the tensors that a step of this project
-holds with every speed-up on (workflow/training/speed/); the formulas stand beside the code
-that allocates, and `results/hardware/` holds predictions beside measured peaks.
+allocates with every speed-up on (workflow/training/speed/). `results/hardware/` has predictions next to measured peaks.
 """
 
 from __future__ import annotations
@@ -20,15 +19,15 @@ if TYPE_CHECKING:
 
 GIB = 2**30
 ALLOCATION = 512  # PyTorch's CUDA allocator rounds every tensor up to this many bytes
-# Of cuBLAS and of cuBLASLt, each for the default stream and for the one that graphs are captured on, on Hopper
-# (PyTorch, CUDABlas.cpp); less on older GPUs.
+# Bytes of a workspace on Hopper (PyTorch, CUDABlas.cpp); less on older GPUs. cuBLAS and cuBLASLt each have one for the
+# default stream and one for the stream on which graphs are captured.
 WORKSPACE = 32 * 2**20
 ADAM_STATES = {"adamw_torch": 8, "adamw_torch_fused": 8, "paged_adamw_32bit": 0, "paged_adamw_8bit": 0}
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What of a Llama-like model's configuration decides its memory and its work."""
+    """The sizes in a Llama-like model's configuration that determine its memory and operations."""
 
     layers: int
     hidden: int
@@ -38,8 +37,8 @@ class Shape:
     heads: int
     vocabulary: int
     tied: bool
-    others: int | None = None  # parameters of norms and biases, where they were counted in the model itself
-    query_key_norms: bool = False  # query and key are normalized, so they are kept before it too
+    others: int | None = None  # parameters of norms and biases, if they were counted in the model itself
+    query_key_norms: bool = False  # query and key are normalized, so they are kept before their norms too
 
     @classmethod
     def of(cls, config: PreTrainedConfig) -> Shape:
@@ -80,7 +79,7 @@ class Shape:
 
     @property
     def norm_parameters(self) -> int:
-        """Of norms and biases: a Llama has two norms a layer and a last one, and no bias."""
+        """Parameters of norms and biases. A Llama has two norms per layer, a last one, and no biases."""
         return (2 * self.layers + 1) * self.hidden if self.others is None else self.others
 
     @property
@@ -90,7 +89,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes by component at the step's peak; `total` is what PyTorch's allocator then has allocated."""
+    """Bytes by component at the step's peak; `total` is the memory that PyTorch's allocator has then allocated."""
 
     weights: int
     quantization_constants: int
@@ -98,8 +97,8 @@ class Memory:
     gradients: int
     optimizer: int
     activations: int  # kept for the backward pass
-    loss: int  # logits and their gradients, a chunk at a time
-    transient: int  # of the layer that is being worked on, the dequantized weight among it
+    loss: int  # logits and their gradients, one chunk at a time
+    transient: int  # of the current layer, including its dequantized weight
     workspace: int
 
     @property
@@ -117,8 +116,8 @@ def rounded(size: float) -> int:
 def weights(shape: Shape, variant: params.Variant) -> tuple[int, int]:
     """Bytes of the base's weights, and of its quantization constants.
 
-    Linear layers have the tensors that the precision says. Embeddings, head and norms stay in 16 bits. A full
-    fine-tuning holds float32.
+    The precision determines the tensors of linear layers. Embeddings, head and norms stay in 16 bits. Full
+    fine-tuning keeps all weights in float32.
     """
     others = shape.embedding_parameters + shape.norm_parameters
     if methods.get(variant.method).master_weights:
@@ -135,10 +134,10 @@ def weights(shape: Shape, variant: params.Variant) -> tuple[int, int]:
 def kept_of_a_layer(shape: Shape, training: params.Training, tokens: int) -> int:
     """Bytes that a decoder layer keeps for its backward pass, for a pack of `tokens` in 16 bits.
 
-    Two residual streams, query, key (before and after their norms, where there are any), value, the attention's
-    output and its log-sum-exp, gate and up; and of the layers with an adapter their inputs (two norms' outputs, which layers share, and the product of gate and up; the attention's
-    output is kept already) and the [tokens, rank] products. With dropout an adapter's input is a copy of its own, beside
-    a mask of a byte for each number.
+    They are two residual streams, query and key (before and after their norms, if there are any), value, the
+    attention's output and its log-sum-exp, gate and up. Layers with an adapter add their inputs (two norms' outputs,
+    which layers share, and the product of gate and up; the attention's output is already kept) and the [tokens, rank]
+    products. With dropout, each adapter's input is a separate copy, with a mask of one byte per number.
     """
     names = adapted(shape, training)
     wide = 2 * shape.hidden + 2 * shape.query + 2 * shape.key_value + 2 * shape.intermediate
@@ -162,14 +161,14 @@ def predict(
     tokens: int,
     graphs: bool = True,
 ) -> Memory:
-    """The most that a training step allocates on a GPU, for a forward pass of `tokens` tokens in 16 bits.
+    """Predict the peak that a training step allocates on a GPU, for a forward pass of `tokens` tokens in 16 bits.
 
-    The peak is the larger of two moments: the loss, whose chunk of logits (16 bits), log-probabilities (32)
-    and gradient live beside the last hidden states and their gradient; and the beginning of the backward pass,
-    in the last layer's perceptron: down_proj's dequantized weight and input gradient, or the three
-    [tokens, intermediate] gradients of the gated activation when down_proj's input is gone. (The residual's
-    gradient has by then taken the place of the last residual stream.) With checkpointing only a layer's
-    input is kept, and one layer is computed again.
+    The peak is the larger of two moments. The first is the loss: a chunk of logits (16 bits), its log-probabilities
+    (32 bits) and its gradient are in memory together with the last hidden states and their gradient. The second is
+    the beginning of the backward pass, in the last layer's MLP: it holds down_proj's dequantized weight and input
+    gradient, or, once down_proj's input is freed, the three [tokens, intermediate] gradients of the gated activation.
+    (By then the residual's gradient has replaced the last residual stream.) With checkpointing, only the input of each
+    layer is kept, and one layer is recomputed.
     """
     base, constants = weights(shape, variant)
     method = methods.get(variant.method)
@@ -213,11 +212,11 @@ def describes(speed_ups) -> bool:
 
 
 CONTEXT_GIB = 0.8  # the driver's context, loaded kernels and graphs, which PyTorch's allocator does not count
-FRAGMENTS = 1.03  # reserved over allocated: blocks that fit no tensor (2 to 10 % in results/hardware/)
+FRAGMENTS = 1.03  # reserved over allocated, because of fragmentation (2 to 10 % in results/hardware/)
 
 
 def usable_gib(gpu_gb: float) -> float:
-    """What of a GPU's memory (sold in GB of 10^9 bytes) a training can allocate, in GiB."""
+    """Memory in GiB that a training can allocate on a GPU of `gpu_gb` GB (10^9 bytes)."""
     return gpu_gb * 1e9 / GIB - CONTEXT_GIB
 
 
@@ -226,7 +225,7 @@ def fits(need: Memory, gib: float) -> bool:
 
 
 def largest_fit(shape: Shape, variant: params.Variant, training: params.Training, *, gib: float) -> int:
-    """The most tokens that a forward pass can have in `gib` GiB; 0 if not even 64 fit. In steps of 64."""
+    """The largest number of tokens, a multiple of 64, whose forward pass fits in `gib` GiB; 0 if not even 64 fit."""
     step, low, high = 64, 0, 2**14
     while low < high:
         middle = (low + high + 1) // 2

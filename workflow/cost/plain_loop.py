@@ -1,6 +1,6 @@
-"""The loop that most tutorials train with, to measure ours beside it: transformers, PEFT and autocast.
+"""The training loop of most tutorials (transformers, PEFT and autocast), to compare ours with.
 
-It takes what `train.build_trainer` takes and behaves enough like a trainer to be timed like one.
+It has the arguments of `train.build_trainer`, and enough of a trainer's interface to be timed like one.
 """
 
 from itertools import islice
@@ -17,7 +17,7 @@ from workflow.training.speed.choice import SpeedUps
 
 
 class PlainLoop:
-    """Padded batches, autocast, the model's own loss over whole logits, AdamW, no speed-up."""
+    """Trains with padded batches, autocast, the model's own loss over all logits, and AdamW, without speed-ups."""
 
     speed_ups = SpeedUps(*[False] * 5)
     capture_seconds = 0.0
@@ -56,15 +56,15 @@ class PlainLoop:
         )
 
     def expect_pass(self, tokens: int) -> None:
-        """Nothing is held ready for a pass here."""
+        """Do nothing: this loop prepares no buffers for a pass."""
 
     def collated(self, rows: list[int]) -> dict[str, torch.Tensor]:
-        """The rows of a forward pass, by their numbers, on the device."""
+        """Collate the rows with these numbers into a forward pass on the device."""
         batch = self.collate([self.rows[row] for row in rows])
         return {key: tensor.to(self.model.device) for key, tensor in batch.items()}
 
     def batches(self):
-        """Micro-batches of an optimizer step, on the device, epoch after epoch."""
+        """Yield the micro-batches of each optimizer step, on the device, epoch after epoch."""
         training, sampler = self.training, self.sampler()
         epoch = 0
         while True:
@@ -79,7 +79,7 @@ class PlainLoop:
             epoch += 1
 
     def get_batch_samples(self, iterator, passes: int | None = None):
-        """The next step's micro-batches: of an iterator over steps, or so many of one over passes."""
+        """Return the next step's micro-batches from an iterator over steps, or `passes` of them from one over passes."""
         return (next(iterator) if passes is None else list(islice(iterator, passes))), None
 
     def train(self) -> None:

@@ -1,17 +1,17 @@
-"""Say before anything is downloaded which variants fit on a GPU, at which batch and length, and how fast.
+"""Predict, before any download, which variants fit on a GPU, at which batch size and length, and how fast they are.
 
     python -m workflow.plan --model llama2_7b --gpu 24
 
-Memory is counted from the model's configuration (workflow/cost/memory.py), which is held to the model itself, built
-without its weights (workflow/cost/architecture.py). Time is estimated from two rates of a
-GPU, its matrix products' and its memory's, fitted to what results/hardware/ measured; the ratio to 16 bits
-depends on them little.
+Memory is counted from the model's configuration (workflow/cost/memory.py), which is checked against the model itself,
+built without its weights (workflow/cost/architecture.py). Time is estimated from a GPU's matrix product rate and
+memory rate, both fitted to the measurements in results/hardware/. The ratio to 16 bits depends little on these rates.
 """
 
 import argparse
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -40,16 +40,38 @@ if TYPE_CHECKING:
 ROWS, EPOCHS = 1000, 3
 GigaBytes = Annotated[float, Field(gt=0, le=10_000, allow_inf_nan=False)]  # of 10^9 bytes
 BATCHES = (1, 2, 4, 8, 16, 32)
-# An H100's, at what this project's training reaches of them: operations and bytes per second, and the seconds
-# a step takes however few its tokens are. `docs/speed.md` says how well they fit.
+# The rates that this project's training reaches on an H100, in operations and bytes per second, and the overhead of
+# a pass in seconds. `docs/speed.md` says how well they fit.
 MATRIX_RATE, MEMORY_RATE, SECONDS_PER_PASS = 3.97e14, 1.74e12, 0.0236
+
+
+@dataclass(frozen=True)
+class Workload:
+    """The GPU and the rows to plan for.
+
+    Attributes:
+        gpu_gb: memory of the GPU, in the vendor's GB.
+        length: tokens of the longest row.
+        mean_length: mean number of tokens per row.
+        rank: rank of the adapters; None for that of params.
+    """
+
+    gpu_gb: float
+    length: int
+    mean_length: int
+    rank: int | None
+
+    @property
+    def usable_gib(self) -> float:
+        """Memory in GiB that a training can use."""
+        return usable_gib(self.gpu_gb)
 
 
 def step_seconds(shape: Shape, variant: params.Variant, training: params.Training, *, tokens: int) -> float:
     """Seconds of one forward and backward pass of `tokens` tokens, recomputation included.
 
-    Products take 2 operations a weight and token, forward, for the input's gradient, and again if
-    activations are recomputed; a 4-bit weight is read and written in 16 bits before each of them.
+    A matrix product takes 2 operations per weight and token: in the forward pass, for the gradient of its input, and
+    again if activations are recomputed. Before each product, a 4-bit weight is read and written in 16 bits.
     """
     passes = methods.get(variant.method).passes + training.gradient_checkpointing
     work = 2 * tokens * passes * (shape.linear_parameters + adapter_parameters(shape, training))
@@ -62,31 +84,27 @@ def plan(
     config_name: str,
     shape: Shape,
     settings: params.Params,
+    workload: Workload,
     *,
-    gpu_gb: float,
-    length: int,
-    mean_length: int,
-    rank: int | None,
     notes: list[str],
 ) -> str:
-    """The plan as text: a table of what fits, and the memory of each variant by component."""
-    usable = usable_gib(gpu_gb)
+    """Write the plan as text: a table of what fits, and the memory of each variant by component."""
     lines = [
         f"{config_name}: {shape.parameters / 1e9:.4g} "
-        f"billion parameters; a GPU of {gpu_gb:g} GB, of which a training can use {usable:.1f} GiB.",
-        f"Rows are cut at {length} tokens and have {mean_length} on average; {ROWS} rows x {EPOCHS} epochs.",
+        f"billion parameters; a GPU of {workload.gpu_gb:g} GB, of which a training can use {workload.usable_gib:.1f} GiB.",
+        f"Rows are cut at {workload.length} tokens and have {workload.mean_length} on average; {ROWS} rows x {EPOCHS} epochs.",
         "A peak is that of the longest pass that an epoch can hold: every row of it at full length.",
         "",
         f"{'variant':<14} {'checkpointing':<13} {'rows a pass':>11} {'peak GiB':>9} {'most tokens':>11} "
         f"{'time / 16-bit':>13} {'minutes on an H100':>18}",
     ]
     tables = []
-    for name, variant in settings.variants.items():
+    for name in settings.variants:
         for checkpointing in (False, True):
             training = settings.training_of(name).model_copy(update={"gradient_checkpointing": checkpointing})
-            if rank is not None:
-                training = training.model_copy(update={"rank": rank})
-            row, need = _row(name, shape, variant, training, settings, usable, length, mean_length)
+            if workload.rank is not None:
+                training = training.model_copy(update={"rank": workload.rank})
+            row, need = _row(name, shape, training, settings, workload)
             lines.append(row)
         tables.append((name, need))
     lines += [line for note in notes for line in ("", note)]
@@ -101,41 +119,42 @@ def plan(
 def _row(
     name: str,
     shape: Shape,
-    variant: params.Variant,
     training: params.Training,
     settings: params.Params,
-    usable: float,
-    length: int,
-    mean_length: int,
+    workload: Workload,
 ) -> tuple[str, Memory]:
-    prediction = predict(shape, variant, training, tokens=length)
-    most = largest_fit(shape, variant, training, gib=usable)
+    """Write the row of a variant with this training, and predict the memory of one row of full length."""
+    variant, length = settings.variants[name], workload.length
+    smallest = predict(shape, variant, training, tokens=length)
+    most = largest_fit(shape, variant, training, gib=workload.usable_gib)
     rows = max((rows for rows in BATCHES if rows * length <= most), default=0)
     head = f"{name:<14} {'yes' if training.gradient_checkpointing else 'no':<13} "
     if not rows:
-        short = prediction.gib()["total"] - usable
+        short = smallest.gib()["total"] - workload.usable_gib
         why = f"{short:.1f} GiB short" if short > 0 else "too tight"
-        return f"{head}{'does not fit':>11} {prediction.gib()['total']:9.2f} ({why} for one row)", prediction
+        return f"{head}{'does not fit':>11} {smallest.gib()['total']:9.2f} ({why} for one row)", smallest
     need = predict(shape, variant, training, tokens=rows * length)
     baseline = settings.experiment.baseline
     plain = settings.training_of(baseline).model_copy(
         update={"gradient_checkpointing": False, "rank": training.rank}
     )
     passes = ROWS * EPOCHS / rows
-    seconds = passes * step_seconds(shape, variant, training, tokens=rows * mean_length)
-    # What 16 bits would take for the same rows a pass, wherever it fitted.
-    against = passes * step_seconds(shape, settings.variants[baseline], plain, tokens=rows * mean_length)
+    seconds = passes * step_seconds(shape, variant, training, tokens=rows * workload.mean_length)
+    # The time that 16 bits would take with as many rows per pass, even if they do not fit.
+    baseline_seconds = passes * step_seconds(
+        shape, settings.variants[baseline], plain, tokens=rows * workload.mean_length
+    )
     return (
-        f"{head}{rows:11d} {need.gib()['total']:9.2f} {most:11d} {seconds / against:13.2f} {seconds / 60:18.1f}",
-        prediction,
+        f"{head}{rows:11d} {need.gib()['total']:9.2f} {most:11d} {seconds / baseline_seconds:13.2f} {seconds / 60:18.1f}",
+        smallest,
     )
 
 
 def read_shape(model: str) -> "tuple[str, PreTrainedConfig, Shape]":
-    """The configuration and shape of a name from workflow/cost/shapes/, of `own`, or of a config.json.
+    """Read the configuration and shape of a name in workflow/cost/shapes/, of `own`, or of a config.json.
 
     Raises:
-        UserError: there is no such name or file, or it is not the configuration of a model that can be counted.
+        UserError: there is no such name or file, or it is not the configuration of a countable model.
     """
     path = {"own": MODEL / "config.json"}.get(model, params.SHAPES / f"{model}.json")
     if not path.is_file():
@@ -153,7 +172,7 @@ def read_shape(model: str) -> "tuple[str, PreTrainedConfig, Shape]":
 
 
 def check_lengths(config: "PreTrainedConfig", *, length: int, mean_length: int) -> None:
-    """Raise a UserError if rows are longer on average than at most, or longer than the model's context."""
+    """Raise a UserError if the mean length exceeds the maximum, or the maximum exceeds the model's context."""
     if mean_length > length:
         raise UserError(f"--mean-length is {mean_length}, and no row is longer than --length, {length}.")
     context = getattr(config.get_text_config(), "max_position_embeddings", None)
@@ -165,7 +184,7 @@ def check_lengths(config: "PreTrainedConfig", *, length: int, mean_length: int) 
 
 
 def check_targets(shape: Shape, settings: params.Params) -> None:
-    """Raise a UserError if an adapter is asked for on a layer that the plan does not count."""
+    """Raise a UserError if params put an adapter on a layer that the plan does not count."""
     for name in settings.variants:
         targets = settings.training_of(name).target_modules
         for target in [] if targets == "all-linear" else targets:
@@ -177,7 +196,7 @@ def check_targets(shape: Shape, settings: params.Params) -> None:
 
 
 def caveats(config: "PreTrainedConfig", settings: params.Params, *, length: int) -> list[str]:
-    """What of these params and this model the prediction does not describe, one sentence each."""
+    """List, one sentence each, the aspects of params and model that the prediction does not cover."""
     notes = []
     text = config.get_text_config()
     if text.model_type not in architecture.MEASURED or getattr(text, "hidden_act", None) != "silu":
@@ -217,7 +236,7 @@ def caveats(config: "PreTrainedConfig", settings: params.Params, *, length: int)
 
 
 def number(kind: Any, read: Callable[[str], float]) -> Callable[[str], float]:
-    """An argument of the command line within the bounds of a type of params, for argparse."""
+    """Make an argparse type that checks a command-line argument against a type of params."""
 
     def parse(text: str) -> float:
         try:
@@ -267,23 +286,17 @@ def main() -> None:
             settings = params.load(options.params)
             name, config, shape = read_shape(options.model)
             length = options.length or settings.training.max_length
-            mean_length = options.mean_length or max(1, length // 4)
-            check_lengths(config, length=length, mean_length=mean_length)
+            workload = Workload(
+                gpu_gb=options.gpu,
+                length=length,
+                mean_length=options.mean_length or max(1, length // 4),
+                rank=options.rank,
+            )
+            check_lengths(config, length=length, mean_length=workload.mean_length)
             check_targets(shape, settings)
     except UserError as error:
         sys.exit(f"plan: {error}")
-    print(
-        plan(
-            name,
-            shape,
-            settings,
-            gpu_gb=options.gpu,
-            length=length,
-            mean_length=mean_length,
-            rank=options.rank,
-            notes=caveats(config, settings, length=length),
-        )
-    )
+    print(plan(name, shape, settings, workload, notes=caveats(config, settings, length=length)))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Try each variant of an experiment on a few layers of its model, before anything is trained.
 
-What an architecture cannot do shows only when its layers are quantized, adapted and computed with: experts that are
-one tensor, layers of a class of their own, an attention that PyTorch has no function for. A copy with random weights,
-the model's own widths and the fewest layers that show every kind of them is loaded and trained for one step as a run is.
+The limits of an architecture appear only when its layers are quantized, adapted and executed: experts in a single
+tensor, layers of a custom class, or an attention that PyTorch has no function for. The trial loads a copy with random
+weights, the model's widths and as few layers as include every kind, and trains it for one step like a run.
 """
 
 import re
@@ -24,7 +24,7 @@ from workflow.training.train import build_trainer
 from workflow.training.trainer import model_of
 
 FEWEST_LAYERS, VOCABULARY, LENGTHS = 2, 512, (12, 9)
-# Of the weights, what may lie outside of linear layers where these are to be quantized or adapted (positions, routers).
+# The share of the weights that may lie outside of linear layers (positions, routers) if these are quantized or adapted.
 LARGEST_REST = 0.05
 CPU = params.Hardware(device="cpu", compute_dtype="float32", data_workers=0)
 
@@ -33,7 +33,8 @@ def try_variants(model_folder: Path, experiment: params.Params) -> None:
     """Load and train a small copy of the model for a step, in each variant of the experiment.
 
     Raises:
-        UserError: there is no model, its attention is not one that is trained with, or a variant does not go with this architecture; the sentence names each and why.
+        UserError: there is no model, its attention is not supported in training, or a variant does not work with this
+            architecture; the sentence names each variant and its reason.
     """
     problems: dict[str, list[str]] = {}
     with tempfile.TemporaryDirectory() as scratch:
@@ -55,25 +56,25 @@ def try_variants(model_folder: Path, experiment: params.Params) -> None:
             if problem:
                 problems.setdefault(problem, []).append(name)
     if problems:
-        sentences = "; ".join(f"{', '.join(names)}: {problem}" for problem, names in problems.items())
+        reasons = "; ".join(f"{', '.join(names)}: {problem}" for problem, names in problems.items())
         raise UserError(
-            f"this model does not go with every variant of the experiment, tried on a few of its layers: {sentences}. "
+            f"this model does not go with every variant of the experiment, tried on a few of its layers: {reasons}. "
             "Take them out of experiment.variants, or choose another model."
         )
 
 
 def try_variant(folder: Path, variant: params.Variant, training: params.Training, *, rest: str) -> str:
-    """What keeps a variant from being trained on the model in `folder`; empty if nothing does.
+    """Say why a variant cannot be trained on the model in `folder`; empty if it can.
 
     Args:
-        rest: what of the model can be neither quantized nor adapted; empty for nothing.
+        rest: the part of the model that can be neither quantized nor adapted, as `outside` describes it.
     """
     if rest and (
         precisions.get(variant.precision).is_quantized
         or (methods.get(variant.method).leaves_adapter and training.target_modules == "all-linear")
     ):
         return rest
-    # The rows of the trial are no rows of the data, and one step says nothing about rates.
+    # The trial has its own rows and a single step, so it fixes batch, optimizer and schedule.
     training = training.model_copy(
         update={
             "steps": 1,
@@ -114,7 +115,7 @@ def try_variant(folder: Path, variant: params.Variant, training: params.Training
 
 
 class Gradients(TrainerCallback):
-    """Looks at the gradients of the first step: `problem` says which weight none has reached."""
+    """Checks the gradients of the first step; `problem` names a weight without a finite, nonzero gradient."""
 
     def __init__(self, method: Method):
         self.method = method
@@ -132,7 +133,7 @@ class Gradients(TrainerCallback):
 
 
 def small_config(config: PreTrainedConfig) -> PreTrainedConfig:
-    """A configuration of this one's widths, with a small vocabulary and the fewest layers that show each kind."""
+    """Return a configuration with the same widths, a small vocabulary, and as few layers as include every kind."""
     layers = config.get_text_config().num_hidden_layers
     kinds = _kinds(config)
     for count in range(min(FEWEST_LAYERS, layers), layers):
@@ -141,12 +142,12 @@ def small_config(config: PreTrainedConfig) -> PreTrainedConfig:
             if _kinds(small) == kinds:
                 return small
         except UserError:
-            continue  # a pattern of layers that so few do not make
+            continue  # a pattern of layers that needs more layers
     return _cut(config, layers=layers)
 
 
 def outside(model: torch.nn.Module) -> str:
-    """What of a model is neither quantized nor adapted, as a sentence's end; empty where it is next to nothing."""
+    """Describe the part of a model that is neither quantized nor adapted, to end a sentence; empty if it is negligible."""
     large = architecture.outside_linears(model)
     share = sum(p.numel() for p in large.values()) / architecture.parameters(model)
     if share <= LARGEST_REST:
@@ -160,7 +161,7 @@ def outside(model: torch.nn.Module) -> str:
 
 
 def _kinds(config: PreTrainedConfig) -> set[tuple]:
-    """Name and class of every module, and name of every weight, without the numbers of layers and experts."""
+    """Name and class of every module, and name and dimensions of every weight, without layer and expert numbers."""
     model = architecture.build(config)
     modules = {(_unnumbered(name), type(module)) for name, module in model.named_modules()}
     return modules | {(_unnumbered(name), p.dim()) for name, p in model.named_parameters()}
@@ -171,13 +172,13 @@ def _unnumbered(name: str) -> str:
 
 
 def _cut(config: PreTrainedConfig, *, layers: int) -> PreTrainedConfig:
-    """The configuration with its first layers, and token numbers that a small vocabulary has."""
+    """Return the configuration with its first layers only, and with a small vocabulary."""
     small = type(config).from_dict(config.to_dict())
     text = small.get_text_config()
     full = text.num_hidden_layers
     for key, value in list(vars(text).items()):
         if isinstance(value, list) and len(value) == full:
-            setattr(text, key, value[:layers])  # layer_types and its like
+            setattr(text, key, value[:layers])  # such as layer_types
     text.num_hidden_layers = layers
     text.vocab_size = VOCABULARY
     for part in (small, text):
