@@ -14,7 +14,7 @@ from ruamel.yaml import YAML
 
 from workflow import params
 from workflow.comparison.contrasts import PARTS
-from workflow.comparison.inference import Difference, Equivalence, verdict
+from workflow.comparison.inference import Difference, Equivalence, Judgment, verdict
 from workflow.comparison.model import (
     ALL,
     CLAIMED_FORMS,
@@ -560,9 +560,7 @@ class MadeUp:
                 "/".join(arm),
                 other,
                 one,
-                equivalence=tost,
-                verdict=word,
-                p_adjusted=p_adjusted,
+                Judgment(p_adjusted, tost, p_equivalence, word),
                 unit=unit,
                 higher_is_better=higher_is_better,
                 corrected=in_family,

@@ -14,7 +14,9 @@ import pytest
 from scipy import optimize, stats
 
 from workflow.comparison.inference import (
+    Bootstrap,
     Difference,
+    Judgment,
     difference,
     equivalence,
     holm,
@@ -24,7 +26,8 @@ from workflow.comparison.inference import (
 from workflow.comparison.sentences import sentence
 from workflow.runtime.errors import CheckError
 
-ASKED = {"confidence": 0.95, "power": 0.8, "resamples": 2000, "seed": 1}
+BOOTSTRAP = Bootstrap(confidence=0.95, power=0.8, resamples=2000, seed=1)
+FEW_RESAMPLES = dataclasses.replace(BOOTSTRAP, resamples=300)
 STUDIES = 2000  # the share of a 95 % event over so many has a standard deviation of 0.5 %
 
 
@@ -72,7 +75,7 @@ def study(
 def studies(number: int = STUDIES, *, resamples: int = 300, **design) -> list[Difference]:
     random = np.random.default_rng(11)
     return [
-        difference(*study(random, **design), **{**ASKED, "resamples": resamples, "seed": number})
+        difference(*study(random, **design), dataclasses.replace(BOOTSTRAP, resamples=resamples, seed=number))
         for number in range(number)
     ]
 
@@ -193,7 +196,7 @@ def test_equivalence_is_rarely_claimed_at_the_margin(seeds):
 
 
 def test_the_difference_is_that_of_the_ratios_of_sums():
-    found = difference([[2, 3, 5], [4, 1, 0]], [1, 2, 5], ["a", "b", "b"], **ASKED)
+    found = difference([[2, 3, 5], [4, 1, 0]], [1, 2, 5], ["a", "b", "b"], BOOTSTRAP)
     assert found.value == pytest.approx((10 / 8 + 5 / 8) / 2)
     assert (found.seeds, found.items, found.groups) == (2, 3, 2)
     assert found.low <= found.value <= found.high
@@ -201,8 +204,8 @@ def test_the_difference_is_that_of_the_ratios_of_sums():
 
 def test_the_standard_error_is_that_of_scipys_bootstrap():
     numerators, denominators, labels = study(np.random.default_rng(4), seeds=1, groups=50, items=3)
-    asked = {**ASKED, "resamples": 20_000}
-    found = difference(numerators, denominators, labels, **asked)
+    bootstrap = dataclasses.replace(BOOTSTRAP, resamples=20_000)
+    found = difference(numerators, denominators, labels, bootstrap)
     sums, sizes = np.bincount(labels, numerators[0]), np.bincount(labels, denominators)
     second = stats.bootstrap(
         (sums, sizes),
@@ -225,7 +228,7 @@ def test_the_two_levels_are_those_of_the_analysis_of_variance():
     rest = values - rows[:, np.newaxis] - columns + values.mean()
     by_seed, by_group = rows.var(ddof=1) / seeds, columns.var(ddof=1) / groups
     both = (rest**2).sum() / (seeds - 1) / (groups - 1) / seeds / groups
-    found = difference(values, np.ones(groups), labels, **{**ASKED, "resamples": 40_000})
+    found = difference(values, np.ones(groups), labels, dataclasses.replace(BOOTSTRAP, resamples=40_000))
     variance = by_seed + by_group - both
     assert found.standard_error == pytest.approx(math.sqrt(variance), rel=0.02)
     assert found.seed_share == pytest.approx(by_seed / variance, rel=0.04)
@@ -239,10 +242,10 @@ def test_the_two_levels_are_those_of_the_analysis_of_variance():
 def test_interval_and_p_values_agree(seeds):
     """The p value at the interval's ends is the level, and so is that of equivalence at the narrower one's."""
     arrays = study(np.random.default_rng(3), seeds=seeds, of_seeds=0.2, of_both=0.2)
-    found = difference(*arrays, **ASKED)
+    found = difference(*arrays, BOOTSTRAP)
     numerators, denominators, labels = arrays
     moved = [
-        difference(numerators - end * denominators, denominators, labels, **ASKED)
+        difference(numerators - end * denominators, denominators, labels, BOOTSTRAP)
         for end in (found.low, found.high)
     ]
     assert [one.p_value for one in moved] == pytest.approx([0.05, 0.05])
@@ -256,16 +259,16 @@ def test_items_of_one_group_are_not_taken_for_independent():
     random = np.random.default_rng(2)
     groups = np.repeat(np.arange(20), 10)
     numerators = random.normal(0, 1, 20)[groups][np.newaxis]
-    clustered = difference(numerators, np.ones(200), groups, **ASKED)
-    single = difference(numerators, np.ones(200), np.arange(200), **ASKED)
+    clustered = difference(numerators, np.ones(200), groups, BOOTSTRAP)
+    single = difference(numerators, np.ones(200), np.arange(200), BOOTSTRAP)
     assert clustered.standard_error > 2.5 * single.standard_error
 
 
 def test_seed_variance_is_measured_by_two_seeds_and_more():
     numerators, denominators, labels = study(np.random.default_rng(3), seeds=2, of_seeds=0.5)
-    both = difference(numerators, denominators, labels, **ASKED)
-    one = difference(numerators[:1], denominators, labels, **ASKED)
-    bases = difference(numerators[:1], denominators, labels, trained=False, **ASKED)
+    both = difference(numerators, denominators, labels, BOOTSTRAP)
+    one = difference(numerators[:1], denominators, labels, BOOTSTRAP)
+    bases = difference(numerators[:1], denominators, labels, BOOTSTRAP, trained=False)
     assert (both.seeds, both.seed_variance_measured) == (2, True)
     assert (one.seeds, one.seed_variance_measured) == (1, False)
     assert (bases.seeds, bases.seed_variance_measured) == (None, False)
@@ -275,7 +278,7 @@ def test_seed_variance_is_measured_by_two_seeds_and_more():
 
 @pytest.mark.parametrize("seeds", [1, 2])
 def test_an_arm_less_itself_differs_by_nothing(seeds):
-    found = difference(np.zeros((seeds, 20)), np.arange(1, 21), np.arange(20), **ASKED)
+    found = difference(np.zeros((seeds, 20)), np.arange(1, 21), np.arange(20), BOOTSTRAP)
     assert (found.value, found.low, found.high, found.p_value, found.detectable) == (0, 0, 0, 1, 0)
     assert found.low <= 0 <= found.high
     assert equivalence(found, margin=0.1).p_value == 0
@@ -283,7 +286,7 @@ def test_an_arm_less_itself_differs_by_nothing(seeds):
 
 
 def test_a_constant_shift_is_found_without_uncertainty():
-    found = difference(np.full((2, 20), 0.25), np.ones(20), np.arange(20), **ASKED)
+    found = difference(np.full((2, 20), 0.25), np.ones(20), np.arange(20), BOOTSTRAP)
     assert (found.value, found.low, found.high, found.p_value) == (0.25, 0.25, 0.25, 0)
     assert found.low > 0 or found.high < 0
 
@@ -292,9 +295,9 @@ def test_single_items_that_differ_do_not_break_the_interval():
     """One of 100 answers differs, in all resamples or none: the interval is finite and undecided."""
     numerators = np.zeros((1, 100))
     numerators[0, 7] = 1
-    found = difference(numerators, np.ones(100), np.arange(100), **ASKED)
+    found = difference(numerators, np.ones(100), np.arange(100), BOOTSTRAP)
     assert found.low < 0 < found.high < 0.05
-    assert difference([[1.0, 2.0]], [1, 1], ["a", "b"], **ASKED).degrees_of_freedom == 1
+    assert difference([[1.0, 2.0]], [1, 1], ["a", "b"], BOOTSTRAP).degrees_of_freedom == 1
 
 
 @pytest.mark.parametrize(
@@ -312,12 +315,12 @@ def test_single_items_that_differ_do_not_break_the_interval():
 )
 def test_what_cannot_be_compared_is_refused(numerators, denominators, groups, message):
     with pytest.raises(CheckError, match=message):
-        difference(numerators, denominators, groups, **ASKED)
+        difference(numerators, denominators, groups, BOOTSTRAP)
 
 
 def test_bases_have_one_row():
     with pytest.raises(CheckError, match="no seeds"):
-        difference(np.ones((2, 3)), np.ones(3), [1, 2, 3], trained=False, **ASKED)
+        difference(np.ones((2, 3)), np.ones(3), [1, 2, 3], BOOTSTRAP, trained=False)
 
 
 def test_holm_against_an_example_by_hand():
@@ -426,9 +429,7 @@ def said(found: Difference, *, margin: float | None, higher_is_better=False, fac
         "4-bit QLoRA",
         "16-bit LoRA",
         found,
-        equivalence=tested,
-        verdict=answer,
-        p_adjusted=p,
+        Judgment(p, tested, None, answer),
         unit="nats per token",
         higher_is_better=higher_is_better,
         corrected=factor > 1,
@@ -446,8 +447,8 @@ def test_the_sentence_says_what_the_numbers_say(seeds, scale, away, margin):
     random = np.random.default_rng(5)
     values = random.normal(size=(seeds or 1, 80))
     values += (away / math.sqrt(80)) - values.mean()
-    asked = {**ASKED, "resamples": 400, "trained": seeds is not None}
-    found = difference(values * scale, np.ones(80), np.arange(80), **asked)
+    bootstrap = dataclasses.replace(BOOTSTRAP, resamples=400)
+    found = difference(values * scale, np.ones(80), np.arange(80), bootstrap, trained=seeds is not None)
     limit = margin and margin * scale / math.sqrt(80)
     answer, text = said(found, margin=limit, factor=2)
     interval = re.search(rf"\(([\d.]+) % interval {NUMBER} to {NUMBER}", text)
@@ -517,9 +518,7 @@ def test_rounding_does_not_contradict_the_verdict():
             "a",
             "b",
             MADE_UP,
-            equivalence=None,
-            verdict="worse",
-            p_adjusted=0.01,
+            Judgment(0.01, None, None, "worse"),
             unit="points",
             higher_is_better=True,
             corrected=False,
@@ -539,15 +538,14 @@ def test_accuracies_of_which_few_differ_are_covered_too(items, differing):
     shift, studies, inside = differing / 2, 600, 0
     for _ in range(studies):
         one = difference(right_or_wrong(random, items, differing, shift), np.ones(items), np.arange(items),
-                         span=1.0, confidence=0.95, power=0.8, resamples=300, seed=1)  # fmt: skip
+                         FEW_RESAMPLES, span=1.0)  # fmt: skip
         inside += one.low <= shift <= one.high
     assert inside / studies >= 0.93
 
 
 def test_a_few_equal_answers_do_not_prove_equivalence():
     few, many = (
-        difference(np.zeros((2, items)), np.ones(items), np.arange(items), span=1.0, confidence=0.95,
-                   power=0.8, resamples=300, seed=1)
+        difference(np.zeros((2, items)), np.ones(items), np.arange(items), FEW_RESAMPLES, span=1.0)
         for items in (24, 400)
     )  # fmt: skip
     assert few.value == 0 and few.low < -0.05 < 0.05 < few.high and few.p_value == 1
@@ -561,7 +559,7 @@ def test_equivalence_of_accuracies_is_claimed_wrongly_at_the_margin_at_most_five
         wrong = sum(
             equivalence(
                 difference(right_or_wrong(random, items, differing, margin), np.ones(items), np.arange(items),
-                           span=1.0, confidence=0.95, power=0.8, resamples=300, seed=1),
+                           FEW_RESAMPLES, span=1.0),
                 margin=margin,
             ).p_value < 0.05
             for _ in range(studies)

@@ -6,18 +6,18 @@ from workflow import params, precisions
 from workflow.comparison.inference import Verdict
 from workflow.comparison.model import ALL, CLAIMED_FORMS, HELD_OUT, Arm, Claim, Contrast, Cost
 
-# What a gain in the primary metric must not be paid with, where it is measured.
+# A gain in the primary metric must not make these metrics worse, if they are measured.
 ANSWERS = (("holdout_generation", "ended"), ("holdout_generation", "rouge_l"))
 
 MEASURED_ONCE = "measured once"
 
-LESS_MEMORY = 0.99  # times the baseline's peak; nearer to it is as much
+LESS_MEMORY = 0.99  # times the baseline's peak; a larger ratio counts as equal
 
 
 def check_claims(
     contrasts: list[Contrast], cost: list[Cost], benchmarks: dict[str, dict], settings: params.Params
 ) -> list[Claim]:
-    """The claims of the recipe that this project grew out of, for every quantized variant."""
+    """Check the claims of the recipe that this project grew out of, for every quantized variant."""
     primary = tuple(settings.comparison.primary.split("/"))
     by_key = {(c.kind, c.variant, c.form, (c.task, c.metric), c.subset): c for c in contrasts}
 
@@ -71,16 +71,16 @@ def _quality_claim(
     holds_if: tuple[Verdict, ...],
     answers: list[Contrast],
 ) -> Claim:
-    """A claim about quality: that the primary metric says so, and that the written answers did not get worse for it."""
+    """Check a claim about quality: the primary metric must support it, and the written answers must not get worse."""
     if contrast is None:
         why = "no category was held out of training, or too few of their items are in the test split"
         return Claim(
             claim, text, arm.variant, arm.form, None, None, None, "not tested", f"Not tested: {why}."
         )
-    holds, because = _holds(contrast.verdict, holds_if), contrast.sentence
+    holds, explanation = _holds(contrast.verdict, holds_if), contrast.sentence
     if holds == "yes":
         holds, against = _with_answers(answers, undecided_counts=claim == "a")
-        because = " ".join([because, *(f"But in {c.task}/{c.metric}: {c.sentence}" for c in against)])
+        explanation = " ".join([explanation, *(f"But in {c.task}/{c.metric}: {c.sentence}" for c in against)])
     return Claim(
         claim=claim,
         text=text,
@@ -90,15 +90,15 @@ def _quality_claim(
         difference=contrast.difference,
         verdict=contrast.verdict,
         holds=holds,
-        sentence=because,
+        sentence=explanation,
     )
 
 
 def _with_answers(answers: list[Contrast], *, undecided_counts: bool) -> tuple[str, list[Contrast]]:
-    """Whether a claim that the primary metric bears out holds for the written answers too, and which speak against it.
+    """Whether a claim that the primary metric supports also holds for the written answers, and which contradict it.
 
     Args:
-        undecided_counts: whether answers that look worse, without that being decided, leave the claim undecided.
+        undecided_counts: whether answers that look worse, but are undecided, make the claim undecided.
     """
     worse = [c for c in answers if c.verdict == "worse"]
     if worse:
@@ -112,7 +112,7 @@ def _with_answers(answers: list[Contrast], *, undecided_counts: bool) -> tuple[s
 
 
 def _holds(word: Verdict, holds_if: tuple[Verdict, ...]) -> str:
-    """Whether a claim holds that asks for one of these verdicts."""
+    """Whether a claim that requires one of these verdicts holds."""
     if word in holds_if:
         return "yes"
     return "undecided" if word == "undecided" else "no"
@@ -121,14 +121,14 @@ def _holds(word: Verdict, holds_if: tuple[Verdict, ...]) -> str:
 def _cost_claims(
     variant: str, baseline: str, cost: list[Cost], benchmarks: dict[str, dict]
 ) -> Iterator[Claim]:
-    """Peak memory and time of a step as ratios of what one process each measured.
+    """Compare peak memory and time per step, each measured in one process, as ratios.
 
-    Steps of one process are no independent units, so nothing is tested. A GPU's allocator gives the same peak for
-    the same steps, so its ratio decides; a resident set and a time vary from one process to the next, and decide nothing.
+    The steps of one process are not independent units, so nothing is tested. A GPU's allocator gives the same peak for
+    the same steps, so its ratio decides. A resident set size and a time vary between processes and decide nothing.
     """
     measured = {(c.variant, c.metric): c for c in cost}
     counted = benchmarks[variant]["precision"]["device"] == "cuda"
-    for metric, text, what in (
+    for metric, text, quantity in (
         ("peak_memory", "less memory than 16-bit", "the peak memory"),
         ("step_time", "less compute than 16-bit", "the time per optimizer step"),
     ):
@@ -150,12 +150,13 @@ def _cost_claims(
             difference=None,
             verdict=None,
             holds=holds,
-            sentence=f"{variant} took {ratio:.2f} times {what} of {baseline} ({ours.value:.3g} against "
+            sentence=f"{variant} took {ratio:.2f} times {quantity} of {baseline} ({ours.value:.3g} against "
             f"{theirs.value:.3g} {ours.unit}), measured in one process each: {why}.",
         )
 
 
 def compare_costs(benchmarks: dict[str, dict], baseline: str) -> list[Cost]:
+    """List every benchmarked cost with its ratio to the baseline's."""
     costs = []
     for variant, result in benchmarks.items():
         other = {m["metric"]: m["value"] for m in benchmarks[baseline]["measurements"]}

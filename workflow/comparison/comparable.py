@@ -1,4 +1,4 @@
-"""What the arms of a comparison must have in common, so that a difference is due to what they differ in by name."""
+"""Check that the arms of a comparison differ only in their variant, so that a difference has no other cause."""
 
 import re
 from collections.abc import Iterable
@@ -27,24 +27,24 @@ DECIDE_ROWS = (
     "learn_end_token",
     "second_bos",
 )
-# What a training recorded of them. The tokens in the loss are among `rows`.
+# What a training records about them. `rows` includes the tokens in the loss.
 OF_TRAINING = ("steps", "rows", "validation_rows", "tokens_seen", "order_sha256")
-# What an evaluation recorded of how it scored, but for the commands that give the same numbers.
+# What an evaluation records about its scoring, except the commands that reproduce the numbers.
 OF_HARNESS = ("name", "version", "batch_rows", "batch_tokens", "add_bos_token", "chat_template_sha256")
 
 
 def check_same_training(trained: dict[str, list[dict]], settings: params.Params) -> dict[str, list[str]]:
-    """Variants must have learned from the same rows in the same order and steps, unless their own params change that.
+    """Check that variants trained on the same rows in the same order and steps, unless their own params change that.
 
     Args:
-        trained: by variant, what each seed's training recorded.
+        trained: by variant, the result of each seed's training.
 
     Returns:
-        By variant, which of its own training params make it learn from other rows, or in another order, than the
-        baseline; only where there are some.
+        By variant, those of its own training params that change its rows, or their order, from the baseline's.
+        Variants without such params are left out.
 
     Raises:
-        CheckError: two runs differ without that; the sentence names both, and in what.
+        CheckError: two runs differ for another reason; the sentence names both and the difference.
     """
     baseline = settings.experiment.baseline
     otherwise = {}
@@ -71,16 +71,16 @@ def check_same_training(trained: dict[str, list[dict]], settings: params.Params)
     return otherwise
 
 
-def check_same_items(forms: list[tuple[str, dict]]) -> None:
-    """Every form of every run, and every base, must have been scored on the same items in the same way.
+def check_same_items(harnesses: list[tuple[str, dict]]) -> None:
+    """Check that every form of every run, and every base, was scored on the same items in the same way.
 
     Args:
-        forms: what each is called, and what its evaluation recorded.
+        harnesses: the name of each form, and its evaluation's record of the harness.
 
     Raises:
-        CheckError: two of them differ; the sentence names both, the task, and in what.
+        CheckError: two of them differ; the sentence names both, the task and the difference.
     """
-    (first, reference), *others = [(name, _scoring(form["harness"])) for name, form in forms]
+    (first, reference), *others = [(name, _scoring(harness)) for name, harness in harnesses]
     for name, scoring in others:
         for key in sorted({*reference, *scoring}):
             if scoring.get(key) != reference.get(key):
@@ -98,15 +98,15 @@ def _scoring(harness: dict) -> dict:
 
 
 def check_same_surroundings(kind: str, verb: str, runs: Iterable[tuple[str, str, dict]]) -> None:
-    """Runs whose numbers are compared must come from one kind of device and one set of library versions.
+    """Check that compared runs come from one kind of device and one set of library versions.
 
     Args:
-        kind: of work; workflow/runtime/environment.py says which libraries can move its numbers.
-        verb: what was done to them.
-        runs: of each what it is called, the stage that makes it, and what it recorded.
+        kind: kind of work; workflow/runtime/environment.py lists the libraries that can change its numbers.
+        verb: for the error, such as `trained`.
+        runs: the name, the stage and the result of each run.
 
     Raises:
-        CheckError: two of them differ; the sentence names both, and in what.
+        CheckError: two of them differ; the sentence names both and the difference.
     """
     (first, _, result), *others = list(runs)
     reference = _surroundings(kind, result)
@@ -126,18 +126,18 @@ def _surroundings(kind: str, result: dict) -> dict[str, str]:
         for library, version in result["versions"].items()
         if library in environment.PACKAGES[kind]
     }
-    # Threads add up in another order, which moves the last digits alone.
+    # The number of threads changes the order of summation, and so only the last digits.
     device = re.sub(r", \d+ threads$", "", result["precision"]["device_name"])
     return versions | {"device": f"{result['precision']['device']} ({device})"}
 
 
 def check_inputs(settings: params.Params) -> None:
-    """Every run must have been made with what dvc.lock says of its stage, and with what params.yaml says now.
+    """Check that every run's inputs match its stage in dvc.lock and the present params.yaml.
 
-    Results that do not record what their stage read are passed over.
+    Results that do not record their inputs are skipped.
 
     Raises:
-        CheckError: one was made with something else; the sentence names it, both values, and the command.
+        CheckError: an input differs; the sentence names it, both values, and the command that repeats the stage.
     """
     experiment, files = settings.experiment, {}
     for name in experiment.variants:
@@ -146,12 +146,12 @@ def check_inputs(settings: params.Params) -> None:
         for seed in experiment.seeds:
             files[f"train@{name}-{seed}"] = train_folder(name, seed) / "result.json"
             files[f"evaluate@{name}-{seed}"] = evaluate_folder(name, seed) / "result.json"
-    lock, now = dvc_lock.read(), read_yaml(inputs.params_file(PARAMS))
+    lock, present = dvc_lock.read(), read_yaml(inputs.params_file(PARAMS))
     for stage, path in files.items():
         recorded, contradictions = inputs.record_in(path), []
         if locked := lock.get(stage):
             contradictions += inputs.contradictions(recorded, params=locked.params, deps=locked.deps)
-        contradictions += inputs.contradictions(recorded, params=now, source="params.yaml")
+        contradictions += inputs.contradictions(recorded, params=present, source="params.yaml")
         if contradictions:
             raise CheckError(
                 f"{path} was made with {contradictions[0]}; `dvc repro --force --single-item {stage}` makes it again"

@@ -1,4 +1,4 @@
-"""Compare the runs that params name: from the stages' files to scores, differences, verdicts and claims."""
+"""Compare the runs in params: read the stages' results, and compute scores, differences, verdicts and claims."""
 
 import pandas as pd
 
@@ -13,7 +13,7 @@ from workflow.runtime.errors import UserError
 
 
 def compare(settings: params.Params) -> tuple[Comparison, pd.DataFrame]:
-    """Compare the runs that params name, from the files of the stages before.
+    """Compare the runs in params, from the files of the earlier stages.
 
     Returns:
         The comparison, and every item's score: one row per item, metric, variant, seed and form.
@@ -21,8 +21,8 @@ def compare(settings: params.Params) -> tuple[Comparison, pd.DataFrame]:
     Raises:
         UserError: a run's file is missing, or a metric that params name was not measured.
         CheckError: the variants were not trained on the same rows for the same steps, or not scored on
-            the same items, or not on one kind of device with one set of library versions; or a run read something
-            else than dvc.lock and params.yaml say.
+            the same items, or not on one kind of device with one set of library versions; or a run's inputs differ
+            from dvc.lock or params.yaml.
     """
     results = Results(settings)
     comparable.check_inputs(settings)
@@ -55,7 +55,7 @@ def compare(settings: params.Params) -> tuple[Comparison, pd.DataFrame]:
 
 
 def check_alike(results: Results, settings: params.Params) -> dict[str, list[str]]:
-    """Raise a CheckError unless the arms differ in nothing but what params say; see workflow/comparison/comparable.py."""
+    """Raise a CheckError if the arms differ in anything but params; see workflow/comparison/comparable.py."""
     otherwise = comparable.check_same_training(results.trained, settings)
     runs = [
         (f"{name} seed {seed}", f"train@{name}-{seed}", result)
@@ -66,20 +66,20 @@ def check_alike(results: Results, settings: params.Params) -> dict[str, list[str
     measured = [(name, f"benchmark@{name}", result) for name, result in results.benchmarks.items()]
     comparable.check_same_surroundings("training", "measured", measured)
     forms = [
-        (f"{arm} seed {form['seed']}" if form["seed"] is not None else str(arm), form)
+        (f"{arm} seed {form.seed}" if form.seed is not None else str(arm), form)
         for arm, evaluations in results.evaluated.items()
         for form in evaluations
     ]
-    comparable.check_same_items(forms)
+    comparable.check_same_items([(name, form.record["harness"]) for name, form in forms])
     comparable.check_same_surroundings(
-        "evaluation", "scored", [(name, form["stage"], form) for name, form in forms]
+        "evaluation", "scored", [(name, form.stage, form.record) for name, form in forms]
     )
     return otherwise
 
 
 def _check_metrics(results: Results, settings: params.Params) -> None:
-    """Raise a UserError if params name a metric that no item of the evaluation has a value of."""
-    measured = {f"{task}/{metric}" for _, _, task, metric in results._tables}
+    """Raise a UserError if params name a metric that has no value per item."""
+    measured = results.metrics_per_item
     comparison = settings.comparison
     for key, names in (
         ("primary", [comparison.primary]),

@@ -1,4 +1,4 @@
-"""Take every difference between arms, correct it for the others, and give it a verdict."""
+"""Compute every difference between arms, correct its p values for the other tests, and give it a verdict."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -7,9 +7,9 @@ import numpy as np
 
 from workflow import params
 from workflow.comparison.inference import (
+    Bootstrap,
     Difference,
-    Equivalence,
-    Verdict,
+    Judgment,
     difference,
     equivalence,
     holm,
@@ -17,13 +17,13 @@ from workflow.comparison.inference import (
     verdict,
 )
 from workflow.comparison.model import ALL, CLAIMED_FORMS, Arm, Contrast, Part, Rise
-from workflow.comparison.results import Results, subsets
+from workflow.comparison.results import Metric, Results, subsets
 from workflow.comparison.sentences import rise_sentence, sentence, weighting_sentence
 from workflow.runtime.errors import CheckError
 
 SPANS = {"rouge_l": 1.0, "chrf": 100.0}  # from the worst to the best score of an item
 
-FEWEST_GROUPS = 2  # an interval needs two
+FEWEST_GROUPS = 2  # that an interval needs
 
 PARTS = {
     "base_to_base": "Quantizing the untouched base",
@@ -35,22 +35,22 @@ PARTS = {
 
 @dataclass(frozen=True)
 class PlannedContrast:
-    """A contrast before it is taken: `arms` with their signs, the first one being what it is about."""
+    """A contrast before it is computed: `arms` with their signs, the first of which is its subject."""
 
     kind: str
     arms: list[tuple[int, Arm]]
     other: str
-    subject: str | None = None  # what a sentence is about, where it is not the first arm
+    subject: str | None = None  # of the sentence, if it is not the first arm
     name: str | None = None
     by_category: bool = False
 
 
 @dataclass(frozen=True)
 class MeasuredContrast:
-    """A difference before it is corrected for the others that are taken beside it."""
+    """A difference before its p values are corrected for the other tests."""
 
     contrast: PlannedContrast
-    about: dict  # the metric
+    metric: Metric
     subset: str
     difference: Difference
     p_accuracy: float | None
@@ -58,37 +58,25 @@ class MeasuredContrast:
     margin: float | None
 
     @property
-    def metric(self) -> str:
-        return f"{self.about['task']}/{self.about['metric']}"
-
-    @property
     def arm(self) -> Arm:
         return self.contrast.arms[0][1]
 
     def in_family(self, family: params.Family) -> bool:
-        return self.subset == ALL and self.contrast.kind in family.kinds and self.metric in family.metrics
+        return (
+            self.subset == ALL and self.contrast.kind in family.kinds and self.metric.name in family.metrics
+        )
 
     def together(self, family: params.Family) -> tuple:
-        """What the differences that are corrected together have in common."""
+        """The key that differences corrected together share."""
         if self.in_family(family):
             return ()
         form = None if self.contrast.name else self.arm.form  # repairs are between any forms
-        return self.contrast.kind, form, self.metric, self.subset.partition("/")[0]
-
-
-@dataclass(frozen=True)
-class Judgment:
-    """A difference's p values after the correction, and the verdict that follows from them."""
-
-    p_adjusted: float
-    equivalence: Equivalence | None
-    p_equivalence: float | None
-    verdict: Verdict
+        return self.contrast.kind, form, self.metric.name, self.subset.partition("/")[0]
 
 
 @dataclass(frozen=True)
 class JudgedContrast:
-    """A difference with its judgment by tokens, and by rows where rows do not weigh the same by tokens."""
+    """A difference with its judgment by tokens, and by rows if tokens weight the rows unequally."""
 
     measured: MeasuredContrast
     by_tokens: Judgment
@@ -96,7 +84,7 @@ class JudgedContrast:
 
 
 def planned_contrasts(settings: params.Params) -> list[PlannedContrast]:
-    """Which differences are taken, in the order in which they are listed."""
+    """List the differences to compute, in the order of the tables."""
     experiment = settings.experiment
     baseline = Arm(experiment.baseline, "as_trained")
     baseline_base = Arm(experiment.baseline, "base")
@@ -142,13 +130,13 @@ def planned_contrasts(settings: params.Params) -> list[PlannedContrast]:
 
 
 def take_contrasts(results: Results, settings: params.Params, rises: list[Rise]) -> list[Contrast]:
-    """Every contrast in every metric that has a direction and a value per item."""
+    """Compute every contrast in every metric that has a direction and a value per item."""
     comparison = settings.comparison
     metrics = {
-        (about["task"], about["metric"]): about
+        metric.name: metric
         for forms in results.evaluated.values()
-        for about in forms[0]["metrics"]
-        if about["per_item"] and about["higher_is_better"] is not None
+        for metric in forms[0].metrics
+        if metric.per_item and metric.higher_is_better is not None
     }
     measured = [
         difference_in_subset
@@ -198,7 +186,7 @@ def _judge(family: list[MeasuredContrast], differences: list[Difference]) -> lis
             d,
             p_adjusted=p_adjusted,
             p_equivalence=p_equivalence,
-            higher_is_better=contrast.about["higher_is_better"],
+            higher_is_better=contrast.metric.higher_is_better,
         )
         judgments.append(Judgment(p_adjusted, test, p_equivalence, word))
     return judgments
@@ -206,16 +194,14 @@ def _judge(family: list[MeasuredContrast], differences: list[Difference]) -> lis
 
 def _contrast(judged: JudgedContrast, *, in_family: bool, over: int, rises: list[Rise]) -> Contrast:
     measured, judgment = judged.measured, judged.by_tokens
-    contrast, about, arm = measured.contrast, measured.about, measured.arm
+    contrast, metric, arm = measured.contrast, measured.metric, measured.arm
     text = sentence(
         contrast.subject or str(arm),
         contrast.other,
         measured.difference,
-        equivalence=judgment.equivalence,
-        verdict=judgment.verdict,
-        p_adjusted=judgment.p_adjusted,
-        unit=about["unit"],
-        higher_is_better=about["higher_is_better"],
+        judgment,
+        unit=metric.unit,
+        higher_is_better=metric.higher_is_better,
         corrected=over > 1,
     )
     text = text[0].upper() + text[1:] if contrast.subject else text
@@ -226,10 +212,10 @@ def _contrast(judged: JudgedContrast, *, in_family: bool, over: int, rises: list
         variant=arm.variant,
         form=arm.form,
         other=contrast.other,
-        task=about["task"],
-        metric=about["metric"],
-        unit=about["unit"],
-        higher_is_better=about["higher_is_better"],
+        task=metric.task,
+        metric=metric.metric,
+        unit=metric.unit,
+        higher_is_better=metric.higher_is_better,
         subset=measured.subset,
         difference=measured.difference,
         p_accuracy=measured.p_accuracy,
@@ -247,7 +233,7 @@ def _contrast(judged: JudgedContrast, *, in_family: bool, over: int, rises: list
 
 
 def _caveat(judged: JudgedContrast, rises: list[Rise]) -> str | None:
-    """That a verdict over all items rests on the last checkpoint, or on how the items are weighted."""
+    """State that a verdict over all items rests on the last checkpoint, or on the weighting of the items."""
     measured, by_rows = judged.measured, judged.by_rows
     if measured.subset != ALL:
         return None
@@ -264,21 +250,20 @@ def _caveat(judged: JudgedContrast, rises: list[Rise]) -> str | None:
 
 
 def _differences(
-    results: Results, contrast: PlannedContrast, about: dict, settings: params.Params
+    results: Results, contrast: PlannedContrast, metric: Metric, settings: params.Params
 ) -> Iterator[MeasuredContrast]:
-    """A contrast in one metric, over all items and, where the plan says so, in each category.
+    """Compute a contrast in one metric, over all items and, if planned, in each category.
 
     Raises:
         CheckError: the arms were not scored on the same items.
     """
-    key = about["task"], about["metric"]
     comparison = settings.comparison
-    tables = [(sign, results.table(arm, *key)) for sign, arm in contrast.arms]
+    tables = [(sign, results.table(arm, metric.task, metric.metric)) for sign, arm in contrast.arms]
     first = tables[0][1]
     for _, table in tables:
         if not table.items.equals(first.items) or (table.denominators != first.denominators).any():
             raise CheckError(
-                f"{contrast.arms[0][1]} and {contrast.other} were not scored on the same items of {key[0]}"
+                f"{contrast.arms[0][1]} and {contrast.other} were not scored on the same items of {metric.task}"
             )
     numerators = sum(
         sign * table.numerators for sign, table in tables
@@ -288,8 +273,10 @@ def _differences(
         all(np.isin(table.numerators, (0, 1)).all() for _, table in tables)
         and (first.denominators == 1).all()
     )
-    span = span_of(np.concatenate([table.numerators for _, table in tables]), first.denominators, key[1])
-    by_category = contrast.by_category and "/".join(key) == comparison.primary
+    span = span_of(
+        np.concatenate([table.numerators for _, table in tables]), first.denominators, metric.metric
+    )
+    by_category = contrast.by_category and metric.name == comparison.primary
     for subset, chosen in subsets(first.items, by_category=by_category):
         if len(set(groups[chosen])) < FEWEST_GROUPS:
             continue
@@ -297,9 +284,9 @@ def _differences(
             numerators[:, chosen],
             first.denominators[chosen],
             groups[chosen],
+            bootstrap(comparison),
             trained=any(table.seeds for _, table in tables),
             span=span and span * len(tables) / 2,
-            **bootstrap(comparison),
         )
         p_accuracy = None
         if accuracy and len(tables) == 2:
@@ -307,34 +294,34 @@ def _differences(
                 numerators[:, chosen], groups[chosen], resamples=comparison.resamples, seed=comparison.seed
             )
         by_rows = None
-        if subset == ALL and "/".join(key) == comparison.primary and np.ptp(first.denominators):
+        if subset == ALL and metric.name == comparison.primary and np.ptp(first.denominators):
             by_rows = difference(
                 numerators / first.denominators,
                 np.ones(len(first.denominators)),
                 groups,
+                bootstrap(comparison),
                 trained=any(table.seeds for _, table in tables),
-                **bootstrap(comparison),
             )
         yield MeasuredContrast(
             contrast=contrast,
-            about=about,
+            metric=metric,
             subset=subset,
             difference=by_tokens,
             p_accuracy=p_accuracy,
             by_rows=by_rows,
-            margin=settings.comparison.margins.get("/".join(key)),
+            margin=comparison.margins.get(metric.name),
         )
 
 
-def bootstrap(settings: params.Comparison) -> dict[str, float]:
-    """What params say of every difference's interval and test, as `difference` takes it."""
-    return settings.model_dump(include={"confidence", "power", "resamples", "seed"})
+def bootstrap(settings: params.Comparison) -> Bootstrap:
+    """The bootstrap settings of params."""
+    return Bootstrap(settings.confidence, settings.power, settings.resamples, settings.seed)
 
 
 def span_of(numerators: np.ndarray, denominators: np.ndarray, metric: str) -> float | None:
-    """How far two scores of one item can be apart; None for a loss, which has no range.
+    """The largest possible distance between two scores of one item; None for a loss, which has no range.
 
-    Right answers are counted: whole numbers of at most the denominator.
+    A count of right answers is a whole number of at most the denominator.
     """
     if (numerators % 1 == 0).all() and (numerators >= 0).all() and (numerators <= denominators).all():
         return 1.0
@@ -344,7 +331,7 @@ def span_of(numerators: np.ndarray, denominators: np.ndarray, metric: str) -> fl
 
 
 def decompose(contrasts: list[Contrast], settings: params.Params) -> list[Part]:
-    """Each quantized variant's difference to the baseline, split: the first two parts add up to the third."""
+    """Split each quantized variant's difference to the baseline; the first two parts add up to the third."""
     return [
         Part(
             variant=c.variant,

@@ -1,4 +1,4 @@
-"""A comparison as tidy tables, and as the few numbers of `dvc metrics`."""
+"""Write a comparison as tidy tables, and as the headline numbers for `dvc metrics`."""
 
 from dataclasses import asdict, fields
 
@@ -7,11 +7,11 @@ import pandas as pd
 from workflow.comparison.inference import Difference, Equivalence
 from workflow.comparison.model import ALL, Comparison, Contrast, Part
 
-COUNTS = ("items", "groups", "seed", "seeds")  # whole numbers, of which some are missing
+COUNTS = ("items", "groups", "seed", "seeds")  # integers with missing values
 
 
 def headline(comparison: Comparison) -> dict:
-    """The few numbers that `dvc metrics` shows, by variant."""
+    """The headline numbers that `dvc metrics` shows, by variant."""
     task, metric = comparison.primary.split("/")
     key = f"{task}_{metric}"
     metrics: dict[str, dict[str, float | str]] = {variant: {} for variant in comparison.precisions}
@@ -44,7 +44,7 @@ def tables(comparison: Comparison) -> dict[str, pd.DataFrame]:
 def _summary(comparison: Comparison) -> pd.DataFrame:
     """Every score and cost as a tidy table: one row per variant, form, metric, subset and seed.
 
-    Where `seed` is empty, the value is the mean over `seeds` seeds; 0 of an untouched base, empty of a cost.
+    If `seed` is empty, the value is the mean over `seeds` seeds. `seeds` is 0 for an untouched base and empty for a cost.
     """
     rows = []
     for score in comparison.scores:

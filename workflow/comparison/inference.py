@@ -1,4 +1,4 @@
-"""Differences between two arms that were scored on the same items, and how sure one can be of them.
+"""Differences between two arms that were scored on the same items, with their uncertainty and tests.
 
 docs/statistics.md derives the estimators and tests, names their assumptions and gives their simulated coverage.
 """
@@ -16,12 +16,29 @@ from workflow.runtime.errors import CheckError
 
 Verdict = Literal["equivalent", "worse", "better", "undecided"]
 
-BATCH_WEIGHTS = 2_000_000  # drawn groups held at a time: bounds the memory of a bootstrap over many items
+BATCH_WEIGHTS = 2_000_000  # group draws in memory at a time: bounds the memory of a bootstrap over many items
+
+
+@dataclass(frozen=True)
+class Bootstrap:
+    """Settings of every difference's interval and tests.
+
+    Attributes:
+        confidence: of the two-sided interval, for example 0.95; the tests' level is 1 - confidence.
+        power: the probability with which a detectable difference is detected.
+        resamples: number of bootstrap samples.
+        seed: of the resampling.
+    """
+
+    confidence: float
+    power: float
+    resamples: int
+    seed: int
 
 
 @dataclass(frozen=True)
 class Difference:
-    """`value` = this arm less the other one, in the metric's unit, and how sure one can be of it."""
+    """`value` = this arm minus the other, in the metric's unit, with its uncertainty."""
 
     value: float
     low: float  # of the two-sided interval
@@ -29,18 +46,20 @@ class Difference:
     confidence: float  # of that interval, for example 0.95
     standard_error: float
     degrees_of_freedom: float
-    p_value: float  # two-sided, of no difference
-    seeds: int | None  # None: nothing was trained on either side, so no seeds could vary
+    p_value: float  # two-sided; the null hypothesis is no difference
+    seeds: int | None  # None: neither arm was trained, so there are no seeds
     items: int
     groups: int
-    seed_variance_measured: bool  # with two seeds and more
-    detectable: float  # the smallest true difference, either way, that would be found with the asked power
-    seed_share: float = 0.0  # of the squared standard error: what was measured between seeds
-    group_freedom: float = math.inf  # degrees of freedom of the rest of it
+    seed_variance_measured: bool  # with two or more seeds
+    detectable: (
+        float  # the smallest true difference, in either direction, that is detected with the set power
+    )
+    seed_share: float = 0.0  # share of the squared standard error that is due to seeds
+    group_freedom: float = math.inf  # degrees of freedom of the rest
 
 
 class Reference(NamedTuple):
-    """What a difference's distance to its true value is held against (see docs/statistics.md)."""
+    """The reference distribution of a difference's distance to its true value (see docs/statistics.md)."""
 
     error: float  # sqrt(V)
     seed_share: float  # h
@@ -56,7 +75,7 @@ class Reference(NamedTuple):
         return self.seed_share * over_seeds + (1 - self.seed_share) * over_groups
 
     def upper_tail(self, distance: float) -> float:
-        """The probability that the difference comes out at `distance` or more above the true one."""
+        """The probability that the estimate is `distance` or more above the true difference."""
         if self.error == 0:
             return float(distance <= 0)
         if distance < 0:
@@ -66,8 +85,8 @@ class Reference(NamedTuple):
         if self.seed_share == 0:
             return over_groups
         over_seeds = float(special.stdtr(self.seed_freedom, -statistic))
-        # q lies between its two parts. On the logarithm, as they can be many orders of magnitude apart;
-        # and a little outwards, so that rounding cannot put the root outside.
+        # q lies between its two parts. The search is over logarithms, because the parts can be many orders of
+        # magnitude apart, and its ends are moved outwards, so that rounding cannot exclude the root.
         ends = sorted(math.log(max(tail, 1e-300)) for tail in (over_groups, over_seeds))
         return math.exp(
             optimize.brentq(
@@ -82,38 +101,42 @@ class Equivalence:
 
     margin: float
     p_value: float  # the larger of the two one-sided tests
-    low: float  # of the interval at 1 - 2 alpha, which lies within the margin where p < alpha
+    low: float  # of the interval at 1 - 2 alpha, which lies within the margin if p < alpha
     high: float
+
+
+@dataclass(frozen=True)
+class Judgment:
+    """A difference's p values after the correction, and its verdict."""
+
+    p_adjusted: float
+    equivalence: Equivalence | None  # None without a margin
+    p_equivalence: float | None  # corrected
+    verdict: Verdict
 
 
 def difference(
     numerators: np.ndarray,
     denominators: np.ndarray,
     groups: np.ndarray,
+    bootstrap: Bootstrap,
     *,
     trained: bool = True,
     span: float | None = None,
-    confidence: float,
-    power: float,
-    resamples: int,
-    seed: int,
 ) -> Difference:
-    """The difference of two arms with its interval, its test and what could have been found.
+    """Estimate the difference between two arms, with its interval, its test and the detectable difference.
 
     Args:
-        numerators: [seeds, items], arm less arm; one row for a single seed or for untouched bases.
+        numerators: [seeds, items], arm minus arm; one row for a single seed or for untouched bases.
         denominators: [items], all positive, and the same for both arms.
         groups: [items], any labels; items with the same label are not independent.
+        bootstrap: settings of the interval and the tests.
         trained: false for two untouched bases.
-        span: the largest difference that one item can make, where scores have a fixed range.
-        confidence: of the two-sided interval; the tests' level is the rest to 1.
-        power: with which the detectable difference is found.
-        resamples: number of bootstrap samples.
-        seed: of the resampling.
+        span: the largest difference that one item can make, if scores have a fixed range.
 
     Raises:
-        CheckError: the arrays are not of the same items, hold a number that is not finite or a
-            denominator that is not positive, or there are fewer than two groups.
+        CheckError: the arrays do not describe the same items, contain a number that is not finite or a
+            denominator that is not positive, or have fewer than two groups.
     """
     numerators, denominators = np.asarray(numerators, dtype=float), np.asarray(denominators, dtype=float)
     codes, count = _numbered_groups(numerators, denominators, groups)
@@ -123,18 +146,18 @@ def difference(
     sums = np.stack([np.bincount(codes, weights=row, minlength=count) for row in numerators])
     sizes = np.bincount(codes, weights=denominators, minlength=count)
     value = float(sums.sum(axis=1).mean() / sizes.sum())
-    reference = _reference(sums, sizes, confidence, resamples, np.random.default_rng(seed))
+    reference = _reference(sums, sizes, bootstrap)
     if span:
         reference = _at_least(reference, 2 * span / (count + 2))
-    critical = reference.quantile((1 + confidence) / 2)
+    critical = reference.quantile((1 + bootstrap.confidence) / 2)
     freedom = reference.group_freedom
     if reference.seed_share:
-        freedom = float(special.stdtridf((1 + confidence) / 2, critical))
+        freedom = float(special.stdtridf((1 + bootstrap.confidence) / 2, critical))
     return Difference(
         value=value,
         low=value - critical * reference.error,
         high=value + critical * reference.error,
-        confidence=confidence,
+        confidence=bootstrap.confidence,
         standard_error=reference.error,
         degrees_of_freedom=freedom,
         p_value=min(1.0, 2 * reference.upper_tail(abs(value))),
@@ -142,7 +165,7 @@ def difference(
         items=items,
         groups=count,
         seed_variance_measured=seeds > 1,
-        detectable=reference.error * float(special.nctdtrinc(freedom, 1 - power, critical)),
+        detectable=reference.error * float(special.nctdtrinc(freedom, 1 - bootstrap.power, critical)),
         seed_share=reference.seed_share,
         group_freedom=reference.group_freedom,
     )
@@ -151,7 +174,7 @@ def difference(
 def _numbered_groups(
     numerators: np.ndarray, denominators: np.ndarray, groups: Sequence
 ) -> tuple[np.ndarray, int]:
-    """Each item's group as a number from 0, and how many there are, after a look at what came in."""
+    """Check the arrays, number the groups from 0, and count them."""
     if numerators.ndim != 2 or len(numerators) == 0:
         raise CheckError("differences come with one row per seed and one column per item")
     if denominators.shape != numerators.shape[1:] or len(groups) != numerators.shape[1]:
@@ -166,14 +189,13 @@ def _numbered_groups(
     return codes, len(labels)
 
 
-def _reference(
-    sums: np.ndarray, sizes: np.ndarray, confidence: float, resamples: int, random: np.random.Generator
-) -> Reference:
-    """The two-level bootstrap: sums [seeds, groups] of differences, sizes [groups] of denominators."""
+def _reference(sums: np.ndarray, sizes: np.ndarray, bootstrap: Bootstrap) -> Reference:
+    """Run the two-level bootstrap over sums [seeds, groups] of differences and sizes [groups] of denominators."""
+    random, resamples = np.random.default_rng(bootstrap.seed), bootstrap.resamples
     seeds, groups = sums.shape
     ratios = sums.sum(axis=1) / sizes.sum()
     drawn, studentised = _drawn(sums, sizes, resamples, random)
-    freedom = _group_freedom(studentised, groups, confidence)
+    freedom = _group_freedom(studentised, groups, bootstrap.confidence)
     by_group = drawn.mean(axis=1).var(ddof=1) * groups / (groups - 1)
     if seeds == 1:
         return Reference(math.sqrt(by_group), 0.0, 0, freedom)
@@ -187,7 +209,7 @@ def _reference(
 
 
 def _at_least(reference: Reference, error: float) -> Reference:
-    """A standard error of no less; what is added belongs to the groups and not to the seeds."""
+    """Raise the standard error to at least `error`; the addition counts as variance over groups, not seeds."""
     if reference.error >= error:
         return reference
     return reference._replace(error=error, seed_share=reference.seed_share * reference.error**2 / error**2)
@@ -196,11 +218,12 @@ def _at_least(reference: Reference, error: float) -> Reference:
 def _drawn(
     sums: np.ndarray, sizes: np.ndarray, resamples: int, random: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Resamples of whole groups.
+    """Resample whole groups.
 
     Returns:
-        [resamples, seeds] ratios of sums, and [resamples] of their mean over the seeds less the
-        observed one, in standard errors; NaN where a resample has none, as when it is one group only.
+        The ratios of sums, [resamples, seeds]; and the distance of their mean over the seeds from the
+        observed mean in standard errors, [resamples], which is NaN if a resample has no standard error
+        (a single group).
     """
     groups = len(sizes)
     mean = sums.mean(axis=0)
@@ -219,17 +242,17 @@ def _drawn(
         ratios.append(totals[:, :-4] / size[:, np.newaxis])
         away = ratios[-1].mean(axis=1) - value
         squares = rest2 - 2 * away * cross + away**2 * size2  # sum of (difference - drawn ratio x size)^2
-        known = squares > 1e-9 * (rest2 + away**2 * size2)  # less is what rounding leaves of zero
+        known = squares > 1e-9 * (rest2 + away**2 * size2)  # smaller values are rounding errors of zero
         error = np.sqrt(np.where(known, squares, np.nan) * groups / (groups - 1)) / size
         studentised.append(away / error)
     return np.concatenate(ratios), np.concatenate(studentised)
 
 
 def _group_freedom(studentised: np.ndarray, groups: int, confidence: float) -> float:
-    """Degrees of freedom of the t distribution that leaves out 1 - confidence of the |t*|: at most G - 1.
+    """Degrees of freedom of the t distribution whose quantile exceeds a share `confidence` of the |t*|.
 
-    And at least two, where G allows it: where single groups make the sum, resamples without
-    them would ask for any width.
+    They are at most G - 1, and at least two if G allows it. If single groups make most of the sum, resamples
+    without them would make the interval arbitrarily wide.
     """
     known = np.abs(studentised[np.isfinite(studentised)])
     critical = float(np.quantile(known, confidence)) if len(known) else 0.0
@@ -240,12 +263,12 @@ def _group_freedom(studentised: np.ndarray, groups: int, confidence: float) -> f
 
 
 def equivalence(difference: Difference, *, margin: float) -> Equivalence:
-    """Two one-sided tests of -margin < true difference < margin, at the level 1 - confidence.
+    """Test -margin < true difference < margin by two one-sided tests at the level 1 - confidence.
 
-    The larger p value is that of the nearer margin.
+    The larger p value belongs to the nearer margin.
     """
     seeds = difference.seeds or 1
-    # Without seeds' share, the one t distribution is all there is.
+    # Without a share of the seeds, the difference has a single t distribution.
     freedom = difference.group_freedom if difference.seed_share else difference.degrees_of_freedom
     reference = Reference(difference.standard_error, difference.seed_share, seeds - 1, freedom)
     half = reference.error * reference.quantile(difference.confidence)
@@ -258,7 +281,7 @@ def equivalence(difference: Difference, *, margin: float) -> Equivalence:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Adjusted p values in the order given: p_(k) (m - k + 1), made to rise with k, at most 1 (Holm 1979)."""
+    """Adjust p values by Holm's procedure (1979): p_(k) (m - k + 1), increasing in k, at most 1; in the given order."""
     p = np.asarray(p_values, dtype=float)
     order = np.argsort(p)
     adjusted = np.empty_like(p)
@@ -269,13 +292,14 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def paired_accuracy_test(differences: np.ndarray, groups: np.ndarray, *, resamples: int, seed: int) -> float:
     """Two-sided p value of a sign-flip test over groups, for answers that are right (1) or wrong (0).
 
-    Exact where all groups that differ at all differ by the same number (McNemar's test where that
-    is one answer), and where `resamples` suffice for every pattern of signs; otherwise by drawn signs.
+    The test is exact if all groups that differ at all differ by the same number (McNemar's test if that
+    number is one answer), or if `resamples` suffice for every pattern of signs. Otherwise signs are drawn.
 
     Args:
-        differences: [seeds, items], right or wrong under this arm less the other: -1, 0 or 1.
+        differences: [seeds, items], correctness under this arm minus that under the other: -1, 0 or 1.
         groups: [items], as for `difference`.
-        resamples, seed: of the drawn signs.
+        resamples: number of draws of signs.
+        seed: of the draws.
 
     Raises:
         CheckError: as for `difference`.
@@ -301,19 +325,19 @@ def paired_accuracy_test(differences: np.ndarray, groups: np.ndarray, *, resampl
 
 
 def level_of(difference: Difference) -> float:
-    """Of the tests; rounded, as 1 - 0.95 is a little more than 0.05."""
+    """The level of the tests, rounded because 1 - 0.95 is a little more than 0.05."""
     return round(1 - difference.confidence, 12)
 
 
 def verdict(
     difference: Difference, *, p_adjusted: float, p_equivalence: float | None, higher_is_better: bool
 ) -> Verdict:
-    """What the tests say of this arm, at the level 1 - confidence.
+    """The verdict on this arm at the level 1 - confidence.
 
     Args:
-        p_adjusted: of no difference, corrected if it is one of several tests.
-        p_equivalence: of the equivalence tests, corrected likewise; None where there is no margin.
-        higher_is_better: of the metric.
+        p_adjusted: p value of no difference, corrected if there are several tests.
+        p_equivalence: p value of the equivalence tests, corrected in the same way; None without a margin.
+        higher_is_better: direction of the metric.
     """
     level = level_of(difference)
     if p_equivalence is not None and p_equivalence < level:

@@ -1,21 +1,21 @@
-"""What a comparison holds: scores, contrasts with their verdicts, claims and costs.
+"""The data classes of a comparison: scores, contrasts with their verdicts, claims and costs.
 
 comparison.json is `Comparison` as JSON, field by field. An *arm* is a variant in a serving form: `base` is the
 untouched base in the variant's precision, and the other forms are those of workflow/evaluation/forms.py.
-A *contrast* is a signed sum of arms, taken per seed and item, so that every difference is paired over both.
-Its kind says what it compares:
+A *contrast* is a signed sum of arms, computed per seed and item, so every difference is paired over both.
+Its kinds are:
 
-    to_baseline    a variant in a form, minus the baseline as it was trained
+    to_baseline    a variant in a form, minus the baseline as trained
     to_base        a variant in a form, minus its untouched base: what training changed
-    base_to_base   the untouched base in a variant's precision, minus that in the baseline's: quantization's damage
+    base_to_base   the untouched base in a variant's precision, minus the one in the baseline's: quantization's damage
     recovery       to_baseline minus base_to_base: how much of that damage training changed
-    form           a variant in another form, minus the variant as it was trained: what serving it so changed
-    repair         a variant with a fault, minus the one without it (params name the pairs)
+    form           a variant in another form, minus the variant as trained: the effect of that form
+    repair         a variant with a fault, minus the one without it (the pairs are in params)
 
-Its subset says which items it covers: `all`, `category/NAME`, `held_out` (the categories that no run was
+Its subset is the items that it covers: `all`, `category/NAME`, `held_out` (the categories that no run was
 trained on) or `seen` (the others).
 
-Every p value is corrected. Those of the family that params name are corrected together. Any other is corrected over
+Every p value is corrected. Those of the family in params are corrected together. Every other one is corrected over
 the differences of its own kind, form, metric and kind of subset, which are those of the other variants and categories.
 """
 
@@ -25,7 +25,7 @@ from workflow.comparison.inference import Difference, Equivalence, Verdict
 
 ALL, HELD_OUT, SEEN = "all", "held_out", "seen"
 
-# The recipe published the second of these, and looked at the first.
+# The recipe evaluated the first of these and published the second.
 CLAIMED_FORMS = ("as_trained", "requantized")
 
 
@@ -53,7 +53,7 @@ class Score:
     split: str
     subset: str
     items: int
-    groups: int | None  # None where the metric has no value per item
+    groups: int | None  # None if the metric has no value per item
     value: float
     per_seed: dict[str, float]  # empty for an untouched base
 
@@ -66,14 +66,14 @@ class Contrast:
     name: str | None  # of a repair
     variant: str
     form: str
-    other: str  # what is taken off: variant/form
+    other: str  # the arm that is subtracted: variant/form
     task: str
     metric: str
     unit: str
     higher_is_better: bool
     subset: str
     difference: Difference
-    p_accuracy: float | None  # of the paired test of accuracies; then p_value is the larger of the two
+    p_accuracy: float | None  # of the paired test of accuracies; then the larger of the two p values counts
     p_adjusted: float  # by Holm's correction, over `corrected_over` differences
     in_family: bool
     equivalence: Equivalence | None  # None without a margin
@@ -81,27 +81,25 @@ class Contrast:
     verdict: Verdict
     sentence: str
     corrected_over: int = 1
-    by_rows: Difference | None = (
-        None  # with every item weighing the same; of the primary metric over all items
-    )
+    # With the same weight for every item; only for the primary metric over all items.
+    by_rows: Difference | None = None
     verdict_by_rows: Verdict | None = None
     caveat: str | None = None  # what the verdict rests on; it ends the sentence too
 
 
 @dataclass(frozen=True)
 class Rise:
-    """A variant whose validation loss rose again before its training ended, on the same rows all along."""
+    """A variant whose validation loss, on a fixed set of rows, rose again before its training ended."""
 
     variant: str
     best_step: int
     last_step: int
     best: float  # nats per token, mean over the seeds
     last: float
-    low: float | None  # interval of last less best over the seeds; None with one seed
+    low: float | None  # interval of last minus best over the seeds; None with one seed
     high: float | None
-    ahead_until: (
-        int | None
-    )  # the last step at which its loss was below the baseline's; None if at none, or at the end
+    # The last step at which its loss was below the baseline's; None if there is none or it is the last step.
+    ahead_until: int | None
 
 
 @dataclass(frozen=True)
@@ -130,7 +128,7 @@ class Cost:
     higher_is_better: bool
     definition: str
     value: float
-    low: float | None  # quartiles over the steps of one process: how even they were, and no interval
+    low: float | None  # quartiles over the steps of one process, not a confidence interval
     high: float | None
     ratio_to_baseline: float
 
@@ -139,8 +137,8 @@ class Cost:
 class Claim:
     """One claim of the recipe that this project grew out of, checked for one variant.
 
-    `holds` is yes, no, mixed (the primary metric says yes, and the answers got worse), undecided, measured once (a
-    cost without a second process to compare it with) or not tested; the verdict is that of the difference it rests on.
+    `holds` is yes, no, mixed (the primary metric says yes, but the answers got worse), undecided, measured once (a
+    cost without a second process to compare it with) or not tested. The verdict belongs to the claim's difference.
     """
 
     claim: str
@@ -156,6 +154,8 @@ class Claim:
 
 @dataclass(frozen=True)
 class Comparison:
+    """The whole comparison; comparison.json is its JSON."""
+
     baseline: str
     seeds: list[int]
     confidence: float
@@ -167,7 +167,7 @@ class Comparison:
     held_out_categories: list[str]
     precisions: dict[str, dict]
     training: dict[str, list[dict]]
-    trained_otherwise: dict[str, list[str]]  # by variant, its own params that make it learn from other rows
+    trained_otherwise: dict[str, list[str]]  # by variant, those of its own params that change its rows
     scores: list[Score]
     contrasts: list[Contrast]
     decomposition: list[Part]

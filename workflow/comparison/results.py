@@ -1,4 +1,4 @@
-"""Read the files that the stages wrote about the runs, and their scores per arm, seed and item."""
+"""Read the stages' results of the runs, and their scores per arm, seed and item."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from pydantic import TypeAdapter
 
 from workflow import params
 from workflow.comparison.model import ALL, HELD_OUT, SEEN, Arm, Score
@@ -15,17 +16,57 @@ from workflow.runtime.paths import benchmark_file, evaluate_base_folder, evaluat
 
 
 @dataclass(frozen=True)
-class Table:
-    """One arm's scores in one metric: [seeds, items] numerators (one row for a base), and what the items are."""
+class Metric:
+    """One metric of an evaluated form, as result.json has it."""
 
-    numerators: np.ndarray
-    denominators: np.ndarray
+    task: str
+    metric: str
+    value: float  # over all items
+    unit: str
+    higher_is_better: bool | None  # None if neither direction is better
+    split: str | None
+    items: int
+    per_item: bool  # whether the value is a ratio of sums over items
+
+    @property
+    def name(self) -> str:
+        """The metric's name in params."""
+        return f"{self.task}/{self.metric}"
+
+
+METRICS = TypeAdapter(list[Metric])
+SHARED = ("task", "metric", "unit", "higher_is_better", "split")  # the fields of a Metric that a Score has
+
+
+@dataclass(frozen=True)
+class EvaluatedForm:
+    """One serving form of one run.
+
+    Attributes:
+        seed: of the training; None for an untouched base.
+        stage: the stage that evaluated it.
+        metrics: in the order of the tasks.
+        record: its entry in result.json, with the library versions of the evaluation.
+    """
+
+    seed: int | None
+    stage: str
+    metrics: list[Metric]
+    record: dict
+
+
+@dataclass(frozen=True)
+class Table:
+    """One arm's scores in one metric, and the items' descriptions."""
+
+    numerators: np.ndarray  # [seeds, items]; one row for a base
+    denominators: np.ndarray  # [items]
     items: pd.DataFrame  # leaf, item, category, held_out, group
     seeds: list[int]  # empty for a base
 
 
 class Results:
-    """Every file that the stages wrote about the runs of params."""
+    """The results that the stages wrote for the runs in params."""
 
     def __init__(self, settings: params.Params):
         experiment = settings.experiment
@@ -47,7 +88,7 @@ class Results:
             *(evaluate_folder(*run) for run in runs),
         ]
         self.items = pd.concat(pd.read_parquet(_existing(folder / "items.parquet")) for folder in folders)
-        self.evaluated: dict[Arm, list[dict]] = {}
+        self.evaluated: dict[Arm, list[EvaluatedForm]] = {}
         for folder in folders:
             result = _result(folder)
             for form in result["forms"]:
@@ -55,17 +96,25 @@ class Results:
                 stage = f"evaluate_base@{arm.variant}"
                 if result["seed"] is not None:
                     stage = f"evaluate@{arm.variant}-{result['seed']}"
-                about = {"seed": result["seed"], "versions": result["versions"], "stage": stage}
-                self.evaluated.setdefault(arm, []).append({**form, **about})
+                record = {**form, "versions": result["versions"]}
+                metrics = METRICS.validate_python(form["metrics"])
+                self.evaluated.setdefault(arm, []).append(
+                    EvaluatedForm(result["seed"], stage, metrics, record)
+                )
         self._tables = {
             key: frame for key, frame in self.items.groupby(["variant", "form", "task", "metric"], sort=False)
         }
 
+    @property
+    def metrics_per_item(self) -> set[str]:
+        """Names of the metrics that have a value per item."""
+        return {f"{task}/{metric}" for _, _, task, metric in self._tables}
+
     def table(self, arm: Arm, task: str, metric: str) -> Table:
-        """One arm's scores per seed and item.
+        """Return one arm's scores per seed and item.
 
         Raises:
-            CheckError: it has no such scores, or its seeds were not scored on the same items.
+            CheckError: the arm has no such scores, or its seeds were not scored on the same items.
         """
         frame = self._tables.get((arm.variant, arm.form, task, metric))
         if frame is None:
@@ -74,21 +123,21 @@ class Results:
 
 
 def table_of(frame: pd.DataFrame, arm: Arm) -> Table:
-    """One arm's rows of items.parquet in one metric, by seed and item.
+    """Arrange one arm's rows of items.parquet in one metric by seed and item.
 
     Raises:
         CheckError: its seeds were not scored on the same items.
     """
-    about = ["leaf", "item", "category", "held_out", "group", "denominator"]
+    columns = ["leaf", "item", "category", "held_out", "group", "denominator"]
     seeds = sorted(frame["seed"].dropna().unique().tolist())
     parts = [frame[frame["seed"] == seed] for seed in seeds] or [frame]
     parts = [part.sort_values(["leaf", "item"], ignore_index=True) for part in parts]
-    if any(not part[about].equals(parts[0][about]) for part in parts):
+    if any(not part[columns].equals(parts[0][columns]) for part in parts):
         raise CheckError(f"the seeds of {arm} were not scored on the same items of {frame['task'].iloc[0]}")
     return Table(
         numerators=np.stack([part["numerator"].to_numpy(float) for part in parts]),
         denominators=parts[0]["denominator"].to_numpy(float),
-        items=parts[0][about[:-1]],
+        items=parts[0][columns[:-1]],
         seeds=seeds,
     )
 
@@ -100,14 +149,14 @@ def _existing(path: Path) -> Path:
 
 
 def _result(folder: Path) -> dict:
-    """What a stage recorded, but for what it read, which comparable.check_inputs compares with dvc.lock."""
+    """Read a stage's result.json without its inputs, which comparable.check_inputs compares with dvc.lock."""
     result = read_json(_existing(folder / "result.json"))
     result.pop("inputs", None)
     return result
 
 
 def subsets(items: pd.DataFrame, *, by_category: bool) -> Iterator[tuple[str, np.ndarray]]:
-    """The subsets of a task's items: all, each category, and held-out and seen categories where there are."""
+    """Yield the subsets of a task's items: all, held-out and seen categories if there are any, and each category."""
     yield ALL, np.ones(len(items), bool)
     if not by_category:
         return
@@ -122,25 +171,23 @@ def subsets(items: pd.DataFrame, *, by_category: bool) -> Iterator[tuple[str, np
 
 
 def measure_scores(results: Results) -> list[Score]:
-    """Every metric of every arm, over all items and by category."""
+    """Compute every metric of every arm, over all items and by category."""
     scores = []
     for arm, forms in results.evaluated.items():
-        for about in forms[0]["metrics"]:
+        for metric in forms[0].metrics:
             common = {
                 **{"variant": arm.variant, "form": arm.form},
-                **{key: about[key] for key in ("task", "metric", "unit", "higher_is_better", "split")},
+                **{key: getattr(metric, key) for key in SHARED},
             }
-            if not about["per_item"]:
-                values = {str(form["seed"]): _value(form, about) for form in forms}
+            if not metric.per_item:
+                values = {str(form.seed): _value(form, metric) for form in forms}
                 trained = {} if arm.form == "base" else values
                 mean = float(np.mean(list(values.values())))
                 scores.append(
-                    Score(
-                        **common, subset=ALL, items=about["items"], groups=None, value=mean, per_seed=trained
-                    )
+                    Score(**common, subset=ALL, items=metric.items, groups=None, value=mean, per_seed=trained)
                 )
                 continue
-            table = results.table(arm, about["task"], about["metric"])
+            table = results.table(arm, metric.task, metric.metric)
             for subset, chosen in subsets(table.items, by_category=True):
                 sums = table.numerators[:, chosen].sum(axis=1) / table.denominators[chosen].sum()
                 scores.append(
@@ -156,6 +203,5 @@ def measure_scores(results: Results) -> list[Score]:
     return scores
 
 
-def _value(form: dict, about: dict) -> float:
-    key = (about["task"], about["metric"])
-    return next(m["value"] for m in form["metrics"] if (m["task"], m["metric"]) == key)
+def _value(form: EvaluatedForm, metric: Metric) -> float:
+    return next(other.value for other in form.metrics if other.name == metric.name)

@@ -7,13 +7,13 @@ from workflow import params
 from workflow.comparison.model import Rise
 from workflow.comparison.results import Results
 
-SMALLEST_RISE = 0.005  # of the best validation loss; less is no rise that one would stop a training for
+SMALLEST_RISE = 0.005  # of the best validation loss; a smaller rise would not justify stopping early
 
 
 def find_rises(results: Results, settings: params.Params) -> list[Rise]:
-    """The variants whose validation loss is higher at their end than before, by more than noise.
+    """Find the variants whose validation loss ends above its minimum by more than noise.
 
-    Noise is what the interval over the seeds leaves of it, and a rise of less than SMALLEST_RISE of the loss.
+    A rise is noise if its interval over the seeds includes zero, or if it is smaller than SMALLEST_RISE of the loss.
     """
     losses = {
         name: pd.concat({i: run.set_index("step")["validation_loss"] for i, run in enumerate(runs)}, axis=1)

@@ -1,10 +1,10 @@
-"""A verdict in words: the one maker of the sentences in the tables, the claims and the page."""
+"""Put a verdict into words, for the tables, the claims and the page."""
 
 import math
 
 from scipy import special
 
-from workflow.comparison.inference import Difference, Equivalence, Verdict, level_of
+from workflow.comparison.inference import Difference, Judgment, Verdict, level_of
 from workflow.comparison.model import Rise
 from workflow.runtime.errors import CheckError
 
@@ -13,35 +13,34 @@ def sentence(
     arm: str,
     other: str,
     difference: Difference,
+    judgment: Judgment,
     *,
-    equivalence: Equivalence | None,
-    verdict: Verdict,
-    p_adjusted: float,
     unit: str,
     higher_is_better: bool,
     corrected: bool,
 ) -> str:
-    """The verdict in one sentence (and a second one where one seed was trained), from the numbers alone.
+    """State the verdict in one sentence, and add a second one if a single seed was trained.
 
     Args:
-        arm, other: names of the two arms; the difference is the first less the second.
-        equivalence: against the margin, if there is one.
-        verdict: as `verdict` gave it.
-        p_adjusted: of no difference.
+        arm: name of the arm.
+        other: name of the arm that is subtracted.
+        difference: `arm` minus `other`.
+        judgment: of the difference.
         unit: of the difference, in the plural.
-        higher_is_better: of the metric.
+        higher_is_better: direction of the metric.
         corrected: whether the p value was corrected for other tests.
 
     Raises:
         CheckError: the verdict does not follow from the difference's sign.
     """
+    verdict, equivalence = judgment.verdict, judgment.equivalence
     alpha = level_of(difference)
     margin = f"{equivalence.margin:g}" if equivalence else None
     ends = (
         (equivalence.low, equivalence.high) if verdict == "equivalent" else (difference.low, difference.high)
     )
     digits = _digits(difference.value, *ends, within=equivalence.margin if verdict == "equivalent" else None)
-    tested = f"{'adjusted p' if corrected else 'p'} {_p_text(p_adjusted, alpha)}"
+    tested = f"{'adjusted p' if corrected else 'p'} {_p_text(judgment.p_adjusted, alpha)}"
     limit = f"; margin {margin}" if margin else ""
     if verdict == "equivalent":
         low, high = (_number(end, digits) for end in ends)
@@ -57,10 +56,10 @@ def sentence(
             f"({_percent(difference.confidence)} interval {low} to {high}, {tested}{limit})"
         )
         if difference.detectable > 0:
-            found = _number(difference.detectable, _digits(difference.detectable, 0, difference.detectable))
+            digits = _digits(difference.detectable, 0, difference.detectable)
             alone = " by a test of its own" if corrected else ""
             chance = f"would have been found with probability {_power(difference)}{alone}"
-            text += f"; a difference of {found} {chance}"
+            text += f"; a difference of {_number(difference.detectable, digits)} {chance}"
     else:
         if (verdict == "better") != ((difference.value > 0) == higher_is_better):
             raise CheckError(f"{arm} is called {verdict} than {other}, which its difference does not say")
@@ -76,7 +75,7 @@ def sentence(
 
 
 def weighting_sentence(by_rows: Difference, *, verdict: Verdict) -> str:
-    """That a verdict depends on the weighting, with the difference in which every item weighs the same."""
+    """State that a verdict depends on the weighting, with the difference in which every item has the same weight."""
     ends = by_rows.value, by_rows.low, by_rows.high
     value, low, high = (_number(end, _digits(*ends), signed=True) for end in ends)
     return (
@@ -86,7 +85,7 @@ def weighting_sentence(by_rows: Difference, *, verdict: Verdict) -> str:
 
 
 def rise_sentence(rise: Rise) -> str:
-    """That a verdict rests on the last checkpoint of a variant, with step and size."""
+    """State that a verdict rests on the last checkpoint of a variant, with the step and the size of the rise."""
     ahead = "" if rise.ahead_until is None else f", and ahead of the baseline until step {rise.ahead_until}"
     return (
         f"It rests on the last checkpoint (step {rise.last_step}): on the validation rows {rise.variant} was best at step "
@@ -95,27 +94,25 @@ def rise_sentence(rise: Rise) -> str:
 
 
 def _digits(*numbers: float, within: float | None = None) -> int:
-    """Decimals that show half the numbers' span with two figures, and more where rounding would mislead.
+    """Number of decimals that gives half the numbers' span two significant figures, or more if rounding would mislead.
 
-    A number that is not zero is not shown as zero, nor one inside `within` as on it or outside.
+    Rounding misleads if it turns a nonzero number into zero, or moves a number inside `within` to or past that limit.
     """
     span = (max(numbers) - min(numbers)) / 2 or max(abs(number) for number in numbers)
     digits = max(0, 1 - math.floor(math.log10(span))) if span > 0 else 0
-    # 15 figures are all that a float holds, so a number nearer than that to a limit is on it.
+    # A float holds 15 significant figures, so a number closer than that to a limit is on the limit.
     for more in range(digits, digits + 15):
-        shown = [float(_number(number, more)) for number in numbers]
-        misled = any(bool(rounded) != bool(number) for rounded, number in zip(shown, numbers, strict=True))
+        pairs = [(float(_number(number, more)), number) for number in numbers]
+        misleads = any(bool(rounded) != bool(number) for rounded, number in pairs)
         if within is not None:
-            misled |= any(
-                abs(rounded) >= within > abs(number) for rounded, number in zip(shown, numbers, strict=True)
-            )
-        if not misled:
+            misleads |= any(abs(rounded) >= within > abs(number) for rounded, number in pairs)
+        if not misleads:
             return more
     return digits
 
 
 def _number(number: float, digits: int, *, signed: bool = False) -> str:
-    """Without a sign on what is shown as zero."""
+    """Format a number, without a sign if it rounds to zero."""
     return f"{number:{'+' if signed and number else ''}z.{digits}f}"
 
 
@@ -124,7 +121,7 @@ def _percent(confidence: float) -> str:
 
 
 def _p_text(p: float, level: float) -> str:
-    """A p value that is on the same side of the level as the number it was made from."""
+    """Format a p value so that rounding leaves it on the same side of the level."""
     if p < 0.001 < level:
         return "< 0.001"
     for digits in range(3, 15):
@@ -134,7 +131,7 @@ def _p_text(p: float, level: float) -> str:
 
 
 def _power(difference: Difference) -> str:
-    """The power that the detectable difference was computed for, out of its noncentral t distribution."""
+    """Recover the power of the detectable difference from its noncentral t distribution."""
     freedom = difference.degrees_of_freedom
     critical = float(special.stdtrit(freedom, (1 + difference.confidence) / 2))
     shift = difference.detectable / difference.standard_error

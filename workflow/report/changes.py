@@ -250,7 +250,7 @@ def paired_change(
         new.denominators,
         new.items["group"].to_numpy(),
         span=span_of(np.concatenate(numerators), new.denominators, metric),
-        **bootstrap(settings),
+        bootstrap=bootstrap(settings),
     )
 
 
