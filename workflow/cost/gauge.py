@@ -1,4 +1,4 @@
-"""What a training takes of its device, step by step: memory, seconds, tokens and joules."""
+"""Measure a training's use of its device, step by step: memory, seconds, tokens and joules."""
 
 import threading
 import time
@@ -30,17 +30,17 @@ def row_lengths(batch: Batch) -> list[int]:
     if not isinstance(batch, Pack):
         return batch["attention_mask"].sum(1).tolist()
     lengths = batch.boundaries.diff().tolist()
-    # What a pack's rows leave free stands as a row of its own behind them.
+    # The unused rest of a pack appears as a row at its end.
     while sum(lengths) > int(batch.tokens):
         lengths.pop()
     return lengths
 
 
 class Gauge:
-    """Reads a device's memory in GiB: PyTorch's allocator on a GPU, this process' resident set on a CPU.
+    """Reads a device's memory in GiB: PyTorch's allocator on a GPU, this process' resident set size on a CPU.
 
-    A replay of a CUDA graph allocates nothing, so on a GPU the peak is the highest since `reset` and not
-    that of a step: the captures are in it.
+    A replay of a CUDA graph allocates nothing, so on a GPU the peak is the highest since `reset`, not that of
+    a step. It includes the captures.
     """
 
     SECONDS_BETWEEN_SAMPLES = 0.005
@@ -88,7 +88,7 @@ class Gauge:
 
 
 def uncounted(warmup_steps: int) -> int:
-    """Steps before the counted ones: the first, which makes the optimizer's state, and the epoch's longest are among them."""
+    """Number of steps before the counted ones, including the first, which creates the optimizer state, and the longest."""
     return max(1, warmup_steps) + 1
 
 
@@ -97,7 +97,7 @@ class LongestStep:
     """The optimizer step of a trainer's first epoch that holds the largest forward pass."""
 
     rows: list[list[int]]  # of each of its passes
-    tokens: int  # of the largest; with padding, where rows are padded
+    tokens: int  # of the largest, including padding
 
     @classmethod
     def of(cls, trainer) -> "LongestStep":
@@ -120,17 +120,19 @@ class LongestStep:
 class Stopwatch(TrainerCallback):
     """Times each counted optimizer step and counts its tokens.
 
-    The last step that is not counted is the epoch's longest, put before those that the epoch begins with: a peak over
-    its first steps alone would be too low for the rest of it, and by how much would depend on the order of the rows.
+    The last uncounted step is the epoch's longest, moved ahead of the counted steps. A peak over an epoch's first steps
+    alone would be too low for the rest, by an amount that depends on the order of the rows.
     """
 
     def __init__(self, trainer, *, warmup_steps: int, steps: int, device: str, gauge: Gauge):
-        """steps: all of them, `uncounted(warmup_steps)` among them."""
+        """`steps` is their total number, including `uncounted(warmup_steps)`."""
         self.uncounted, self.steps, self.device, self.gauge = uncounted(warmup_steps), steps, device, gauge
         self.trainer, self.longest = trainer, LongestStep.of(trainer)
         trainer.expect_pass(self.longest.tokens)
         self.peak = 0.0  # GiB, of the epoch's longest step and the counted ones
-        self.pass_tokens: list[int] = []  # of each step's largest forward pass, as those of `longest`
+        self.pass_tokens: list[
+            int
+        ] = []  # of each step's largest forward pass, counted like those of `longest`
         self.seconds: list[float] = []
         self.peaks: list[float] = []
         self.useful: list[int] = []
@@ -138,7 +140,7 @@ class Stopwatch(TrainerCallback):
         self.after_first_step = 0.0
         self.energy = Energy(device)
         self.joules: float | None = None  # of the counted steps
-        # Not the collator: it works in other processes where hardware.data_workers asks for them.
+        # Not in the collator, which runs in other processes if hardware.data_workers is above 0.
         trainer.get_batch_samples = self._counting(trainer.get_batch_samples)
         self.batches: list[tuple[int, int]] = []
         self.widest_pass: list[int] = []  # tokens, padding included, of each step's largest forward pass
@@ -200,7 +202,7 @@ class Stopwatch(TrainerCallback):
 
 
 class Energy:
-    """The joules that a GPU has used since its driver was loaded, by NVML; None where it cannot tell."""
+    """Read from NVML the joules that a GPU has used since its driver was loaded; None if NVML has no such reading."""
 
     def __init__(self, device: str):
         self.handle = None

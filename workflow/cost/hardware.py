@@ -26,7 +26,7 @@ from workflow.runtime.versions import installed
 PRESET = Path("workflow/params/presets/gpu_benchmark.yaml")
 SWITCHES = ("packing", "fused_adapters", "fused_layers", "fused_loss", "cuda_graphs")
 NONE = dict.fromkeys(SWITCHES, False)
-# What is measured on the run's own rows: (loop, changes to training).
+# The settings to measure on the run's own rows: (loop, changes to training).
 PATHS = {
     "every speed-up": ("ours", {}),
     "plain loop": ("plain", NONE),

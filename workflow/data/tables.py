@@ -260,9 +260,9 @@ def _class_labels(metadata: dict | None, name: str) -> list[str] | None:
 
 
 def as_column(values: list) -> "pyarrow.Array | tuple[int, str]":
-    """JSON values as one typed column; or the place of the first that does not fit those before it, and why.
+    """Return JSON values as one typed column, or the place of the first that does not fit those before it, and why.
 
-    A whole number among decimal ones is not made one of them: a prompt would say 1.0 where the file says 1.
+    An integer among decimal numbers is not converted: a prompt would say 1.0 where the file says 1.
     """
     import pyarrow
 
