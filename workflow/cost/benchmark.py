@@ -67,9 +67,6 @@ def benchmark(
 
     Args:
         run: the run, whose batch and number of steps `benchmark` replaces.
-        model_folder: the stored base model.
-        train_rows: the rows to train on.
-        benchmark: the benchmark's settings in params.
         scratch: a folder for the trainer, which writes nothing there.
     """
     check_possible(run.training, run.hardware)
