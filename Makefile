@@ -13,7 +13,7 @@ NUMBERS ?= $(addprefix tests/,whole/test_reference.py training/test_training.py 
 	evaluation whole/test_older_versions.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help report benchmark test test-locked test-lowest reference kills long-run lint audit format schema lock environment \
+.PHONY: help report benchmark test test-locked test-lowest reference kills long-run lint audit format params schema lock environment \
 	diff env-diff benchmark-engines slurm study publish
 
 help: ## show this list
@@ -77,8 +77,11 @@ format: .venv/.installed-dev ## format the code
 	.venv/bin/ruff format .
 	.venv/bin/snakefmt Snakefile
 
+params: .venv/.installed ## write the complete params.yaml of PRESET=default, with its comments (see README.md)
+	.venv/bin/python -m workflow.params preset $(or $(PRESET),default)
+
 schema: .venv/.installed ## write the JSON schema of params.yaml, for editors
-	.venv/bin/python -m workflow.params > workflow/params/schemas/params.schema.json
+	.venv/bin/python -m workflow.params schema > workflow/params/schemas/params.schema.json
 
 lock: .venv/.installed-dev ## renew the lock files from pyproject.toml
 	.venv/bin/uv pip compile --quiet --upgrade pyproject.toml --output-file requirements.lock

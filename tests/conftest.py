@@ -24,7 +24,7 @@ go_offline()  # a test that would reach a hub fails instead
 quiet_libraries()
 
 ROOT = Path(__file__).resolve().parents[1]
-PRESETS = sorted((ROOT / "workflow" / "params" / "presets").glob("*.yaml"))
+PRESETS = params.presets.names()
 
 
 CPU = params.Hardware(device="cpu", compute_dtype="float32", data_workers=0)
@@ -101,7 +101,7 @@ def _in_the_repository():
 
 @pytest.fixture(scope="session")
 def tiny() -> params.Params:
-    return params.load(ROOT / "workflow" / "params" / "presets" / "tiny.yaml")
+    return params.preset("tiny")
 
 
 @pytest.fixture(scope="session")

@@ -85,7 +85,9 @@ def line(number: int, run: Run) -> str:
 def main(runs: int, params_file: Path) -> None:
     seeds = load(params_file).experiment.seeds
     with tempfile.TemporaryDirectory() as scratch:
-        folder = clone(Path(scratch), params_file, lambda content: content["experiment"].update(seeds=seeds))
+        folder = clone(
+            Path(scratch), params_file.read_text(), lambda content: content["experiment"].update(seeds=seeds)
+        )
         (folder / "tmp").mkdir()
         for number in range(1, runs + 1):
             print(line(number, run_once(folder)), flush=True)

@@ -352,9 +352,7 @@ def write_grid(variant: str, shape: str, points: list[dict]) -> None:
 def _write_params(chosen_sections: dict, *, model: str, held_out, training: dict, forms, tasks) -> None:
     """The preset `tiny`, which has every key that params need, with the chosen run put over it."""
     yaml = YAML(typ="safe", pure=True)
-    chosen = yaml.load(
-        (PROJECT / "workflow" / "params" / "presets" / "tiny.yaml").read_text(encoding="utf-8")
-    )
+    chosen = yaml.load(params.complete_text("tiny"))
     chosen |= chosen_sections
     chosen["sample"] |= {
         "held_out_categories": list(held_out),

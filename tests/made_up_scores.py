@@ -4,7 +4,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from conftest import ROOT
 from ruamel.yaml import YAML
 
 from workflow import params
@@ -36,7 +35,7 @@ MEANS = {
 
 def ask(folder: Path, **changes) -> params.Params:
     """The tiny preset with three seeds and a repair, as params.yaml of a folder."""
-    content = YAML(typ="safe").load((ROOT / "workflow/params/presets/tiny.yaml").read_text())
+    content = YAML(typ="safe").load(params.complete_text("tiny"))
     content["experiment"]["seeds"] = SEEDS
     content["sample"]["held_out_categories"] = ["far"]
     content["evaluation"]["tasks"].pop("holdout_generation")

@@ -38,7 +38,7 @@ TOLERANCE_INT8 = 1e-4
 
 
 def preset(name: str) -> params.Params:
-    return params.load(ROOT / "workflow" / "params" / "presets" / f"{name}.yaml")
+    return params.preset(name)
 
 
 def asked_of(name: str) -> tuple[params.Variant, params.Training]:

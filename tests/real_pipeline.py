@@ -11,12 +11,14 @@ import pytest
 from conftest import ROOT
 from ruamel.yaml import YAML
 
-TINY = ROOT / "workflow" / "params" / "presets" / "tiny.yaml"
+from workflow import params
+
+TINY = params.complete_text("tiny")
 BIN = Path(sys.executable).parent
 NETWORK = "the Python package index could not be reached, and the default data come from it"
 
 
-def clone(folder: Path, params_file: Path, change=lambda content: None) -> Path:
+def clone(folder: Path, params_text: str, change=lambda content: None) -> Path:
     """What a stranger's clone holds, with other params: no environment, no cache, no results of ours."""
     git = ["git", "-C", str(ROOT), "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     for name in subprocess.run(git, capture_output=True, text=True, check=True).stdout.split("\0"):
@@ -27,7 +29,7 @@ def clone(folder: Path, params_file: Path, change=lambda content: None) -> Path:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, folder / name)
     yaml = YAML()
-    content = yaml.load(params_file.read_text())
+    content = yaml.load(params_text)
     content["experiment"]["seeds"] = [1]
     change(content)
     with (folder / "params.yaml").open("w") as file:

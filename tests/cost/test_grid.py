@@ -167,7 +167,7 @@ def test_an_unknown_shape_is_named(tiny):
 
 
 def test_a_benchmark_can_be_narrowed_to_variants_and_shapes():
-    preset = params.load(hardware.PRESET)
+    preset = params.preset(hardware.PRESET)
     one = hardware.select(preset, variants=["seed_recipe"], shapes=["llama2_13b", "llama3_8b"])
     assert one.experiment.variants == ["seed_recipe"]
     assert one.benchmark.grid.shapes == ["llama2_13b", "llama3_8b"]
@@ -181,7 +181,7 @@ def test_a_benchmark_can_be_narrowed_to_variants_and_shapes():
 
 
 def test_the_preset_covers_the_shapes_of_the_study_and_the_recipe_beside_our_default():
-    preset = params.load(hardware.PRESET)
+    preset = params.preset(hardware.PRESET)
     assert {"llama2_7b", "llama2_13b", "llama3_8b"} <= set(preset.benchmark.grid.shapes)
     assert preset.benchmark.grid.shapes[0] == "llama2_7b"  # where the run's own rows are measured
     assert {"lora_16bit", "qlora_nf4_dq", "seed_recipe"} <= set(preset.variants)

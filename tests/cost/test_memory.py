@@ -112,7 +112,7 @@ def test_predictions_lie_within_what_the_readme_says_of_what_was_measured():
     """The prediction is made anew here, so that a change of a formula is held to the old measurements."""
     points = measured()
     assert {point["shape"] for _, point in points} >= {"llama2_7b", "llama2_13b", "llama3_8b"}
-    preset = params.load(hardware.PRESET)
+    preset = params.preset(hardware.PRESET)
     deviations = []
     for _, point in points:
         shape = memory.Shape.of(AutoConfig.from_pretrained(params.SHAPES / f"{point['shape']}.json"))
@@ -204,7 +204,7 @@ def test_the_plan_names_the_models_it_knows(capsys, monkeypatch):
 def test_estimated_times_are_as_near_as_is_said_to_those_measured(name, most):
     """The three rates were fitted to some points at 7B, and to none at the other shapes."""
     shape = memory.Shape.of(AutoConfig.from_pretrained(params.SHAPES / f"{name}.json"))
-    preset = params.load(hardware.PRESET)
+    preset = params.preset(hardware.PRESET)
     errors = []
     for _, point in measured():
         if (point["setting"], point["shape"]) != ("grid", name):

@@ -1,7 +1,5 @@
 """Each variant is tried on a few layers of the model before anything is trained."""
 
-import shutil
-
 import pytest
 from conftest import ROOT, run_stage_in
 from transformers import AutoConfig
@@ -81,7 +79,7 @@ def test_the_copy_has_the_widths_and_every_kind_of_layer():
 
 
 def test_the_stage_stops_the_run_and_leaves_no_mark(tmp_path):
-    shutil.copy(ROOT / "workflow/params/presets/tiny.yaml", tmp_path / "params.yaml")
+    (tmp_path / "params.yaml").write_text(params.complete_text("tiny"))
     folder = tmp_path / "results/fetch_model/model"
     folder.mkdir(parents=True)
     model(folder, "bloom", OTHER)

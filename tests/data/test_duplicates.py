@@ -137,7 +137,7 @@ def test_rows_that_differ_in_case_spacing_and_punctuation_are_split_together(row
 def a_folder(folder: Path, tiny_model: Path, rows: list[Instruction], **sample) -> Path:
     """A folder in which the stage sample can run, on 40 rows."""
     yaml = YAML()
-    content = yaml.load((ROOT / "workflow" / "params" / "presets" / "tiny.yaml").read_text())
+    content = yaml.load(params.complete_text("tiny"))
     content["sample"] |= {"rows": len(rows), "split_seed": 3, "validation_rows": 6, "test_rows": 8} | sample
     with (folder / "params.yaml").open("w") as file:
         yaml.dump(content, file)

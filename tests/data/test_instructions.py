@@ -8,7 +8,6 @@ from dataclasses import replace
 import datasets
 import pandas as pd
 import pytest
-from conftest import ROOT
 from ruamel.yaml import YAML
 from transformers import AutoTokenizer
 
@@ -384,7 +383,7 @@ def test_the_stage_says_and_counts_what_is_held_out(
 ):
     asked = {"rows": 40, "seed": 55, "split_seed": 3, "validation_rows": 6, "test_rows": 8}
     yaml = YAML()
-    content = yaml.load((ROOT / "workflow" / "params" / "presets" / "tiny.yaml").read_text())
+    content = yaml.load(params.complete_text("tiny"))
     content["sample"] |= asked | {"held_out_categories": held_out}
     with (tmp_path / "params.yaml").open("w") as file:
         yaml.dump(content, file)

@@ -235,7 +235,7 @@ def test_a_failed_stage_says_in_one_line_which_why_and_where_its_log_is(tmp_path
     done = run_stage_in(tmp_path, *arguments)
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
-    why = "params.yaml is missing: copy one from workflow/params/presets/"
+    why = "params.yaml is missing: `make params PRESET=default` writes params.yaml"
     assert line.startswith(
         f"{begins}: failed: {why}. Log: logs/{log}.log. Mend it and run the same command again"
     )

@@ -420,9 +420,7 @@ def test_a_study_has_the_code_the_params_and_links_to_the_data(tmp_path, monkeyp
     write_text(folder / "results/kept.json", "{}")
     write_text(folder / "workflow/gone.py", "")
     study.lay_out("reference_study", folder=folder, repository=tmp_path)
-    assert (folder / "params.yaml").read_bytes() == (
-        ROOT / "workflow/params/presets/reference_study.yaml"
-    ).read_bytes()
+    assert (folder / "params.yaml").read_text() == params.complete_text("reference_study")
     assert (folder / "data/dolly-15k.jsonl").read_text() == "{}"
     assert (folder / "workflow/engine/study.py").is_file() and not (folder / "workflow/gone.py").exists()
     assert (folder / "results/kept.json").is_file()
@@ -432,10 +430,10 @@ def test_a_study_has_the_code_the_params_and_links_to_the_data(tmp_path, monkeyp
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["run", "no_such_preset"], "no_such_preset.yaml is missing: copy one from workflow/params/presets/."),
+        (["run", "no_such_preset"], "no_such_preset is not a preset; known are default, gpu_benchmark, "),
         (["run", "My-Study.yaml"], "a study cannot be called My-Study: small letters, digits and _ make its name."),
         (["pack", "tiny"], "dvc.lock is missing: the study was not run."),
-        (["finish", "no_such_preset"], "no_such_preset.yaml is missing: copy one from workflow/params/presets/."),
+        (["finish", "no_such_preset"], "no_such_preset is not a preset; known are default, gpu_benchmark, "),
     ],
 )  # fmt: skip
 def test_a_mistake_is_one_sentence(tmp_path, arguments, sentence):
@@ -471,7 +469,7 @@ def test_the_machine_is_recorded(tmp_path):
 
 
 def test_the_reference_study_asks_what_it_is_for():
-    asked = params.load(ROOT / "workflow/params/presets/reference_study.yaml")
+    asked = params.preset("reference_study")
     assert asked.experiment.variants == list(asked.variants) == [
         "lora_16bit", "qlora_nf4", QLORA, "qlora_fp4", "lora_int8", "full_16bit", "seed_recipe"]  # fmt: skip
     assert len(asked.experiment.seeds) == 5 and asked.evaluation.forms == list(params.FORMS)
@@ -486,7 +484,7 @@ def test_the_reference_study_asks_what_it_is_for():
 
 @pytest.mark.parametrize("name", ["dataset", "piqa"])
 def test_the_data_of_the_reference_study_are_those_that_it_names(name):
-    asked = params.load(ROOT / "workflow/params/presets/reference_study.yaml")
+    asked = params.preset("reference_study")
     source = asked.dataset if name == "dataset" else asked.evaluation.tasks["piqa"].files["validation"]
     found = ROOT.parent / "shared" / source.path
     if not found.is_file():

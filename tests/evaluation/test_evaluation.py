@@ -58,7 +58,7 @@ def workspace(tiny, tiny_model, splits, tmp_path_factory) -> Path:
         adapter = folder / weights_folder(name, SEED)
         random_adapter(folder / MODEL, adapter, rank=training.rank, alpha=training.alpha)
     write_jsonl(folder / "goals.jsonl", GOALS)
-    text = (ROOT / "workflow/params/presets/tiny.yaml").read_text()
+    text = params.complete_text("tiny")
     own = "    holdout_generation: {items: 4,"
     mapped = f"{{validation: {{path: goals.jsonl, sha256: {sha256(folder / 'goals.jsonl')}}}}}"
     piqa = f"    piqa: {{items: 7, few_shot: 2, chat_template: false, files: {mapped}}}\n"
@@ -212,7 +212,7 @@ def chats(tiny, tiny_model, tmp_path_factory) -> tuple[Path, list[Instruction]]:
     scored = scored_rows(rows, tokenizer, choice_seed=55, held_out_categories=[])
     write_jsonl(folder / split_file("test"), scored)
     random_adapter(tiny_model, folder / weights_folder("lora_16bit", SEED))
-    shutil.copy(ROOT / "workflow/params/presets/tiny.yaml", folder / "params.yaml")
+    (folder / "params.yaml").write_text(params.complete_text("tiny"))
     return folder, rows
 
 

@@ -5,7 +5,7 @@ import json
 
 import pandas as pd
 import pytest
-from conftest import ROOT, run_stage_in
+from conftest import run_stage_in
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.tasks._yaml_loader import load_yaml
 from ruamel.yaml import YAML
@@ -245,7 +245,7 @@ def test_a_task_of_the_hub_is_fetched_once_and_then_read_from_the_cache(tmp_path
         "validation.parquet": rows.getvalue(),
         "README.md": card.encode(),
     }
-    text = (ROOT / "workflow/params/presets/tiny.yaml").read_text()
+    text = params.complete_text("tiny")
     own = "    holdout_loss: {items: null,"
     piqa = "    piqa: {items: 5, few_shot: 0, chat_template: false, files: null}\n"
     (tmp_path / "params.yaml").write_text(text.replace(own, piqa + own))
@@ -262,7 +262,7 @@ def test_a_task_of_the_hub_is_fetched_once_and_then_read_from_the_cache(tmp_path
 
 
 def test_the_stage_stops_before_training_and_leaves_nothing(tmp_path):
-    text = (ROOT / "workflow/params/presets/tiny.yaml").read_text()
+    text = params.complete_text("tiny")
     piqa = "    piqa: {items: 5, few_shot: 0, chat_template: false, files: null}\n"
     own = "    holdout_loss: {items: null,"
     (tmp_path / "params.yaml").write_text(text.replace(own, piqa + own))
@@ -273,7 +273,7 @@ def test_the_stage_stops_before_training_and_leaves_nothing(tmp_path):
 
 
 def test_the_file_that_trainings_wait_for_does_not_depend_on_the_tasks(tmp_path):
-    text = (ROOT / "workflow/params/presets/tiny.yaml").read_text()
+    text = params.complete_text("tiny")
     found = []
     for tasks in (text, text.replace("items: 6,", "items: 5,")):
         (tmp_path / "params.yaml").write_text(tasks)

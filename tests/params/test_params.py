@@ -19,7 +19,6 @@ TASK = {"items": 5, "few_shot": 0, "chat_template": False, "files": None}
 TABLE = {"instruction": "q", "context": None, "response": "a", "category": None}
 CHATS = {"source": "file", "path": "a.jsonl", "sha256": "0" * 64, "format": "jsonl",
          "columns": {"messages": "messages", "category": None}}  # fmt: skip
-ALL_FILES = [ROOT / "params.yaml", *PRESETS]
 
 
 def content() -> dict:
@@ -145,15 +144,17 @@ def test_what_is_not_a_params_file_is_one_sentence(tmp_path, text, words):
 
 
 def test_a_missing_params_file_is_one_sentence(tmp_path):
-    with pytest.raises(UserError, match="missing: copy one from workflow/params/presets/"):
+    with pytest.raises(UserError, match="missing: `make params PRESET=default` writes params.yaml"):
         params.load(tmp_path / "params.yaml")
 
 
-@pytest.mark.parametrize("path", ALL_FILES, ids=lambda path: path.stem)
-def test_every_params_file_loads_and_fits_the_schema(path):
-    loaded = params.load(path)
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_params_file_loads_and_fits_the_schema(name, tmp_path):
+    (tmp_path / "params.yaml").write_text(params.complete_text(name))
+    loaded = params.load(tmp_path / "params.yaml")
+    assert loaded == params.preset(name)
     assert loaded.experiment.baseline in loaded.experiment.variants
-    Draft202012Validator(params.schema()).validate(YAML(typ="safe").load(path.read_text()))
+    Draft202012Validator(params.schema()).validate(YAML(typ="safe").load(params.complete_text(name)))
 
 
 def test_the_committed_schema_is_that_of_the_model():
@@ -161,21 +162,21 @@ def test_the_committed_schema_is_that_of_the_model():
     assert written == params.schema(), "run `make schema`"
 
 
-@pytest.mark.parametrize("path", ALL_FILES, ids=lambda path: path.stem)
-def test_every_section_of_keys_is_commented(path):
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_section_of_keys_is_commented(name):
     """Each key stands below a comment, or below keys that share one."""
     commented = False
-    for line in path.read_text().splitlines():
+    for line in params.complete_text(name).splitlines():
         if line.lstrip().startswith("#"):
             commented = True
         elif not line.strip():
             commented = False
         elif re.match(r"^  \w+:", line):
-            assert commented, f"{path.name}: no comment above {line.strip()!r}"
+            assert commented, f"{name}: no comment above {line.strip()!r}"
 
 
 def test_the_original_question_is_a_preset():
-    preset = params.load(ROOT / "workflow/params/presets/llama2_7b_dolly.yaml")
+    preset = params.preset("llama2_7b_dolly")
     assert preset.model.repository == "meta-llama/Llama-2-7b-hf"
     assert preset.dataset.repository == "databricks/databricks-dolly-15k"
     assert (preset.sample.rows, preset.sample.seed, preset.training.epochs) == (1000, 55, 3)
@@ -188,7 +189,7 @@ def test_the_original_question_is_a_preset():
 
 @pytest.mark.parametrize("name", ["seed_recipe", "llama2_7b_dolly", "smollm2_dolly", "reference_study"])
 def test_the_seed_recipe_has_its_settings(name):
-    preset = params.load(ROOT / f"workflow/params/presets/{name}.yaml")
+    preset = params.preset(name)
     variant, training = preset.variants["seed_recipe"], preset.training_of("seed_recipe")
     assert (variant.precision, variant.double_quantization, variant.compute_dtype) == (
         "nf4",
@@ -205,7 +206,7 @@ def test_the_seed_recipe_has_its_settings(name):
 
 
 def test_each_fault_of_the_seed_recipe_is_switched_alone():
-    preset = params.load(ROOT / "workflow/params/presets/seed_recipe.yaml")
+    preset = params.preset("seed_recipe")
     repaired = preset.variants["repaired"]
     for name in preset.experiment.variants:
         if name.startswith("fault_"):

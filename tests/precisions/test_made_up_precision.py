@@ -143,7 +143,7 @@ def test_an_unknown_precision_is_refused_by_name(tmp_path):
     ):
         precisions.get("nf5")
     path = tmp_path / "params.yaml"
-    path.write_text(TINY.read_text().replace("precision: int8", "precision: grid"))
+    path.write_text(TINY.replace("precision: int8", "precision: grid"))
     sentence = "variants.lora_int8.precision is \"grid\": input should be '16bit', 'int8', 'nf4' or 'fp4'"
     with pytest.raises(UserError, match=sentence):
         params.load(path)

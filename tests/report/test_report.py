@@ -781,7 +781,7 @@ def test_labels_differ():
 
 
 def test_names_that_are_too_long_for_a_figure_become_letters_with_a_key():
-    asked = params.load(PROJECT / "workflow" / "params" / "presets" / "seed_recipe.yaml")
+    asked = params.preset("seed_recipe")
     assert list(short_labels(asked).values()) == list("ABCDEFGHI")
     write(variants=(BASELINE, QLORA, "qlora_fp4"))
     found = facts()

@@ -28,7 +28,7 @@ from workflow.runtime.paths import MODEL, TASKS_READY, split_file, train_folder,
 
 ROW = {"instruction": "Say a number.", "response": "Four. " * 40}
 COLUMNS = params.Columns(instruction="instruction", context=None, response="response", category=None)
-TINY = (ROOT / "workflow/params/presets/tiny.yaml").read_text()
+TINY = params.complete_text("tiny")
 
 
 def digest(data: bytes) -> str:

@@ -6,7 +6,6 @@ The stages are processes of their own that enter by the door of all stages; the 
 import json
 import os
 import selectors
-import shutil
 import signal
 import subprocess
 import sys
@@ -243,11 +242,11 @@ def test_more_gpus_than_there_are_is_one_sentence(start: Start):
 
 
 def test_a_variant_needs_a_gpu_unless_params_say_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    preset = ROOT / "workflow" / "params" / "presets" / "tiny.yaml"
+    tiny = params.complete_text("tiny")
     monkeypatch.chdir(tmp_path)
-    shutil.copy(preset, "params.yaml")
+    Path("params.yaml").write_text(tiny)
     assert params.gpus_needed(variant="qlora_nf4_dq", seed=1) == 1
-    Path("params.yaml").write_text(preset.read_text().replace("device: auto", "device: cpu"))
+    Path("params.yaml").write_text(tiny.replace("device: auto", "device: cpu"))
     assert params.gpus_needed(variant="qlora_nf4_dq") == 0
     with pytest.raises(UserError, match="qlora is not a variant of this experiment"):
         params.gpus_needed(variant="qlora")

@@ -316,7 +316,7 @@ def folder(tiny_model, splits, tmp_path) -> Path:
 
 
 def put_params(folder: Path, **training_changes) -> None:
-    asked = YAML(typ="safe").load((ROOT / "workflow/params/presets/tiny.yaml").read_text())
+    asked = YAML(typ="safe").load(params.complete_text("tiny"))
     asked["training"] |= training_changes
     with (folder / "params.yaml").open("w") as file:
         YAML().dump(asked, file)

@@ -37,7 +37,7 @@ SHARED = {
 
 
 def content() -> dict:
-    asked = YAML(typ="safe").load((ROOT / "workflow/params/presets/tiny.yaml").read_text())
+    asked = YAML(typ="safe").load(params.complete_text("tiny"))
     asked["hardware"]["device"] = "cpu"
     asked["training"] |= {"learning_rate": 3e-3, "steps": 8}
     for name, changes in SHARED.items():

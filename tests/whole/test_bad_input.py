@@ -39,6 +39,7 @@ from transformers import (
 from turn_templates import TURN_ENDS, end_turns_as
 from warm_stages import Ended, WarmStages
 
+from workflow import params
 from workflow.cost import plan
 from workflow.data.model_files import INDEX
 from workflow.runtime import variables
@@ -430,7 +431,7 @@ PARAMS = [
     ("a list", text(lambda whole: "- 1\n"), "params.yaml must hold a mapping of sections, and holds a list"),
     ("Latin-1", text(lambda whole: whole.replace("What does", "Grüße").encode("latin-1")), r"params.yaml is not UTF-8 .line \d+."),
     ("UTF-16", text(lambda whole: whole.encode("utf-16")), "params.yaml is not UTF-8 .it is UTF-16: save it as UTF-8"),
-    ("no file", removed("params.yaml"), "params.yaml is missing: copy one from workflow/params/presets/"),
+    ("no file", removed("params.yaml"), "params.yaml is missing: `make params PRESET=default` writes params.yaml"),
     ("a folder", lambda folder: [(folder / "params.yaml").unlink(), (folder / "params.yaml").mkdir()], "params.yaml is a folder, and must be a file"),
 ]  # fmt: skip
 
@@ -636,7 +637,7 @@ def good(stages, tmp_path_factory) -> Path:
     (folder / "my").mkdir()
     # The tasks look for the rows in the folder that they lie in; all else is this repository's.
     shutil.copytree(ROOT / TASKS_FOLDER, folder / TASKS_FOLDER, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(ROOT / "workflow" / "params" / "presets" / "tiny.yaml", folder / "params.yaml")
+    (folder / "params.yaml").write_text(params.complete_text("tiny"))
     data("".join(line(**row) for row in ROWS))(folder)
     edit(
         folder,

@@ -234,7 +234,7 @@ def test_the_default_model_and_data(tmp_path):
         content["evaluation"]["tasks"]["holdout_loss"]["items"] = None
         content["benchmark"] |= {"micro_batch_rows": 2, "warmup_steps": 0, "steps": 3}
 
-    folder = clone(tmp_path, ROOT / "params.yaml", smaller)
+    folder = clone(tmp_path, (ROOT / "params.yaml").read_text(), smaller)
     run(folder, "dvc", "repro")
     found = comparison(folder)
     assert found["precisions"]["qlora_nf4_dq"]["quantized_modules"] == 7 * 30

@@ -78,7 +78,7 @@ def saved(tiny, tmp_path_factory) -> dict[str, tuple[Path, Path | None]]:
     """Every kind of model that is saved, by name: base and adapter. The working directory is a repository of them."""
     folder, before = tmp_path_factory.mktemp("saved"), Path.cwd()
     os.chdir(folder)
-    (folder / "params.yaml").write_text((ROOT / "workflow/params/presets/tiny.yaml").read_text())
+    (folder / "params.yaml").write_text(params.complete_text("tiny"))
     MODEL.mkdir(parents=True)
     sources.fetch_model(file_model(sharp_model(folder / "source")), MODEL)
     write_gguf(sharp_model(folder / "tied", tie_word_embeddings=True), folder / "model.F32.gguf")

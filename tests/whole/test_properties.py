@@ -15,7 +15,7 @@ import datasets
 import pyarrow
 import pyarrow.parquet
 import pytest
-from conftest import CPU, PRESETS, ROOT
+from conftest import CPU, PRESETS
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from ruamel.yaml import YAML
@@ -52,7 +52,7 @@ def examples(most: int) -> settings:
 
 # Params
 
-FILES = {path.stem: path.read_text() for path in [ROOT / "params.yaml", *PRESETS]}
+FILES = {name: params.complete_text(name) for name in PRESETS}
 CONTENTS = {name: YAML(typ="safe", pure=True).load(text) for name, text in FILES.items()}
 SCALARS = st.one_of(
     st.none(),

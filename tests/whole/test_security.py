@@ -457,7 +457,7 @@ def clone(tmp_path) -> Path:
         folder.mkdir(exist_ok=True)
         shutil.copy(ROOT / name, folder / name)
     shutil.copytree(ROOT / "workflow", folder / "workflow", ignore=shutil.ignore_patterns("__pycache__"))
-    text = (ROOT / "workflow/params/presets/tiny.yaml").read_text()
+    text = params.complete_text("tiny")
     section = (
         f"dataset:\n  source: hub\n  repository: a/b\n  revision: {REVISION}\n  file: rows.jsonl\n"
         f"  sha256: {digest(ROWS.encode())}\n  format: jsonl\n"

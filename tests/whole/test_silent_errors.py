@@ -11,6 +11,7 @@ from conftest import ROOT, run_stage_in
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
+from workflow import params
 from workflow.data.choices import scored_rows
 from workflow.data.rows import as_rows
 from workflow.runtime.files import read_jsonl, write_jsonl
@@ -22,7 +23,7 @@ def folder(tmp_path, tiny_model, splits) -> Path:
     """A folder in which the stages that compute with the model can run."""
     shutil.copytree(ROOT / "workflow", tmp_path / "workflow", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(tiny_model, tmp_path / MODEL)
-    shutil.copy(ROOT / "workflow" / "params" / "presets" / "tiny.yaml", tmp_path / "params.yaml")
+    (tmp_path / "params.yaml").write_text(params.complete_text("tiny"))
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
     scored = scored_rows(splits["test"], tokenizer, choice_seed=55, held_out_categories=[])
     write_jsonl(tmp_path / split_file("test"), scored)

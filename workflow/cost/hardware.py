@@ -23,7 +23,7 @@ from workflow.runtime.paths import HARDWARE, MODEL, split_file
 from workflow.runtime.stage import go_offline, quiet_libraries, say
 from workflow.runtime.versions import installed
 
-PRESET = Path("workflow/params/presets/gpu_benchmark.yaml")
+PRESET = "gpu_benchmark"
 SWITCHES = ("packing", "fused_adapters", "fused_layers", "fused_loss", "cuda_graphs")
 NONE = dict.fromkeys(SWITCHES, False)
 # The settings to measure on the run's own rows: (loop, changes to training).
@@ -194,7 +194,7 @@ def tokenize(rows: Path, tokenizer_folder: Path, training: params.Training) -> t
 def main() -> None:
     """Parse the command line and measure; exit with one sentence on a UserError."""
     parser = argparse.ArgumentParser(prog="python -m workflow.hardware", description=__doc__)
-    parser.add_argument("--params", type=Path, default=PRESET, help=f"a params file (default {PRESET})")
+    parser.add_argument("--params", type=Path, help=f"a params file (default: the preset {PRESET})")
     parser.add_argument("--rows", type=Path, default=split_file("train"), help="the sample, JSON lines")
     parser.add_argument("--tokenizer", type=Path, default=MODEL, help="a folder that holds a tokenizer")
     parser.add_argument("--parts", nargs="+", choices=["paths", "grid"], default=["paths", "grid"])
@@ -211,8 +211,9 @@ def main() -> None:
     try:
         variables.check(os.environ, network=False)
         with faults.as_user_errors("benchmark"), gpus.reserved(1, say=say):
+            settings = params.load(options.params) if options.params else params.preset(PRESET)
             path = measure(
-                select(params.load(options.params), variants=options.variants, shapes=options.shapes),
+                select(settings, variants=options.variants, shapes=options.shapes),
                 rows=options.rows,
                 tokenizer=options.tokenizer,
                 parts=options.parts,

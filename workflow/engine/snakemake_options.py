@@ -15,7 +15,7 @@ _TOUCH = "it would call no stage up to date, since DVC alone decides that: `dvc 
 _CHANGES = (
     "it would find none, since DVC alone knows them: `dvc status` and `dvc params diff` say what changed"
 )
-_OTHER_PARAMS = "DVC reads params.yaml alone: edit it, or copy a preset over it"
+_OTHER_PARAMS = "DVC reads params.yaml alone: edit it, or write a preset over it"
 REFUSED = {
     "forceall": _DVC_DECIDES,
     "force": _DVC_DECIDES,

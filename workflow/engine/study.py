@@ -32,7 +32,6 @@ from workflow.runtime.paths import COMPARE, DVC_LOCK, HARDWARE, PARAMS, REPORT, 
 from workflow.runtime.stage import LOGS, say
 
 STUDIES = Path("studies")
-PRESETS = Path("workflow/params/presets")
 NAME = re.compile(r"[a-z0-9_]+")
 # What a study needs from the repository, besides its params.
 CODE = (
@@ -80,13 +79,15 @@ def lay_out(study: str, *, folder: Path, repository: Path) -> None:
     Raises:
         UserError: there are no such params, or they are invalid.
     """
-    source = Path(study) if study.endswith(".yaml") else repository / PRESETS / f"{study}.yaml"
-    settings = params.load(source)
+    if study.endswith(".yaml"):
+        settings, text = params.load(Path(study)), Path(study).read_text(encoding="utf-8")
+    else:
+        settings, text = params.preset(study), params.complete_text(study)
     for name in CODE:
         _copy(repository / name, folder / name)
     # DVC would take a git repository above for the study's own, and refuse files that it ignores.
     write_text(folder / ".dvc" / "config.local", "[core]\n    no_scm = true\n")
-    _copy(source, folder / PARAMS)
+    write_text(folder / PARAMS, text)
     (repository / DOWNLOADS).mkdir(exist_ok=True)
     for path in [DOWNLOADS, *local_files(settings)]:
         link = folder / path

@@ -18,12 +18,14 @@ from workflow.params.model import (
     Variant,
     can_be_served,
 )
+from workflow.params.presets import complete_text
 from workflow.params.reading import (
     PARAMS_FILE,
     SINCE,
     check_variant,
     gpus_needed,
     load,
+    preset,
     schema,
 )
 from workflow.params.run import Run
@@ -92,7 +94,9 @@ __all__ = [
     "WheelModel",
     "can_be_served",
     "check_variant",
+    "complete_text",
     "gpus_needed",
     "load",
+    "preset",
     "schema",
 ]

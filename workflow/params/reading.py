@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
+from ruamel.yaml import YAML
 
-from workflow.params import messages
+from workflow.params import messages, presets
 from workflow.params.model import Params
 from workflow.runtime import inputs
 from workflow.runtime.errors import UserError
@@ -30,19 +31,33 @@ def load(path: Path = PARAMS_FILE, *, published: bool = False) -> Params:
         UserError: the file is missing, is not YAML, or does not fit the model.
     """
     if not path.exists():
-        raise UserError(f"{path} is missing: copy one from workflow/params/presets/.")
+        raise UserError(f"{path} is missing: `make params PRESET=default` writes params.yaml.")
     content = read_yaml(inputs.params_file(path))
     if not isinstance(content, dict):
         raise UserError(f"{path} must hold a mapping of sections, and holds {_kind(content)}.")
     for section, values in SINCE.items() if published else ():
         if isinstance(content.get(section), dict):
             content[section] = values | content[section]
+    return _validated(content, str(path))
+
+
+def preset(name: str) -> Params:
+    """Read and check the complete params of a preset.
+
+    Raises:
+        UserError: there is no such preset.
+    """
+    text = presets.complete_text(name)
+    return _validated(YAML(typ="safe", pure=True).load(text), f"preset {name}")
+
+
+def _validated(content: dict, source: str) -> Params:
     try:
         return Params.model_validate(content)
     except ValidationError as error:
-        raise UserError(f"{path}: {messages.describe(error, Params)}.") from None
+        raise UserError(f"{source}: {messages.describe(error, Params)}.") from None
     except RecursionError:
-        raise UserError(f"{path}: a value holds itself, by an alias.") from None
+        raise UserError(f"{source}: a value holds itself, by an alias.") from None
 
 
 def _kind(content: Any) -> str:
