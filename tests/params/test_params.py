@@ -157,6 +157,28 @@ def test_every_params_file_loads_and_fits_the_schema(name, tmp_path):
     Draft202012Validator(params.schema()).validate(YAML(typ="safe").load(params.complete_text(name)))
 
 
+def test_a_key_is_described_by_its_comment_in_the_default_params():
+    schema = params.schema()
+    training, definitions = schema["$defs"]["Training"]["properties"], schema["$defs"]
+    assert training["steps"]["description"] == (
+        "One of the two is null: passes over the training rows, or optimizer steps."
+    )
+    for name in ("HubModel", "WheelModel", "FileModel", "RandomModel"):
+        assert "as today's" in definitions[name]["properties"]["chat_date"]["description"]
+    assert definitions["Grid"]["properties"]["lengths"]["description"] == "Tokens of each row."
+    assert schema["properties"]["variants"]["description"].startswith("method: lora or full.")
+    undescribed = [
+        f"{section}.{key}"
+        for section in ("Experiment", "Sample", "Training", "Evaluation", "Benchmark", "Comparison", "Report")
+        for key, value in definitions[section]["properties"].items()
+        if "description" not in value
+    ]
+    assert not undescribed
+    for name in ("params.yaml", "workflow/params/default.yaml"):
+        first_line = (ROOT / name).read_text().splitlines()[0]
+        assert (ROOT / first_line.removeprefix("# yaml-language-server: $schema=")).is_file()
+
+
 def test_the_committed_schema_is_that_of_the_model():
     written = json.loads((ROOT / "workflow/params/schemas/params.schema.json").read_text())
     assert written == params.schema(), "run `make schema`"

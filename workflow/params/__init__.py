@@ -26,9 +26,9 @@ from workflow.params.reading import (
     gpus_needed,
     load,
     preset,
-    schema,
 )
 from workflow.params.run import Run
+from workflow.params.schemas import schema
 from workflow.params.sources import (
     CHAT_TEMPLATES,
     ChatColumns,

@@ -105,7 +105,7 @@ def _merged(default: Entry, change: Entry) -> Entry:
 def comments(entries: list[Entry], path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str]]:
     """Yield each key's path and its comment as one text.
 
-    A key without a comment shares that of the key above it, unless it is a section.
+    A key without a comment shares that of the key above it; a section has its own or none.
     """
     shared: tuple[str, ...] = ()
     for entry in entries:

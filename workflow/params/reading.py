@@ -69,13 +69,6 @@ def _kind(content: Any) -> str:
     return messages.shortened(content)
 
 
-def schema() -> dict:
-    """The JSON schema of a params file (what no schema can say, `load` checks)."""
-    document = Params.model_json_schema()
-    document["$schema"] = "https://json-schema.org/draft/2020-12/schema"
-    return document
-
-
 def check_variant(params: Params, name: str) -> None:
     """Raise a UserError that lists the experiment's variants unless `name` is one of them."""
     if name not in params.experiment.variants:
