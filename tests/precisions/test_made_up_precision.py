@@ -50,10 +50,11 @@ def expected_facts(loading: Loading) -> Facts:
 
 GRID = Precision(
     name="grid",
-    label=lambda double_quantization: "LoRA on a coarse grid",
+    label=lambda method, double_quantization: f"{method} on a coarse grid",
     short=lambda double_quantization: "Grid",
     in_words="multiples of 1/256",
     is_quantized=True,
+    is_4_bit=False,
     can_be_double_quantized=False,
     can_be_trained=False,
     can_be_sharded=False,
