@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pandas as pd
+from edit_params import set_training
 from ruamel.yaml import YAML
 
 from workflow import params
@@ -367,8 +368,7 @@ def _write_params(chosen_sections: dict, *, model: str, held_out, training: dict
     chosen["dataset"] = {"source": "wheel", "package": "made-up-corpus", "version": "1.0",
                          "sha256": "d" * 64, "member": "data", "format": "chatterbot",
                          "columns": None}  # fmt: skip
-    chosen["training"] |= {"epochs": None, "steps": STEPS, "batch_rows": 16, "micro_batch_rows": 8,
-                           "learning_rate": 1e-3}  # fmt: skip
+    set_training(chosen, epochs=None, steps=STEPS, batch_rows=16, micro_batch_rows=8, learning_rate=1e-3)
     chosen["variants"] = {
         name: {**variant, "compute_dtype": None, "processes": 1, "training": training.get(name, {})}
         for name, variant in VARIANTS.items()

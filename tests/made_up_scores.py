@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from edit_params import put
 from ruamel.yaml import YAML
 
 from workflow import params
@@ -45,8 +46,7 @@ def ask(folder: Path, **changes) -> params.Params:
         "repairs": {"merge": {"faulty": "qlora_nf4_dq/requantized", "repaired": "qlora_nf4_dq"}},
     }
     for path, value in changes.items():
-        section, key = path.split("__")
-        content[section][key] = value
+        put(path.replace("__", "."), value)(content)
     with (folder / "params.yaml").open("w") as file:
         YAML().dump(content, file)
     return params.load(folder / "params.yaml")

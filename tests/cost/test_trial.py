@@ -62,7 +62,9 @@ def test_what_does_not_go_is_said_by_variant(tmp_path, experiment, kind, sizes, 
 def test_a_target_that_no_layer_has_is_said(tmp_path, experiment):
     training = experiment.training.model_copy(update={"target_modules": ["q_proj", "wq"]})
     matrix = experiment.experiment.model_copy(update={"variants": ["lora_16bit"]})
-    with pytest.raises(UserError, match="lora_16bit: training.target_modules names wq, and no linear layer"):
+    with pytest.raises(
+        UserError, match="lora_16bit: training.step.target_modules names wq, and no linear layer"
+    ):
         trial.try_variants(
             model(tmp_path, "llama", LLAMA),
             experiment.model_copy(update={"training": training, "experiment": matrix}),

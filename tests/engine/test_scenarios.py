@@ -66,14 +66,14 @@ def test_a_clone_renders_the_report_again_without_training(repository, tmp_path)
 
 
 def test_an_experiment_is_a_state_that_snakemake_knows(repository):
-    repository.dvc("exp", "run", "-S", "training.learning_rate=1e-4")
+    repository.dvc("exp", "run", "-S", "training.schedule.learning_rate=1e-4")
     assert repository.ran() == AFTER_CHANGING_THE_LEARNING_RATE
     assert_clean(repository)
     assert_nothing_to_do(repository, "snakemake")
 
 
 def test_queued_experiments_run_one_after_the_other_and_leave_the_workspace_alone(repository):
-    repository.dvc("exp", "run", "--queue", "-S", "training.learning_rate=1e-4,2e-4")
+    repository.dvc("exp", "run", "--queue", "-S", "training.schedule.learning_rate=1e-4,2e-4")
     # DVC starts its worker by name, so the environment has to be active.
     active = f"PATH={Path(sys.executable).parent}:{repository.environment()['PATH']}"
     repository.run("env", active, "dvc", "exp", "run", "--run-all", "-j", "1")
@@ -82,7 +82,9 @@ def test_queued_experiments_run_one_after_the_other_and_leave_the_workspace_alon
     assert_clean(repository)
     shown = json.loads(repository.dvc("exp", "show", "--json"))
     experiments = [one["revs"][0]["data"] for one in shown[-1]["experiments"]]
-    rates = {one["params"]["params.yaml"]["data"]["training"]["learning_rate"] for one in experiments}
+    rates = {
+        one["params"]["params.yaml"]["data"]["training"]["schedule"]["learning_rate"] for one in experiments
+    }
     assert rates == {1e-4, 2e-4}
     assert all(list(one["metrics"]) == ["results/compare/metrics.json"] for one in experiments)
 

@@ -42,18 +42,18 @@ def refused(tmp_path, change) -> str:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (put("training.learning_rat", 1.0), ["training.learning_rat", "not a known key", "learning_rate"]),
+        (put("training.schedule.learning_rat", 1.0), ["training.schedule.learning_rat", "not a known key", "learning_rate"]),
         (put("optimizer", {}), ["optimizer", "not a known key", "training"]),
         (put("model.revison", "x"), ["model.revison", "not a known key", "sha256"]),
-        (drop("training.rank"), ["training.rank", "missing"]),
-        (put("training.rank", "16"), ["training.rank", '"16"', "integer"]),
-        (put("training.rank", 0), ["training.rank", "0", "greater than 0"]),
-        (put("training.learning_rate", True), ["training.learning_rate", "true", "number"]),
-        (put("training.learning_rate", -1.0), ["training.learning_rate", "-1.0", "greater than 0"]),
-        (put("training.schedule", "cosin"), ["training.schedule", "cosin", "'cosine'"]),
-        (put("training.epochs", 3.0), ["epochs is 3.0", "steps is 12", "exactly one"]),
-        (put("training.micro_batch_rows", 5), ["batch_rows is 16", "multiple of micro_batch_rows (5)"]),
-        (put("training.dropout", 1.0), ["training.dropout", "less than 1"]),
+        (drop("training.step.rank"), ["training.step.rank", "missing"]),
+        (put("training.step.rank", "16"), ["training.step.rank", '"16"', "integer"]),
+        (put("training.step.rank", 0), ["training.step.rank", "0", "greater than 0"]),
+        (put("training.schedule.learning_rate", True), ["training.schedule.learning_rate", "true", "number"]),
+        (put("training.schedule.learning_rate", -1.0), ["training.schedule.learning_rate", "-1.0", "greater than 0"]),
+        (put("training.schedule.schedule", "cosin"), ["training.schedule.schedule", "cosin", "'cosine'"]),
+        (put("training.schedule.epochs", 3.0), ["epochs is 3.0", "steps is 12", "exactly one"]),
+        (put("training.schedule.micro_batch_rows", 5), ["batch_rows is 16", "multiple of micro_batch_rows (5)"]),
+        (put("training.step.dropout", 1.0), ["training.step.dropout", "less than 1"]),
         (put("experiment.variants", []), ["experiment.variants", "[]", "at least 1"]),
         (put("experiment.variants", ["lora_16bit", "qlora"]), ["names qlora", "qlora_nf4_dq"]),
         (put("experiment.variants", ["lora_16bit", "lora_16bit"]), ["lora_16bit more than once"]),
@@ -159,8 +159,8 @@ def test_every_params_file_loads_and_fits_the_schema(name, tmp_path):
 
 def test_a_key_is_described_by_its_comment_in_the_default_params():
     schema = params.schema()
-    training, definitions = schema["$defs"]["Training"]["properties"], schema["$defs"]
-    assert training["steps"]["description"] == (
+    definitions = schema["$defs"]
+    assert definitions["TrainingSchedule"]["properties"]["steps"]["description"] == (
         "One of the two is null: passes over the training rows, or optimizer steps."
     )
     for name in ("HubModel", "WheelModel", "FileModel", "RandomModel"):
@@ -169,7 +169,16 @@ def test_a_key_is_described_by_its_comment_in_the_default_params():
     assert schema["properties"]["variants"]["description"].startswith("method: lora or full.")
     undescribed = [
         f"{section}.{key}"
-        for section in ("Experiment", "Sample", "Training", "Evaluation", "Benchmark", "Comparison", "Report")
+        for section in (
+            "Experiment",
+            "Sample",
+            "TrainingStep",
+            "TrainingSchedule",
+            "Evaluation",
+            "Benchmark",
+            "Comparison",
+            "Report",
+        )
         for key, value in definitions[section]["properties"].items()
         if "description" not in value
     ]
@@ -268,6 +277,7 @@ def test_a_published_study_may_be_older_than_a_key(tmp_path):
     older = content()
     for key in params.SINCE["model"]:
         del older["model"][key]
+    older["training"] = older["training"]["schedule"] | older["training"]["step"]
     with (tmp_path / "params.yaml").open("w") as file:
         YAML().dump(older, file)
     assert params.load(tmp_path / "params.yaml", published=True) == params.load(ROOT / "params.yaml")

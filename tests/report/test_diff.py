@@ -76,7 +76,7 @@ def two_commits(tmp_path_factory) -> Path:
             chosen = items["metric"] == "nats_per_token"
             items.loc[chosen, "numerator"] -= BETTER * items.loc[chosen, "denominator"]
             items.to_parquet(path)
-        ask(folder, training__learning_rate=5e-4)
+        ask(folder, training__schedule__learning_rate=5e-4)
         compare_and_commit()
     return folder
 
@@ -116,7 +116,7 @@ def numbers(cell: str) -> list[float]:
 
 def test_params_and_results_are_set_side_by_side(repository):
     text = since("before")
-    assert row(text, "`training.learning_rate`")[1:] == ["`0.001`", "`0.0005`"]
+    assert row(text, "`training.schedule.learning_rate`")[1:] == ["`0.001`", "`0.0005`"]
     assert "No locked version changed." in text
     _, before, after, change, verdict = row(text, "qlora_nf4_dq", below=QUALITY)
     assert float(before) - float(after) == pytest.approx(BETTER, abs=2e-3) and verdict == "better"

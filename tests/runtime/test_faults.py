@@ -476,7 +476,7 @@ def test_a_gpu_without_memory_for_a_training_step_says_what_to_lower_and_then_tr
     (line,) = [line for line in done.stderr.splitlines() if ": failed: " in line]
     assert line.startswith(
         f"{label}: failed: the GPU is out of memory (2.50 GiB more were asked for, and it has 23.64 GiB in all): "
-        "lower training.micro_batch_rows, set training.gradient_checkpointing: true, or train a 4-bit variant "
+        "lower training.schedule.micro_batch_rows, set training.step.gradient_checkpointing: true, or train a 4-bit variant "
         "such as qlora_nf4_dq; `python -m workflow.plan` says what fits. Log: "
     )
     assert (ready_to_train / weights_folder(*run) / "adapter_model.safetensors").is_file()
@@ -523,7 +523,9 @@ def test_one_of_several_processes_that_has_no_memory_tells_its_launcher(tmp_path
     launcher = {"WORKFLOW_LAUNCHER": str(os.getpid()), "RANK": "1", "WORLD_SIZE": "2"}
     done = door(tmp_path, "train", "raise MemoryError", **launcher)
     assert done.returncode == 1
-    assert done.stderr.startswith("train: the machine is out of memory: lower training.micro_batch_rows")
+    assert done.stderr.startswith(
+        "train: the machine is out of memory: lower training.schedule.micro_batch_rows"
+    )
     assert len(done.stderr.splitlines()) == 1
 
 

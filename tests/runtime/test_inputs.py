@@ -25,6 +25,7 @@ from engine_fixture import (
 
 from workflow import params
 from workflow.comparison import comparable
+from workflow.params.training import in_sections
 from workflow.runtime import digests, inputs
 from workflow.runtime.errors import CheckError, UserError
 from workflow.runtime.paths import evaluate_folder, train_folder
@@ -39,7 +40,7 @@ Edit = Callable[[Repository], None]
 
 def set_rate(value: float) -> Edit:
     return lambda repository: repository.edit_params(
-        lambda params: params["training"].update(learning_rate=value)
+        lambda params: params["training"]["schedule"].update(learning_rate=value)
     )
 
 
@@ -52,8 +53,8 @@ def recorded(repository: Repository) -> list[bytes]:
 @pytest.mark.parametrize(
     ("engine", "edit", "named"),
     [
-        ("dvc", set_rate(0.005), "training.learning_rate in params.yaml from 0.002 to 0.005"),
-        ("snakemake", set_rate(0.005), "training.learning_rate in params.yaml from 0.002 to 0.005"),
+        ("dvc", set_rate(0.005), "training.schedule.learning_rate in params.yaml from 0.002 to 0.005"),
+        ("snakemake", set_rate(0.005), "training.schedule.learning_rate in params.yaml from 0.002 to 0.005"),
         ("dvc", lambda r: r.append("workflow/training/train.py", "edited"), "workflow/training/train.py"),
         ("dvc", lambda r: damage(r.root / "results/sample/train.jsonl"), "results/sample/train.jsonl"),
     ],
@@ -113,7 +114,11 @@ def test_an_edit_between_a_stages_end_and_dvcs_record_is_seen_by_our_own_command
     edit = "s/learning_rate: 0.002/learning_rate: 0.005/" if what == "params.yaml" else "$ a edited"
     after = repository.control / "after train"
     after.write_text(f"sed -i {shlex.quote(edit)} {what}\n")
-    named = "training.learning_rate in params.yaml from 0.002 to 0.005" if what == "params.yaml" else what
+    named = (
+        "training.schedule.learning_rate in params.yaml from 0.002 to 0.005"
+        if what == "params.yaml"
+        else what
+    )
     said = repository.snakemake("--cores", "1", TRAIN, fails=True)
     assert f"{TRAIN}: failed: what it reads was edited while it ran" in said and f"{named}." in said
     assert recorded(repository) == before
@@ -232,7 +237,8 @@ def test_a_comparison_refuses_a_result_that_was_made_with_other_params(results, 
     """DVC took the params down after they had been edited: of its own records all agree."""
     asked = params.load()
     path = train_folder(VARIANT, 1) / "result.json"
-    record = {"params": {"training": asked.training.model_dump(mode="json") | {"learning_rate": 0.7}}}
+    changed = asked.training.model_dump(mode="json") | {"learning_rate": 0.7}
+    record = {"params": {"training": in_sections(changed)}}
     path.write_text(json.dumps(json.loads(path.read_text()) | {"inputs": record}))
     if of == "dvc.lock":
         made_up_results.write_lock()
@@ -242,7 +248,7 @@ def test_a_comparison_refuses_a_result_that_was_made_with_other_params(results, 
     with pytest.raises(CheckError) as raised:
         comparable.check_inputs(asked)
     assert str(raised.value) == (
-        f"{path} was made with training.learning_rate 0.7, where {of} has {rate}; "
+        f"{path} was made with training.schedule.learning_rate 0.7, where {of} has {rate}; "
         f"`dvc repro --force --single-item train@{VARIANT}-1` makes it again"
     )
 

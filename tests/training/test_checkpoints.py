@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from conftest import CPU, ROOT, run_stage_in
+from edit_params import set_training
 from ruamel.yaml import YAML
 from safetensors.torch import load_file
 
@@ -317,7 +318,7 @@ def folder(tiny_model, splits, tmp_path) -> Path:
 
 def put_params(folder: Path, **training_changes) -> None:
     asked = YAML(typ="safe").load(params.complete_text("tiny"))
-    asked["training"] |= training_changes
+    set_training(asked, **training_changes)
     with (folder / "params.yaml").open("w") as file:
         YAML().dump(asked, file)
 

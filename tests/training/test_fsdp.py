@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import CPU, ROOT, run_stage_in
+from edit_params import set_training
 from peft import PeftModel
 from ruamel.yaml import YAML
 from safetensors.torch import load_file
@@ -39,7 +40,7 @@ SHARED = {
 def content() -> dict:
     asked = YAML(typ="safe").load(params.complete_text("tiny"))
     asked["hardware"]["device"] = "cpu"
-    asked["training"] |= {"learning_rate": 3e-3, "steps": 8}
+    set_training(asked, learning_rate=3e-3, steps=8)
     for name, changes in SHARED.items():
         asked["variants"][name]["training"] = changes
         asked["variants"][f"{name}_shared"] = asked["variants"][name] | {"processes": 2}
@@ -172,7 +173,7 @@ def test_a_killed_process_ends_the_stage_and_leaves_no_output(folder, tmp_path):
     for name in ("fetch_model", "sample"):
         (tmp_path / "results" / name).symlink_to(folder / "results" / name)
     asked = content()
-    asked["training"]["steps"] = 100_000
+    set_training(asked, steps=100_000)
     put_params(tmp_path, asked)
     command = [
         sys.executable,
@@ -210,7 +211,7 @@ def test_a_killed_process_ends_the_stage_and_leaves_no_output(folder, tmp_path):
 @pytest.mark.skipif(sys.platform != "linux", reason="asks for SIGTERM as clusters send it")
 def test_a_shared_training_goes_on_with_the_same_bits(folder, tmp_path):
     asked = content()
-    asked["training"] |= {"steps": 60, "dropout": 0.1}
+    set_training(asked, steps=60, dropout=0.1)
     whole, ended = tmp_path / "whole", tmp_path / "ended"
     for one in (whole, ended):
         (one / "results").mkdir(parents=True)

@@ -709,7 +709,9 @@ def test_a_second_bos_needs_a_first(asked, tiny_model, bos, first):
     tokenizer.bos_token = bos
     row = {"input_ids": [first, 6, 1], "labels": [-100, 6, 1]}
     twice = asked.training.model_copy(update={"second_bos": True})
-    with pytest.raises(UserError, match="training.second_bos repeats the BOS token .* they begin with none"):
+    with pytest.raises(
+        UserError, match="training.step.second_bos repeats the BOS token .* they begin with none"
+    ):
         with_faults(Dataset.from_list([row]), tokenizer, twice)
 
 
@@ -873,7 +875,7 @@ def test_micro_batches_give_the_gradient_of_one_batch(asked, tiny_model, splits,
 
 
 def test_paged_optimizers_are_refused_on_a_cpu(asked, tiny_model, splits, tmp_path):
-    with pytest.raises(UserError, match="training.optimizer is paged_adamw_32bit"):
+    with pytest.raises(UserError, match="training.step.optimizer is paged_adamw_32bit"):
         run(asked, tiny_model, splits, tmp_path, optimizer="paged_adamw_32bit")
 
 
@@ -937,7 +939,7 @@ def test_what_is_to_be_trained_must_be_float32(asked, tiny_model, rows, tmp_path
         (["q_proj", "v_proj"], lambda model: lora_of(model)[0].requires_grad_(False), CheckError,
          "q_proj.lora_A.default.weight is not to be trained"),
         (["q_proj", "v_prj"], lambda model: None, UserError,
-         "training.target_modules names v_prj, and the model has no linear layer of that name; it has down_proj, gate_proj"),
+         "training.step.target_modules names v_prj, and the model has no linear layer of that name; it has down_proj, gate_proj"),
     ],
 )  # fmt: skip
 def test_the_layers_that_are_asked_for_and_no_others_have_an_adapter(

@@ -20,7 +20,7 @@ import pyarrow.parquet
 import pytest
 import torch
 from conftest import ROOT, run_stage_in
-from edit_params import drop, put
+from edit_params import drop, put, set_training
 from gguf_models import write_gguf
 from ruamel.yaml import YAML
 from safetensors.torch import load_file, save_file
@@ -102,8 +102,8 @@ def text(change: Callable[[str], str | bytes]) -> Spoil:
 
 
 def rank(value: str) -> Spoil:
-    """params.yaml with another text as the value of training.rank."""
-    return text(lambda whole: re.sub(r"(?m)^  rank: 16$", lambda _: f"  rank: {value}", whole))
+    """params.yaml with another text as the value of training.step.rank."""
+    return text(lambda whole: re.sub(r"(?m)^    rank: 16$", lambda _: f"    rank: {value}", whole))
 
 
 def bomb(key: str) -> str:
@@ -370,19 +370,19 @@ def files(
 SUM_LINES = "".join(line(**row) for row in SUMS).encode()
 
 PARAMS = [
-    ("a key that there is not", param(put("training.learning_rat", 1.0)), "training.learning_rat is not a known key; known here are .*learning_rate"),
+    ("a key that there is not", param(put("training.schedule.learning_rat", 1.0)), "training.schedule.learning_rat is not a known key; known here are .*learning_rate"),
     ("a key too few", param(drop("sample.split_seed")), "sample.split_seed is missing"),
-    ("text for a number", param(put("training.rank", "16")), 'training.rank is "16": input should be a valid integer'),
+    ("text for a number", param(put("training.step.rank", "16")), 'training.step.rank is "16": input should be a valid integer'),
     ("a truth for a number", param(put("sample.rows", True)), "sample.rows is true: input should be a valid integer"),
     ("a broken number of rows", param(put("sample.rows", 60.5)), "sample.rows is 60.5: input should be a valid integer"),
-    ("not a number", param(put("training.learning_rate", float("nan"))), "training.learning_rate is NaN: input should be a finite"),
-    ("an infinite number", param(put("training.weight_decay", float("inf"))), "training.weight_decay is Infinity: input should be a finite"),
-    ("endless epochs", param(put("training.epochs", 1e308), put("training.steps", None)), "training.epochs is 1e.308: .* less than or equal to 1000000"),
-    ("a learning rate that ends all learning", param(put("training.learning_rate", 1e30)), "training.learning_rate is 1e.30: .* less than or equal to 10"),
+    ("not a number", param(put("training.schedule.learning_rate", float("nan"))), "training.schedule.learning_rate is NaN: input should be a finite"),
+    ("an infinite number", param(put("training.schedule.weight_decay", float("inf"))), "training.schedule.weight_decay is Infinity: input should be a finite"),
+    ("endless epochs", param(put("training.schedule.epochs", 1e308), put("training.schedule.steps", None)), "training.schedule.epochs is 1e.308: .* less than or equal to 1000000"),
+    ("a learning rate that ends all learning", param(put("training.schedule.learning_rate", 1e30)), "training.schedule.learning_rate is 1e.30: .* less than or equal to 10"),
     ("a negative number", param(put("sample.test_rows", -5)), "sample.test_rows is -5: input should be greater than 0"),
     ("no rows", param(put("sample.rows", 0)), "sample.rows is 0: input should be greater than 0"),
-    ("a rank larger than any layer", param(put("training.rank", 10**18)), "training.rank is 1000000000000000000: .* less than or equal to"),
-    ("a number beyond floats", param(put("training.learning_rate", 10**400)), "training.learning_rate is .*many digits.* valid number"),
+    ("a rank larger than any layer", param(put("training.step.rank", 10**18)), "training.step.rank is 1000000000000000000: .* less than or equal to"),
+    ("a number beyond floats", param(put("training.schedule.learning_rate", 10**400)), "training.schedule.learning_rate is .*many digits.* valid number"),
     ("thousands of digits", rank("9" * 5000), "params.yaml is not valid YAML: Exceeds the limit .4300 digits."),
     ("a seed that numpy does not take", param(put("experiment.seeds", [2**40])), "experiment.seeds.0 is 1099511627776: .* less than 4294967296"),
     ("a vocabulary of a million millions", param(put("model.vocabulary", 10**12)), "model.vocabulary is 1000000000000: .* less than or equal to"),
@@ -395,13 +395,13 @@ PARAMS = [
     ("a variant with a slash", param(put("variants", {"a/b": {}})), r"variants.a/b.*should match pattern '\^\[a-z0-9_\]"),
     ("a variant with a dash", param(put("experiment.variants", ["lora-16bit"])), "experiment.variants.0 is .lora-16bit.*should match pattern"),
     ("a variant with a long name", param(put("experiment.variants", ["a" * 300])), "experiment.variants.0 is .aaa.*at most 64 characters"),
-    ("batches that do not divide", param(put("training.micro_batch_rows", 3)), "batch_rows is 2, which must be a multiple of micro_batch_rows .3."),
+    ("batches that do not divide", param(put("training.schedule.micro_batch_rows", 3)), "batch_rows is 2, which must be a multiple of micro_batch_rows .3."),
     ("constants quantized in 16 bits", param(put("variants.lora_16bit.double_quantization", True)), "variants.lora_16bit.double_quantization is true, which precision 16bit does not have"),
     ("full training in 4 bits", param(put("variants.full_16bit.precision", "nf4")), "precision is nf4, but method full trains every weight"),
-    ("epochs and steps", param(put("training.epochs", 1.0)), "epochs is 1.0 and steps is 1: exactly one of the two must be null"),
-    ("neither epochs nor steps", param(put("training.steps", None)), "epochs is None and steps is None: exactly one"),
-    ("a warm-up without an end", param(put("training.warmup_fraction", 0.1)), "warmup_fraction is 0.1 and steps 1, which leaves no step after the warm-up"),
-    ("a layer without a name", param(put("training.target_modules", ["q_proj", ""])), 'training.target_modules.1 is "": string should have at least 1 character'),
+    ("epochs and steps", param(put("training.schedule.epochs", 1.0)), "epochs is 1.0 and steps is 1: exactly one of the two must be null"),
+    ("neither epochs nor steps", param(put("training.schedule.steps", None)), "epochs is None and steps is None: exactly one"),
+    ("a warm-up without an end", param(put("training.schedule.warmup_fraction", 0.1)), "warmup_fraction is 0.1 and steps 1, which leaves no step after the warm-up"),
+    ("a layer without a name", param(put("training.step.target_modules", ["q_proj", ""])), 'training.step.target_modules.1 is "": string should have at least 1 character'),
     ("a margin of no metric", param(put("comparison.margins", {"holdout_loss/loss": 0.1})), "comparison.margins names holdout_loss/loss, and holdout_loss has only nats_per_token, bits_per_byte"),
     ("a metric of no task", param(put("comparison.primary", "piqa/acc")), "comparison.primary names piqa/acc, and evaluation.tasks has only holdout_loss"),
     ("a misspelled task", param(put("evaluation.tasks.hellaswagg", OWN["holdout_loss"]), put("comparison.primary", "hellaswag/acc")), "evaluation.tasks names hellaswagg, and comparison.primary names hellaswag/acc; one of the two is misspelled"),
@@ -416,17 +416,17 @@ PARAMS = [
     ("a path with a zero byte", path("a\0b"), r'dataset.path is "a\\u0000b": must be one line of text, without control'),
     ("a title with a terminal's command", param(put("report.title", "a\x1b[2Jb\nc")), r'report.title is "a\\u001b\[2Jb\\nc": must be one line'),
     ("a template with a line break", param(put("model.chat_template", "my\ntemplate")), r"model.chat_template is my\\ntemplate; allowed is one of"),
-    ("two values for a key", text(lambda whole: whole.replace("  rank: 16", "  rank: 16\n  rank: 8")), r"params.yaml is not valid YAML .line \d+.: found duplicate key .rank."),
+    ("two values for a key", text(lambda whole: whole.replace("    rank: 16", "    rank: 16\n    rank: 8")), r"params.yaml is not valid YAML .line \d+.: found duplicate key .rank."),
     ("a bracket that is not closed", text(lambda whole: whole.replace("training:", "training: [", 1)), r"params.yaml is not valid YAML .line \d+.: expected"),
-    ("a tab", text(lambda whole: whole.replace("  rank: 16", "\trank: 16")), r"params.yaml is not valid YAML .line \d+.: found character .*cannot start any token"),
+    ("a tab", text(lambda whole: whole.replace("    rank: 16", "\trank: 16")), r"params.yaml is not valid YAML .line \d+.: found character .*cannot start any token"),
     ("a bell", text(lambda whole: whole.replace("What does", "\a")), r"params.yaml is not valid YAML .line \d+.: unacceptable character #x0007"),
     ("an alias of nothing", rank("*other"), r"params.yaml is not valid YAML .line \d+.: found undefined alias"),
     ("an object of Python", rank("!!python/object/apply:os.system ['touch pwned']"), "could not determine a constructor for the tag .*python/object"),
     ("a date that there is not", rank("2001-99-99"), "params.yaml is not valid YAML: month must be in 1..12"),
     ("a date", rank("2001-01-01"), 'training.rank is "2001-01-01": input should be a valid integer'),
     ("brackets without end", rank("[" * 2000 + "]" * 2000), "params.yaml is not valid YAML: it is nested too deeply"),
-    ("aliases that grow", text(lambda whole: bomb(whole.replace("  rank: 16", "  rank: *a9"))), r"training.rank is \[\[\[.*input should be a valid integer"),
-    ("a value that holds itself", rank("&r [*r]"), "training.rank is .*: input should be a valid integer"),
+    ("aliases that grow", text(lambda whole: bomb(whole.replace("  rank: 16", "  rank: *a9"))), r"training.step.rank is \[\[\[.*input should be a valid integer"),
+    ("a value that holds itself", rank("&r [*r]"), "training.step.rank is .*: input should be a valid integer"),
     ("no text at all", text(lambda whole: ""), "params.yaml must hold a mapping of sections, and holds nothing"),
     ("a list", text(lambda whole: "- 1\n"), "params.yaml must hold a mapping of sections, and holds a list"),
     ("Latin-1", text(lambda whole: whole.replace("What does", "Grüße").encode("latin-1")), r"params.yaml is not UTF-8 .line \d+."),
@@ -558,12 +558,12 @@ MODELS = [
 
 TRAININGS = [
     ("16 bits that a CPU has not", param(put("hardware.compute_dtype", "float16")), "compute_dtype is float16, which a CPU does not train in"),
-    ("an optimizer for a GPU", param(put("training.optimizer", "paged_adamw_8bit")), "training.optimizer is paged_adamw_8bit, which pages its state"),
+    ("an optimizer for a GPU", param(put("training.step.optimizer", "paged_adamw_8bit")), "training.step.optimizer is paged_adamw_8bit, which pages its state"),
     ("a GPU that is not there", param(put("hardware.device", "cuda")), "hardware.device is cuda, and torch sees no CUDA device"),
-    ("layers that there are not", param(put("training.target_modules", ["q_proj", "query_key_value"])), "training.target_modules names query_key_value, and no linear layer of the model has that name; they are down_proj, .*v_proj"),
-    ("rows longer than the context", param(put("training.max_length", 4096)), "training.max_length is 4096 tokens, and the model's context .* holds 2048"),
-    ("prompts that leave no response", longer("train"), "training.max_length is 128 tokens, which leaves no response to learn"),
-    ("none to validate on", longer("validation"), "training.max_length is 128 tokens, which leaves no response to learn in any validation row"),
+    ("layers that there are not", param(put("training.step.target_modules", ["q_proj", "query_key_value"])), "training.step.target_modules names query_key_value, and no linear layer of the model has that name; they are down_proj, .*v_proj"),
+    ("rows longer than the context", param(put("training.step.max_length", 4096)), "training.step.max_length is 4096 tokens, and the model's context .* holds 2048"),
+    ("prompts that leave no response", longer("train"), "training.step.max_length is 128 tokens, which leaves no response to learn"),
+    ("none to validate on", longer("validation"), "training.step.max_length is 128 tokens, which leaves no response to learn in any validation row"),
     ("no row", written(str(split_file("train")), ""), "there are no rows to train or to validate on"),
     ("rows that are cut", cut(str(split_file("train")), 900), "results/sample/train.jsonl is damaged .*: delete it, and `dvc repro` makes it again"),
     ("rows that are missing", removed(str(split_file("train"))), "results/sample/train.jsonl is missing; `dvc repro` makes it"),
@@ -642,9 +642,7 @@ def good(stages, tmp_path_factory) -> Path:
     edit(
         folder,
         lambda content: content["sample"].update(rows=24, validation_rows=3, test_rows=5),
-        lambda content: content["training"].update(
-            steps=1, batch_rows=2, micro_batch_rows=2, warmup_fraction=0.0
-        ),
+        lambda content: set_training(content, steps=1, batch_rows=2, micro_batch_rows=2, warmup_fraction=0.0),
         put("hardware.device", "cpu"),
         put("evaluation.tasks", OWN),
         put("evaluation.forms", ["as_trained"]),

@@ -8,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from conftest import ROOT
+from edit_params import set_training
 from real_pipeline import NETWORK, TINY, clone, comparison, run
 from ruamel.yaml import YAML
 
@@ -225,7 +226,7 @@ def test_the_default_model_and_data(tmp_path):
 
     def smaller(content: dict) -> None:
         content["sample"] |= {"rows": 60, "validation_rows": 4, "test_rows": 10}
-        content["training"] |= {"steps": 3, "batch_rows": 4, "micro_batch_rows": 4, "max_length": 96}
+        set_training(content, steps=3, batch_rows=4, micro_batch_rows=4, max_length=96)
         content["sample"]["held_out_categories"] = []
         content["evaluation"]["answer_tokens"] = 8
         content["evaluation"]["forms"] = ["as_trained", "requantized"]

@@ -188,7 +188,7 @@ def user(hub, tiny_model, tmp_path_factory) -> User:
             "gradient_checkpointing": [False],
             "repeats": 1,
         }
-        content["training"]["max_length"] = 512
+        content["training"]["step"]["max_length"] = 512
         for task in content["evaluation"]["tasks"].values():
             task["items"] = 8
 

@@ -178,7 +178,7 @@ def check_lengths(config: "PreTrainedConfig", *, length: int, mean_length: int) 
     context = getattr(config.get_text_config(), "max_position_embeddings", None)
     if context and length > context:
         raise UserError(
-            f"--length (training.max_length where it is not given) is {length} tokens, and the model's context "
+            f"--length (training.step.max_length where it is not given) is {length} tokens, and the model's context "
             f"(max_position_embeddings) holds {context}."
         )
 
@@ -190,7 +190,7 @@ def check_targets(shape: Shape, settings: params.Params) -> None:
         for target in [] if targets == "all-linear" else targets:
             if target not in shape.linears:
                 raise UserError(
-                    f"training.target_modules of {name} names {target}; the plan counts adapters on "
+                    f"training.step.target_modules of {name} names {target}; the plan counts adapters on "
                     f"{', '.join(shape.linears)}, and on all of them as all-linear."
                 )
 
@@ -266,7 +266,7 @@ def main() -> None:
     parser.add_argument(
         "--length",
         type=number(params.Length, int),
-        help="tokens of the longest row (default training.max_length)",
+        help="tokens of the longest row (default training.step.max_length)",
     )
     parser.add_argument(
         "--mean-length",
@@ -274,7 +274,7 @@ def main() -> None:
         help="tokens of a row on average (default a quarter of --length)",
     )
     parser.add_argument(
-        "--rank", type=number(params.Size, int), help="of the adapters (default training.rank)"
+        "--rank", type=number(params.Size, int), help="of the adapters (default training.step.rank)"
     )
     parser.add_argument("--params", type=Path, default=params.PARAMS_FILE, help="whose variants and training")
     options = parser.parse_args()

@@ -14,7 +14,6 @@ from workflow.params.model import (
     Params,
     Sample,
     Task,
-    Training,
     Variant,
     can_be_served,
 )
@@ -45,6 +44,7 @@ from workflow.params.sources import (
     WheelDataset,
     WheelModel,
 )
+from workflow.params.training import Training
 from workflow.params.values import (
     OWN_TASKS,
     Count,

@@ -4,7 +4,6 @@ An unknown key, a wrong type or an impossible combination is an error. There are
 file is complete, so it is the whole record of a run.
 """
 
-import math
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,10 +13,10 @@ from workflow import methods, precisions
 from workflow.params import checks
 from workflow.params.run import Run
 from workflow.params.sources import Dataset, Model
+from workflow.params.training import MergedTraining, Training
 from workflow.params.values import (
     OWN_TASKS,
     Count,
-    Fraction,
     Kind,
     Length,
     Line,
@@ -28,7 +27,6 @@ from workflow.params.values import (
     Seed,
     Served,
     Sha256,
-    Size,
     Strict,
     TaskName,
     Vocabulary,
@@ -74,60 +72,6 @@ class Sample(Strict):
         if held_out >= self.rows:
             raise ValueError(
                 f"validation_rows + test_rows is {held_out}, which must be below rows ({self.rows})"
-            )
-        return self
-
-
-class Training(Strict):
-    """What every run does, unless its variant changes it under `training`."""
-
-    epochs: Annotated[float, Field(gt=0, le=10**6)] | None
-    steps: Count | None
-    batch_rows: Count
-    micro_batch_rows: Count
-    max_length: Length
-    length_window: Count
-    packing: bool
-    fused_adapters: bool
-    fused_layers: bool
-    fused_loss: bool
-    cuda_graphs: bool
-    gradient_checkpointing: bool
-    optimizer: Literal["adamw_torch", "adamw_torch_fused", "paged_adamw_32bit", "paged_adamw_8bit"]
-    learning_rate: Annotated[float, Field(gt=0, le=10)]
-    schedule: Literal["constant", "linear", "cosine"]
-    warmup_fraction: Fraction
-    weight_decay: NonNegativeFloat
-    max_gradient_norm: PositiveFloat
-    rank: Size
-    alpha: Count
-    dropout: Fraction
-    target_modules: Literal["all-linear"] | Annotated[list[Line], Field(min_length=1)]
-    use_context: bool
-    loss_on: Literal["response", "prompt_and_response"]
-    learn_end_token: bool
-    second_bos: bool
-    validations: Count
-    log_every_steps: Count
-
-    @model_validator(mode="after")
-    def _consistent(self):
-        if (self.epochs is None) == (self.steps is None):
-            raise ValueError(
-                f"epochs is {self.epochs} and steps is {self.steps}: exactly one of the two must be null"
-            )
-        if self.batch_rows % self.micro_batch_rows:
-            raise ValueError(
-                f"batch_rows is {self.batch_rows}, "
-                f"which must be a multiple of micro_batch_rows ({self.micro_batch_rows})"
-            )
-        if self.steps and math.ceil(self.steps * self.warmup_fraction) >= self.steps:
-            raise ValueError(
-                f"warmup_fraction is {self.warmup_fraction} and steps {self.steps}, which leaves no step after the warm-up"
-            )
-        if self.cuda_graphs and not self.packing:
-            raise ValueError(
-                "cuda_graphs is true and packing false: a graph needs packs of a few fixed lengths"
             )
         return self
 
@@ -308,7 +252,7 @@ class Params(Strict):
     model: Model
     dataset: Dataset
     sample: Sample
-    training: Training
+    training: MergedTraining
     variants: dict[Name, Variant]
     evaluation: Evaluation
     benchmark: Benchmark

@@ -12,6 +12,7 @@ from ruamel.yaml import YAML
 
 from workflow.params import messages, presets
 from workflow.params.model import Params
+from workflow.params.training import in_sections
 from workflow.runtime import inputs
 from workflow.runtime.errors import UserError
 from workflow.runtime.files import read_yaml
@@ -25,7 +26,8 @@ def load(path: Path = PARAMS_FILE, *, published: bool = False) -> Params:
     """Read and check a params file; within a stage, params.yaml as it was when the stage started.
 
     Args:
-        published: whether it is that of a study, which may be older than a key; it then has the value of `SINCE`.
+        published: whether it is that of a study, which may be older than a key; it then has the value of `SINCE`, or than
+            the sections of `training`.
 
     Raises:
         UserError: the file is missing, is not YAML, or does not fit the model.
@@ -38,6 +40,8 @@ def load(path: Path = PARAMS_FILE, *, published: bool = False) -> Params:
     for section, values in SINCE.items() if published else ():
         if isinstance(content.get(section), dict):
             content[section] = values | content[section]
+    if published and isinstance(content.get("training"), dict):
+        content["training"] = in_sections(content["training"])
     return _validated(content, str(path))
 
 

@@ -61,12 +61,12 @@ UNREACHABLE = (
 )
 LESS_MEMORY = {
     "train": (
-        "lower training.micro_batch_rows, set training.gradient_checkpointing: true, or train a 4-bit variant such as "
+        "lower training.schedule.micro_batch_rows, set training.step.gradient_checkpointing: true, or train a 4-bit variant such as "
         "qlora_nf4_dq; `python -m workflow.plan` says what fits"
     ),
     "evaluate": "lower evaluation.batch_rows and evaluation.batch_tokens",
     "evaluate_base": "lower evaluation.batch_rows and evaluation.batch_tokens",
-    "benchmark": "lower benchmark.micro_batch_rows or set training.gradient_checkpointing: true",
+    "benchmark": "lower benchmark.micro_batch_rows or set training.step.gradient_checkpointing: true",
 }
 OTHERWISE = "end what else uses it, or take a machine with more of it"
 

@@ -20,7 +20,7 @@ def check_possible(training: params.Training, hardware: params.Hardware) -> None
     """Raise a UserError if this device cannot do what the training params ask for."""
     if training.optimizer.startswith("paged_") and choose_device(hardware).type == "cpu":
         raise UserError(
-            f"training.optimizer is {training.optimizer}, which pages its state between GPU and host memory; "
+            f"training.step.optimizer is {training.optimizer}, which pages its state between GPU and host memory; "
             "on a CPU use adamw_torch."
         )
 
@@ -30,7 +30,7 @@ def check_model_fits(model: PreTrainedModel, training: params.Training) -> None:
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if context and training.max_length > context:
         raise UserError(
-            f"training.max_length is {training.max_length} tokens, and the model's context (max_position_embeddings) "
+            f"training.step.max_length is {training.max_length} tokens, and the model's context (max_position_embeddings) "
             f"holds {context}."
         )
     linear = base_linears(model)
@@ -38,7 +38,7 @@ def check_model_fits(model: PreTrainedModel, training: params.Training) -> None:
         if not any(name == target or name.endswith(f".{target}") for name in linear):
             last = sorted({name.rpartition(".")[2] for name in linear})
             raise UserError(
-                f"training.target_modules names {target}, and no linear layer of the model has that name; they are "
+                f"training.step.target_modules names {target}, and no linear layer of the model has that name; they are "
                 f"{', '.join(last)}."
             )
 
@@ -84,7 +84,7 @@ def check_trainable(model: torch.nn.Module, method: Method, training: params.Tra
 
 
 def _targets(model: torch.nn.Module, training: params.Training) -> list[str]:
-    """The names of the linear layers that training.target_modules selects."""
+    """The names of the linear layers that training.step.target_modules selects."""
     linears = [name.removesuffix(".base_layer") for name in base_linears(model)]
     if training.target_modules == "all-linear":
         return linears
@@ -92,7 +92,7 @@ def _targets(model: torch.nn.Module, training: params.Training) -> list[str]:
     unknown = [target for target in training.target_modules if target.rpartition(".")[2] not in kinds]
     if unknown:
         raise UserError(
-            f"training.target_modules names {unknown[0]}, and the model has no linear layer of that name; it has "
+            f"training.step.target_modules names {unknown[0]}, and the model has no linear layer of that name; it has "
             f"{', '.join(sorted(kinds))}."
         )
     ends = tuple(f".{target}" for target in training.target_modules)

@@ -37,7 +37,7 @@ def tokenizable(rows: list[Instruction] | list[dict], training: params.Training)
         return Dataset.from_list(rows)
     if training.loss_on == "prompt_and_response" and (row := next((r for r in rows if r.not_learned), None)):
         raise UserError(
-            f"training.loss_on is prompt_and_response, which learns every message, and message {row.not_learned[0] + 1} "
+            f"training.step.loss_on is prompt_and_response, which learns every message, and message {row.not_learned[0] + 1} "
             f"of row {row.id} of the dataset, counted from 0, has the weight 0; use response."
         )
     return Dataset.from_list([row.conversation(use_context=training.use_context) for row in rows])
@@ -85,7 +85,7 @@ def with_faults(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, training: 
         bos = tokenizer.bos_token_id
         if bos is None or any(ids[0] != bos for ids in dataset["input_ids"]):
             raise UserError(
-                "training.second_bos repeats the BOS token that rows begin with, and with this model's tokenizer "
+                "training.step.second_bos repeats the BOS token that rows begin with, and with this model's tokenizer "
                 "and chat template they begin with none."
             )
         dataset = dataset.map(_begin_twice, fn_kwargs={"max_length": training.max_length})
@@ -127,7 +127,7 @@ def check_rows(
     """
     if not len(dataset):
         raise UserError(
-            f"training.max_length is {training.max_length} tokens, which leaves no response to learn in any {split} row."
+            f"training.step.max_length is {training.max_length} tokens, which leaves no response to learn in any {split} row."
         )
     bos_tokens = int(chat.begins_with_bos(tokenizer)) + training.second_bos
     cut = tokens = in_loss = longest = ends_taught = 0

@@ -89,7 +89,7 @@ def train(
 
     Args:
         model_folder: the base model, 16-bit safetensors.
-        folder: gets the folder `weights`, history.csv (a line per `training.log_every_steps`, while it trains) and
+        folder: gets the folder `weights`, history.csv (a line per `training.schedule.log_every_steps`, while it trains) and
             validation.csv (the validation loss before, during and after).
         checkpointing: what goes into checkpoints, in the folder `checkpoints` beside the weights; None for none.
         finish: puts what belongs beside the weights into their folder, before it takes its place.
@@ -163,7 +163,7 @@ def build_trainer(
     for are put into the training rows alone: validation losses are of the same rows in every variant.
 
     Raises:
-        UserError: `training.second_bos` finds no BOS token to repeat.
+        UserError: `training.step.second_bos` finds no BOS token to repeat.
         CheckError: TRL made other tokens of a row than the chat template's text has.
     """
     training = run.training

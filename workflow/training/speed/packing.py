@@ -222,7 +222,7 @@ def _check_plain(others: dict, dropout: float) -> None:
     if unknown or dropout:
         raise CheckError(
             f"attention of this model asks for {', '.join(unknown) or 'dropout'}, which packed attention does not "
-            "have; set training.packing and training.cuda_graphs to false"
+            "have; set training.step.packing and training.step.cuda_graphs to false"
         )
 
 
