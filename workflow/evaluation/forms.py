@@ -71,10 +71,13 @@ def serve(
     if weights_folder is not None and not weights_folder.is_dir():
         raise UserError(f"{weights_folder} is missing; `dvc repro` makes it.")
     # A model whose own weights were trained is served in 16 bits like any other: its float32 weights were for training.
-    method, held = methods.get(variant.method), variant.model_copy(update={"method": methods.FROZEN})
+    method, served_variant = (
+        methods.get(variant.method),
+        variant.model_copy(update={"method": methods.FROZEN}),
+    )
     if form == BASE or not method.leaves_adapter:
         folder = model_folder if form == BASE else weights_folder
-        model, precision = load_base(folder, held, hardware=hardware)
+        model, precision = load_base(folder, served_variant, hardware=hardware)
         if form != BASE:
             check_moved(model, model_folder)
         expected = 0
@@ -86,10 +89,10 @@ def serve(
             REQUANTIZED: requantized,
         }[form]
         check_adapter(weights_folder, model_folder, method, training)
-        model, compute = make(model_folder, weights_folder, variant=held, hardware=hardware)
+        model, compute = make(model_folder, weights_folder, variant=served_variant, hardware=hardware)
         if form in MERGED:
-            held = held.model_copy(update=SIXTEEN_BIT)
-        precision = describe(model, held, compute=compute)
+            served_variant = served_variant.model_copy(update=SIXTEEN_BIT)
+        precision = describe(model, served_variant, compute=compute)
         expected = method.saved_adapters(load_file(weights_folder / WEIGHTS)) if form == AS_TRAINED else 0
     return model.eval(), check(
         Served(form, precision, *adapters_of(model, method)), variant, adapters=expected
@@ -164,10 +167,10 @@ def probe(model: torch.nn.Module) -> torch.Tensor:
         return model.eval()(input_ids=ids, use_cache=False).logits
 
 
-def check_changed(before: torch.Tensor, after: torch.Tensor, what: str) -> None:
+def check_changed(before: torch.Tensor, after: torch.Tensor, state: str) -> None:
     """Raise a CheckError unless the adapter changed the model's answer."""
     if torch.equal(before, after):
-        raise CheckError(f"with the adapter {what}, the model answers as its untouched base does")
+        raise CheckError(f"with the adapter {state}, the model answers as its untouched base does")
 
 
 def check_moved(model: torch.nn.Module, model_folder: Path) -> None:
@@ -176,8 +179,10 @@ def check_moved(model: torch.nn.Module, model_folder: Path) -> None:
     for file in sorted(model_folder.glob("*.safetensors")):
         with safe_open(file, framework="pt") as base:
             for name in base.keys():  # noqa: SIM118  (it is no mapping)
-                held = weights.get(name)
-                if held is not None and not torch.equal(held.cpu(), base.get_tensor(name).to(held.dtype)):
+                weight = weights.get(name)
+                if weight is not None and not torch.equal(
+                    weight.cpu(), base.get_tensor(name).to(weight.dtype)
+                ):
                     return
     raise CheckError("the model that was trained has the weights of its untouched base")
 
@@ -191,12 +196,12 @@ def check_adapter(folder: Path, model_folder: Path, method: Method, training: pa
     """
     file, config_file = folder / WEIGHTS, folder / "adapter_config.json"
     again = "`dvc repro` trains it again"
-    for wanted in (config_file, file):
-        if not wanted.is_file():
+    for path in (config_file, file):
+        if not path.is_file():
             pickle = (
                 "; adapter_model.bin is a pickle, which is never read" if (folder / PICKLE).exists() else ""
             )
-            raise UserError(f"{wanted} is missing{pickle}; {again}.")
+            raise UserError(f"{path} is missing{pickle}; {again}.")
     try:
         config = read_json(config_file)
     except ValueError as error:
@@ -241,22 +246,22 @@ def with_adapter(base: torch.nn.Module, folder: Path) -> PeftModel:
         model = PeftModel.from_pretrained(base, folder)
     except (RuntimeError, ValueError, TypeError) as error:
         raise UserError(f"{folder} has an adapter that does not fit the base: {reason(error)}.") from None
-    held, saved = (
+    attached_weights, saved = (
         get_peft_model_state_dict(model, save_embedding_layers=False),
         load_file(folder / WEIGHTS),
     )
-    for names, what in (
-        (held.keys() - saved.keys(), "lacks"),
-        (saved.keys() - held.keys(), "holds, in vain,"),
+    for names, verb in (
+        (attached_weights.keys() - saved.keys(), "lacks"),
+        (saved.keys() - attached_weights.keys(), "holds, in vain,"),
     ):
         if names:
             first = min(names)
             raise UserError(
-                f"{folder / WEIGHTS} {what} {first}"
+                f"{folder / WEIGHTS} {verb} {first}"
                 + (f" and {len(names) - 1} more." if len(names) > 1 else ".")
             )
     for name, weight in saved.items():
-        if not held[name].cpu().equal(weight):
+        if not attached_weights[name].cpu().equal(weight):
             raise CheckError(f"{name} of the adapter that is attached is not as it was saved")
     return model
 

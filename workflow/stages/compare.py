@@ -21,8 +21,8 @@ def compare() -> None:
             say(f"  {contrast.sentence}")
     for claim in compared.claims:
         say(f"  ({claim.claim}) {claim.text}, {claim.variant}/{claim.form}: {claim.holds}")
-    with whole_file(COMPARE / "items.parquet") as beside:
-        items.to_parquet(beside, index=False)
+    with whole_file(COMPARE / "items.parquet") as path:
+        items.to_parquet(path, index=False)
     write_json(COMPARE / "comparison.json", compared.as_dict())
     for name, table in export.tables(compared).items():
         write_text(COMPARE / f"{name}.csv", table.to_csv(index=False))
