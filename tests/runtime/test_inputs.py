@@ -36,6 +36,7 @@ DVC = [sys.executable, "-m", "dvc", "repro"]
 SNAKEMAKE = [str(snakemake_command()), "--cores", "1"]
 COMMANDS = dict(zip(ENGINES, (DVC, SNAKEMAKE), strict=True))
 Edit = Callable[[Repository], None]
+CODE = "workflow/training"  # a folder that training depends on; the stub has one file in it
 
 
 def set_rate(value: float) -> Edit:
@@ -55,7 +56,7 @@ def recorded(repository: Repository) -> list[bytes]:
     [
         ("dvc", set_rate(0.005), "training.schedule.learning_rate in params.yaml from 0.002 to 0.005"),
         ("snakemake", set_rate(0.005), "training.schedule.learning_rate in params.yaml from 0.002 to 0.005"),
-        ("dvc", lambda r: r.append("workflow/training/train.py", "edited"), "workflow/training/train.py"),
+        ("dvc", lambda r: r.append(f"{CODE}/file.txt", "edited"), CODE),
         ("dvc", lambda r: damage(r.root / "results/sample/train.jsonl"), "results/sample/train.jsonl"),
     ],
     ids=["params", "params-snakemake", "code", "data"],
@@ -80,7 +81,7 @@ def test_an_edit_while_a_stage_runs_stops_it_and_records_nothing(repository, eng
 @pytest.mark.parametrize("undone", [False, True], ids=["of another stage's key", "undone before the end"])
 def test_an_edit_that_changes_nothing_of_what_a_stage_read_does_not_stop_it(repository, undone):
     set_rate(0.002)(repository)
-    code = repository.root / "workflow/training/train.py"
+    code = repository.root / CODE / "file.txt"
     with hanging(repository, TRAIN, DVC) as run:
         if undone:
             set_rate(0.005)(repository)
@@ -107,7 +108,7 @@ def test_params_are_read_as_they_were_when_the_stage_started(repository):
     assert (repository.root / WEIGHTS / "first").read_text() == first
 
 
-@pytest.mark.parametrize("what", ["params.yaml", "workflow/training/train.py"])
+@pytest.mark.parametrize("what", ["params.yaml", f"{CODE}/file.txt"])
 def test_an_edit_between_a_stages_end_and_dvcs_record_is_seen_by_our_own_command(repository, what):
     set_rate(0.002)(repository)
     before = recorded(repository)
@@ -117,7 +118,7 @@ def test_an_edit_between_a_stages_end_and_dvcs_record_is_seen_by_our_own_command
     named = (
         "training.schedule.learning_rate in params.yaml from 0.002 to 0.005"
         if what == "params.yaml"
-        else what
+        else CODE
     )
     said = repository.snakemake("--cores", "1", TRAIN, fails=True)
     assert f"{TRAIN}: failed: what it reads was edited while it ran" in said and f"{named}." in said
@@ -126,7 +127,7 @@ def test_an_edit_between_a_stages_end_and_dvcs_record_is_seen_by_our_own_command
     repository.ran()
     repository.snakemake("--cores", "1", TRAIN)
     # The trial before the training depends on the same code.
-    assert repository.ran() == [TRAIN] + ["try_model"] * (what == "workflow/training/train.py")
+    assert repository.ran() == [TRAIN] + ["try_model"] * (what != "params.yaml")
     assert_clean(repository, TRAIN)
 
 

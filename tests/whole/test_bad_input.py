@@ -423,7 +423,7 @@ PARAMS = [
     ("an alias of nothing", rank("*other"), r"params.yaml is not valid YAML .line \d+.: found undefined alias"),
     ("an object of Python", rank("!!python/object/apply:os.system ['touch pwned']"), "could not determine a constructor for the tag .*python/object"),
     ("a date that there is not", rank("2001-99-99"), "params.yaml is not valid YAML: month must be in 1..12"),
-    ("a date", rank("2001-01-01"), 'training.rank is "2001-01-01": input should be a valid integer'),
+    ("a date", rank("2001-01-01"), 'training.step.rank is "2001-01-01": input should be a valid integer'),
     ("brackets without end", rank("[" * 2000 + "]" * 2000), "params.yaml is not valid YAML: it is nested too deeply"),
     ("aliases that grow", text(lambda whole: bomb(whole.replace("  rank: 16", "  rank: *a9"))), r"training.step.rank is \[\[\[.*input should be a valid integer"),
     ("a value that holds itself", rank("&r [*r]"), "training.step.rank is .*: input should be a valid integer"),
