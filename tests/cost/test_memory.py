@@ -14,7 +14,7 @@ from workflow import params
 from workflow.cost import hardware, memory, plan
 from workflow.methods.lora import LORA, adapter_parameters
 from workflow.models import load
-from workflow.runtime.paths import HARDWARE
+from workflow.runtime.paths import HARDWARE, PARAMS
 from workflow.training.speed import fused
 
 STUDY = ROOT / "results/studies/reference_study"
@@ -33,7 +33,7 @@ FOUR_BITS = ["qlora_nf4", "qlora_nf4_dq", "qlora_fp4"]
 
 @pytest.fixture(scope="module")
 def asked() -> params.Params:
-    return params.load(params.PARAMS_FILE)
+    return params.load(PARAMS)
 
 
 @pytest.mark.parametrize("name", [*FOUR_BITS, "lora_int8", "full_16bit"])

@@ -9,6 +9,7 @@ from ruamel.yaml import YAML
 
 from workflow import params
 from workflow.runtime import environment, paths
+from workflow.stages.train import DECIDING_ROOMS
 
 STAGES = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())["stages"]
 
@@ -57,6 +58,12 @@ def directly_imported(module: Path) -> set[Path]:
             place = ROOT / part.replace(".", "/")
             found.update(path for path in (place.with_suffix(".py"), place / "__init__.py") if decides(path))
     return found
+
+
+def test_a_checkpoint_belongs_to_the_code_of_every_room_that_decides_a_training():
+    code = ROOT / "workflow"
+    rooms = {path.relative_to(code).parts[0] for path in imported(code / "stages/train.py")}
+    assert rooms == set(DECIDING_ROOMS)
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -25,7 +25,7 @@ from workflow.report.sections.hardware import prediction_sentence
 from workflow.report.sections.limits import limits
 from workflow.runtime.errors import UserError
 from workflow.runtime.files import read_json, write_json
-from workflow.runtime.paths import COMPARE, benchmark_file, train_folder
+from workflow.runtime.paths import COMPARE, PARAMS, benchmark_file, train_folder
 
 PROJECT = Path(__file__).resolve().parents[2]
 QLORA = "qlora_nf4_dq"
@@ -769,11 +769,11 @@ def test_runs_that_params_do_not_name_are_not_read():
 
 def test_labels_differ():
     write(variants=(BASELINE, QLORA))
-    text = params.PARAMS_FILE.read_text().replace(
+    text = PARAMS.read_text().replace(
         "lora_int8:\n    method: lora\n    precision: int8",
         "lora_int8:\n    method: lora\n    precision: 16bit",
     )
-    params.PARAMS_FILE.write_text(text.replace(f"- {QLORA}", "- lora_int8"))
+    PARAMS.write_text(text.replace(f"- {QLORA}", "- lora_int8"))
     assert variant_labels(params.load()) == {
         "lora_16bit": "16-bit LoRA, lora_16bit",
         "lora_int8": "16-bit LoRA, lora_int8",

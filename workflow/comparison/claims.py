@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from workflow import params, precisions
 from workflow.comparison.inference import Verdict
 from workflow.comparison.model import ALL, CLAIMED_FORMS, HELD_OUT, Arm, Claim, Contrast, Cost
+from workflow.runtime.forms import AS_TRAINED
 
 # A gain in the primary metric must not make these metrics worse, if they are measured.
 ANSWERS = (("holdout_generation", "ended"), ("holdout_generation", "rouge_l"))
@@ -145,7 +146,7 @@ def _cost_claims(
             claim="b",
             text=text,
             variant=variant,
-            form="as_trained",
+            form=AS_TRAINED,
             metric=f"benchmark/{metric}",
             difference=None,
             verdict=None,

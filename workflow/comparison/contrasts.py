@@ -20,6 +20,7 @@ from workflow.comparison.model import ALL, CLAIMED_FORMS, Arm, Contrast, Part, R
 from workflow.comparison.results import Metric, Results, subsets
 from workflow.comparison.sentences import rise_sentence, sentence, weighting_sentence
 from workflow.runtime.errors import CheckError
+from workflow.runtime.forms import AS_TRAINED, BASE
 
 SPANS = {"rouge_l": 1.0, "chrf": 100.0}  # from the worst to the best score of an item
 
@@ -86,11 +87,11 @@ class JudgedContrast:
 def planned_contrasts(settings: params.Params) -> list[PlannedContrast]:
     """List the differences to compute, in the order of the tables."""
     experiment = settings.experiment
-    baseline = Arm(experiment.baseline, "as_trained")
-    baseline_base = Arm(experiment.baseline, "base")
+    baseline = Arm(experiment.baseline, AS_TRAINED)
+    baseline_base = Arm(experiment.baseline, BASE)
     contrasts = []
     for name in experiment.variants:
-        base, trained = Arm(name, "base"), Arm(name, "as_trained")
+        base, trained = Arm(name, BASE), Arm(name, AS_TRAINED)
         forms = [Arm(name, form) for form in settings.forms_of(name)]
         if name != experiment.baseline:
             for arm in forms:
@@ -122,7 +123,7 @@ def planned_contrasts(settings: params.Params) -> list[PlannedContrast]:
         ]
     for repair, pair in settings.comparison.repairs.items():
         faulty, repaired = (
-            Arm(variant, form or "as_trained")
+            Arm(variant, form or AS_TRAINED)
             for variant, _, form in (served.partition("/") for served in (pair.faulty, pair.repaired))
         )
         contrasts.append(PlannedContrast("repair", [(1, faulty), (-1, repaired)], str(repaired), name=repair))
@@ -237,7 +238,7 @@ def _caveat(judged: JudgedContrast, rises: list[Rise]) -> str | None:
     measured, by_rows = judged.measured, judged.by_rows
     if measured.subset != ALL:
         return None
-    trained = [arm.variant for _, arm in measured.contrast.arms if arm.form != "base"]
+    trained = [arm.variant for _, arm in measured.contrast.arms if arm.form != BASE]
     parts = [
         rise_sentence(rise)
         for rise in rises
@@ -349,7 +350,7 @@ def decompose(contrasts: list[Contrast], settings: params.Params) -> list[Part]:
         for c in contrasts
         if c.kind == kind
         and c.subset == ALL
-        and (kind != "to_baseline" or c.form == "as_trained")
+        and (kind != "to_baseline" or c.form == AS_TRAINED)
         and settings.variants[c.variant].precision
         != settings.variants[settings.experiment.baseline].precision
     ]

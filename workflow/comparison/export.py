@@ -6,6 +6,7 @@ import pandas as pd
 
 from workflow.comparison.inference import Difference, Equivalence
 from workflow.comparison.model import ALL, Comparison, Contrast, Part
+from workflow.runtime.forms import AS_TRAINED
 
 COUNTS = ("items", "groups", "seed", "seeds")  # integers with missing values
 
@@ -16,10 +17,10 @@ def headline(comparison: Comparison) -> dict:
     key = f"{task}_{metric}"
     metrics: dict[str, dict[str, float | str]] = {variant: {} for variant in comparison.precisions}
     for score in comparison.scores:
-        if (score.task, score.metric, score.form, score.subset) == (task, metric, "as_trained", ALL):
+        if (score.task, score.metric, score.form, score.subset) == (task, metric, AS_TRAINED, ALL):
             metrics[score.variant][key] = round(score.value, 6)
     for contrast in comparison.contrasts:
-        chosen = (contrast.kind, contrast.form, contrast.subset) == ("to_baseline", "as_trained", ALL)
+        chosen = (contrast.kind, contrast.form, contrast.subset) == ("to_baseline", AS_TRAINED, ALL)
         if chosen and (contrast.task, contrast.metric) == (task, metric):
             values = metrics[contrast.variant]
             values[f"{key}_minus_{comparison.baseline}"] = round(contrast.difference.value, 6)

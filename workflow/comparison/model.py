@@ -22,11 +22,12 @@ the differences of its own kind, form, metric and kind of subset, which are thos
 from dataclasses import asdict, dataclass, field
 
 from workflow.comparison.inference import Difference, Equivalence, Verdict
+from workflow.runtime.forms import AS_TRAINED, REQUANTIZED
 
 ALL, HELD_OUT, SEEN = "all", "held_out", "seen"
 
 # The recipe evaluated the first of these and published the second.
-CLAIMED_FORMS = ("as_trained", "requantized")
+CLAIMED_FORMS = (AS_TRAINED, REQUANTIZED)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from workflow import params
 from workflow.comparison.model import ALL, HELD_OUT, SEEN, Arm, Score
 from workflow.runtime.errors import CheckError, UserError
 from workflow.runtime.files import read_json
+from workflow.runtime.forms import BASE
 from workflow.runtime.paths import benchmark_file, evaluate_base_folder, evaluate_folder, train_folder
 
 
@@ -181,7 +182,7 @@ def measure_scores(results: Results) -> list[Score]:
             }
             if not metric.per_item:
                 values = {str(form.seed): _value(form, metric) for form in forms}
-                trained = {} if arm.form == "base" else values
+                trained = {} if arm.form == BASE else values
                 mean = float(np.mean(list(values.values())))
                 scores.append(
                     Score(**common, subset=ALL, items=metric.items, groups=None, value=mean, per_seed=trained)

@@ -31,7 +31,7 @@ from workflow.methods.lora import adapter_parameters
 from workflow.runtime import faults, variables
 from workflow.runtime.errors import UserError
 from workflow.runtime.files import expanded
-from workflow.runtime.paths import MODEL
+from workflow.runtime.paths import MODEL, PARAMS
 from workflow.runtime.stage import go_offline, quiet_libraries
 
 if TYPE_CHECKING:
@@ -276,7 +276,7 @@ def main() -> None:
     parser.add_argument(
         "--rank", type=number(params.Size, int), help="of the adapters (default training.step.rank)"
     )
-    parser.add_argument("--params", type=Path, default=params.PARAMS_FILE, help="whose variants and training")
+    parser.add_argument("--params", type=Path, default=PARAMS, help="whose variants and training")
     options = parser.parse_args()
     go_offline()
     quiet_libraries()

@@ -10,16 +10,17 @@ from workflow.data.lineage import Lineage
 from workflow.precisions.base import Precision
 from workflow.runtime import markdown
 from workflow.runtime.files import write_text
+from workflow.runtime.forms import AS_TRAINED, BASE, MERGED_16BIT, MERGED_DEQUANTIZED, REQUANTIZED
 from workflow.runtime.paths import MODEL
 
 LOADED = "from_pretrained"
 FORMS = {
-    "base": "The base model, without a run, in the precision of the variant.",
-    "as_trained": "The run as it was trained.",
-    "merged_16bit": "The run's adapter folded into the original 16-bit weights, rounded to 16 bits.",
-    "merged_dequantized": "The run's adapter folded into the dequantized weights that it was trained on, rounded to "
+    BASE: "The base model, without a run, in the precision of the variant.",
+    AS_TRAINED: "The run as it was trained.",
+    MERGED_16BIT: "The run's adapter folded into the original 16-bit weights, rounded to 16 bits.",
+    MERGED_DEQUANTIZED: "The run's adapter folded into the dequantized weights that it was trained on, rounded to "
     "16 bits.",
-    "requantized": "The run's adapter folded into the dequantized weights, which were quantized again.",
+    REQUANTIZED: "The run's adapter folded into the dequantized weights, which were quantized again.",
 }
 
 
@@ -27,7 +28,7 @@ def metadata(
     origin: Lineage,
     variant: params.Variant,
     *,
-    form: str = "as_trained",
+    form: str = AS_TRAINED,
     dataset: str | None = None,
     name: str | None = None,
     results: list[EvalResult] | None = None,
@@ -43,7 +44,7 @@ def metadata(
     facts = origin.known()
     facts.pop("revision", None)
     method = methods.get(variant.method)
-    adapter = method.leaves_adapter and form == "as_trained"
+    adapter = method.leaves_adapter and form == AS_TRAINED
     if origin.base_model:
         facts["base_model_relation"] = "adapter" if adapter else "finetune"
     tags = [method.tag]
@@ -54,7 +55,7 @@ def metadata(
         datasets=[dataset] if dataset else None,
         library_name="peft" if adapter else "transformers",
         pipeline_tag="text-generation",
-        tags=tags if form == "as_trained" else [*tags, form.replace("_", "-")],
+        tags=tags if form == AS_TRAINED else [*tags, form.replace("_", "-")],
         model_name=name,
         eval_results=results,
     )

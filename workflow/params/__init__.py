@@ -19,7 +19,6 @@ from workflow.params.model import (
 )
 from workflow.params.presets import complete_text
 from workflow.params.reading import (
-    PARAMS_FILE,
     SINCE,
     check_variant,
     gpus_needed,
@@ -59,7 +58,6 @@ __all__ = [
     "CHAT_TEMPLATES",
     "FORMS",
     "OWN_TASKS",
-    "PARAMS_FILE",
     "SHAPES",
     "SINCE",
     "Benchmark",

@@ -9,9 +9,10 @@ import json
 import sys
 from pathlib import Path
 
-from workflow.params import PARAMS_FILE, complete_text, presets, schema
+from workflow.params import complete_text, presets, schema
 from workflow.runtime.errors import UserError
 from workflow.runtime.files import write_text
+from workflow.runtime.paths import PARAMS
 
 
 def main() -> None:
@@ -24,7 +25,7 @@ def main() -> None:
     actions = parser.add_subparsers(dest="action", required=True)
     preset = actions.add_parser("preset", help="write the complete params file of a preset")
     preset.add_argument("name", help=", ".join(presets.names()))
-    preset.add_argument("--output", type=Path, default=PARAMS_FILE, help=f"default {PARAMS_FILE}")
+    preset.add_argument("--output", type=Path, default=PARAMS, help=f"default {PARAMS}")
     actions.add_parser("schema", help="print the JSON schema of params.yaml")
     options = parser.parse_args()
     try:

@@ -92,25 +92,26 @@ class Variant(Strict):
         if not method.quantized_bases and not precision.can_be_trained:
             raise ValueError(
                 f"precision is {self.precision}, but method {method.name} trains {method.trains} and allows "
-                f"{_listed('can_be_trained', 'and')} alone"
+                f"{_listed(precisions.TABLE, 'can_be_trained', 'and')} alone"
             )
         if self.double_quantization and not precision.can_be_double_quantized:
             raise ValueError(
                 f"double_quantization is true, which precision {self.precision} does not have; "
-                f"only {_listed('can_be_double_quantized', 'and')} do"
+                f"only {_listed(precisions.TABLE, 'can_be_double_quantized', 'and')} do"
             )
         if self.processes > 1 and not (method.may_shard and precision.can_be_sharded):
             reason = f"precision is {self.precision}" if method.may_shard else f"method is {method.name}"
             raise ValueError(
                 f"processes is {self.processes} and {reason}, which is not sharded: "
-                f"method lora on a base in {_listed('can_be_sharded', 'or')} is"
+                f"method {_listed(methods.TABLE, 'may_shard', 'or')} on a base in "
+                f"{_listed(precisions.TABLE, 'can_be_sharded', 'or')} is"
             )
         return self
 
 
-def _listed(ability: str, conjunction: str) -> str:
-    """The precisions that have an ability, as `16bit, nf4 or fp4`."""
-    names = [name for name, precision in precisions.TABLE.items() if getattr(precision, ability)]
+def _listed(table: dict[str, Any], ability: str, conjunction: str) -> str:
+    """The entries of a table that have an ability, as `16bit, nf4 or fp4`."""
+    names = [name for name, entry in table.items() if getattr(entry, ability)]
     return f" {conjunction} ".join(filter(None, (", ".join(names[:-1]), names[-1])))
 
 

@@ -16,13 +16,13 @@ from workflow.params.training import in_sections
 from workflow.runtime import inputs
 from workflow.runtime.errors import UserError
 from workflow.runtime.files import read_yaml
+from workflow.runtime.paths import PARAMS
 
-PARAMS_FILE = Path("params.yaml")
 # Keys that params have not always had, with the value that says what was done before.
 SINCE = {"model": {"chat_date": "2024-07-26", "end_token": None}}
 
 
-def load(path: Path = PARAMS_FILE, *, published: bool = False) -> Params:
+def load(path: Path = PARAMS, *, published: bool = False) -> Params:
     """Read and check a params file; within a stage, params.yaml as it was when the stage started.
 
     Args:

@@ -30,7 +30,7 @@ from workflow.runtime.files import read_json
 from workflow.runtime.forms import AS_TRAINED
 from workflow.runtime.git import parsed_at, read_at, resolved
 from workflow.runtime.markdown import Code
-from workflow.runtime.paths import COMPARE, COMPARISON, DVC_LOCK
+from workflow.runtime.paths import COMPARE, COMPARISON, DVC_LOCK, PARAMS
 
 ITEMS = COMPARE / "items.parquet"
 COSTS = ("peak_memory", "training_speed")
@@ -80,7 +80,7 @@ def at_revision(revision: str) -> State:
             items = pd.read_parquet(io.BytesIO(content))
     return State(
         name=f"{revision} ({commit[:9]})" if revision != commit else commit[:9],
-        params=YAML(typ="safe", pure=True).load(read_at(commit, params.PARAMS_FILE)),
+        params=YAML(typ="safe", pure=True).load(read_at(commit, PARAMS)),
         versions=environment.locked_at(commit),
         comparison=comparison,
         items=items,
@@ -104,7 +104,7 @@ def in_workspace() -> State:
     params.load()
     return State(
         name="workspace",
-        params=YAML(typ="safe", pure=True).load(params.PARAMS_FILE.read_text(encoding="utf-8")),
+        params=YAML(typ="safe", pure=True).load(PARAMS.read_text(encoding="utf-8")),
         versions=environment.locked_at(None),
         comparison=_readable(read_json(COMPARISON)) if COMPARISON.exists() else None,
         items=pd.read_parquet(ITEMS) if ITEMS.exists() else None,

@@ -10,7 +10,7 @@ from workflow.params import OWN_TASKS
 from workflow.report import formatting
 from workflow.report.formatting import NARROW, Number, number, quantity, signed
 from workflow.report.model import Device, Facts, Point, Variant
-from workflow.runtime.forms import AS_TRAINED, BASE
+from workflow.runtime.forms import AS_TRAINED, BASE, MERGED_16BIT, MERGED_DEQUANTIZED, REQUANTIZED
 
 COSTS = {
     "training_speed": "Training speed",
@@ -40,9 +40,9 @@ MEASURES = {
 FORMS = {
     BASE: "untouched base",
     AS_TRAINED: "as trained",
-    "merged_16bit": "merged, 16-bit",
-    "merged_dequantized": "merged, dequantized",
-    "requantized": "merged, quantized again",
+    MERGED_16BIT: "merged, 16-bit",
+    MERGED_DEQUANTIZED: "merged, dequantized",
+    REQUANTIZED: "merged, quantized again",
 }
 KINDS = {
     "to_baseline": "variants to the baseline",

@@ -36,6 +36,7 @@ from workflow.runtime.paths import (
     DATASET_SOURCE,
     HARDWARE,
     MODEL_SOURCE,
+    PARAMS,
     RESULTS,
     SAMPLE_COUNTS,
     benchmark_file,
@@ -53,10 +54,10 @@ def _changes(revision: str | None) -> dict:
     """The fields of `Facts` that hold the changes since a revision. Empty if it is None."""
     if revision is None:
         return {"before": None, "changes": []}
-    from workflow.report import changes as diff
+    from workflow.report.changes import at_revision, changes, in_workspace
 
-    before = diff.at_revision(revision)
-    return {"before": before.name, "changes": diff.changes(before, diff.in_workspace())}
+    before = at_revision(revision)
+    return {"before": before.name, "changes": changes(before, in_workspace())}
 
 
 def gather(settings: params.Params) -> Facts:
@@ -87,7 +88,7 @@ def gather(settings: params.Params) -> Facts:
     counts = read_json(SAMPLE_COUNTS)
     return Facts(
         params=settings,
-        params_text=params.PARAMS_FILE.read_text(encoding="utf-8"),
+        params_text=PARAMS.read_text(encoding="utf-8"),
         model=read_json(MODEL_SOURCE),
         dataset=read_json(DATASET_SOURCE),
         rows={split: counts[f"{split}_rows"] for split in SPLITS},
@@ -131,7 +132,7 @@ def gather(settings: params.Params) -> Facts:
 def inputs(settings: params.Params) -> list[Path]:
     """The files that the page is made from."""
     experiment = settings.experiment
-    files = [params.PARAMS_FILE, ENVIRONMENT, MODEL_SOURCE, DATASET_SOURCE, SAMPLE_COUNTS, COMPARISON]
+    files = [PARAMS, ENVIRONMENT, MODEL_SOURCE, DATASET_SOURCE, SAMPLE_COUNTS, COMPARISON]
     for name in experiment.variants:
         files += [benchmark_file(name), evaluate_base_folder(name) / "result.json"]
         for seed in experiment.seeds:

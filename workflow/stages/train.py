@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from workflow.training.checkpoints import Checkpointing
 
 # What decides a training, beside its rows and its params: an edit there begins it anew.
-DECIDING_ROOMS = ("data", "methods", "precisions", "training")
+DECIDING_ROOMS = ("data", "methods", "models", "precisions", "training")
 
 
 def train(variant: str, seed: int) -> None:
