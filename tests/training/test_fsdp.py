@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM
 from workflow import params
 from workflow.data.rows import as_rows
 from workflow.runtime import launch
-from workflow.runtime.errors import CheckError
+from workflow.runtime.errors import CheckError, UserError
 from workflow.runtime.files import read_json, write_json, write_jsonl
 from workflow.runtime.paths import MODEL, split_file, train_folder
 from workflow.training import checks, sharding
@@ -343,7 +343,7 @@ def test_what_cannot_be_shared_is_refused_in_one_sentence(tmp_path, change, word
     asked = content()
     asked["variants"]["shared"] = asked["variants"]["qlora_nf4_dq_shared"] | change
     put_params(tmp_path, asked)
-    with pytest.raises(params.UserError) as error:
+    with pytest.raises(UserError) as error:
         params.load(tmp_path / "params.yaml")
     assert "\n" not in str(error.value)
     for word in words:
@@ -356,12 +356,12 @@ def test_float16_and_a_process_alone_are_refused(monkeypatch):
         checks.check_processes(two, CPU)
     monkeypatch.setattr(launch, "count", lambda: 2)
     checks.check_processes(two, CPU)
-    monkeypatch.setattr(training, "choose_compute", lambda *_: torch.float16)
-    with pytest.raises(params.UserError, match="float16, whose scaled gradients .* use bfloat16 or float32"):
+    monkeypatch.setattr(checks, "choose_compute", lambda *_: torch.float16)
+    with pytest.raises(UserError, match="float16, whose scaled gradients .* use bfloat16 or float32"):
         checks.check_processes(two, CPU)
-    monkeypatch.setattr(training, "choose_device", lambda _: torch.device("cuda"))
+    monkeypatch.setattr(checks, "choose_device", lambda _: torch.device("cuda"))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    with pytest.raises(params.UserError, match="processes is 2, which takes a GPU each, and torch sees 1"):
+    with pytest.raises(UserError, match="processes is 2, which takes a GPU each, and torch sees 1"):
         checks.check_processes(two, CPU)
 
 

@@ -137,7 +137,7 @@ def losses(by_dvc) -> dict[tuple, float]:
     """What the code of each card gives, by variant, form and kind of card; the commands are those of the card."""
     card = (by_dvc / CARD.format("qlora_nf4_dq")).read_text()
     for form in ("merged_16bit", "requantized"):
-        command = re.search(rf"`python (.*--form {form} .*)` \|", card)[1]
+        command = re.search(rf"`python (.*--form {form} .*)` +\|", card)[1]
         said = run(by_dvc, "python", *command.replace("FOLDER", f"saved/{form}").split())
         size = sum(file.stat().st_size for file in (by_dvc / "saved" / form).iterdir()) / 1e9
         assert f"saved/{form}: {size:.3g} GB, qlora_nf4_dq, seed 1, as {form}. To load it:" in said

@@ -71,7 +71,7 @@ def parse(text: str) -> dict[str, LockedStage]:
     """
     try:
         # A study's dvc.lock has ten thousand lines, for which a reader in pure Python takes ten times as long.
-        content = yaml.load(text, Loader=_Loader) or {}
+        content = yaml.load(text, Loader=_SafeLoader) or {}
         return {name: _stage(entry) for name, entry in (content.get("stages") or {}).items()}
     except (yaml.YAMLError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise _unsound(error) from None
@@ -124,7 +124,7 @@ def _unsound(error: Exception) -> UserError:
     return UserError(f"{DVC_LOCK} is not sound YAML: {' '.join(str(error).split())}")
 
 
-class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+class _SafeLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
     """Reads YAML 1.2, which DVC writes. PyYAML's own 1.1 takes 1e-05 for a text, and `on` for a truth value."""
 
     yaml_implicit_resolvers = {  # noqa: RUF012 (PyYAML's interface)
@@ -140,4 +140,6 @@ for _tag, _pattern, _first in (
     ("int", r"[-+]?[0-9]+", "-+0123456789"),
     ("float", r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)", "-+.0123456789"),
 ):  # fmt: skip
-    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"(?:{_pattern})$"), list(_first))
+    _SafeLoader.add_implicit_resolver(
+        f"tag:yaml.org,2002:{_tag}", re.compile(rf"(?:{_pattern})$"), list(_first)
+    )
