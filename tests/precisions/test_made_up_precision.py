@@ -148,8 +148,3 @@ def test_an_unknown_precision_is_refused_by_name(tmp_path):
     sentence = "variants.lora_int8.precision is \"grid\": input should be '16bit', 'int8', 'nf4' or 'fp4'"
     with pytest.raises(UserError, match=sentence):
         params.load(path)
-
-
-def test_there_is_one_precision_of_a_name():
-    with pytest.raises(ValueError, match="there are two precisions called nf4"):
-        precisions.register(Precision(**{**vars(GRID), "name": "nf4"}))

@@ -6,31 +6,11 @@ In: a method's name in params.yaml. Out: how it wraps a model, what it trains, c
 from workflow.methods.base import Method, Settings, Shape
 from workflow.methods.full import FULL
 from workflow.methods.lora import LORA
-from workflow.runtime.errors import UserError
+from workflow.runtime.registry import Registry
 
-TABLE: dict[str, Method] = {}
-
-
-def register(entry: Method) -> Method:
-    """Put a method into the table; its name is then known to params.yaml and to every stage."""
-    TABLE[entry.name] = entry
-    return entry
-
-
-def get(name: str) -> Method:
-    """The method of this name.
-
-    Raises:
-        UserError: there is none.
-    """
-    if name not in TABLE:
-        raise UserError(f"there is no method {name}; known are {', '.join(names())}.")
-    return TABLE[name]
-
-
-def names() -> list[str]:
-    return list(TABLE)
-
+REGISTRY: Registry[Method] = Registry("method")
+TABLE = REGISTRY.table
+register, get, names = REGISTRY.register, REGISTRY.get, REGISTRY.names
 
 register(LORA)
 register(FULL)

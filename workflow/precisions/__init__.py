@@ -7,41 +7,15 @@ from typing import TYPE_CHECKING
 
 from workflow.precisions import bnb_4bit, bnb_int8, sixteen_bit
 from workflow.precisions.base import Precision, plain_facts
-from workflow.runtime.errors import UserError, suggestion
+from workflow.runtime.registry import Registry
 
 if TYPE_CHECKING:
     from torch import nn
 
-TABLE: dict[str, Precision] = {}
+REGISTRY: Registry[Precision] = Registry("precision")
+TABLE = REGISTRY.table
+register, get, names = REGISTRY.register, REGISTRY.get, REGISTRY.names
 SIXTEEN_BIT = sixteen_bit.PRECISION.name
-
-
-def register(precision: Precision) -> None:
-    """Add a precision to the table.
-
-    Raises:
-        ValueError: the table has another one of this name.
-    """
-    if TABLE.setdefault(precision.name, precision) is not precision:
-        raise ValueError(f"there are two precisions called {precision.name}")
-
-
-def get(name: str) -> Precision:
-    """The precision of this name.
-
-    Raises:
-        UserError: the table has none.
-    """
-    if name not in TABLE:
-        raise UserError(
-            f"{name} is not a known precision; known are {', '.join(TABLE)}{suggestion(name, TABLE)}."
-        )
-    return TABLE[name]
-
-
-def names() -> list[str]:
-    """The names of all precisions, in the order of the table."""
-    return list(TABLE)
 
 
 def recognize(layer: "nn.Module") -> Precision | None:
