@@ -217,7 +217,7 @@ def test_the_answer_is_made_from_the_numbers(page, comparison):
     text = Reader(page).text
     one = of(comparison, "to_baseline").difference
     assert one.value == pytest.approx(AFTER[QLORA] - AFTER[BASELINE])
-    assert f"{QLORA_LABEL} is worse by {one.value:.3f} nats per token than 16-bit LoRA" in text
+    assert f"{QLORA_LABEL} is worse than 16-bit LoRA by {one.value:.3f} nats per token" in text
     assert f"in held-out loss on 134 test items (95 % interval +{one.low:.3f} to +{one.high:.3f}; " in text
     assert f"the margin of equivalence is {MARGIN} nats per token)" in text
     assert "On one CPU, it held 0.84× the memory at its peak" in text
@@ -278,11 +278,11 @@ def test_a_benchmark_that_ran_the_longest_pass_says_so():
 @pytest.mark.parametrize(
     ("half_width", "margin", "verdict", "said"),
     [
-        (HALF_WIDTH, MARGIN, "worse", f"{QLORA_LABEL} is worse by 0.058 nats per token than 16-bit LoRA in"),
-        (0.09, MARGIN, "undecided", f"Whether {QLORA_LABEL} differs from 16-bit LoRA in held-out loss is undecided"),
-        (0.09, None, "undecided", f"Whether {QLORA_LABEL} differs from 16-bit LoRA in held-out loss is undecided"),
+        (HALF_WIDTH, MARGIN, "worse", f"{QLORA_LABEL} is worse than 16-bit LoRA by 0.058 nats per token in"),
+        (0.09, MARGIN, "undecided", f"Whether {QLORA_LABEL} differs from 16-bit LoRA in held-out loss on 134 test items is"),
+        (0.09, None, "undecided", f"Whether {QLORA_LABEL} differs from 16-bit LoRA in held-out loss on 134 test items is"),
         (HALF_WIDTH, 0.08, "equivalent",
-         f"In held-out loss, {QLORA_LABEL} is equivalent to 16-bit LoRA within the margin of 0.08 nats per token"),
+         f"{QLORA_LABEL} is equivalent to 16-bit LoRA within the margin of 0.08 nats per token in held-out loss"),
     ],
 )  # fmt: skip
 def test_the_answer_begins_with_the_contrasts_verdict(half_width, margin, verdict, said):

@@ -8,6 +8,15 @@ from workflow.comparison.inference import Difference, Judgment, Verdict, level_o
 from workflow.comparison.model import Rise
 from workflow.runtime.errors import CheckError
 
+# A verdict as a sentence, without its period. `scope` is empty or begins with a space and says in what was compared;
+# `evidence` begins with the interval.
+TEMPLATES: dict[Verdict, str] = {
+    "equivalent": "{arm} is {verdict} to {other} within {margin}{scope}: the difference is {value} ({evidence})",
+    "undecided": "Whether {arm} differs from {other}{scope} is {verdict}: the difference is {value} ({evidence})",
+    "better": "{arm} is {verdict} than {other} by {value}{scope} ({evidence})",
+    "worse": "{arm} is {verdict} than {other} by {value}{scope} ({evidence})",
+}
+
 
 def sentence(
     arm: str,
@@ -34,41 +43,32 @@ def sentence(
         CheckError: the verdict does not follow from the difference's sign.
     """
     verdict, equivalence = judgment.verdict, judgment.equivalence
+    has_direction = verdict in ("better", "worse")
+    if has_direction and (verdict == "better") != ((difference.value > 0) == higher_is_better):
+        raise CheckError(f"{arm} is called {verdict} than {other}, which its difference does not say")
     alpha = level_of(difference)
-    margin = f"{equivalence.margin:g}" if equivalence else None
-    ends = (
-        (equivalence.low, equivalence.high) if verdict == "equivalent" else (difference.low, difference.high)
-    )
-    digits = _digits(difference.value, *ends, within=equivalence.margin if verdict == "equivalent" else None)
-    tested = f"{'adjusted p' if corrected else 'p'} {_p_text(judgment.p_adjusted, alpha)}"
-    limit = f"; margin {margin}" if margin else ""
+    value, ends, within = difference.value, (difference.low, difference.high), None
+    confidence = difference.confidence
+    tested = f", {'adjusted p' if corrected else 'p'} {_p_text(judgment.p_adjusted, alpha)}"
+    tested += f"; margin {equivalence.margin:g}" if equivalence else ""
     if verdict == "equivalent":
-        low, high = (_number(end, digits) for end in ends)
-        text = (
-            f"{arm} is equivalent to {other} within {margin} {unit}: the difference is "
-            f"{_number(difference.value, digits)} ({_percent(1 - 2 * alpha)} interval {low} to {high})"
-        )
-    elif verdict == "undecided":
-        low, high = (_number(end, digits, signed=True) for end in ends)
-        text = (
-            f"Whether {arm} differs from {other} is not decided by this much data: the difference is "
-            f"{_number(difference.value, digits, signed=True)} {unit} "
-            f"({_percent(difference.confidence)} interval {low} to {high}, {tested}{limit})"
-        )
-        if difference.detectable > 0:
-            digits = _digits(difference.detectable, 0, difference.detectable)
-            alone = " by a test of its own" if corrected else ""
-            chance = f"would have been found with probability {_power(difference)}{alone}"
-            text += f"; a difference of {_number(difference.detectable, digits)} {chance}"
-    else:
-        if (verdict == "better") != ((difference.value > 0) == higher_is_better):
-            raise CheckError(f"{arm} is called {verdict} than {other}, which its difference does not say")
-        sign = 1 if difference.value > 0 else -1
-        low, high = (_number(end, digits) for end in sorted(sign * end for end in ends))
-        text = (
-            f"{arm} is {verdict} than {other} by {_number(abs(difference.value), digits)} {unit} "
-            f"({_percent(difference.confidence)} interval {low} to {high}, {tested}{limit})"
-        )
+        ends, within = (equivalence.low, equivalence.high), equivalence.margin
+        confidence, tested = 1 - 2 * alpha, ""
+    elif has_direction and value <= 0:
+        value, ends = -value, (-difference.high, -difference.low)
+    digits = _digits(value, *ends, within=within)
+    amount, low, high = (_number(n, digits, signed=verdict == "undecided") for n in (value, *ends))
+    text = TEMPLATES[verdict].format(
+        arm=arm,
+        other=other,
+        verdict="not decided by this much data" if verdict == "undecided" else verdict,
+        margin=f"{equivalence.margin:g} {unit}" if equivalence else "",
+        scope="",
+        value=amount if verdict == "equivalent" else f"{amount} {unit}",
+        evidence=f"{_percent(confidence)} interval {low} to {high}{tested}",
+    )
+    if verdict == "undecided" and difference.detectable > 0:
+        text += _detectable(difference, corrected=corrected)
     if difference.seeds == 1:
         return f"{text}. With one training seed, the variance over seeds was not measured."
     return f"{text}."
@@ -90,6 +90,16 @@ def rise_sentence(rise: Rise) -> str:
     return (
         f"It rests on the last checkpoint (step {rise.last_step}): on the validation rows {rise.variant} was best at step "
         f"{rise.best_step}, by {rise.last - rise.best:.3f} nats per token{ahead}."
+    )
+
+
+def _detectable(difference: Difference, *, corrected: bool) -> str:
+    """State which difference this much data would have shown, as the end of a sentence."""
+    digits = _digits(difference.detectable, 0, difference.detectable)
+    alone = " by a test of its own" if corrected else ""
+    return (
+        f"; a difference of {_number(difference.detectable, digits)} would have been found with probability "
+        f"{_power(difference)}{alone}"
     )
 
 

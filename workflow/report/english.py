@@ -177,9 +177,14 @@ def marked_verdict(facts: Facts, contrast: Contrast) -> Markup:
     """The verdict in bold. `worse` and `better` include the size of the difference."""
     if contrast.verdict not in ("worse", "better"):
         return Markup("<strong>{}</strong>").format(contrast.verdict)
+    return Markup("<strong>{} by {}</strong>").format(contrast.verdict, size(facts, contrast))
+
+
+def size(facts: Facts, contrast: Contrast) -> Markup:
+    """A difference without its sign, with its unit."""
     decimals = decimals_for(facts, (contrast.task, contrast.metric))
     value = facts.cite(number(abs(contrast.difference.value), decimals), contrast, "difference", "value")
-    return Markup("<strong>{} by {}{}{}</strong>").format(contrast.verdict, value, NARROW, contrast.unit)
+    return Markup("{}{}{}").format(value, NARROW, contrast.unit)
 
 
 def interval_of_verdict(facts: Facts, contrast: Contrast) -> Markup:

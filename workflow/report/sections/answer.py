@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from workflow.comparison.model import Contrast, Cost, Score
+from workflow.comparison.sentences import TEMPLATES
 from workflow.report.drawing import Panel
 from workflow.report.english import (
     RANDOM_MODEL,
@@ -17,6 +18,7 @@ from workflow.report.english import (
     listed,
     marked_verdict,
     metric_in_sentence,
+    size,
     weights_in_16_bits,
 )
 from workflow.report.formatting import NARROW, Number, number, quantity, ratio
@@ -64,32 +66,29 @@ def _quality_sentence(facts: Facts, other: Variant, metric: tuple[str, str] | No
         return None
     score = facts.score(other.name, AS_TRAINED, metric)
     margin = _margin(facts, contrast)
-    parts = {
-        "other": other.label,
-        "baseline": facts.baseline.label,
-        "verdict": marked_verdict(facts, contrast),
-        "value": Markup("{}{}{}").format(
-            change(facts, contrast, decimals_for(facts, metric)).value, NARROW, contrast.unit
-        ),
-        "interval": interval_of_verdict(facts, contrast),
-        "margin": Markup("; the margin of equivalence is {}").format(margin) if margin else "",
-        "within": margin or "",
-        "items": _items(facts, score),
-        "metric": metric_in_sentence(score),
-    }
-    if contrast.verdict == "equivalent":
-        template = (
-            "In {metric}, {other} is {verdict} to {baseline} within the margin of {within}: on {items} it "
-            "differs by {value} ({interval})."
-        )
-    elif contrast.verdict == "undecided":
-        template = (
-            "Whether {other} differs from {baseline} in {metric} is {verdict}: on {items} it differs by "
-            "{value} ({interval}{margin})."
-        )
+    limit = Markup("; the margin of equivalence is {}").format(margin) if margin else ""
+    if contrast.verdict in ("worse", "better"):
+        value = Markup("<strong>{}</strong>").format(size(facts, contrast))
     else:
-        template = "{other} is {verdict} than {baseline} in {metric} on {items} ({interval}{margin})."
-    return Markup("{}{}").format(Markup(template).format(**parts), _caveat(contrast))
+        value = _value(facts, contrast)
+    text = Markup(TEMPLATES[contrast.verdict]).format(
+        arm=other.label,
+        other=facts.baseline.label,
+        verdict=Markup("<strong>{}</strong>").format(contrast.verdict),
+        margin=Markup("the margin of {}").format(margin),
+        scope=Markup(" in {} on {}").format(metric_in_sentence(score), _items(facts, score)),
+        value=value,
+        evidence=Markup("{}{}").format(
+            interval_of_verdict(facts, contrast), "" if contrast.verdict == "equivalent" else limit
+        ),
+    )
+    return Markup("{}.{}").format(text, _caveat(contrast))
+
+
+def _value(facts: Facts, contrast: Contrast) -> Markup:
+    """The signed difference with its unit."""
+    value = change(facts, contrast, decimals_for(facts, (contrast.task, contrast.metric))).value
+    return Markup("{}{}{}").format(value, NARROW, contrast.unit)
 
 
 def _caveat(contrast: Contrast) -> str:
@@ -108,12 +107,11 @@ def _forms_sentence(facts: Facts, other: Variant, metric: tuple[str, str] | None
     ]
     if not contrasts:
         return None
-    decimals, parts = decimals_for(facts, metric), []
+    parts = []
     for contrast in contrasts:
         text = marked_verdict(facts, contrast)
         if contrast.verdict in ("equivalent", "undecided"):
-            value = change(facts, contrast, decimals).value
-            text += Markup(" at {}{}{}").format(value, NARROW, contrast.unit)
+            text += Markup(" at {}").format(_value(facts, contrast))
         parts.append(Markup("{} ({})").format(text, form_name(contrast.form)))
     *first, last = parts
     together = Markup(" and ").join([Markup(", ").join(first), last] if first else [last])
