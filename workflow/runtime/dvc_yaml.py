@@ -1,12 +1,17 @@
-"""The stages that dvc.yaml defines, with its matrices resolved by DVC.
+"""The stages that dvc.yaml defines, with its matrices resolved: by DVC, or for a stage that starts, without it.
 
 `Repo.stage` is not public API of DVC, so this stands alone.
 """
 
+import re
 from dataclasses import dataclass
+from typing import Any
 
 from workflow.runtime.errors import UserError
+from workflow.runtime.files import read_yaml
 from workflow.runtime.paths import DVC_YAML
+
+REFERENCE = re.compile(r"\$\{item\.(\w+)\}")
 
 
 @dataclass(frozen=True)
@@ -17,6 +22,46 @@ class Definition:
     deps: frozenset[str]
     params: frozenset[str]
     outs: frozenset[str]
+
+
+@dataclass(frozen=True)
+class Entries:
+    """What a stage reads, in the order of dvc.yaml.
+
+    Attributes:
+        stage: as DVC names it, train@lora_16bit-1.
+        deps: paths.
+        params: dotted keys of params.yaml.
+    """
+
+    stage: str
+    deps: list[str]
+    params: list[str]
+
+
+def entries_of(name: str, item: dict[str, Any]) -> Entries | None:
+    """What one stage reads. Every stage asks this as it starts, and importing DVC takes seconds.
+
+    Args:
+        name: the stage's name in dvc.yaml.
+        item: the values of its matrix by name.
+
+    Returns:
+        None for a stage that dvc.yaml does not have.
+    """
+    definition = read_yaml(DVC_YAML)["stages"].get(name) if DVC_YAML.is_file() else None
+    if definition is None:
+        return None
+    values = {key: str(value) for key, value in item.items()}
+
+    def resolved(kind: str) -> list[str]:
+        return [
+            REFERENCE.sub(lambda match: values.get(match[1], match[0]), entry).rstrip("/")
+            for entry in definition.get(kind, [])
+        ]
+
+    stage = name + ("@" + "-".join(values.values()) if values else "")
+    return Entries(stage, resolved("deps"), resolved("params"))
 
 
 def definitions() -> dict[str, Definition]:

@@ -8,7 +8,6 @@ differ from dvc.lock, and fails at its end if anything has changed, so that DVC 
 
 import json
 import os
-import re
 import shutil
 import time
 from collections.abc import Iterator, Mapping
@@ -21,15 +20,14 @@ from typing import Any
 from pydantic import TypeAdapter
 
 import workflow
-from workflow.runtime import digests, outputs
+from workflow.runtime import digests, dvc_yaml, outputs
 from workflow.runtime.dvc_lock import value_at
 from workflow.runtime.errors import UserError, first_of
 from workflow.runtime.files import read_json, read_yaml, whole_file, write_json
-from workflow.runtime.paths import DVC_YAML, INPUT_RECORDS, PARAMS
+from workflow.runtime.paths import INPUT_RECORDS, PARAMS
 
 # The path of the record of what a stage reads, while it runs, for it and the processes that it starts.
 VARIABLE = "WORKFLOW_INPUTS"
-REFERENCE = re.compile(r"\$\{item\.(\w+)\}")
 
 
 @dataclass(frozen=True)
@@ -179,20 +177,18 @@ def snapshot(name: str, item: dict[str, Any]) -> Inputs | None:
     Raises:
         UserError: a file was edited while the stage was starting, or vanished while it was read.
     """
-    definition = read_yaml(DVC_YAML)["stages"].get(name) if DVC_YAML.is_file() else None
-    if definition is None:
+    entries = dvc_yaml.entries_of(name, item)
+    if entries is None:
         return None
-    item = {key: str(value) for key, value in item.items()}
-    deps, keys = (_entries(definition, kind, item) for kind in ("deps", "params"))
     try:
-        paths = [file for dep in deps for file in digests.files_of(Path(dep))]
+        paths = [file for dep in entries.deps for file in digests.files_of(Path(dep))]
         identities = {path: digests.identity(path) for path in paths}
         _check_start(identities)
         md5s = digests.digests(identities)
         return Inputs(
-            stage=name + ("@" + "-".join(item.values()) if item else ""),
-            params=_params(keys),
-            deps={dep: digests.known_digest(Path(dep), md5s) for dep in deps},
+            stage=entries.stage,
+            params=_params(entries.params),
+            deps={dep: digests.known_digest(Path(dep), md5s) for dep in entries.deps},
             files={path.as_posix(): Content(md5s[path], identities[path]) for path in identities},
         )
     except FileNotFoundError as error:
@@ -210,13 +206,6 @@ def _check_start(identities: dict[Path, list[int]]) -> None:
     for path, (*_, changed) in identities.items():
         if path.suffix == ".py" and workflow.BEGAN <= changed / 1e9 <= time.time():
             raise UserError(f"{path} was edited while this stage was starting: run the same command again.")
-
-
-def _entries(definition: dict, kind: str, item: dict[str, str]) -> list[str]:
-    return [
-        REFERENCE.sub(lambda match: item.get(match[1], match[0]), entry).rstrip("/")
-        for entry in definition.get(kind, [])
-    ]
 
 
 def _params(keys: list[str], file: Path = PARAMS) -> dict[str, Any]:
