@@ -7,7 +7,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,8 +22,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from workflow import params
 from workflow.data.choices import scored_rows
 from workflow.data.rows import Instruction
-from workflow.evaluation import harness, task_data
-from workflow.evaluation import score as evaluation
+from workflow.evaluation import harness, score, task_data
 from workflow.evaluation.items import items_sha256, scores
 from workflow.evaluation.language_model import batches
 from workflow.evaluation.prompt_checks import check_scored
@@ -76,9 +75,9 @@ def asked(workspace, monkeypatch) -> params.Params:
     return params.load()
 
 
-def score(
+def score_form(
     asked, name=NAME, form="as_trained", *, tasks=None, batch_rows=4, batch_tokens=None, hardware=CPU
-) -> evaluation.Scored:
+) -> score.Scored:
     wanted = asked.evaluation.model_copy(
         update={
             "batch_rows": batch_rows,
@@ -86,18 +85,12 @@ def score(
             "tasks": {t: v for t, v in asked.evaluation.tasks.items() if tasks is None or t in tasks},
         }
     )
-    (scored,) = evaluation.evaluate(
-        [form],
-        name=name,
-        seed=None if form == "base" else SEED,
-        variant=asked.variants[name],
-        evaluation=wanted,
-        hardware=hardware,
-    )
+    run = replace(asked.run(name, None if form == "base" else SEED), hardware=hardware)
+    (scored,) = score.evaluate(run, [form], wanted)
     return scored
 
 
-def values(scored: evaluation.Scored) -> dict[str, float]:
+def values(scored: score.Scored) -> dict[str, float]:
     return {f"{metric.task}/{metric.metric}": metric.value for metric in scored.result.metrics}
 
 
@@ -124,7 +117,7 @@ def chat_prompt(tokenizer, text: str) -> str:
 
 @pytest.mark.parametrize("adapter", [True, False])
 def test_the_loss_is_that_of_a_script_without_the_harness(asked, adapter):
-    scored = score(asked, "lora_16bit", "as_trained" if adapter else "base", tasks=["holdout_loss"])
+    scored = score_form(asked, "lora_16bit", "as_trained" if adapter else "base", tasks=["holdout_loss"])
     tokenizer, model = AutoTokenizer.from_pretrained(MODEL), plain_model(adapter)
     nats = tokens = size = 0
     for row in read_jsonl(split_file("test")):
@@ -139,7 +132,7 @@ def test_the_loss_is_that_of_a_script_without_the_harness(asked, adapter):
 
 
 def test_the_choice_is_that_of_a_script_without_the_harness(asked):
-    scored = score(asked, "lora_16bit", tasks=["response_choice"])
+    scored = score_form(asked, "lora_16bit", tasks=["response_choice"])
     tokenizer, model = AutoTokenizer.from_pretrained(MODEL), plain_model(adapter=True)
     right, right_by_length = {}, {}
     for row in read_jsonl(split_file("test")):
@@ -155,7 +148,7 @@ def test_the_choice_is_that_of_a_script_without_the_harness(asked):
 
 
 def test_answers_are_those_of_a_script_without_the_harness(asked):
-    scored = score(asked, "lora_16bit", tasks=["holdout_generation"])
+    scored = score_form(asked, "lora_16bit", tasks=["holdout_generation"])
     tokenizer, model = AutoTokenizer.from_pretrained(MODEL), plain_model(adapter=True)
     assert len(scored.answers) == 4 and len({(a["instruction"], a["context"]) for a in scored.answers}) == 4
     for answer in scored.answers:
@@ -231,13 +224,13 @@ def test_a_conversation_is_scored_on_the_prompt_and_the_response_that_are_learne
     chats, monkeypatch, tmp_path
 ):
     from workflow.models.load import load_base
-    from workflow.training import train as training
+    from workflow.training.train import build_trainer
 
     folder, rows = chats
     monkeypatch.chdir(folder)
     asked = params.load()
     tokenizer, model = AutoTokenizer.from_pretrained(MODEL), plain_model(adapter=True)
-    scored = score(asked, "lora_16bit")
+    scored = score_form(asked, "lora_16bit")
     nats = tokens = 0
     right = {}
     written = {row["id"]: row for row in read_jsonl(split_file("test"))}
@@ -264,7 +257,7 @@ def test_a_conversation_is_scored_on_the_prompt_and_the_response_that_are_learne
         assert answer["answer"] == text.strip()
 
     base, precision = load_base(MODEL, asked.variants["lora_16bit"], hardware=CPU)
-    trainer = training.build_trainer(
+    trainer = build_trainer(
         base, tokenizer, params.Run("lora_16bit", asked.variants["lora_16bit"], 1, asked.training, asked.hardware),
         train_rows=rows, validation_rows=rows, precision=precision, scratch=tmp_path,
     )  # fmt: skip
@@ -280,13 +273,13 @@ def test_the_printed_commands_score_conversations_alike(chats, monkeypatch, tmp_
     monkeypatch.chdir(chats[0])
     asked = params.load()
     for task in ("holdout_loss", "response_choice", "holdout_generation"):
-        scored = score(asked, "lora_16bit", tasks=[task])
+        scored = score_form(asked, "lora_16bit", tasks=[task])
         found = by_hand(scored, task, tmp_path / task)
         mine = {key.split("/")[1]: value for key, value in values(scored).items()}
         assert mine and all(found[metric] == pytest.approx(value, abs=1e-6) for metric, value in mine.items())
 
 
-def by_hand(scored: evaluation.Scored, task: str, folder: Path) -> dict[str, float]:
+def by_hand(scored: score.Scored, task: str, folder: Path) -> dict[str, float]:
     """Run the printed commands that one task needs, and read what the harness wrote."""
     programs = Path(sys.executable).parent
     environment = os.environ | {"PATH": f"{programs}:{os.environ['PATH']}"}
@@ -317,7 +310,7 @@ def by_hand(scored: evaluation.Scored, task: str, folder: Path) -> dict[str, flo
 )
 def test_the_printed_commands_give_the_same_numbers(asked, name, form, task, tmp_path):
     asked_task = task.removesuffix("_from_files")
-    scored = score(asked, name, form, tasks=[asked_task])
+    scored = score_form(asked, name, form, tasks=[asked_task])
     found = by_hand(scored, task, tmp_path)
     mine = {key.split("/")[1]: value for key, value in values(scored).items()}
     assert mine and all(found[metric] == pytest.approx(value, abs=1e-6) for metric, value in mine.items())
@@ -325,7 +318,7 @@ def test_the_printed_commands_give_the_same_numbers(asked, name, form, task, tmp
 
 def test_the_batch_size_does_not_move_the_loss(asked):
     one, many = (
-        values(score(asked, tasks=["holdout_loss"], batch_rows=n))["holdout_loss/nats_per_token"]
+        values(score_form(asked, tasks=["holdout_loss"], batch_rows=n))["holdout_loss/nats_per_token"]
         for n in (1, 8)
     )
     assert one == pytest.approx(many, abs=1e-4)
@@ -333,15 +326,15 @@ def test_the_batch_size_does_not_move_the_loss(asked):
 
 def test_a_bound_on_tokens_moves_no_score_and_holds(asked, monkeypatch):
     passes = []
-    call = evaluation.LanguageModel._model_call
+    call = score.LanguageModel._model_call
     monkeypatch.setattr(
-        evaluation.LanguageModel,
+        score.LanguageModel,
         "_model_call",
         lambda self, inps, *rest, **more: passes.append(inps.shape) or call(self, inps, *rest, **more),
     )
-    free = values(score(asked, batch_rows=64))
+    free = values(score_form(asked, batch_rows=64))
     passes.clear()
-    bounded = score(asked, batch_rows=2, batch_tokens=400)
+    bounded = score_form(asked, batch_rows=2, batch_tokens=400)
     assert values(bounded) == pytest.approx(free, abs=1e-4)
     assert bounded.result.harness.batch_tokens == 400
     assert all(rows * tokens <= 400 or rows == 1 for rows, tokens in passes)
@@ -358,7 +351,7 @@ def test_a_batch_is_of_like_lengths_and_within_its_tokens(tokens, wanted):
 
 
 def test_a_log_probability_is_not_rounded_to_the_type_that_the_model_computes_in(asked):
-    items = score(
+    items = score_form(
         asked, tasks=["holdout_loss"], hardware=CPU.model_copy(update={"compute_dtype": "bfloat16"})
     ).items
     nats = torch.tensor(items.loc[items["metric"] == "nats_per_token", "numerator"].to_numpy())
@@ -366,7 +359,7 @@ def test_a_log_probability_is_not_rounded_to_the_type_that_the_model_computes_in
 
 
 def test_items_add_up_to_the_totals_and_say_what_they_are(asked, splits):
-    scored = score(asked, form="requantized")
+    scored = score_form(asked, form="requantized")
     assert {m.task for m in scored.result.metrics} == {
         "holdout_loss",
         "response_choice",
@@ -468,27 +461,27 @@ def test_items_have_a_digest_of_all_that_is_asked(harness_results):
 
 
 def test_a_score_that_is_not_finite_is_refused(asked, monkeypatch):
-    serve = evaluation.serve
+    serve = score.serve
 
-    def broken(form, **rest):
-        model, served = serve(form, **rest)
+    def broken(run, form, **folders):
+        model, served = serve(run, form, **folders)
         model.lm_head.weight.data[0] = float("nan")
         return model, served
 
-    monkeypatch.setattr(evaluation, "serve", broken)
+    monkeypatch.setattr(score, "serve", broken)
     with pytest.raises(CheckError, match="holdout_loss gives base a score that is not finite"):
-        score(asked, "lora_16bit", form="base", tasks=["holdout_loss"])
+        score_form(asked, "lora_16bit", form="base", tasks=["holdout_loss"])
 
 
 def test_a_form_is_loaded_once_for_all_tasks(asked, monkeypatch):
     loads = []
-    serve = evaluation.serve
-    monkeypatch.setattr(evaluation, "serve", lambda form, **rest: loads.append(form) or serve(form, **rest))
+    serve = score.serve
+    monkeypatch.setattr(
+        score, "serve", lambda run, form, **folders: loads.append(form) or serve(run, form, **folders)
+    )
     forms = asked.forms_of(NAME)
-    list(
-        evaluation.evaluate(forms, name=NAME, seed=SEED, variant=asked.variants[NAME],
-                            evaluation=asked.evaluation, hardware=CPU)
-    )  # fmt: skip
+    run = replace(asked.run(NAME, SEED), hardware=CPU)
+    list(score.evaluate(run, forms, asked.evaluation))
     assert loads == forms == ["as_trained", "merged_16bit", "merged_dequantized", "requantized"]
 
 
@@ -534,14 +527,8 @@ def test_piqa_itself_from_its_file(asked, monkeypatch, tmp_path, tiny_model):
     wanted = asked.evaluation.model_copy(update={"tasks": {"piqa": task}})
     (found,) = task_data.fetch(wanted)
     assert found["items"] == 1838
-    (scored,) = evaluation.evaluate(
-        ["base"],
-        name="lora_16bit",
-        seed=None,
-        variant=asked.variants["lora_16bit"],
-        evaluation=wanted,
-        hardware=CPU,
-    )
+    run = replace(asked.run("lora_16bit", None), hardware=CPU)
+    (scored,) = score.evaluate(run, ["base"], wanted)
     tokenizer, model = AutoTokenizer.from_pretrained(MODEL), plain_model(adapter=False)
     right = []
     for row in read_jsonl(PIQA)[:50]:

@@ -38,9 +38,8 @@ def parts(tiny_model, adapter) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def serve(form, tiny, tiny_model, adapter, name):
-    return forms.serve(
-        form, model_folder=tiny_model, weights_folder=adapter, variant=tiny.variants[name], hardware=CPU
-    )
+    run = replace(tiny.run(name, None if adapter is None else 1), hardware=CPU).with_training(rank=4, alpha=8)
+    return forms.serve(run, form, model_folder=tiny_model, weights_folder=adapter)
 
 
 def rounded_to_4_bits(weight: torch.Tensor, variant: params.Variant) -> torch.Tensor:

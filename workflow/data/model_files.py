@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from workflow.runtime.errors import UserError
+from workflow.runtime.errors import UserError, missing
 from workflow.runtime.files import read_json
 
 INDEX = "model.safetensors.index.json"
@@ -263,7 +263,7 @@ def load_tokenizer(folder: Path):
     from transformers import AutoTokenizer
 
     if not folder.is_dir():
-        raise UserError(f"{folder} is missing; `dvc repro` makes it.")
+        raise missing(folder)
     if not any((folder / name).exists() for name in ("tokenizer.json", "tokenizer.model")):
         raise UserError("the model has no tokenizer: neither tokenizer.json nor tokenizer.model.")
     try:

@@ -2,40 +2,35 @@
 
 import shlex
 
-from workflow import methods, params, precisions
+from workflow import params, precisions
 from workflow.evaluation import harness
 from workflow.evaluation.forms import Served
 from workflow.evaluation.language_model import SOFTMAX
 from workflow.runtime.forms import AS_TRAINED, BASE
-from workflow.runtime.paths import MODEL, served_folder, weights_folder
+from workflow.runtime.paths import MODEL, served_folder
 
 
-def commands(
-    served: Served, *, name: str, seed: int | None, variant: params.Variant, evaluation: params.Evaluation
-) -> list[str]:
+def commands(served: Served, run: params.Run, evaluation: params.Evaluation) -> list[str]:
     """Return the commands, to be run in this folder, that score a form with the harness alone.
 
     Where the harness' command line cannot load the form, the first command saves it as a model.
-
-    Args:
-        name, seed: of the run; no seed for the untouched base.
     """
     adapter, save = None, None
-    is_quantized = precisions.get(variant.precision).is_quantized
+    is_quantized = precisions.get(run.variant.precision).is_quantized
     if served.form == BASE and not is_quantized:
         model = MODEL
-    elif served.form == AS_TRAINED and not methods.get(variant.method).leaves_adapter:
-        model = weights_folder(name, seed)
+    elif served.form == AS_TRAINED and not run.method.leaves_adapter:
+        model = run.weights
     else:
-        saved_form, saved_seed = served.form, seed
+        saved_form, saved_seed = served.form, run.seed
         if served.form == AS_TRAINED:
-            adapter = weights_folder(name, seed)
+            adapter = run.weights
             saved_form, saved_seed = BASE, None
         model = MODEL
         if saved_form != BASE or is_quantized:
-            model = served_folder(name, saved_seed, saved_form)
-            run = [] if saved_seed is None else ["--seed", saved_seed]
-            save = ["python", "-m", "workflow.save_served", "--variant", name, *run,
+            model = served_folder(run.name, saved_seed, saved_form)
+            seed = [] if saved_seed is None else ["--seed", saved_seed]
+            save = ["python", "-m", "workflow.save_served", "--variant", run.name, *seed,
                     "--form", saved_form, "--to", model]  # fmt: skip
     arguments = f"pretrained={model},dtype={served.precision.compute},softmax_dtype={SOFTMAX}" + (
         f",peft={adapter}" if adapter else ""

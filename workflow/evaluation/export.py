@@ -7,14 +7,12 @@ lm-evaluation-harness, can load from it exactly what the stages scored.
 """
 
 import argparse
-import os
 import shutil
-import sys
 from pathlib import Path
 
-from workflow import methods, params, precisions
-from workflow.runtime import faults, outputs, variables
-from workflow.runtime.errors import UserError
+from workflow import params, precisions
+from workflow.runtime import outputs
+from workflow.runtime.errors import UserError, missing
 from workflow.runtime.files import whole_folder, write_text
 from workflow.runtime.forms import AS_TRAINED, BASE, FORMS, REQUANTIZED
 from workflow.runtime.paths import (
@@ -23,9 +21,8 @@ from workflow.runtime.paths import (
     RESULTS,
     evaluate_base_folder,
     evaluate_folder,
-    weights_folder,
 )
-from workflow.runtime.stage import go_offline, quiet_libraries, say
+from workflow.runtime.stage import offline_command, say
 
 GB = 10**9  # as disks are sold
 SETTINGS = ("config.json", "adapter_config.json")  # of a folder that holds a model
@@ -49,14 +46,14 @@ def save_served(variant: str, seed: int | None, form: str, to: Path) -> None:
     if (seed is None) != (form == BASE):
         raise UserError("--seed names a run, and form base has none: give one or the other.")
     check_target(to)
-    weights = None if seed is None else weights_folder(variant, seed)
-    if form == AS_TRAINED and methods.get(settings.variants[variant].method).leaves_adapter:
-        code = save_adapter(settings, variant, weights, to)
+    run = settings.run(variant, seed)
+    if form == AS_TRAINED and run.method.leaves_adapter:
+        code = save_adapter(run, to)
     else:
-        code = save_model(settings, variant, seed, form, to)
+        code = save_model(run, form, to)
     size = sum(file.stat().st_size for file in to.iterdir()) / GB
-    run = "the untouched base of " + variant if seed is None else f"{variant}, seed {seed},"
-    say(f"{to}: {size:.3g} GB, {run} as {form}. To load it:\n\n{code}\n")
+    source = "the untouched base of " + variant if seed is None else f"{variant}, seed {seed},"
+    say(f"{to}: {size:.3g} GB, {source} as {form}. To load it:\n\n{code}\n")
 
 
 def check_target(to: Path) -> None:
@@ -80,39 +77,37 @@ def check_space(to: Path, size: int) -> None:
         )
 
 
-def save_adapter(settings: params.Params, variant: str, weights: Path, to: Path) -> str:
+def save_adapter(run: params.Run, to: Path) -> str:
     """Copy a run's adapter with its tokenizer and the card that has its numbers; return the code that loads it."""
     from workflow.data import cards, lineage
     from workflow.evaluation import forms
 
+    weights = run.weights
     if not weights.is_dir():
-        raise UserError(f"{weights} is missing; `dvc repro` makes it.")
+        raise missing(weights)
     outputs.check_outputs(MODEL, weights)
-    method = methods.get(settings.variants[variant].method)
-    forms.check_adapter(weights, MODEL, method, settings.training_of(variant))
+    forms.check_adapter(weights, MODEL, run.method, run.training)
     check_space(to, sum(file.stat().st_size for file in weights.iterdir()))
-    card = CARDS / variant / weights.parent.name / lineage.CARD
-    compute, device = _compute_and_device(settings, variant)
+    card = CARDS / run.name / str(run.seed) / lineage.CARD
+    compute, device = _compute_and_device(run)
     with whole_folder(to) as folder:
         for file in weights.iterdir():
             shutil.copyfile(file, folder / file.name)
         if card.is_file():
             shutil.copyfile(card, folder / lineage.CARD)
-    return cards.loading(
-        settings.variants[variant], lineage.read(MODEL), compute=compute, device=device, folder=to
-    )
+    return cards.loading(run.variant, lineage.read(MODEL), compute=compute, device=device, folder=to)
 
 
-def _compute_and_device(settings: params.Params, variant: str) -> tuple[str, str]:
+def _compute_and_device(run: params.Run) -> tuple[str, str]:
     """Return the type in which a variant computes on this machine, and the device."""
     from workflow.models.load import choose_compute, choose_device
 
-    device = choose_device(settings.hardware)
-    compute = choose_compute(settings.hardware, settings.variants[variant], device)
+    device = choose_device(run.hardware)
+    compute = choose_compute(run.hardware, run.variant, device)
     return str(compute).removeprefix("torch."), device.type
 
 
-def save_model(settings: params.Params, variant: str, seed: int | None, form: str, to: Path) -> str:
+def save_model(run: params.Run, form: str, to: Path) -> str:
     """Save a form that is a model of its own, as it was scored; return the code that loads it."""
     from transformers import AutoConfig
 
@@ -122,21 +117,11 @@ def save_model(settings: params.Params, variant: str, seed: int | None, form: st
 
     if not (MODEL / "config.json").is_file():
         raise UserError(f"{MODEL} is missing; `dvc repro fetch_model` makes it.")
-    weights = None if seed is None else weights_folder(variant, seed)
-    outputs.check_outputs(*filter(None, (MODEL, weights)))
+    outputs.check_outputs(*filter(None, (MODEL, run.weights)))
     stored = sum(file.stat().st_size for file in MODEL.glob("*.safetensors"))
-    quantized = (
-        form in (BASE, REQUANTIZED) and precisions.get(settings.variants[variant].precision).is_quantized
-    )
+    quantized = form in (BASE, REQUANTIZED) and precisions.get(run.variant.precision).is_quantized
     check_space(to, stored // 4 if quantized else stored)
-    model, served = serve(
-        form,
-        model_folder=MODEL,
-        weights_folder=weights,
-        variant=settings.variants[variant],
-        hardware=settings.hardware,
-        training=settings.training_of(variant),
-    )
+    model, served = serve(run, form, model_folder=MODEL, weights_folder=run.weights)
     if not served.precision.quantized_modules:
         model = model.to(AutoConfig.from_pretrained(MODEL, trust_remote_code=False).dtype)
     check_space(to, weights_bytes(model))
@@ -155,24 +140,24 @@ def save_model(settings: params.Params, variant: str, seed: int | None, form: st
         lineage.copy_tokenizer(MODEL, folder)
         compatibility.make_compatible(folder)
         card = cards.served_card(
-            settings.variants[variant],
+            run.variant,
             lineage.read(MODEL),
             form=form,
-            run="/".join([variant, *([] if seed is None else [str(seed)])]),
+            run=run.name if run.seed is None else f"{run.name}/{run.seed}",
             code=published_code,
-            scores=_scores(variant, seed, form),
+            scores=_scores(run, form),
         )
         write_text(folder / lineage.CARD, card)
     return code
 
 
-def _scores(variant: str, seed: int | None, form: str) -> list[dict]:
+def _scores(run: params.Run, form: str) -> list[dict]:
     """Return the metrics of a form, as its evaluation wrote them; empty where it was not scored."""
     from dataclasses import asdict
 
     from workflow.evaluation.results import read_result
 
-    folder = evaluate_base_folder(variant) if seed is None else evaluate_folder(variant, seed)
+    folder = evaluate_base_folder(run.name) if run.seed is None else evaluate_folder(run.name, run.seed)
     file = folder / "result.json"
     results = read_result(file).forms if file.is_file() else []
     return [asdict(metric) for result in results if result.form == form for metric in result.metrics]
@@ -186,14 +171,8 @@ def main() -> None:
     parser.add_argument("--form", required=True, choices=[BASE, *FORMS], help="how it is served")
     parser.add_argument("--to", type=Path, required=True, help="folder to write")
     options = parser.parse_args()
-    go_offline()
-    quiet_libraries()
-    try:
-        variables.check(os.environ, network=False)
-        with faults.as_user_errors():
-            save_served(options.variant, options.seed, options.form, options.to)
-    except UserError as error:
-        sys.exit(f"save_served: {error}")
+    with offline_command("save_served"):
+        save_served(options.variant, options.seed, options.form, options.to)
 
 
 if __name__ == "__main__":

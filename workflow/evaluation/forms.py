@@ -25,7 +25,7 @@ from workflow.data import lineage
 from workflow.data.model_files import reason
 from workflow.methods import Method
 from workflow.models.load import LoadedPrecision, describe, load_base
-from workflow.runtime.errors import CheckError, UserError
+from workflow.runtime.errors import CheckError, UserError, missing
 from workflow.runtime.files import read_json
 from workflow.runtime.forms import AS_TRAINED, BASE, MERGED_16BIT, MERGED_DEQUANTIZED, REQUANTIZED
 
@@ -45,20 +45,14 @@ class Served:
 
 
 def serve(
-    form: str,
-    *,
-    model_folder: Path,
-    weights_folder: Path | None,
-    variant: params.Variant,
-    hardware: params.Hardware,
-    training: params.Training | None = None,
+    run: params.Run, form: str, *, model_folder: Path, weights_folder: Path | None
 ) -> tuple[torch.nn.Module, Served]:
     """Load a run, or with `base` the untouched base, in a serving form.
 
     Args:
+        run: with the settings that its adapter must have been trained with.
         model_folder: the base model, 16-bit safetensors.
         weights_folder: the run's adapter or, of a full fine-tuning, its model; None for `base`.
-        training: what params say the run was trained with, to hold its adapter to.
 
     Returns:
         The model in eval mode, and what it was found to be.
@@ -69,15 +63,15 @@ def serve(
             not change what the base does.
     """
     if weights_folder is not None and not weights_folder.is_dir():
-        raise UserError(f"{weights_folder} is missing; `dvc repro` makes it.")
+        raise missing(weights_folder)
     # A model whose own weights were trained is served in 16 bits like any other: its float32 weights were for training.
     method, served_variant = (
-        methods.get(variant.method),
-        variant.model_copy(update={"method": methods.FROZEN}),
+        run.method,
+        run.variant.model_copy(update={"method": methods.FROZEN}),
     )
     if form == BASE or not method.leaves_adapter:
         folder = model_folder if form == BASE else weights_folder
-        model, precision = load_base(folder, served_variant, hardware=hardware)
+        model, precision = load_base(folder, served_variant, hardware=run.hardware)
         if form != BASE:
             check_moved(model, model_folder)
         expected = 0
@@ -88,14 +82,14 @@ def serve(
             MERGED_DEQUANTIZED: merged_dequantized,
             REQUANTIZED: requantized,
         }[form]
-        check_adapter(weights_folder, model_folder, method, training)
-        model, compute = make(model_folder, weights_folder, variant=served_variant, hardware=hardware)
+        check_adapter(weights_folder, model_folder, method, run.training)
+        model, compute = make(model_folder, weights_folder, variant=served_variant, hardware=run.hardware)
         if form in MERGED:
             served_variant = served_variant.model_copy(update=SIXTEEN_BIT)
         precision = describe(model, served_variant, compute=compute)
         expected = method.saved_adapters(load_file(weights_folder / WEIGHTS)) if form == AS_TRAINED else 0
     return model.eval(), check(
-        Served(form, precision, *adapters_of(model, method)), variant, adapters=expected
+        Served(form, precision, *adapters_of(model, method)), run.variant, adapters=expected
     )
 
 
@@ -187,7 +181,7 @@ def check_moved(model: torch.nn.Module, model_folder: Path) -> None:
     raise CheckError("the model that was trained has the weights of its untouched base")
 
 
-def check_adapter(folder: Path, model_folder: Path, method: Method, training: params.Training | None) -> None:
+def check_adapter(folder: Path, model_folder: Path, method: Method, training: params.Training) -> None:
     """Check an adapter's files before the base is loaded for it.
 
     Raises:
@@ -208,19 +202,18 @@ def check_adapter(folder: Path, model_folder: Path, method: Method, training: pa
         raise UserError(f"{config_file} is not JSON: {error}; {again}.") from None
     if not isinstance(config, dict) or config.get("peft_type") != method.peft_type:
         raise UserError(f"{config_file} is not that of a {method.label} adapter; {again}.")
-    if training is not None:
-        base, origin = config.get("base_model_name_or_path"), lineage.read(model_folder)
-        fetched = origin.revision and (base, config.get("revision")) == (origin.base_model, origin.revision)
-        if not isinstance(base, str) or not (fetched or Path(base).resolve() == model_folder.resolve()):
+    base, origin = config.get("base_model_name_or_path"), lineage.read(model_folder)
+    fetched = origin.revision and (base, config.get("revision")) == (origin.base_model, origin.revision)
+    if not isinstance(base, str) or not (fetched or Path(base).resolve() == model_folder.resolve()):
+        raise UserError(
+            f"{config_file} names the base {base}, and the base of this run is {model_folder}; {again}."
+        )
+    for ours, theirs in method.recorded:
+        if config.get(theirs) != getattr(training, ours):
             raise UserError(
-                f"{config_file} names the base {base}, and the base of this run is {model_folder}; {again}."
+                f"{folder} has an adapter of {ours} {config.get(theirs)}, and params.yaml asks for "
+                f"{getattr(training, ours)}; {again}."
             )
-        for ours, theirs in method.recorded:
-            if config.get(theirs) != getattr(training, ours):
-                raise UserError(
-                    f"{folder} has an adapter of {ours} {config.get(theirs)}, and params.yaml asks for "
-                    f"{getattr(training, ours)}; {again}."
-                )
     try:
         weights = load_file(file)
     except SafetensorError as error:

@@ -24,7 +24,7 @@ from workflow.evaluation.results import EvaluationResult, FormResult, HarnessRec
 from workflow.runtime import inputs
 from workflow.runtime.errors import CheckError
 from workflow.runtime.files import read_jsonl, whole_file, write_json, write_jsonl
-from workflow.runtime.paths import MODEL, split_file, weights_folder
+from workflow.runtime.paths import MODEL, split_file
 from workflow.runtime.stage import say
 from workflow.runtime.versions import installed
 
@@ -38,11 +38,10 @@ class Scored:
     answers: list[dict]
 
 
-def score(settings: params.Params, name: str, *, seed: int | None, forms: list[str], folder: Path) -> None:
-    """Score a variant's base, or a run, and write result.json, items.parquet and answers.jsonl.
+def score(run: params.Run, forms: list[str], evaluation: params.Evaluation, *, folder: Path) -> None:
+    """Score a run, or a variant's untouched base, and write result.json, items.parquet and answers.jsonl.
 
     Args:
-        name, seed: of the run; no seed for the untouched base.
         forms: in which it is served.
         folder: where the files are written.
 
@@ -50,15 +49,7 @@ def score(settings: params.Params, name: str, *, seed: int | None, forms: list[s
         CheckError, UserError: as `evaluate` does.
     """
     scored = []
-    for form in evaluate(
-        forms,
-        name=name,
-        seed=seed,
-        variant=settings.variants[name],
-        evaluation=settings.evaluation,
-        hardware=settings.hardware,
-        training=settings.training_of(name),
-    ):
+    for form in evaluate(run, forms, evaluation):
         for command in form.result.harness.commands:
             say(f"    the same by hand: {command}")
         scored.append(form)
@@ -66,8 +57,8 @@ def score(settings: params.Params, name: str, *, seed: int | None, forms: list[s
         pd.concat([form.items for form in scored]).to_parquet(unfinished, index=False)
     write_jsonl(folder / "answers.jsonl", [answer for form in scored for answer in form.answers])
     result = EvaluationResult(
-        variant=name,
-        seed=seed,
+        variant=run.name,
+        seed=run.seed,
         forms=[form.result for form in scored],
         versions=installed(),
         inputs=inputs.recorded(),
@@ -75,21 +66,8 @@ def score(settings: params.Params, name: str, *, seed: int | None, forms: list[s
     write_json(folder / "result.json", result.as_dict())
 
 
-def evaluate(
-    forms: list[str],
-    *,
-    name: str,
-    seed: int | None,
-    variant: params.Variant,
-    evaluation: params.Evaluation,
-    hardware: params.Hardware,
-    training: params.Training | None = None,
-) -> Iterator[Scored]:
+def evaluate(run: params.Run, forms: list[str], evaluation: params.Evaluation) -> Iterator[Scored]:
     """Score a run, or the untouched base, in each form. A form is loaded once for all tasks.
-
-    Args:
-        name, seed: of the run; no seed for the untouched base.
-        training: the settings that the run was trained with, against which its adapter is checked.
 
     Raises:
         CheckError: the loaded model is not what the form says, or the scored texts are not what runs are trained on.
@@ -101,14 +79,7 @@ def evaluate(
         read_jsonl(split_file("test"))  # names what is wrong with the file, which the harness would not
     for place, form in enumerate(forms, start=1):
         started = time.monotonic()
-        model, served = serve(
-            form,
-            model_folder=MODEL,
-            weights_folder=None if seed is None else weights_folder(name, seed),
-            variant=variant,
-            hardware=hardware,
-            training=training,
-        )
+        model, served = serve(run, form, model_folder=MODEL, weights_folder=run.weights)
         say(
             f"  form {place} of {len(forms)}, {form}: {served.precision.base} base, {served.precision.quantized_modules} modules quantized, "
             f"{served.adapters} adapters, computing in {served.precision.compute}"
@@ -125,7 +96,7 @@ def evaluate(
             add_bos_token=bool(language_model.add_bos_token),
             chat_template_sha256=hashlib.sha256((tokenizer.chat_template or "").encode()).hexdigest(),
             tasks=[task.record for task in tasks],
-            commands=commands(served, name=name, seed=seed, variant=variant, evaluation=evaluation),
+            commands=commands(served, run, evaluation),
         )
         yield Scored(
             result=FormResult.of(
@@ -135,7 +106,7 @@ def evaluate(
                 seconds=time.monotonic() - started,
             ),
             items=pd.concat([task.items for task in tasks])
-            .assign(variant=name, seed=seed, form=form)
+            .assign(variant=run.name, seed=run.seed, form=form)
             .astype({"seed": "Int64"}),
             answers=[{**answer, "form": form} for task in tasks for answer in task.answers],
         )

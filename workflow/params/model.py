@@ -269,8 +269,8 @@ class Params(Strict):
         """The serving forms in which a variant's runs are scored, in the order of evaluation.forms."""
         return [form for form in self.evaluation.forms if can_be_served(self.variants[variant], form)]
 
-    def run(self, variant: str, seed: int) -> Run:
-        """One run of the experiment, with all that its training needs to know."""
+    def run(self, variant: str, seed: int | None) -> Run:
+        """One run of the experiment with all its settings, or with no seed the untouched base of a variant."""
         return Run(variant, self.variants[variant], seed, self.training_of(variant), self.hardware)
 
     def training_of(self, variant: str) -> Training:

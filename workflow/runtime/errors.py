@@ -34,5 +34,15 @@ def _escaped(character: str) -> str:
     return character if character.isprintable() else character.encode("unicode_escape").decode()
 
 
+def missing(path: object) -> UserError:
+    """The error for a result that no stage has written yet."""
+    return UserError(f"{path} is missing; `dvc repro` makes it.")
+
+
+def damaged(path: object, reason: object) -> UserError:
+    """The error for a result that cannot be read."""
+    return UserError(f"{path} is damaged ({reason}): delete it, and `dvc repro` makes it again.")
+
+
 class CheckError(UserError):
     """What was loaded, tokenized, trained or scored differs from the params, so its numbers would mislead."""

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from workflow.runtime.errors import UserError
+from workflow.runtime.errors import UserError, damaged, missing
 
 WRITING = "while writing "  # begins the note on an error that names what was being written
 
@@ -136,9 +136,9 @@ def read_jsonl(path: Path) -> list[dict]:
         with path.open(encoding="utf-8") as lines:
             return [json.loads(line) for line in lines if line.strip()]
     except FileNotFoundError:
-        raise UserError(f"{path} is missing; `dvc repro` makes it.") from None
+        raise missing(path) from None
     except ValueError as error:  # not JSON, or not UTF-8
-        raise UserError(f"{path} is damaged ({error}): delete it, and `dvc repro` makes it again.") from None
+        raise damaged(path, error) from None
 
 
 def sha256(path: Path) -> str:

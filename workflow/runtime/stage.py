@@ -188,6 +188,23 @@ def go_offline() -> None:
         os.environ[name] = "1"
 
 
+@contextmanager
+def offline_command(name: str) -> Iterator[None]:
+    """Run a command that is no stage, without a network: a UserError in the block ends the process with one line.
+
+    Args:
+        name: begins the line.
+    """
+    go_offline()
+    quiet_libraries()
+    try:
+        variables.check(os.environ, network=False)
+        with faults.as_user_errors(name):
+            yield
+    except UserError as error:
+        sys.exit(f"{name}: {error}")
+
+
 def quiet_libraries() -> None:
     """Silence telemetry and the libraries' messages, which would bury our own lines in a log."""
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"

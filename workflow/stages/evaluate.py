@@ -11,9 +11,8 @@ def evaluate(variant: str, seed: int) -> None:
     params.check_variant(settings, variant)
     from workflow.evaluation.score import score
 
-    score(
-        settings, variant, seed=seed, forms=settings.forms_of(variant), folder=evaluate_folder(variant, seed)
-    )
+    run, folder = settings.run(variant, seed), evaluate_folder(variant, seed)
+    score(run, settings.forms_of(variant), settings.evaluation, folder=folder)
 
 
 if __name__ == "__main__":

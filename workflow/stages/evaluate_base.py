@@ -12,7 +12,7 @@ def evaluate_base(variant: str) -> None:
     params.check_variant(settings, variant)
     from workflow.evaluation.score import score
 
-    score(settings, variant, seed=None, forms=[BASE], folder=evaluate_base_folder(variant))
+    score(settings.run(variant, None), [BASE], settings.evaluation, folder=evaluate_base_folder(variant))
 
 
 if __name__ == "__main__":
