@@ -6,7 +6,6 @@ again only with --again.
 """
 
 import argparse
-import os
 import re
 import sys
 import tempfile
@@ -16,11 +15,11 @@ from pathlib import Path
 from workflow import params
 from workflow.cost import grid
 from workflow.data.rows import from_rows
-from workflow.runtime import faults, gpus, variables
+from workflow.runtime import gpus
 from workflow.runtime.errors import UserError
 from workflow.runtime.files import read_json, read_jsonl, write_json, write_jsonl
 from workflow.runtime.paths import HARDWARE, MODEL, split_file
-from workflow.runtime.stage import go_offline, quiet_libraries, say
+from workflow.runtime.stage import offline_command, say
 from workflow.runtime.versions import installed
 
 PRESET = "gpu_benchmark"
@@ -206,11 +205,8 @@ def main() -> None:
     )
     parser.add_argument("--again", action="store_true", help="measure points again that are in the file")
     options = parser.parse_args()
-    go_offline()
-    quiet_libraries()
     try:
-        variables.check(os.environ, network=False)
-        with faults.as_user_errors("benchmark"), gpus.reserved(1, say=say):
+        with offline_command("benchmark"), gpus.reserved(1, say=say):
             settings = params.load(options.params) if options.params else params.preset(PRESET)
             path = measure(
                 select(settings, variants=options.variants, shapes=options.shapes),
@@ -219,8 +215,6 @@ def main() -> None:
                 parts=options.parts,
                 again=options.again,
             )
-    except UserError as error:
-        sys.exit(f"benchmark: {error}")
     except KeyboardInterrupt:
         sys.exit("benchmark: interrupted; what was measured is kept")
     say(f"The results are in {path}")

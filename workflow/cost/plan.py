@@ -8,8 +8,6 @@ memory rate, both fitted to the measurements in results/hardware/. The ratio to 
 """
 
 import argparse
-import os
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,11 +26,10 @@ from workflow.cost.memory import (
     usable_gib,
 )
 from workflow.methods.lora import adapter_parameters
-from workflow.runtime import faults, variables
 from workflow.runtime.errors import UserError
 from workflow.runtime.files import expanded
 from workflow.runtime.paths import MODEL, PARAMS
-from workflow.runtime.stage import go_offline, quiet_libraries
+from workflow.runtime.stage import offline_command
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -278,24 +275,18 @@ def main() -> None:
     )
     parser.add_argument("--params", type=Path, default=PARAMS, help="whose variants and training")
     options = parser.parse_args()
-    go_offline()
-    quiet_libraries()
-    try:
-        variables.check(os.environ, network=False)
-        with faults.as_user_errors():
-            settings = params.load(options.params)
-            name, config, shape = read_shape(options.model)
-            length = options.length or settings.training.max_length
-            workload = Workload(
-                gpu_gb=options.gpu,
-                length=length,
-                mean_length=options.mean_length or max(1, length // 4),
-                rank=options.rank,
-            )
-            check_lengths(config, length=length, mean_length=workload.mean_length)
-            check_targets(shape, settings)
-    except UserError as error:
-        sys.exit(f"plan: {error}")
+    with offline_command("plan"):
+        settings = params.load(options.params)
+        name, config, shape = read_shape(options.model)
+        length = options.length or settings.training.max_length
+        workload = Workload(
+            gpu_gb=options.gpu,
+            length=length,
+            mean_length=options.mean_length or max(1, length // 4),
+            rank=options.rank,
+        )
+        check_lengths(config, length=length, mean_length=workload.mean_length)
+        check_targets(shape, settings)
     print(plan(name, shape, settings, workload, notes=caveats(config, settings, length=length)))
 
 
