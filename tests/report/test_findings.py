@@ -195,7 +195,7 @@ def test_the_recipe_beside_our_default():
 
 def test_everything_undecided_is_counted_and_named(said, contrasts):
     undecided = contrasts[contrasts["verdict"] == "undecided"]
-    assert f"Of all {len(contrasts)} differences, {len(undecided)}:" in said
+    assert f"Of all {len(contrasts)} differences, {len(undecided)} did." in said
     family = contrasts[contrasts["in_family"]]
     assert f"None of the {len(family)} differences that decide" in said
     assert "undecided" not in set(family["verdict"])
