@@ -671,6 +671,7 @@ def _trained(variant: str, seed: int, device: str) -> dict:
         "deterministic": device == "cpu",
         "rows": {"rows": 822, "rows_dropped": 0, "rows_cut": 3, "tokens": 46032, "tokens_in_loss": 15190,
                  "longest": 256, "bos_per_row": 1, "end_token_in_loss": True},
+        "validation_rows": {"rows": 50, "rows_dropped": 0, "rows_cut": 0, "tokens_in_loss": 812},
         "order_sha256": f"{seed:064x}",
         "trainable_parameters": 4_884_480,
         "trainable_dtype": "float32",

@@ -19,6 +19,10 @@ PRECISION = {
     "device_name": "a CPU, 2 threads",
     "storage": "float32",
     "compute": "float32",
+    "double_quantization": False,
+    "quantized_modules": 0,
+    "linear_modules": 210,
+    "weights_gib": 0.5,
 }
 VERSIONS = {"Python": "3.11.7", "torch": "2.13.0", "trl": "1.16.0", "lm-eval": "0.4.13", "scipy": "1.17.1"}
 # Nats per token: what each arm's loss is on average. The margin is 0.02.
@@ -134,6 +138,9 @@ def write_results(folder: Path) -> None:
             {
                 "precision": PRECISION,
                 "versions": VERSIONS,
+                "micro_batch_rows": 4,
+                "warmup_steps": 1,
+                "steps": 5,
                 "measurements": [
                     {"metric": "peak_memory", "value": 3.0 - place, "unit": "GiB", "higher_is_better": False,
                      "definition": "made up", "low": None, "high": None},
@@ -147,9 +154,15 @@ def write_results(folder: Path) -> None:
         for seed in SEEDS:
             write_evaluation(evaluate_folder(variant, seed), variant, seed, asked.forms_of(variant))
             facts = {
+                "variant": variant,
+                "deterministic": True,
+                "trainable_parameters": 100,
+                "trainable_dtype": "float32",
+                "adapted_modules": 210,
+                "seconds": 1.0,
                 "steps": 3,
-                "rows": {"rows": 9, "tokens_in_loss": 4},
-                "validation_rows": {"rows": 2},
+                "rows": counted(rows=9, tokens_in_loss=4),
+                "validation_rows": counted(rows=2, tokens_in_loss=1),
                 "tokens_seen": 5,
                 "order_sha256": str(seed) * 64,
                 "precision": PRECISION,
@@ -157,6 +170,10 @@ def write_results(folder: Path) -> None:
             }
             write_json(train_folder(variant, seed) / "result.json", {"seed": seed, **facts})
             write_validation(variant, seed, [2.6, 2.3, 2.1, 2.0])
+
+
+def counted(*, rows: int, tokens_in_loss: int) -> dict:
+    return {"rows": rows, "rows_dropped": 0, "rows_cut": 0, "tokens_in_loss": tokens_in_loss}
 
 
 def write_validation(variant: str, seed: int, losses: list[float]) -> None:

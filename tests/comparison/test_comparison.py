@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import run_stage_in
-from made_up_scores import CHOICE, ITEMS, LOSS, SEEDS, ask, items_of, write_results, write_validation
+from made_up_scores import CHOICE, ITEMS, LOSS, SEEDS, ask, counted, items_of, write_results, write_validation
 from ruamel.yaml import YAML
 
 from workflow import params
@@ -423,9 +423,9 @@ def edit(folder: Path, change) -> None:
     ("key", "value"),
     [
         ("steps", 4),
-        ("rows", {"rows": 8, "tokens_in_loss": 4}),
-        ("rows", {"rows": 9, "tokens_in_loss": 5}),
-        ("validation_rows", {"rows": 1}),
+        ("rows", counted(rows=8, tokens_in_loss=4)),
+        ("rows", counted(rows=9, tokens_in_loss=5)),
+        ("validation_rows", counted(rows=1, tokens_in_loss=1)),
         ("tokens_seen", 6),
         ("order_sha256", "f" * 64),
     ],
@@ -581,6 +581,31 @@ def test_a_missing_run_is_named(folder):
     (evaluate_folder("qlora_nf4_dq", 2) / "items.parquet").unlink()
     with pytest.raises(UserError, match="results/evaluate/qlora_nf4_dq/2/items.parquet is missing"):
         compare.compare(params.load())
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"{", "EOF while parsing an object"),
+        (b"[]", "'list' object has no attribute"),
+        (b'{"variant": "lora_16bit"}', "precision: field required"),
+    ],
+)
+def test_a_damaged_result_is_named(folder, content, reason):
+    path = train_folder("qlora_nf4_dq", 2) / "result.json"
+    path.write_bytes(content)
+    with pytest.raises(
+        UserError, match=f"^{path} is damaged .{reason}.*: delete it, and `dvc repro` makes it again.$"
+    ):
+        compare.compare(params.load())
+
+
+def test_what_a_training_recorded_reaches_the_comparison_as_it_was_written(folder):
+    edit(train_folder("qlora_nf4_dq", 2), lambda result: result.update(inputs={"params": {}}, speed_ups=[1]))
+    recorded = json.loads((train_folder("qlora_nf4_dq", 2) / "result.json").read_text())
+    del recorded["inputs"]
+    compared = compare.compare(params.load())[0]
+    assert compared.training["qlora_nf4_dq"][1] == recorded
 
 
 def test_a_table_without_rows_still_has_its_columns(folder):

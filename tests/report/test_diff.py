@@ -16,7 +16,7 @@ from ruamel.yaml import YAML
 
 from workflow import params
 from workflow.comparison.compare import compare
-from workflow.report import changes as diff
+from workflow.report import changes
 from workflow.runtime import environment
 from workflow.runtime.files import write_json
 from workflow.runtime.paths import COMPARE, evaluate_folder
@@ -89,7 +89,7 @@ def repository(two_commits, tmp_path, monkeypatch) -> Path:
 
 
 def since(revision: str) -> str:
-    return diff.diff(diff.at_revision(revision), diff.in_workspace())
+    return changes.diff(changes.at_revision(revision), changes.in_workspace())
 
 
 def command(*arguments: str) -> subprocess.CompletedProcess:
@@ -137,14 +137,14 @@ def test_the_interval_of_a_change_is_that_of_paired_items(repository):
     items = pd.read_parquet(path).reset_index(drop=True)
     chosen = (items["metric"] == "nats_per_token") & (items["form"] == "as_trained")
     tokens = items.loc[chosen, "denominator"].to_numpy()
-    changes = random.normal(0.05, 0.1, ITEMS) * tokens
-    items.loc[chosen, "numerator"] += changes
+    increases = random.normal(0.05, 0.1, ITEMS) * tokens
+    items.loc[chosen, "numerator"] += increases
     items.to_parquet(path)
     ask(repository, experiment__seeds=[1])
     compare_runs()
     value, low, high = numbers(row(since("before"), "lora_16bit", below=QUALITY)[3])
-    mean = changes.sum() / tokens.sum()
-    rest = (changes - mean * tokens).reshape(-1, 2).sum(axis=1)  # two items of a group stand side by side
+    mean = increases.sum() / tokens.sum()
+    rest = (increases - mean * tokens).reshape(-1, 2).sum(axis=1)  # two items of a group stand side by side
     error = np.sqrt((rest**2).sum() * len(rest) / (len(rest) - 1)) / tokens.sum()
     assert value == pytest.approx(mean, abs=1e-3)
     assert (high - low) / 2 == pytest.approx(2 * error, rel=0.15)

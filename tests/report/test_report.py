@@ -302,6 +302,7 @@ def test_rounding_never_moves_an_end_over_what_it_is_held_against():
     assert formatting.separating_decimals((0.0004, 0.06), (0,), at_least=3) == 4
     assert formatting.separating_decimals((0.0, 0.06), (0,), at_least=3) == 3
     assert formatting.p_value(0.0499, level=0.05) == "=\N{NO-BREAK SPACE}0.0499"
+    assert formatting.p_value(0.0499999999, level=0.05) == "=\N{NO-BREAK SPACE}0.0499999999"
     assert formatting.p_value(0.04999, level=0.05) == "=\N{NO-BREAK SPACE}0.04999"
     assert formatting.p_value(0.0004, level=0.05) == "<\N{NO-BREAK SPACE}0.001"
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from workflow import params, precisions
 from workflow.comparison.inference import Verdict
 from workflow.comparison.model import ALL, CLAIMED_FORMS, HELD_OUT, Arm, Claim, Contrast, Cost
+from workflow.comparison.records import BenchmarkRecord
 from workflow.runtime.forms import AS_TRAINED
 
 # A gain in the primary metric must not make these metrics worse, if they are measured.
@@ -16,7 +17,10 @@ LESS_MEMORY = 0.99  # times the baseline's peak; a larger ratio counts as equal
 
 
 def check_claims(
-    contrasts: list[Contrast], cost: list[Cost], benchmarks: dict[str, dict], settings: params.Params
+    contrasts: list[Contrast],
+    cost: list[Cost],
+    benchmarks: dict[str, BenchmarkRecord],
+    settings: params.Params,
 ) -> list[Claim]:
     """Check the claims of the recipe that this project grew out of, for every quantized variant."""
     primary = tuple(settings.comparison.primary.split("/"))
@@ -120,7 +124,7 @@ def _holds(word: Verdict, holds_if: tuple[Verdict, ...]) -> str:
 
 
 def _cost_claims(
-    variant: str, baseline: str, cost: list[Cost], benchmarks: dict[str, dict]
+    variant: str, baseline: str, cost: list[Cost], benchmarks: dict[str, BenchmarkRecord]
 ) -> Iterator[Claim]:
     """Compare peak memory and time per step, each measured in one process, as ratios.
 
@@ -128,7 +132,7 @@ def _cost_claims(
     the same steps, so its ratio decides. A resident set size and a time vary between processes and decide nothing.
     """
     measured = {(c.variant, c.metric): c for c in cost}
-    counted = benchmarks[variant]["precision"]["device"] == "cuda"
+    counted = benchmarks[variant].precision.device == "cuda"
     for metric, text, quantity in (
         ("peak_memory", "less memory than 16-bit", "the peak memory"),
         ("step_time", "less compute than 16-bit", "the time per optimizer step"),
@@ -156,17 +160,13 @@ def _cost_claims(
         )
 
 
-def compare_costs(benchmarks: dict[str, dict], baseline: str) -> list[Cost]:
+def compare_costs(benchmarks: dict[str, BenchmarkRecord], baseline: str) -> list[Cost]:
     """List every benchmarked cost with its ratio to the baseline's."""
     costs = []
     for variant, result in benchmarks.items():
-        other = {m["metric"]: m["value"] for m in benchmarks[baseline]["measurements"]}
-        for measured in result["measurements"]:
+        for measured in result.measurements:
+            other = benchmarks[baseline].value_of(measured.metric)
             costs.append(
-                Cost(
-                    variant=variant,
-                    **measured,
-                    ratio_to_baseline=measured["value"] / other[measured["metric"]],
-                )
+                Cost(variant=variant, **measured.model_dump(), ratio_to_baseline=measured.value / other)
             )
     return costs

@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable
 
 from workflow import params
+from workflow.comparison.records import RunRecord, TrainingRecord
 from workflow.runtime import dvc_lock, environment, inputs
 from workflow.runtime.errors import CheckError
 from workflow.runtime.files import read_yaml
@@ -33,7 +34,9 @@ OF_TRAINING = ("steps", "rows", "validation_rows", "tokens_seen", "order_sha256"
 OF_HARNESS = ("name", "version", "batch_rows", "batch_tokens", "add_bos_token", "chat_template_sha256")
 
 
-def check_same_training(trained: dict[str, list[dict]], settings: params.Params) -> dict[str, list[str]]:
+def check_same_training(
+    trained: dict[str, list[TrainingRecord]], settings: params.Params
+) -> dict[str, list[str]]:
     """Check that variants trained on the same rows in the same order and steps, unless their own params change that.
 
     Args:
@@ -57,16 +60,16 @@ def check_same_training(trained: dict[str, list[dict]], settings: params.Params)
             settings.experiment.seeds, results, trained[baseline], strict=True
         ):
             for key in () if changed else OF_TRAINING:
-                if result[key] != reference[key]:
+                if getattr(result, key) != getattr(reference, key):
                     raise CheckError(
                         f"{variant} and {baseline} were not trained on the same rows for the same steps: {key} of "
-                        f"seed {seed} is {_shortened(result[key])} and {_shortened(reference[key])}"
+                        f"seed {seed} is {_shortened(getattr(result, key))} and {_shortened(getattr(reference, key))}"
                     )
             for key in ("steps", "rows", "validation_rows"):
-                if result[key] != results[0][key]:
+                if getattr(result, key) != getattr(results[0], key):
                     raise CheckError(
                         f"the seeds of {variant} were not trained on the same rows for the same steps: {key} of "
-                        f"seed {seed} is {_shortened(result[key])}, and {_shortened(results[0][key])} of another"
+                        f"seed {seed} is {_shortened(getattr(result, key))}, and {_shortened(getattr(results[0], key))} of another"
                     )
     return otherwise
 
@@ -97,7 +100,7 @@ def _scoring(harness: dict) -> dict:
     return scoring
 
 
-def check_same_surroundings(kind: str, verb: str, runs: Iterable[tuple[str, str, dict]]) -> None:
+def check_same_surroundings(kind: str, verb: str, runs: Iterable[tuple[str, str, RunRecord]]) -> None:
     """Check that compared runs come from one kind of device and one set of library versions.
 
     Args:
@@ -120,15 +123,15 @@ def check_same_surroundings(kind: str, verb: str, runs: Iterable[tuple[str, str,
                 )
 
 
-def _surroundings(kind: str, result: dict) -> dict[str, str]:
+def _surroundings(kind: str, result: RunRecord) -> dict[str, str]:
     versions = {
         library: version
-        for library, version in result["versions"].items()
+        for library, version in result.versions.items()
         if library in environment.PACKAGES[kind]
     }
     # The number of threads changes the order of summation, and so only the last digits.
-    device = re.sub(r", \d+ threads$", "", result["precision"]["device_name"])
-    return versions | {"device": f"{result['precision']['device']} ({device})"}
+    device = re.sub(r", \d+ threads$", "", result.precision.device_name)
+    return versions | {"device": f"{result.precision.device} ({device})"}
 
 
 def check_inputs(settings: params.Params) -> None:

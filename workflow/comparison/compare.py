@@ -42,8 +42,8 @@ def compare(settings: params.Params) -> tuple[Comparison, pd.DataFrame]:
         margins=dict(comparison.margins),
         family=comparison.family.model_dump(),
         held_out_categories=list(settings.sample.held_out_categories),
-        precisions={name: trained[0]["precision"] for name, trained in results.trained.items()},
-        training=results.trained,
+        precisions={name: runs[0].precision.model_dump() for name, runs in results.trained.items()},
+        training={name: [run.model_dump() for run in runs] for name, runs in results.trained.items()},
         trained_otherwise=otherwise,
         scores=measure_scores(results),
         contrasts=contrasts,
@@ -70,7 +70,7 @@ def check_alike(results: Results, settings: params.Params) -> dict[str, list[str
         for arm, evaluations in results.evaluated.items()
         for form in evaluations
     ]
-    comparable.check_same_items([(name, form.record["harness"]) for name, form in forms])
+    comparable.check_same_items([(name, form.record.harness) for name, form in forms])
     comparable.check_same_surroundings(
         "evaluation", "scored", [(name, form.stage, form.record) for name, form in forms]
     )

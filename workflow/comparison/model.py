@@ -51,7 +51,7 @@ class Score:
     metric: str
     unit: str
     higher_is_better: bool | None
-    split: str
+    split: str | None
     subset: str
     items: int
     groups: int | None  # None if the metric has no value per item

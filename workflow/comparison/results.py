@@ -10,7 +10,8 @@ from pydantic import TypeAdapter
 
 from workflow import params
 from workflow.comparison.model import ALL, HELD_OUT, SEEN, Arm, Score
-from workflow.runtime.errors import CheckError, UserError
+from workflow.comparison.records import BenchmarkRecord, FormRecord, TrainingRecord, read_record
+from workflow.runtime.errors import CheckError, missing
 from workflow.runtime.files import read_json
 from workflow.runtime.forms import BASE
 from workflow.runtime.paths import benchmark_file, evaluate_base_folder, evaluate_folder, train_folder
@@ -53,7 +54,7 @@ class EvaluatedForm:
     seed: int | None
     stage: str
     metrics: list[Metric]
-    record: dict
+    record: FormRecord
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,10 @@ class Results:
         experiment = settings.experiment
         runs = [(name, seed) for name in experiment.variants for seed in experiment.seeds]
         self.trained = {
-            name: [_result(train_folder(name, seed)) for seed in experiment.seeds]
+            name: [
+                read_record(train_folder(name, seed) / "result.json", TrainingRecord)
+                for seed in experiment.seeds
+            ]
             for name in experiment.variants
         }
         self.validation = {
@@ -83,7 +87,9 @@ class Results:
             ]
             for name in experiment.variants
         }
-        self.benchmarks = {name: _result(benchmark_file(name).parent) for name in experiment.variants}
+        self.benchmarks = {
+            name: read_record(benchmark_file(name), BenchmarkRecord) for name in experiment.variants
+        }
         folders = [
             *(evaluate_base_folder(name) for name in experiment.variants),
             *(evaluate_folder(*run) for run in runs),
@@ -97,7 +103,7 @@ class Results:
                 stage = f"evaluate_base@{arm.variant}"
                 if result["seed"] is not None:
                     stage = f"evaluate@{arm.variant}-{result['seed']}"
-                record = {**form, "versions": result["versions"]}
+                record = FormRecord.model_validate({**form, "versions": result["versions"]})
                 metrics = METRICS.validate_python(form["metrics"])
                 self.evaluated.setdefault(arm, []).append(
                     EvaluatedForm(result["seed"], stage, metrics, record)
@@ -145,7 +151,7 @@ def table_of(frame: pd.DataFrame, arm: Arm) -> Table:
 
 def _existing(path: Path) -> Path:
     if not path.is_file():
-        raise UserError(f"{path} is missing; `dvc repro` makes it.")
+        raise missing(path)
     return path
 
 

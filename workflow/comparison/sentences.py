@@ -49,7 +49,7 @@ def sentence(
     alpha = level_of(difference)
     value, ends, within = difference.value, (difference.low, difference.high), None
     confidence = difference.confidence
-    tested = f", {'adjusted p' if corrected else 'p'} {_p_text(judgment.p_adjusted, alpha)}"
+    tested = f", {'adjusted p' if corrected else 'p'} {p_text(judgment.p_adjusted, alpha)}"
     tested += f"; margin {equivalence.margin:g}" if equivalence else ""
     if verdict == "equivalent":
         ends, within = (equivalence.low, equivalence.high), equivalence.margin
@@ -130,7 +130,7 @@ def _percent(confidence: float) -> str:
     return f"{100 * confidence:.4g} %"
 
 
-def _p_text(p: float, level: float) -> str:
+def p_text(p: float, level: float) -> str:
     """Format a p value so that rounding leaves it on the same side of the level."""
     if p < 0.001 < level:
         return "< 0.001"

@@ -4,6 +4,7 @@ from huggingface_hub import EvalResult
 
 from workflow import methods
 from workflow.comparison.model import ALL, Score
+from workflow.comparison.records import TrainingRecord
 from workflow.data import cards, lineage
 from workflow.data.lineage import Lineage
 from workflow.report import english
@@ -32,7 +33,7 @@ def model_card(facts: Facts, variant: Variant, seed: int) -> str:
         if (score.variant, score.form, score.subset) == (variant.name, AS_TRAINED, ALL)
         and str(seed) in score.per_seed
     ]
-    run = next(run for run in variant.trained if run["seed"] == seed)
+    run = next(run for run in variant.trained if run.seed == seed)
     parts = [
         _metadata(facts, variant, seed, scores, origin),
         f"# {escaped(variant.label)} on {escaped(model_name(facts.params.model))}, seed {seed}",
@@ -76,13 +77,13 @@ def _metadata(facts: Facts, variant: Variant, seed: int, scores: list[Score], or
     return f"---\n{data.to_yaml()}\n---"
 
 
-def _introduction(facts: Facts, variant: Variant, run: dict) -> str:
+def _introduction(facts: Facts, variant: Variant, run: TrainingRecord) -> str:
     """A paragraph on what was trained: the data, the precision and the device."""
     method = methods.get(facts.params.variants[variant.name].method)
     return (
-        f"{method.product if method.leaves_adapter else method.trains.capitalize()}, trained on {run['rows']['rows']:,} rows of "
-        f"{escaped(dataset_name(facts.params.dataset))} with the base held in {variant.precision['storage']}, computing in "
-        f"{variant.precision['compute']}, on {escaped(variant.precision['device_name'])}. It is one run of a "
+        f"{method.product if method.leaves_adapter else method.trains.capitalize()}, trained on {run.rows.rows:,} rows of "
+        f"{escaped(dataset_name(facts.params.dataset))} with the base held in {variant.precision.storage}, computing in "
+        f"{variant.precision.compute}, on {escaped(variant.precision.device_name)}. It is one run of a "
         f"comparison of precisions, made to be compared and not to be used."
     )
 
@@ -103,8 +104,8 @@ def _loading(facts: Facts, variant: Variant, seed: int, origin: Lineage) -> list
     code = cards.loading(
         facts.params.variants[variant.name],
         origin,
-        compute=variant.precision["compute"],
-        device=variant.precision["device"],
+        compute=variant.precision.compute,
+        device=variant.precision.device,
         folder=weights_folder(variant.name, seed),
     )
     return ["## How to load it", f"```python\n{code}\n```"]
@@ -171,29 +172,29 @@ def _costs(facts: Facts, variant: Variant) -> list[str]:
     return ["## What it cost", "\n".join(lines)] if costs else []
 
 
-def _training(facts: Facts, variant: Variant, run: dict) -> str:
+def _training(facts: Facts, variant: Variant, run: TrainingRecord) -> str:
     training = facts.params.training_of(variant.name)
     method = methods.get(facts.params.variants[variant.name].method)
     adapter = f"rank {training.rank}, alpha {training.alpha}, dropout {training.dropout:g}; "
     if not method.leaves_adapter:
         adapter = ""
     text = (
-        f"{adapter}{english.count(run['steps'], 'step')} of {english.count(training.batch_rows, 'row')}, "
-        f"{run['tokens_seen']:,} tokens, {training.optimizer}, learning rate {training.learning_rate:g} "
-        f"({training.schedule}), loss on the {training.loss_on.replace('_', ' ')}, seed {run['seed']}; "
-        f"{english.duration(run['seconds'])}."
+        f"{adapter}{english.count(run.steps, 'step')} of {english.count(training.batch_rows, 'row')}, "
+        f"{run.tokens_seen:,} tokens, {training.optimizer}, learning rate {training.learning_rate:g} "
+        f"({training.schedule}), loss on the {training.loss_on.replace('_', ' ')}, seed {run.seed}; "
+        f"{english.duration(run.seconds)}."
     )
     return text.replace(NARROW, " ")
 
 
-def _made_by(facts: Facts, variant: Variant, run: dict) -> str:
+def _made_by(facts: Facts, variant: Variant, run: TrainingRecord) -> str:
     """The command that reproduces the run, the digest of its weights, and the libraries' versions."""
-    origin = facts.lock.origins.get(weights_folder(variant.name, run["seed"]).as_posix())
+    origin = facts.lock.origins.get(weights_folder(variant.name, run.seed).as_posix())
     method = methods.get(facts.params.variants[variant.name].method)
     kind = "adapter" if method.leaves_adapter else "model"
-    versions = ", ".join(f"{name} {version}" for name, version in run["versions"].items())
+    versions = ", ".join(f"{name} {version}" for name, version in run.versions.items())
     digest = f"; the {kind}’s md5 in dvc.lock is `{origin.md5}`" if origin and origin.md5 else ""
-    return f"`dvc repro train@{variant.name}-{run['seed']}`{digest}. Versions: {versions}."
+    return f"`dvc repro train@{variant.name}-{run.seed}`{digest}. Versions: {versions}."
 
 
 def _source_words(facts: Facts) -> str:

@@ -8,8 +8,8 @@ from workflow import methods, precisions
 from workflow.comparison.model import Contrast, Score
 from workflow.params import OWN_TASKS
 from workflow.report import formatting
-from workflow.report.formatting import NARROW, Number, number, quantity, signed
-from workflow.report.model import Device, Facts, Point, Variant
+from workflow.report.formatting import NARROW, Number, quantity, signed
+from workflow.report.model import Facts, Point, Variant
 from workflow.runtime.forms import AS_TRAINED, BASE, MERGED_16BIT, MERGED_DEQUANTIZED, REQUANTIZED
 
 COSTS = {
@@ -44,15 +44,7 @@ FORMS = {
     MERGED_DEQUANTIZED: "merged, dequantized",
     REQUANTIZED: "merged, quantized again",
 }
-KINDS = {
-    "to_baseline": "variants to the baseline",
-    "to_base": "runs to their untouched base",
-    "base_to_base": "untouched bases to the baseline’s",
-    "form": "serving forms to the run as trained",
-    "repair": "faults to their repair",
-}
 VERDICTS = ("equivalent", "worse", "better", "undecided")
-FEW_SEEDS = 5
 RANDOM_MODEL = (
     "The model has random weights, so its quality means nothing, before training or after; "
     "only memory and speed can be read from this page."
@@ -95,14 +87,6 @@ def quality_name(metric: tuple[str, str]) -> str:
     """The readable name of a (task, metric), for example `Held-out loss, nats per token`."""
     task, measure = metric
     return f"{TASKS.get(task, task)}, {MEASURES.get(measure, measure.replace('_', ' '))}"
-
-
-def metric_in_sentence(score: Score) -> str:
-    """The readable name of a score's metric, for a sentence that gives the unit elsewhere."""
-    task, measure = score.task, score.metric
-    name = TASKS[task].lower() if task in TASKS else task
-    words = MEASURES.get(measure, measure.replace("_", " "))
-    return name if words == score.unit else f"{name} ({words})"
 
 
 def group_count(score: Score) -> str:
@@ -173,36 +157,6 @@ def _p_value(facts: Facts, contrast: Contrast) -> Number:
     return facts.cite(f"{'adjusted ' if contrast.corrected_over > 1 else ''}p{NARROW}{text}", contrast, key)
 
 
-def marked_verdict(facts: Facts, contrast: Contrast) -> Markup:
-    """The verdict in bold. `worse` and `better` include the size of the difference."""
-    if contrast.verdict not in ("worse", "better"):
-        return Markup("<strong>{}</strong>").format(contrast.verdict)
-    return Markup("<strong>{} by {}</strong>").format(contrast.verdict, size(facts, contrast))
-
-
-def size(facts: Facts, contrast: Contrast) -> Markup:
-    """A difference without its sign, with its unit."""
-    decimals = decimals_for(facts, (contrast.task, contrast.metric))
-    value = facts.cite(number(abs(contrast.difference.value), decimals), contrast, "difference", "value")
-    return Markup("{}{}{}").format(value, NARROW, contrast.unit)
-
-
-def interval_of_verdict(facts: Facts, contrast: Contrast) -> Markup:
-    """The interval that the verdict comes from. For `equivalent`, it is that of the two one-sided tests."""
-    decimals = decimals_for(facts, (contrast.task, contrast.metric))
-    if contrast.verdict == "equivalent":
-        part, interval, confidence = "equivalence", contrast.equivalence, equivalence_confidence(facts)
-        limits = (-interval.margin, interval.margin)
-    else:
-        part, interval, limits = "difference", contrast.difference, (0,)
-        confidence = facts.cite(formatting.percent(interval.confidence), contrast, part, "confidence")
-    decimals = formatting.separating_decimals((interval.low, interval.high), limits, at_least=decimals)
-    low, high = (
-        facts.cite(signed(getattr(interval, end), decimals), contrast, part, end) for end in ("low", "high")
-    )
-    return Markup("{} interval {} to {}").format(confidence, low, high)
-
-
 def equivalence_confidence(facts: Facts) -> str:
     """The confidence of the interval that corresponds to two one-sided tests at the same level."""
     return formatting.percent(2 * facts.compared.confidence - 1)
@@ -223,7 +177,7 @@ def differing_settings(facts: Facts, other: Variant) -> list[str]:
     """The training settings that differ from the baseline's, apart from the precision of the base."""
     ours, theirs = (facts.params.training_of(name).model_dump() for name in (other.name, facts.baseline.name))
     changed = [f"{key} ({ours[key]} instead of {theirs[key]})" for key in ours if ours[key] != theirs[key]]
-    computes = (other.precision["compute"], facts.baseline.precision["compute"])
+    computes = (other.precision.compute, facts.baseline.precision.compute)
     if computes[0] != computes[1]:
         changed.append(f"compute type ({computes[0]} instead of {computes[1]})")
     return changed
@@ -235,8 +189,8 @@ def float32_variants(facts: Facts) -> list[Variant]:
         variant
         for variant in facts.variants
         if methods.get(facts.params.variants[variant.name].method).leaves_adapter
-        and not precisions.get(variant.precision["base"]).is_quantized
-        and variant.precision["storage"] == "float32"
+        and not precisions.get(variant.precision.base).is_quantized
+        and variant.precision.storage == "float32"
     ]
 
 
@@ -247,9 +201,9 @@ def weights_in_16_bits(facts: Facts) -> float | None:
 
 def peak_sentence(facts: Facts) -> str:
     """A sentence that says which forward pass the peaks of the run's benchmark are from."""
-    longest = [result.get("epoch_longest_pass_tokens") for result in facts.benchmarks.values()]
+    longest = [result.epoch_longest_pass_tokens for result in facts.benchmarks.values()]
     if None in longest:
-        steps = min(result["warmup_steps"] + result["steps"] for result in facts.benchmarks.values())
+        steps = min(result.warmup_steps + result.steps for result in facts.benchmarks.values())
         return f"A peak is that over {count(steps, 'step')}: an epoch’s longest forward pass may be longer, and need more."
     tokens = " to ".join(dict.fromkeys(f"{n:,}" for n in (min(longest), max(longest))))
     return f"A peak is that of an epoch’s longest forward pass ({tokens} tokens), which each variant ran."
@@ -277,19 +231,9 @@ def energy_sentence(facts: Facts) -> str:
     return f"Energy is that of the GPU at {rows_by_length(point)} tokens in the run’s own grid."
 
 
-def block_name(block: Device) -> str:
-    """The heading of a measured device and shape. It says so if this run measured the shape itself."""
-    return f"{block.shape} on {block.device}{', in this run' if block.own_run and not block.own else ''}"
-
-
 def rows_by_length(point: Point) -> str:
     """The rows and length of a forward pass, for example `4 × 512`."""
     return f"{point.micro_batch_rows:,}{NARROW}{formatting.TIMES}{NARROW}{point.length:,}"
-
-
-def deviation(point: Point) -> str:
-    """The predicted peak minus the measured one, as a percentage of the measured one."""
-    return f"{signed(100 * point.deviation, 1)}{NARROW}%"
 
 
 def unit_label(score: Score) -> str:

@@ -6,10 +6,11 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 import pandas as pd
+from pydantic import TypeAdapter
 
 from workflow import params
-from workflow.comparison.inference import Difference, Equivalence
-from workflow.comparison.model import Claim, Comparison, Contrast, Cost, Part, Rise, Score
+from workflow.comparison.model import Comparison
+from workflow.comparison.records import BenchmarkRecord, PrecisionRecord, TrainingRecord, read_record
 from workflow.cost import memory
 from workflow.report import answers, lock
 from workflow.report.formatting import clean
@@ -29,7 +30,7 @@ from workflow.report.model import (
     Work,
 )
 from workflow.runtime import environment
-from workflow.runtime.errors import UserError
+from workflow.runtime.errors import UserError, missing
 from workflow.runtime.files import read_json, sha256
 from workflow.runtime.paths import (
     COMPARISON,
@@ -69,19 +70,20 @@ def gather(settings: params.Params) -> Facts:
     files = inputs(settings)
     for path in files:
         if not path.is_file():
-            how = "; `dvc repro` makes it" if path.is_relative_to(RESULTS) else ""
-            raise UserError(f"{path} is missing{how}.")
+            raise missing(path) if path.is_relative_to(RESULTS) else UserError(f"{path} is missing.")
     experiment = settings.experiment
-    compared = _compared(read_json(COMPARISON))
+    compared = TypeAdapter(Comparison).validate_python(read_json(COMPARISON))
     _check_same_runs(compared, settings)
-    labels, shorts = variant_labels(settings), short_labels(settings)
+    labels = variant_labels(settings)
     runs = [(variant, seed) for variant in experiment.variants for seed in experiment.seeds]
     results = {run: read_json(evaluate_folder(*run) / "result.json") for run in runs}
     trained = {
-        name: [read_json(train_folder(name, seed) / "result.json") for seed in experiment.seeds]
+        name: [
+            read_record(train_folder(name, seed) / "result.json", TrainingRecord) for seed in experiment.seeds
+        ]
         for name in experiment.variants
     }
-    benchmarks = {name: read_json(benchmark_file(name)) for name in experiment.variants}
+    benchmarks = {name: read_record(benchmark_file(name), BenchmarkRecord) for name in experiment.variants}
     bases = [read_json(evaluate_base_folder(name) / "result.json") for name in experiment.variants]
     evaluated = [*bases, *results.values()]
     hardware = _hardware(settings, labels)
@@ -93,18 +95,7 @@ def gather(settings: params.Params) -> Facts:
         dataset=read_json(DATASET_SOURCE),
         rows={split: counts[f"{split}_rows"] for split in SPLITS},
         near_duplicates=counts["near_duplicate_test_rows"],
-        variants=[
-            Variant(
-                name=name,
-                label=labels[name],
-                short=shorts[name],
-                position=position,
-                is_baseline=name == experiment.baseline,
-                precision=compared.precisions[name],
-                trained=trained[name],
-            )
-            for position, name in enumerate(experiment.variants)
-        ],
+        variants=_variants(settings, compared, trained),
         compared=compared,
         benchmarks=benchmarks,
         history=_curves(runs, "history.csv"),
@@ -118,7 +109,10 @@ def gather(settings: params.Params) -> Facts:
         ],
         tasks=bases[0]["forms"][0]["harness"]["tasks"],
         harness=_harness(evaluated),
-        versions=_versions([*evaluated, *benchmarks.values(), *itertools.chain(*trained.values())]),
+        versions=_versions(
+            [result["versions"] for result in evaluated]
+            + [result.versions for result in itertools.chain(benchmarks.values(), *trained.values())]
+        ),
         locked=environment.versions(environment.LOCK.read_text(encoding="utf-8")),
         digests={path.as_posix(): sha256(path) for path in files},
         hardware=hardware,
@@ -127,6 +121,25 @@ def gather(settings: params.Params) -> Facts:
         lock=lock.read(files),
         **_changes(settings.report.compare_to),
     )
+
+
+def _variants(
+    settings: params.Params, compared: Comparison, trained: dict[str, list[TrainingRecord]]
+) -> list[Variant]:
+    """The variants of the experiment, in its order."""
+    labels, shorts = variant_labels(settings), short_labels(settings)
+    return [
+        Variant(
+            name=name,
+            label=labels[name],
+            short=shorts[name],
+            position=position,
+            is_baseline=name == settings.experiment.baseline,
+            precision=PrecisionRecord(**compared.precisions[name]),
+            trained=trained[name],
+        )
+        for position, name in enumerate(settings.experiment.variants)
+    ]
 
 
 def inputs(settings: params.Params) -> list[Path]:
@@ -156,50 +169,23 @@ def _hardware_files() -> list[Path]:
     return sorted(HARDWARE.glob("*.json"))
 
 
-def _compared(content: dict) -> Comparison:
-    """The comparison as data classes, from the content of its file."""
-    parts = {
-        "scores": [Score(**row) for row in content["scores"]],
-        "contrasts": [
-            Contrast(
-                **row
-                | {
-                    "difference": Difference(**row["difference"]),
-                    "equivalence": row["equivalence"] and Equivalence(**row["equivalence"]),
-                    "by_rows": row["by_rows"] and Difference(**row["by_rows"]),
-                }
-            )
-            for row in content["contrasts"]
-        ],
-        "decomposition": [Part(**row) for row in content["decomposition"]],
-        "claims": [
-            Claim(**row | {"difference": row["difference"] and Difference(**row["difference"])})
-            for row in content["claims"]
-        ],
-        "cost": [Cost(**row) for row in content["cost"]],
-        "rises": [Rise(**row) for row in content["rises"]],
-    }
-    return Comparison(**content | parts)
-
-
 def _check_same_runs(compared: Comparison, settings: params.Params) -> None:
     experiment, comparison = settings.experiment, settings.comparison
     runs = (list(compared.precisions), compared.baseline, compared.seeds)
     if runs != (experiment.variants, experiment.baseline, experiment.seeds):
-        raise UserError(
-            f"{COMPARISON} compares {', '.join(runs[0])} to {runs[1]} over the seeds "
-            f"{', '.join(map(str, runs[2]))}, which is not what params.yaml names; "
-            "`dvc repro compare` mends it."
+        difference = (
+            f"compares {', '.join(runs[0])} to {runs[1]} over the seeds {', '.join(map(str, runs[2]))}, "
+            "which is not what params.yaml names"
         )
-    if (compared.primary, compared.margins, compared.confidence) != (
+    elif (compared.primary, compared.margins, compared.confidence) != (
         comparison.primary,
         comparison.margins,
         comparison.confidence,
     ):
-        raise UserError(
-            f"{COMPARISON} has another primary metric, margin or confidence than params.yaml names; "
-            "`dvc repro compare` mends it."
-        )
+        difference = "has another primary metric, margin or confidence than params.yaml names"
+    else:
+        return
+    raise UserError(f"{COMPARISON} {difference}; `dvc repro compare` mends it.")
 
 
 def _hardware(settings: params.Params, labels: dict[str, str]) -> list[Device]:
@@ -218,7 +204,7 @@ def _hardware(settings: params.Params, labels: dict[str, str]) -> list[Device]:
             )
             if path.as_posix() not in block["files"]:
                 block["files"].append(path.as_posix())
-                block["versions"].append(file)
+                block["versions"].append(file["versions"])
             block["points"].append(_point(point, f"{path.as_posix()}#points[{index}]"))
     variants = _measured_variants(settings, labels, [p for block in blocks.values() for p in block["points"]])
     return [
@@ -338,13 +324,14 @@ def _curves(runs: list[tuple[str, int]], file: str) -> pd.DataFrame:
 
 
 def _work(
-    trained: dict[str, list[dict]], bases: list[dict], results: list[dict], benchmarks: dict[str, dict]
+    trained: dict[str, list[TrainingRecord]],
+    bases: list[dict],
+    results: list[dict],
+    benchmarks: dict[str, BenchmarkRecord],
 ) -> list[Work]:
     """The recorded times by stage. Stages that fetch, draw rows or compare record none."""
     trainings = list(itertools.chain(*trained.values()))
-    loading = [
-        m["value"] for b in benchmarks.values() for m in b["measurements"] if m["metric"] == "load_time"
-    ]
+    loading = [seconds for b in benchmarks.values() if (seconds := b.value_of("load_time")) is not None]
 
     def scoring(evaluated: list[dict]) -> float:
         return sum(form["seconds"] for result in evaluated for form in result["forms"])
@@ -353,7 +340,7 @@ def _work(
         Work(
             "train",
             len(trainings),
-            sum(run["seconds"] for run in trainings),
+            sum(run.seconds for run in trainings),
             "the optimizer steps and validations",
         ),
         Work("evaluate_base", len(bases), scoring(bases), "loading and scoring"),
@@ -361,7 +348,7 @@ def _work(
         Work(
             "benchmark",
             len(benchmarks),
-            sum(loading) + sum(sum(b["seconds_per_step"]) for b in benchmarks.values()),
+            sum(loading) + sum(sum(b.seconds_per_step) for b in benchmarks.values()),
             "loading and the counted steps",
         ),
     ]
@@ -377,7 +364,12 @@ def _served(evaluated: list[dict]) -> list[ServedForm]:
             key = f"{folder.as_posix()}/result.json#forms[{index}].precision"
             forms.append(
                 ServedForm(
-                    variant, form["form"], form["precision"], form["adapters"], form["adapter_dtype"], key
+                    variant,
+                    form["form"],
+                    PrecisionRecord(**form["precision"]),
+                    form["adapters"],
+                    form["adapter_dtype"],
+                    key,
                 )
             )
     return [form for index, form in enumerate(forms) if form not in forms[:index]]
@@ -389,10 +381,10 @@ def _harness(evaluated: list[dict]) -> str:
     return ", ".join(dict.fromkeys(f"{harness['name']} {harness['version']}" for harness in used))
 
 
-def _versions(results: list[dict]) -> dict[str, str]:
-    """Each library's version from the results. Different versions are joined by `and`."""
+def _versions(installed: list[dict[str, str]]) -> dict[str, str]:
+    """Each library's version from those of several results. Different versions are joined by `and`."""
     by_library: dict[str, dict[str, None]] = {}
-    for result in results:
-        for library, version in result["versions"].items():
+    for versions in installed:
+        for library, version in versions.items():
             by_library.setdefault(library, {})[version] = None
     return {library: " and ".join(versions) for library, versions in by_library.items()}

@@ -4,13 +4,18 @@ import itertools
 import math
 import re
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 from markupsafe import Markup
+
+from workflow.comparison.sentences import p_text
 
 NARROW = "\N{NO-BREAK SPACE}"
 MINUS = "\N{MINUS SIGN}"
 TIMES = "\N{MULTIPLICATION SIGN}"
 MOST_DECIMALS = 6
+SHORT_TEXT = 240  # characters, and
+SHORT_LINES = 6  # lines: longer texts are folded
 # Not allowed in HTML, even escaped: controls other than tab and line feed, and lone surrogates.
 FORBIDDEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 
@@ -30,9 +35,25 @@ class Number(str):
         return Markup('<data value="{}" data-key="{}">{}</data>').format(self.value, self.key, str(self))
 
 
+@dataclass(frozen=True)
+class Text:
+    """A text that may be long. `short` is its beginning if it is to be folded, otherwise None."""
+
+    full: str
+    short: str | None
+
+
 def clean(text: str) -> str:
     """Text with the characters that HTML forbids replaced by U+FFFD."""
     return FORBIDDEN.sub("\ufffd", text.replace("\r\n", "\n"))
+
+
+def fold(text: str) -> Text:
+    """A text, with its beginning if it is long enough to be folded."""
+    lines = text.splitlines()
+    if len(text) <= SHORT_TEXT and len(lines) <= SHORT_LINES:
+        return Text(text, None)
+    return Text(text, "\n".join(lines[: SHORT_LINES - 2])[: SHORT_TEXT - 60].rstrip() + " …")
 
 
 def number(value: float, decimals: int) -> str:
@@ -86,10 +107,7 @@ def separating_decimals(numbers: Iterable[float], limits: Iterable[float], *, at
 
 def p_value(p: float, *, level: float) -> str:
     """A p value with its sign, for example `= 0.034`. Rounding never moves it across the level."""
-    if p < 0.001 < level:
-        return f"<{NARROW}0.001"
-    decimals = separating_decimals((p,), (level,), at_least=3)
-    return f"={NARROW}{number(p, decimals)}"
+    return p_text(p, level).replace(" ", NARROW)
 
 
 def _places(value: float) -> int:

@@ -6,6 +6,7 @@ from functools import cached_property
 import pandas as pd
 
 from workflow.comparison.model import ALL, Claim, Comparison, Contrast, Cost, Part, Score
+from workflow.comparison.records import BenchmarkRecord, PrecisionRecord, TrainingRecord
 from workflow.params import Params
 from workflow.report.answers import Answers
 from workflow.report.changes import Changes
@@ -29,8 +30,8 @@ class Variant:
     short: str  # the label in figures
     position: int  # in experiment.variants; decides its color and marker
     is_baseline: bool
-    precision: dict
-    trained: list[dict]  # one per seed
+    precision: PrecisionRecord
+    trained: list[TrainingRecord]  # one per seed
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class ServedForm:
 
     variant: str
     form: str
-    precision: dict
+    precision: PrecisionRecord
     adapters: int
     adapter_dtype: str | None
     key: str = field(compare=False)  # its place, as file#key
@@ -186,7 +187,7 @@ class Facts:
     near_duplicates: int  # test rows with a near-duplicate in another split
     variants: list[Variant]
     compared: Comparison
-    benchmarks: dict[str, dict]
+    benchmarks: dict[str, BenchmarkRecord]
     history: pd.DataFrame
     validation: pd.DataFrame
     answers: Answers
@@ -219,11 +220,11 @@ class Facts:
 
     @property
     def on_cpu(self) -> bool:
-        return any(variant.precision["device"] == "cpu" for variant in self.variants)
+        return any(variant.precision.device == "cpu" for variant in self.variants)
 
     @property
     def devices(self) -> list[str]:
-        return list(dict.fromkeys(variant.precision["device_name"] for variant in self.variants))
+        return list(dict.fromkeys(variant.precision.device_name for variant in self.variants))
 
     @property
     def primary(self) -> tuple[str, str]:
@@ -300,7 +301,7 @@ class Facts:
     def weights_of(self, variant: str, form: str) -> float | None:
         """GiB of a variant's weights in a form. None if the form was not loaded."""
         served = self.served_as(variant, form)
-        return served.precision["weights_gib"] if served else None
+        return served.precision.weights_gib if served else None
 
     def served_as(self, variant: str, form: str) -> ServedForm | None:
         """A form as it was loaded with the first seed's adapter. None if it was not loaded."""

@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,48 +32,39 @@ from workflow.report.sections import (
 )
 
 HERE = Path(__file__).parent
-SHORT_TEXT = 240  # characters, and
-SHORT_LINES = 6  # lines: longer texts are folded
 
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the page, from `sections/NAME.html.jinja`, at the anchor #NAME."""
+    """A part of the page, from `sections/NAME.html.jinja`, at the anchor #NAME.
+
+    Attributes:
+        short: its title in the contents; None if its content has one.
+        content: the facts to what its template shows, under the section's name.
+        is_shown: whether there is something to show.
+    """
 
     name: str
-    short: str  # its title in the contents
-
-
-@dataclass(frozen=True)
-class Text:
-    """A text that may be long. `short` is its beginning if it is to be folded, otherwise None."""
-
-    full: str
     short: str | None
+    content: Callable[[Facts], Any]
+    is_shown: Callable[[Any], bool] = lambda content: True
 
 
-def contents(facts: Facts, content: dict[str, Any]) -> list[Section]:
-    """The sections with content for this run, in the order of the page.
-
-    Args:
-        content: the object of each section, by the section's name.
-    """
-    candidates = [
-        ("evidence", "Evidence", True),
-        ("quality", "Quality", True),
-        ("decomposition", "Decomposition", bool(content["decomposition"].parts)),
-        ("categories", "Categories", bool(content["categories"].rows)),
-        ("claims", "Claims", bool(facts.compared.claims)),
-        ("faults", "Faults", bool(content["faults"].blocks)),
-        ("training", "Training", True),
-        ("cost", "Memory and time", True),
-        ("hardware", content["hardware"].short, bool(facts.hardware)),
-        ("answers", "Answers", True),
-        ("changes", "Changes", bool(facts.changes)),
-        ("limits", "Limits", True),
-        ("made", "How it was made", True),
-    ]
-    return [Section(name, short) for name, short, has_content in candidates if has_content]
+SECTIONS = (  # in the order of the page
+    Section("evidence", "Evidence", evidence.section),
+    Section("quality", "Quality", quality.section),
+    Section("decomposition", "Decomposition", decomposition.section, lambda content: bool(content.parts)),
+    Section("categories", "Categories", categories.section, lambda content: bool(content.rows)),
+    Section("claims", "Claims", claims.section, lambda content: bool(content.rows)),
+    Section("faults", "Faults", faults.section, lambda content: bool(content.blocks)),
+    Section("training", "Training", training.section),
+    Section("cost", "Memory and time", cost.section),
+    Section("hardware", None, hardware.section, lambda content: bool(content.blocks)),
+    Section("answers", "Answers", answers.section),
+    Section("changes", "Changes", lambda facts: facts.changes, bool),
+    Section("limits", "Limits", limits.section),
+    Section("made", "How it was made", made.section),
+)
 
 
 def render(facts: Facts) -> str:
@@ -85,38 +77,29 @@ def render(facts: Facts) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters["text"] = fold
+    environment.filters["text"] = formatting.fold
     script = (HERE / "script.js").read_text(encoding="utf-8")
     digest = hashlib.sha256(script.encode()).digest()
     return environment.get_template("template.html.jinja").render(
         style=Markup((HERE / "style.css").read_text(encoding="utf-8")),
         script=Markup(script),
         script_digest=base64.b64encode(digest).decode(),
-        **_content(facts),
+        **_variables(facts),
     )
 
 
-def _content(facts: Facts) -> dict[str, Any]:
-    """The variables of the templates: an object for each section, and those that sections share."""
-    content = {
+def _variables(facts: Facts) -> dict[str, Any]:
+    """The variables of the templates: the content of each section, and what sections share."""
+    contents = {section.name: section.content(facts) for section in SECTIONS}
+    return contents | {
         "answer": answer.section(facts),
-        "evidence": evidence.section(facts),
-        "quality": quality.section(facts),
-        "decomposition": decomposition.section(facts),
-        "categories": categories.section(facts),
-        "claims": claims.section(facts),
-        "faults": faults.section(facts),
-        "training": training.section(facts),
-        "cost": cost.section(facts),
-        "hardware": hardware.section(facts),
-        "answers": answers.section(facts),
-        "limits": limits.section(facts),
-        "made": made.section(facts),
-    }
-    return content | {
+        "sections": [
+            (section.name, section.short or contents[section.name].short)
+            for section in SECTIONS
+            if section.is_shown(contents[section.name])
+        ],
         "facts": facts,
         "title": facts.params.report.title,
-        "sections": contents(facts, content),
         "sources": sources(facts),
         "primary_name": english.quality_name(facts.primary),
         "confidence": formatting.percent(facts.params.comparison.confidence),
@@ -128,11 +111,3 @@ def _content(facts: Facts) -> dict[str, Any]:
         "dataset_name": dataset_name(facts.params.dataset),
         "environment_lock": ENVIRONMENT.as_posix(),
     }
-
-
-def fold(text: str) -> Text:
-    """A text, with its beginning if it is long enough to be folded."""
-    lines = text.splitlines()
-    if len(text) <= SHORT_TEXT and len(lines) <= SHORT_LINES:
-        return Text(text, None)
-    return Text(text, "\n".join(lines[: SHORT_LINES - 2])[: SHORT_TEXT - 60].rstrip() + " …")

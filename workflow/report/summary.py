@@ -100,7 +100,7 @@ def summary_table(facts: Facts) -> pd.DataFrame:
     rows += [_cost_row(cost) for cost in facts.compared.cost]
     for row in rows:
         row["label"] = variants[row["variant"]].label
-        row["device"] = variants[row["variant"]].precision["device_name"]
+        row["device"] = variants[row["variant"]].precision.device_name
     return pd.DataFrame(rows, columns=list(COLUMNS)).astype(
         {"seeds": "Int64", "items": "Int64", "higher_is_better": "boolean"}
     )

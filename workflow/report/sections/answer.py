@@ -4,8 +4,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from workflow.comparison.model import Contrast, Cost, Score
-from workflow.comparison.sentences import TEMPLATES
+from workflow.comparison.model import Contrast, Cost
 from workflow.report.drawing import Panel
 from workflow.report.english import (
     RANDOM_MODEL,
@@ -14,17 +13,23 @@ from workflow.report.english import (
     count,
     decimals_for,
     form_name,
-    interval_of_verdict,
     listed,
-    marked_verdict,
-    metric_in_sentence,
-    size,
     weights_in_16_bits,
 )
 from workflow.report.formatting import NARROW, Number, number, quantity, ratio
 from workflow.report.labels import dataset_name, model_name
 from workflow.report.model import Facts, Variant
 from workflow.report.sections.answer_figure import answer_legend, answer_panel
+from workflow.report.sections.answer_verdict import (
+    caveat_of,
+    difference_with_unit,
+    interval_of_verdict,
+    item_count,
+    margin_with_unit,
+    marked_verdict,
+    metric_in_sentence,
+    verdict_sentence,
+)
 from workflow.runtime.forms import AS_TRAINED, BASE
 from workflow.runtime.paths import COMPARISON, MODEL_SOURCE, SAMPLE_COUNTS
 
@@ -49,7 +54,7 @@ def headline(facts: Facts) -> Headline:
         sentences.append(alone.format(facts.baseline.label))
     elif len(facts.others) == 1:
         (other,) = facts.others
-        quality = _quality_sentence(facts, other, metric)
+        quality = verdict_sentence(facts, other, metric)
         cost = _cost_sentence(facts, other, "it" if quality else other.label)
         served = _forms_sentence(facts, other, metric)
         sentences += [sentence for sentence in (quality, cost, served) if sentence]
@@ -58,42 +63,6 @@ def headline(facts: Facts) -> Headline:
         lines = [_line(facts, other, metric) for other in facts.others]
     notes = [_training_sentence(facts, metric), _seed_sentence(facts, metric), _float32_sentence(facts)]
     return Headline(sentences, lines, [note for note in notes if note])
-
-
-def _quality_sentence(facts: Facts, other: Variant, metric: tuple[str, str] | None) -> Markup | None:
-    contrast = metric and facts.contrast("to_baseline", other.name, AS_TRAINED, metric)
-    if not contrast:
-        return None
-    score = facts.score(other.name, AS_TRAINED, metric)
-    margin = _margin(facts, contrast)
-    limit = Markup("; the margin of equivalence is {}").format(margin) if margin else ""
-    if contrast.verdict in ("worse", "better"):
-        value = Markup("<strong>{}</strong>").format(size(facts, contrast))
-    else:
-        value = _value(facts, contrast)
-    text = Markup(TEMPLATES[contrast.verdict]).format(
-        arm=other.label,
-        other=facts.baseline.label,
-        verdict=Markup("<strong>{}</strong>").format(contrast.verdict),
-        margin=Markup("the margin of {}").format(margin),
-        scope=Markup(" in {} on {}").format(metric_in_sentence(score), _items(facts, score)),
-        value=value,
-        evidence=Markup("{}{}").format(
-            interval_of_verdict(facts, contrast), "" if contrast.verdict == "equivalent" else limit
-        ),
-    )
-    return Markup("{}.{}").format(text, _caveat(contrast))
-
-
-def _value(facts: Facts, contrast: Contrast) -> Markup:
-    """The signed difference with its unit."""
-    value = change(facts, contrast, decimals_for(facts, (contrast.task, contrast.metric))).value
-    return Markup("{}{}{}").format(value, NARROW, contrast.unit)
-
-
-def _caveat(contrast: Contrast) -> str:
-    """The caveat of a verdict, to follow its sentence."""
-    return f" {contrast.caveat}" if contrast.caveat else ""
 
 
 def _forms_sentence(facts: Facts, other: Variant, metric: tuple[str, str] | None) -> Markup | None:
@@ -111,24 +80,11 @@ def _forms_sentence(facts: Facts, other: Variant, metric: tuple[str, str] | None
     for contrast in contrasts:
         text = marked_verdict(facts, contrast)
         if contrast.verdict in ("equivalent", "undecided"):
-            text += Markup(" at {}").format(_value(facts, contrast))
+            text += Markup(" at {}").format(difference_with_unit(facts, contrast))
         parts.append(Markup("{} ({})").format(text, form_name(contrast.form)))
     *first, last = parts
     together = Markup(" and ").join([Markup(", ").join(first), last] if first else [last])
     return Markup("In other serving forms, against the same baseline, it is {}.").format(together)
-
-
-def _margin(facts: Facts, contrast: Contrast) -> Markup | None:
-    """The margin of equivalence with its unit. None if none is set."""
-    if not contrast.equivalence:
-        return None
-    margin = facts.cite(f"{contrast.equivalence.margin:g}", contrast, "equivalence", "margin")
-    return Markup("{}{}{}").format(margin, NARROW, contrast.unit)
-
-
-def _items(facts: Facts, score: Score) -> Markup:
-    items = facts.cite(f"{score.items:,}", score, "items")
-    return Markup("{} test item{}").format(items, "" if score.items == 1 else "s")
 
 
 def _cost_sentence(facts: Facts, other: Variant, called: str) -> Markup | None:
@@ -169,11 +125,11 @@ def _all_quality(facts: Facts, metric: tuple[str, str] | None) -> Markup | None:
     if not contrasts:
         return None
     score = facts.score(contrasts[0].variant, AS_TRAINED, metric)
-    margin = _margin(facts, contrasts[0])
+    margin = margin_with_unit(facts, contrasts[0])
     return Markup("Against {}, in {} on {}{}, {}.").format(
         facts.baseline.label,
         metric_in_sentence(score),
-        _items(facts, score),
+        item_count(facts, score),
         Markup(" (margin of equivalence {})").format(margin) if margin else "",
         _tallied(contrasts),
     )
@@ -229,7 +185,7 @@ def _line(facts: Facts, other: Variant, metric: tuple[str, str] | None) -> Marku
         if cost:
             parts.append(Markup("{}\N{NO-BREAK SPACE}the {}").format(_ratio(facts, cost), title))
     text = Markup(", ").join(parts) if parts else "not measured"
-    return Markup("{}: {}.{}").format(other.label, text, _caveat(contrast) if contrast else "")
+    return Markup("{}: {}.{}").format(other.label, text, caveat_of(contrast) if contrast else "")
 
 
 def _memory_and_speed(facts: Facts, other: Variant) -> tuple[Cost | None, Cost | None]:
@@ -297,7 +253,7 @@ def setting(facts: Facts) -> list[Markup]:
     }
     near = Number(f"{facts.near_duplicates:,}", facts.near_duplicates,
                   f"{SAMPLE_COUNTS.as_posix()}#near_duplicate_test_rows")  # fmt: skip
-    steps = Number(f"{trained['steps']:,}", trained["steps"],
+    steps = Number(f"{trained.steps:,}", trained.steps,
                    f"{COMPARISON.as_posix()}#training.{facts.baseline.name}[0].steps")  # fmt: skip
     return [
         Markup("{}, {} parameters").format(
@@ -307,9 +263,7 @@ def setting(facts: Facts) -> list[Markup]:
         Markup(
             "{}: {train} rows to train on, {validation} to validate, {test} to test ({} near-duplicate{} of the others)"
         ).format(dataset_name(facts.params.dataset), near, "" if facts.near_duplicates == 1 else "s", **rows),
-        Markup("{} step{} of {}").format(
-            steps, "" if trained["steps"] == 1 else "s", count(batch_rows, "row")
-        ),
+        Markup("{} step{} of {}").format(steps, "" if trained.steps == 1 else "s", count(batch_rows, "row")),
         Markup("{} {}").format("seeds" if len(seeds) > 1 else "seed", listed(seeds)),
         *(Markup("{}: {}").format("CPU" if facts.on_cpu else "GPU", device) for device in facts.devices),
     ]

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from workflow import precisions
+from workflow.comparison.records import PrecisionRecord
 from workflow.report import drawing, english, formatting
 from workflow.report.english import Change
 from workflow.report.formatting import Number, number, ratio
@@ -107,8 +108,8 @@ def evidence(facts: Facts) -> Evidence:
                 weights=served
                 and EvidenceCell(
                     Number(
-                        formatting.significant(served.precision["weights_gib"]),
-                        served.precision["weights_gib"],
+                        formatting.significant(served.precision.weights_gib),
+                        served.precision.weights_gib,
                         f"{served.key}.weights_gib",
                     ),
                     "",
@@ -187,22 +188,22 @@ def variant_rows(facts: Facts) -> list[VariantRow]:
                 is_baseline=variant.is_baseline,
                 color=drawing.STYLE[drawing.color_of(variant)],
                 held_as=_held_as(precision),
-                computes_in=precision["compute"],
-                quantized=f"{precision['quantized_modules']:,} of {precision['linear_modules']:,}",
-                trainable=f"{trained['trainable_parameters']:,} ({trained['trainable_dtype']})",
-                steps=english.listed(list(dict.fromkeys(f"{run['steps']:,}" for run in variant.trained))),
+                computes_in=precision.compute,
+                quantized=f"{precision.quantized_modules:,} of {precision.linear_modules:,}",
+                trainable=f"{trained.trainable_parameters:,} ({trained.trainable_dtype})",
+                steps=english.listed(list(dict.fromkeys(f"{run.steps:,}" for run in variant.trained))),
                 tokens_seen=english.listed(
-                    list(dict.fromkeys(f"{run['tokens_seen']:,}" for run in variant.trained))
+                    list(dict.fromkeys(f"{run.tokens_seen:,}" for run in variant.trained))
                 ),
             )
         )
     return rows
 
 
-def _held_as(precision: dict) -> str:
-    if not precisions.get(precision["base"]).is_quantized and precision["storage"] == "float32":
+def _held_as(precision: PrecisionRecord) -> str:
+    if not precisions.get(precision.base).is_quantized and precision.storage == "float32":
         return "float32 (rounded to 16 bits)"
-    return precision["storage"] + (", double-quantized" if precision["double_quantization"] else "")
+    return precision.storage + (", double-quantized" if precision.double_quantization else "")
 
 
 def form_rows(facts: Facts) -> list[FormRow]:
@@ -217,7 +218,7 @@ def form_rows(facts: Facts) -> list[FormRow]:
                         label=variant.label,
                         form=english.form_name(served.form),
                         held_as=_held_as(precision),
-                        quantized=f"{precision['quantized_modules']:,} of {precision['linear_modules']:,}",
+                        quantized=f"{precision.quantized_modules:,} of {precision.linear_modules:,}",
                         adapters=f"{served.adapters:,} ({served.adapter_dtype})" if served.adapters else "0",
                     )
                 )

@@ -6,10 +6,10 @@ from itertools import product
 from markupsafe import Markup
 
 from workflow.report import drawing, english, formatting
-from workflow.report.english import count, deviation, gib, rows_by_length
+from workflow.report.english import count, gib, rows_by_length
 from workflow.report.formatting import Number, number, quantity, ratio
 from workflow.report.model import GPU_SIZES, Device, Facts, Point
-from workflow.report.sections.hardware_figure import hardware_panels
+from workflow.report.sections.hardware_figure import block_name, deviation, hardware_panels
 
 CLOSE = 0.05  # relative error of a prediction that counts as close
 
@@ -77,7 +77,7 @@ def _hardware_block(block: Device, key: str) -> HardwareBlock:
         f"{english.count(p.steps, 'step')} after {p.warmup_steps:,} of warm-up" for p in block.settings
     )
     return HardwareBlock(
-        name=english.block_name(block),
+        name=block_name(block),
         words=block_words(block),
         settings=_point_rows(block, block.settings, fastest_first=True),
         setting_steps=english.listed(list(steps)) if steps else "",
@@ -152,7 +152,7 @@ def _point_row(block: Device, point: Point) -> PointRow:
         predicted=cite(gib(point.predicted["total"]), point.predicted["total"], "predicted_gib", "total")
         if point.predicted
         else "",
-        deviation=english.deviation(point) if point.deviation is not None else "",
+        deviation=deviation(point) if point.deviation is not None else "",
         share="" if point.share is None else f"{number(100 * point.share, 1)}{formatting.NARROW}%",
         joules=""
         if point.joules is None

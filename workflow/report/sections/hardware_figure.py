@@ -5,8 +5,8 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, StrMethodFormatter
 
 from workflow.report.drawing import BAR, HEAD_ROW, PAPER, Panel, color_of, draw_svg, marker_of, write_at_side
-from workflow.report.english import block_name, deviation, listed, rows_by_length
-from workflow.report.formatting import number, quantity, significant
+from workflow.report.english import listed, rows_by_length
+from workflow.report.formatting import NARROW, number, quantity, signed, significant
 from workflow.report.model import Device, MeasuredVariant, Point
 
 COMPONENTS = {  # of the predicted memory, in the order of allocation
@@ -216,3 +216,13 @@ def _frontier(block: Device, key: str) -> Panel:
 
 def _peak_name(block: Device) -> str:
     return "peak resident memory" if block.on_cpu else "peak allocated memory"
+
+
+def block_name(block: Device) -> str:
+    """The heading of a measured device and shape. It says so if this run measured the shape itself."""
+    return f"{block.shape} on {block.device}{', in this run' if block.own_run and not block.own else ''}"
+
+
+def deviation(point: Point) -> str:
+    """The predicted peak minus the measured one, as a percentage of the measured one."""
+    return f"{signed(100 * point.deviation, 1)}{NARROW}%"

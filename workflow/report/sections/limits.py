@@ -4,8 +4,6 @@ from dataclasses import dataclass
 
 from workflow.report import formatting
 from workflow.report.english import (
-    FEW_SEEDS,
-    KINDS,
     RANDOM_MODEL,
     cost_name,
     count,
@@ -22,7 +20,15 @@ from workflow.report.formatting import NARROW, quantity, ratio
 from workflow.report.model import Facts, Variant
 from workflow.runtime.forms import AS_TRAINED
 
+FEW_SEEDS = 5
 FEW_INSTRUCTIONS = 1000
+KINDS = {
+    "to_baseline": "variants to the baseline",
+    "to_base": "runs to their untouched base",
+    "base_to_base": "untouched bases to the baseline’s",
+    "form": "serving forms to the run as trained",
+    "repair": "faults to their repair",
+}
 
 
 @dataclass(frozen=True)
@@ -188,12 +194,12 @@ def _first_items(facts: Facts) -> Limit | None:
 def _short_training(facts: Facts) -> Limit | None:
     trained = facts.baseline.trained[0]
     batch = facts.params.training_of(facts.baseline.name).batch_rows
-    seen, rows = trained["steps"] * batch, trained["rows"]["rows"]
+    seen, rows = trained.steps * batch, trained.rows.rows
     if seen >= rows:
         return None
     return Limit(
         "A short training",
-        f"{count(trained['steps'], 'step')} of {count(batch, 'row')} see {seen:,} of the {rows:,} training "
+        f"{count(trained.steps, 'step')} of {count(batch, 'row')} see {seen:,} of the {rows:,} training "
         "rows: less than one pass. A longer training may widen the gap or close it.",
     )
 
@@ -222,7 +228,7 @@ def _quantized_before(facts: Facts) -> Limit | None:
 
 
 def _not_deterministic(facts: Facts) -> Limit | None:
-    if all(run["deterministic"] for variant in facts.variants for run in variant.trained):
+    if all(run.deterministic for variant in facts.variants for run in variant.trained):
         return None
     return Limit(
         "Runs on a GPU do not repeat to the last digit",
@@ -247,7 +253,7 @@ def _no_real_16_bits(facts: Facts) -> Limit | None:
         f"the {quantity(cost.value, cost.unit)} of {v.label} are {ratio(cost.value / real)} of that"
         + (f" and not {ratio(cost.value / weights.value)}" if weights else "")
         for v in facts.variants
-        if v.precision["quantized_modules"] and (cost := facts.cost_of(v.name, "weights"))
+        if v.precision.quantized_modules and (cost := facts.cost_of(v.name, "weights"))
     ]
     text += "".join(f"; {part}" for part in smaller)
     return Limit(
@@ -281,8 +287,8 @@ def _random_benchmark(facts: Facts) -> Limit | None:
 
 
 def _one_device(facts: Facts) -> Limit:
-    steps = min(result["steps"] for result in facts.benchmarks.values())
-    rows = min(result["micro_batch_rows"] for result in facts.benchmarks.values())
+    steps = min(result.steps for result in facts.benchmarks.values())
+    rows = min(result.micro_batch_rows for result in facts.benchmarks.values())
     return Limit(
         "Time and memory are of this device",
         f"They were measured on {listed(facts.devices)} over {count(steps, 'step')} of {count(rows, 'row')}, in one process "

@@ -69,7 +69,7 @@ def work_words(facts: Facts) -> str:
     if not energy:
         return text + energy_sentence(facts)
     joules = sum(
-        run["tokens_seen"] / 1000 * energy[variant.name].joules
+        run.tokens_seen / 1000 * energy[variant.name].joules
         for variant in facts.variants
         for run in variant.trained
     )

@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, MaxNLocator
 
 from workflow import methods
+from workflow.comparison.records import RowsRecord
 from workflow.report import english
 from workflow.report.drawing import PAPER, Panel, color_of, draw_svg, marker_of, spread
 from workflow.report.formatting import significant
@@ -29,25 +30,23 @@ def training_words(facts: Facts) -> str:
     method = methods.get(facts.params.variants[facts.baseline.name].method)
     adapter = (
         f"{method.product} of rank {training.rank} (alpha {training.alpha}, dropout {training.dropout:g}) on {modules} "
-        f"({trained['adapted_modules']:,} of them)"
+        f"({trained.adapted_modules:,} of them)"
         if method.leaves_adapter
         else method.trains.capitalize()
     )
     part = "the response alone" if training.loss_on == "response" else "prompt and response"
     return (
-        f"{adapter} was trained for {english.count(trained['steps'], 'step')} of "
+        f"{adapter} was trained for {english.count(trained.steps, 'step')} of "
         f"{english.count(training.batch_rows, 'row')} with {training.optimizer}, learning rate "
         f"{training.learning_rate:g} ({training.schedule} schedule), with the loss on {part}. "
-        f"{_rows(trained['rows'], training.max_length)}{_shared(facts)}"
+        f"{_rows(trained.rows, training.max_length)}{_shared(facts)}"
     )
 
 
-def _rows(rows: dict, max_length: int) -> str:
-    text = (
-        f"Of {english.count(rows['rows'], 'training row')}, {rows['rows_cut']:,} end at {max_length:,} tokens"
-    )
-    if rows["rows_dropped"]:
-        text += f"; {rows['rows_dropped']:,} more had no response within that length and were left out"
+def _rows(rows: RowsRecord, max_length: int) -> str:
+    text = f"Of {english.count(rows.rows, 'training row')}, {rows.rows_cut:,} end at {max_length:,} tokens"
+    if rows.rows_dropped:
+        text += f"; {rows.rows_dropped:,} more had no response within that length and were left out"
     return f"{text}."
 
 

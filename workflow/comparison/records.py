@@ -1,0 +1,121 @@
+"""What the stages train and benchmark recorded of a run, read back from their result.json.
+
+What a record holds beside the fields here is kept, so that it reaches comparison.json as it was written.
+"""
+
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import from_json
+
+from workflow.runtime.errors import damaged, missing
+
+AnyRecord = TypeVar("AnyRecord", bound="Record")
+
+
+class Record(BaseModel):
+    """A result, or a part of one."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+
+class PrecisionRecord(Record):
+    """The numbers in which a base was held and multiplied, on which device."""
+
+    base: str  # its name in the table of precisions
+    double_quantization: bool
+    storage: str  # of the linear layers
+    compute: str
+    device: str  # cpu or cuda
+    device_name: str
+    quantized_modules: int
+    linear_modules: int
+    weights_gib: float
+
+
+class RowsRecord(Record):
+    """What the rows that a run learned from, or was validated on, held as tokens."""
+
+    rows: int
+    rows_dropped: int  # no response token is left within max_length
+    rows_cut: int  # end at max_length
+    tokens_in_loss: int
+
+
+class RunRecord(Record):
+    """Where a result was made, and with which libraries."""
+
+    precision: PrecisionRecord
+    versions: dict[str, str]
+
+
+class FormRecord(RunRecord):
+    """One evaluated serving form."""
+
+    harness: dict[str, Any]  # how it was scored; every entry must be the same in all forms
+
+
+class TrainingRecord(RunRecord):
+    """One training."""
+
+    variant: str
+    seed: int
+    deterministic: bool  # the same params on the same machine give the same bits
+    rows: RowsRecord
+    validation_rows: RowsRecord
+    order_sha256: str  # of the rows in the order of the steps
+    trainable_parameters: int
+    trainable_dtype: str
+    adapted_modules: int
+    steps: int
+    tokens_seen: int  # without padding
+    seconds: float
+
+
+class Measurement(Record):
+    """One measured cost with its definition; `low` and `high` are quartiles over the counted steps."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    metric: str
+    value: float
+    unit: str
+    higher_is_better: bool
+    definition: str
+    low: float | None
+    high: float | None
+
+
+class BenchmarkRecord(RunRecord):
+    """The memory and speed of one variant's training."""
+
+    micro_batch_rows: int
+    warmup_steps: int
+    steps: int  # counted
+    measurements: list[Measurement]
+    epoch_longest_pass_tokens: int | None = None  # None if that pass was not run
+    seconds_per_step: list[float]
+
+    def value_of(self, metric: str) -> float | None:
+        """One of the measured costs; None if it was not measured."""
+        return next((m.value for m in self.measurements if m.metric == metric), None)
+
+
+def read_record(file: Path, kind: type[AnyRecord]) -> AnyRecord:
+    """Read the result of a stage. What the stage read is left out; comparable.py compares that with dvc.lock.
+
+    Raises:
+        UserError: the file is missing or damaged.
+    """
+    if not file.is_file():
+        raise missing(file)
+    try:
+        content = from_json(file.read_bytes())
+        return kind.model_validate({key: value for key, value in content.items() if key != "inputs"})
+    except ValidationError as error:
+        first = error.errors()[0]
+        reason = f"{'.'.join(map(str, first['loc']))}: {first['msg'].lower()}"
+    except (ValueError, AttributeError) as error:  # not JSON, or not an object
+        reason = str(error)
+    raise damaged(file, reason)
