@@ -80,8 +80,8 @@ def studies(number: int = STUDIES, *, resamples: int = 300, **design) -> list[Di
     ]
 
 
-def covered(found: list[Difference], truth: float = 0.0) -> float:
-    return float(np.mean([one.low <= truth <= one.high for one in found]))
+def covered(estimates: list[Difference], truth: float = 0.0) -> float:
+    return float(np.mean([estimate.low <= truth <= estimate.high for estimate in estimates]))
 
 
 # What the seeds contribute: nothing, as much as the items, nearly all.
@@ -127,34 +127,35 @@ def test_intervals_cover_the_truth(seeds, design):
 
 def test_how_far_thirty_groups_of_very_skewed_items_fall_short():
     """The known limit of one seed: exponential differences, denominators from a few to hundreds."""
-    found = studies(
+    estimates = studies(
         seeds=1,
         groups=30,
         unequal=0.7,
         effect=lambda random, *shape: random.exponential(size=shape) - 1,
     )
-    print(f"covered {covered(found):.3f}")
-    assert 0.91 <= covered(found) <= 0.97
+    print(f"covered {covered(estimates):.3f}")
+    assert 0.91 <= covered(estimates) <= 0.97
 
 
 @pytest.mark.parametrize("seeds", [2, 3, 5])
 @pytest.mark.parametrize("of_seeds", [0.0, 0.5, 0.9])
 def test_an_arm_is_rarely_told_apart_from_itself(seeds, of_seeds):
     """The same arm with other seeds: seeds and their interaction with the items are all there is."""
-    found = studies(seeds=seeds, groups=100, of_seeds=of_seeds, of_both=1 - of_seeds)
+    estimates = studies(seeds=seeds, groups=100, of_seeds=of_seeds, of_both=1 - of_seeds)
     verdicts = [
-        verdict(one, p_adjusted=one.p_value, p_equivalence=None, higher_is_better=True) for one in found
+        verdict(estimate, p_adjusted=estimate.p_value, p_equivalence=None, higher_is_better=True)
+        for estimate in estimates
     ]
-    share = float(np.mean([one != "undecided" for one in verdicts]))
+    share = float(np.mean([word != "undecided" for word in verdicts]))
     print(f"told apart {share:.4f}")
     assert share <= 0.05 + noise(0.05)
 
 
 def test_one_seed_takes_its_own_luck_for_a_difference():
     """Why one seed must say that seed variance was not measured."""
-    found = studies(500, seeds=1, groups=100, of_seeds=0.5, of_both=0.5)
-    assert np.mean([one.low > 0 or one.high < 0 for one in found]) > 0.1
-    assert not any(one.seed_variance_measured for one in found)
+    estimates = studies(500, seeds=1, groups=100, of_seeds=0.5, of_both=0.5)
+    assert np.mean([estimate.low > 0 or estimate.high < 0 for estimate in estimates]) > 0.1
+    assert not any(estimate.seed_variance_measured for estimate in estimates)
 
 
 def detectable_by_design(seeds: int, groups: int, share: float) -> float:
@@ -173,39 +174,41 @@ def test_a_difference_of_the_detectable_size_is_found(seeds):
     design = {"seeds": seeds, "groups": 100, "unequal": 0.0, "of_seeds": share * 2 / 3, "of_both": share / 3}
     planted = detectable_by_design(seeds, 100, share)
     # The resamples of a real study: with few, the critical value scatters more than it should.
-    found = studies(truth=planted, resamples=1000, **design)
-    power = float(np.mean([one.p_value < 0.05 for one in found]))
+    estimates = studies(truth=planted, resamples=1000, **design)
+    power = float(np.mean([estimate.p_value < 0.05 for estimate in estimates]))
     print(
-        f"found {power:.3f}, planted {planted:.4f}, stated {np.mean([one.detectable for one in found]):.4f}"
+        f"found {power:.3f}, planted {planted:.4f}, stated {np.mean([estimate.detectable for estimate in estimates]):.4f}"
     )
     # Two seeds fall 2 % short: their critical value scatters too much for one noncentral t.
     assert power >= (0.78 if seeds == 2 else 0.8) - noise(0.8)
     # What studies state scatters widely with few seeds, but is about right on average.
-    assert np.mean([one.detectable for one in found]) == pytest.approx(planted, rel=0.2)
+    assert np.mean([estimate.detectable for estimate in estimates]) == pytest.approx(planted, rel=0.2)
 
 
 @pytest.mark.parametrize("seeds", [1, 2, 3, 5])
 def test_equivalence_is_rarely_claimed_at_the_margin(seeds):
     margin = 0.5
     design = {"seeds": seeds, "groups": 100, "of_seeds": 0.0 if seeds == 1 else 0.1}
-    at_margin = [equivalence(one, margin=margin).p_value < 0.05 for one in studies(truth=margin, **design)]
-    alike = [equivalence(one, margin=margin).p_value < 0.05 for one in studies(500, **design)]
+    at_margin = [
+        equivalence(estimate, margin=margin).p_value < 0.05 for estimate in studies(truth=margin, **design)
+    ]
+    alike = [equivalence(estimate, margin=margin).p_value < 0.05 for estimate in studies(500, **design)]
     print(f"claimed at the margin {np.mean(at_margin):.4f}, at zero {np.mean(alike):.3f}")
     assert np.mean(at_margin) <= 0.05 + noise(0.05)
     assert np.mean(alike) >= (0.5 if seeds == 2 else 0.9)  # or the test above would say nothing
 
 
 def test_the_difference_is_that_of_the_ratios_of_sums():
-    found = difference([[2, 3, 5], [4, 1, 0]], [1, 2, 5], ["a", "b", "b"], BOOTSTRAP)
-    assert found.value == pytest.approx((10 / 8 + 5 / 8) / 2)
-    assert (found.seeds, found.items, found.groups) == (2, 3, 2)
-    assert found.low <= found.value <= found.high
+    estimate = difference([[2, 3, 5], [4, 1, 0]], [1, 2, 5], ["a", "b", "b"], BOOTSTRAP)
+    assert estimate.value == pytest.approx((10 / 8 + 5 / 8) / 2)
+    assert (estimate.seeds, estimate.items, estimate.groups) == (2, 3, 2)
+    assert estimate.low <= estimate.value <= estimate.high
 
 
 def test_the_standard_error_is_that_of_scipys_bootstrap():
     numerators, denominators, labels = study(np.random.default_rng(4), seeds=1, groups=50, items=3)
     bootstrap = dataclasses.replace(BOOTSTRAP, resamples=20_000)
-    found = difference(numerators, denominators, labels, bootstrap)
+    estimate = difference(numerators, denominators, labels, bootstrap)
     sums, sizes = np.bincount(labels, numerators[0]), np.bincount(labels, denominators)
     second = stats.bootstrap(
         (sums, sizes),
@@ -215,7 +218,7 @@ def test_the_standard_error_is_that_of_scipys_bootstrap():
         rng=np.random.default_rng(0),
     )
     # Each of the two has a Monte-Carlo error of 0.5 %; scipy leaves out the correction for few groups.
-    assert found.standard_error == pytest.approx(second.standard_error * math.sqrt(50 / 49), rel=0.02)
+    assert estimate.standard_error == pytest.approx(second.standard_error * math.sqrt(50 / 49), rel=0.02)
 
 
 def test_the_two_levels_are_those_of_the_analysis_of_variance():
@@ -228,31 +231,33 @@ def test_the_two_levels_are_those_of_the_analysis_of_variance():
     rest = values - rows[:, np.newaxis] - columns + values.mean()
     by_seed, by_group = rows.var(ddof=1) / seeds, columns.var(ddof=1) / groups
     both = (rest**2).sum() / (seeds - 1) / (groups - 1) / seeds / groups
-    found = difference(values, np.ones(groups), labels, dataclasses.replace(BOOTSTRAP, resamples=40_000))
+    estimate = difference(values, np.ones(groups), labels, dataclasses.replace(BOOTSTRAP, resamples=40_000))
     variance = by_seed + by_group - both
-    assert found.standard_error == pytest.approx(math.sqrt(variance), rel=0.02)
-    assert found.seed_share == pytest.approx(by_seed / variance, rel=0.04)
-    share = found.seed_share
-    critical = share * stats.t.ppf(0.975, seeds - 1) + (1 - share) * stats.t.ppf(0.975, found.group_freedom)
-    assert (found.high - found.value) / found.standard_error == pytest.approx(critical)
-    assert stats.t.ppf(0.975, found.degrees_of_freedom) == pytest.approx(critical)
+    assert estimate.standard_error == pytest.approx(math.sqrt(variance), rel=0.02)
+    assert estimate.seed_share == pytest.approx(by_seed / variance, rel=0.04)
+    share = estimate.seed_share
+    critical = share * stats.t.ppf(0.975, seeds - 1) + (1 - share) * stats.t.ppf(
+        0.975, estimate.group_freedom
+    )
+    assert (estimate.high - estimate.value) / estimate.standard_error == pytest.approx(critical)
+    assert stats.t.ppf(0.975, estimate.degrees_of_freedom) == pytest.approx(critical)
 
 
 @pytest.mark.parametrize("seeds", [1, 2, 5])
 def test_interval_and_p_values_agree(seeds):
     """The p value at the interval's ends is the level, and so is that of equivalence at the narrower one's."""
     arrays = study(np.random.default_rng(3), seeds=seeds, of_seeds=0.2, of_both=0.2)
-    found = difference(*arrays, BOOTSTRAP)
+    estimate = difference(*arrays, BOOTSTRAP)
     numerators, denominators, labels = arrays
     moved = [
         difference(numerators - end * denominators, denominators, labels, BOOTSTRAP)
-        for end in (found.low, found.high)
+        for end in (estimate.low, estimate.high)
     ]
-    assert [one.p_value for one in moved] == pytest.approx([0.05, 0.05])
-    narrow = equivalence(found, margin=1.0)
-    assert found.low < narrow.low < found.value < narrow.high < found.high
+    assert [estimate.p_value for estimate in moved] == pytest.approx([0.05, 0.05])
+    narrow = equivalence(estimate, margin=1.0)
+    assert estimate.low < narrow.low < estimate.value < narrow.high < estimate.high
     reached = max(abs(narrow.low), abs(narrow.high))
-    assert equivalence(found, margin=reached).p_value == pytest.approx(0.05)
+    assert equivalence(estimate, margin=reached).p_value == pytest.approx(0.05)
 
 
 def test_items_of_one_group_are_not_taken_for_independent():
@@ -267,36 +272,42 @@ def test_items_of_one_group_are_not_taken_for_independent():
 def test_seed_variance_is_measured_by_two_seeds_and_more():
     numerators, denominators, labels = study(np.random.default_rng(3), seeds=2, of_seeds=0.5)
     both = difference(numerators, denominators, labels, BOOTSTRAP)
-    one = difference(numerators[:1], denominators, labels, BOOTSTRAP)
+    one_seed = difference(numerators[:1], denominators, labels, BOOTSTRAP)
     bases = difference(numerators[:1], denominators, labels, BOOTSTRAP, trained=False)
     assert (both.seeds, both.seed_variance_measured) == (2, True)
-    assert (one.seeds, one.seed_variance_measured) == (1, False)
+    assert (one_seed.seeds, one_seed.seed_variance_measured) == (1, False)
     assert (bases.seeds, bases.seed_variance_measured) == (None, False)
-    assert dataclasses.replace(bases, seeds=1) == one
-    assert one.degrees_of_freedom <= one.groups - 1
+    assert dataclasses.replace(bases, seeds=1) == one_seed
+    assert one_seed.degrees_of_freedom <= one_seed.groups - 1
 
 
 @pytest.mark.parametrize("seeds", [1, 2])
 def test_an_arm_less_itself_differs_by_nothing(seeds):
-    found = difference(np.zeros((seeds, 20)), np.arange(1, 21), np.arange(20), BOOTSTRAP)
-    assert (found.value, found.low, found.high, found.p_value, found.detectable) == (0, 0, 0, 1, 0)
-    assert found.low <= 0 <= found.high
-    assert equivalence(found, margin=0.1).p_value == 0
-    assert equivalence(found, margin=0.0).p_value == 1
+    estimate = difference(np.zeros((seeds, 20)), np.arange(1, 21), np.arange(20), BOOTSTRAP)
+    assert (estimate.value, estimate.low, estimate.high, estimate.p_value, estimate.detectable) == (
+        0,
+        0,
+        0,
+        1,
+        0,
+    )
+    assert estimate.low <= 0 <= estimate.high
+    assert equivalence(estimate, margin=0.1).p_value == 0
+    assert equivalence(estimate, margin=0.0).p_value == 1
 
 
 def test_a_constant_shift_is_found_without_uncertainty():
-    found = difference(np.full((2, 20), 0.25), np.ones(20), np.arange(20), BOOTSTRAP)
-    assert (found.value, found.low, found.high, found.p_value) == (0.25, 0.25, 0.25, 0)
-    assert found.low > 0 or found.high < 0
+    estimate = difference(np.full((2, 20), 0.25), np.ones(20), np.arange(20), BOOTSTRAP)
+    assert (estimate.value, estimate.low, estimate.high, estimate.p_value) == (0.25, 0.25, 0.25, 0)
+    assert estimate.low > 0 or estimate.high < 0
 
 
 def test_single_items_that_differ_do_not_break_the_interval():
     """One of 100 answers differs, in all resamples or none: the interval is finite and undecided."""
     numerators = np.zeros((1, 100))
     numerators[0, 7] = 1
-    found = difference(numerators, np.ones(100), np.arange(100), BOOTSTRAP)
-    assert found.low < 0 < found.high < 0.05
+    estimate = difference(numerators, np.ones(100), np.arange(100), BOOTSTRAP)
+    assert estimate.low < 0 < estimate.high < 0.05
     assert difference([[1.0, 2.0]], [1, 1], ["a", "b"], BOOTSTRAP).degrees_of_freedom == 1
 
 
@@ -406,21 +417,21 @@ MADE_UP = Difference(
     ],
 )
 def test_the_verdict(value, p, p_equivalence, higher_is_better, expected):
-    found = verdict(
+    word = verdict(
         dataclasses.replace(MADE_UP, value=value),
         p_adjusted=p,
         p_equivalence=p_equivalence,
         higher_is_better=higher_is_better,
     )
-    assert found == expected
+    assert word == expected
 
 
-def said(found: Difference, *, margin: float | None, higher_is_better=False, factor=1) -> tuple[str, str]:
+def said(estimate: Difference, *, margin: float | None, higher_is_better=False, factor=1) -> tuple[str, str]:
     """The verdict, and the sentence with its corrected p value."""
-    tested = equivalence(found, margin=margin) if margin else None
-    p = min(1.0, factor * found.p_value)
+    tested = equivalence(estimate, margin=margin) if margin else None
+    p = min(1.0, factor * estimate.p_value)
     answer = verdict(
-        found,
+        estimate,
         p_adjusted=p,
         p_equivalence=tested.p_value if tested else None,
         higher_is_better=higher_is_better,
@@ -428,7 +439,7 @@ def said(found: Difference, *, margin: float | None, higher_is_better=False, fac
     return answer, sentence(
         "4-bit QLoRA",
         "16-bit LoRA",
-        found,
+        estimate,
         Judgment(p, tested, None, answer),
         unit="nats per token",
         higher_is_better=higher_is_better,
@@ -448,25 +459,25 @@ def test_the_sentence_says_what_the_numbers_say(seeds, scale, away, margin):
     values = random.normal(size=(seeds or 1, 80))
     values += (away / math.sqrt(80)) - values.mean()
     bootstrap = dataclasses.replace(BOOTSTRAP, resamples=400)
-    found = difference(values * scale, np.ones(80), np.arange(80), bootstrap, trained=seeds is not None)
+    estimate = difference(values * scale, np.ones(80), np.arange(80), bootstrap, trained=seeds is not None)
     limit = margin and margin * scale / math.sqrt(80)
-    answer, text = said(found, margin=limit, factor=2)
+    answer, text = said(estimate, margin=limit, factor=2)
     interval = re.search(rf"\(([\d.]+) % interval {NUMBER} to {NUMBER}", text)
     percent, low, high = (float(group) for group in interval.groups())
-    exact = equivalence(found, margin=limit) if answer == "equivalent" else found
-    ends, value = [exact.low, exact.high], found.value
+    exact = equivalence(estimate, margin=limit) if answer == "equivalent" else estimate
+    ends, value = [exact.low, exact.high], estimate.value
     assert percent == (90 if answer == "equivalent" else 95)
     if answer in ("worse", "better"):
-        shown = float(re.search(rf" by {NUMBER} nats per token", text)[1])
+        written = float(re.search(rf" by {NUMBER} nats per token", text)[1])
         ends, value = sorted(math.copysign(1, value) * end for end in ends), abs(value)
         assert f"4-bit QLoRA is {answer} than 16-bit LoRA" in text
-        assert (answer == "worse") == (found.value > 0)
+        assert (answer == "worse") == (estimate.value > 0)
     else:
-        shown = float(re.search(rf"the difference is {NUMBER}", text)[1])
+        written = float(re.search(rf"the difference is {NUMBER}", text)[1])
     width = ends[1] - ends[0]
     assert [low, high] == pytest.approx(ends, abs=0.03 * width)
-    assert shown == pytest.approx(value, abs=0.03 * width)
-    assert low <= shown <= high
+    assert written == pytest.approx(value, abs=0.03 * width)
+    assert low <= written <= high
     assert (low > 0, high < 0) == (ends[0] > 0, ends[1] < 0)
     if answer == "equivalent":
         assert -limit < low and high < limit
@@ -479,24 +490,24 @@ def test_the_sentence_says_what_the_numbers_say(seeds, scale, away, margin):
         could = re.search(
             rf"; a difference of {NUMBER} would have been found with probability ([\d.]+)", text
         )
-        assert float(could[1]) == pytest.approx(found.detectable, rel=0.06)
+        assert float(could[1]) == pytest.approx(estimate.detectable, rel=0.06)
         assert could[2] == "0.8"
     assert ("variance over seeds was not measured" in text) == (seeds == 1)
 
 
 def test_sentences_word_by_word():
-    found = dataclasses.replace(
+    estimate = dataclasses.replace(
         MADE_UP, value=0.284, low=0.22, high=0.348, p_value=1e-9, standard_error=0.032
     )
-    assert said(found, margin=0.02, factor=4) == (
+    assert said(estimate, margin=0.02, factor=4) == (
         "worse",
         "4-bit QLoRA is worse than 16-bit LoRA by 0.284 nats per token "
         "(95 % interval 0.220 to 0.348, adjusted p < 0.001; margin 0.02).",
     )
-    found = dataclasses.replace(
+    estimate = dataclasses.replace(
         MADE_UP, value=0.012, low=-0.01, high=0.034, p_value=0.28, standard_error=0.011, detectable=0.0313
     )
-    assert said(found, margin=0.02) == (
+    assert said(estimate, margin=0.02) == (
         "undecided",
         "Whether 4-bit QLoRA differs from 16-bit LoRA is not decided by this much data: the difference is "
         "+0.012 nats per token (95 % interval -0.010 to +0.034, p = 0.280; margin 0.02); "
@@ -537,9 +548,9 @@ def test_accuracies_of_which_few_differ_are_covered_too(items, differing):
     random = np.random.default_rng(items)
     shift, studies, inside = differing / 2, 600, 0
     for _ in range(studies):
-        one = difference(right_or_wrong(random, items, differing, shift), np.ones(items), np.arange(items),
+        estimate = difference(right_or_wrong(random, items, differing, shift), np.ones(items), np.arange(items),
                          FEW_RESAMPLES, span=1.0)  # fmt: skip
-        inside += one.low <= shift <= one.high
+        inside += estimate.low <= shift <= estimate.high
     assert inside / studies >= 0.93
 
 

@@ -58,32 +58,32 @@ def made_splits(rows: int = 300) -> dict[str, list[Instruction]]:
 def by_brute_force(splits: dict[str, list[Instruction]], threshold: float) -> set[tuple[int, int]]:
     """Pairs of ids whose prompts' sets of 5-grams overlap so much, each pair looked at."""
 
-    def grams(one: Instruction) -> set[str]:
-        text = one.instruction + (" " + one.context if one.context else "")
-        kept = "".join(c if c.isalnum() or c.isspace() else " " for c in text.lower())
-        joined = " ".join(kept.split())
+    def grams(instruction: Instruction) -> set[str]:
+        text = instruction.instruction + (" " + instruction.context if instruction.context else "")
+        letters = "".join(c if c.isalnum() or c.isspace() else " " for c in text.lower())
+        joined = " ".join(letters.split())
         return {joined[i : i + 5] for i in range(len(joined) - 4)}
 
     others = [(other.id, grams(other)) for name in ("train", "validation") for other in splits[name]]
-    found = set()
+    pairs = set()
     for test in splits["test"]:
         mine = grams(test)
-        found |= {
+        pairs |= {
             (test.id, number)
             for number, theirs in others
             if len(mine & theirs) >= threshold * len(mine | theirs)
         }
-    return found
+    return pairs
 
 
 @pytest.mark.parametrize("threshold", [0.5, 0.7, 0.9])
 def test_minhash_finds_the_pairs_that_brute_force_finds(threshold):
     splits = made_splits()
-    found = near_duplicates.near_duplicates(splits, threshold=threshold)
-    wanted = by_brute_force(splits, threshold)
-    assert len(wanted) > 5 and {(pair.test.id, pair.other.id) for pair in found} == wanted
-    assert [pair.similarity for pair in found] == sorted((pair.similarity for pair in found), reverse=True)
-    assert found == near_duplicates.near_duplicates(splits, threshold=threshold)
+    pairs = near_duplicates.near_duplicates(splits, threshold=threshold)
+    expected = by_brute_force(splits, threshold)
+    assert len(expected) > 5 and {(pair.test.id, pair.other.id) for pair in pairs} == expected
+    assert [pair.similarity for pair in pairs] == sorted((pair.similarity for pair in pairs), reverse=True)
+    assert pairs == near_duplicates.near_duplicates(splits, threshold=threshold)
 
 
 def test_what_is_almost_alike_is_what_the_user_says():
@@ -102,15 +102,18 @@ def test_what_is_almost_alike_is_what_the_user_says():
         "validation": [row(4, "How do I bake bread, at home"), row(5, "Nothing alike")],
         "train": [row(6, "Who sleeps?", context=long), row(7, "Another one please!", earlier=said[1:]), row(8, "Else?")],
     }  # fmt: skip
-    found = near_duplicates.near_duplicates(splits, threshold=0.7)
-    assert [(pair.test.id, pair.other.id) for pair in found] == [(0, 4), (2, 7), (1, 6)]
-    assert found[0].similarity == found[1].similarity == 1 > found[2].similarity
-    left = near_duplicates.without(splits, found)
-    assert [[one.id for one in left[name]] for name in ("test", "validation")] == [[0, 1, 2, 3], [5]]
+    pairs = near_duplicates.near_duplicates(splits, threshold=0.7)
+    assert [(pair.test.id, pair.other.id) for pair in pairs] == [(0, 4), (2, 7), (1, 6)]
+    assert pairs[0].similarity == pairs[1].similarity == 1 > pairs[2].similarity
+    left = near_duplicates.without(splits, pairs)
+    assert [[instruction.id for instruction in left[name]] for name in ("test", "validation")] == [
+        [0, 1, 2, 3],
+        [5],
+    ]
     with pytest.raises(
         UserError, match="near_duplicates is drop, which leaves nothing to train on: every train row"
     ):
-        near_duplicates.without(splits | {"train": splits["train"][:2]}, found)
+        near_duplicates.without(splits | {"train": splits["train"][:2]}, pairs)
 
 
 @pytest.mark.parametrize("pair", [("train", "test"), ("validation", "test"), ("train", "validation")])
@@ -127,7 +130,10 @@ def test_an_instruction_in_two_splits_is_refused(pair):
 
 
 def test_rows_that_differ_in_case_spacing_and_punctuation_are_split_together(rows):
-    copies = [replace(one, id=one.id + 100, instruction=f"“{one.instruction.upper()}”?") for one in rows[:20]]
+    copies = [
+        replace(instruction, id=instruction.id + 100, instruction=f"“{instruction.instruction.upper()}”?")
+        for instruction in rows[:20]
+    ]
     splits = split_rows([*copies, *rows], validation=6, test=12, seed=3, held_out_categories=[])
     near_duplicates.check_apart(splits)
     assert sum(map(len, splits.values())) == 60
@@ -166,7 +172,9 @@ def test_the_stage_counts_near_duplicates_and_drops_them_if_asked(tmp_path, tiny
         assert splits["train"] == whole["train"] and splits["validation"] == whole["validation"]
         assert (counts["near_duplicate_test_rows"], counts["near_duplicates_dropped"]) == (len(tests), 0)
     else:
-        assert splits["train"] == [one for one in whole["train"] if one.id not in others]
+        assert splits["train"] == [
+            instruction for instruction in whole["train"] if instruction.id not in others
+        ]
         assert not by_brute_force(splits, 0.75)
         assert (counts["near_duplicate_test_rows"], counts["near_duplicates_dropped"]) == (0, len(others))
         assert f", of which {len(others)} are dropped" in done.stdout
@@ -199,16 +207,16 @@ def test_the_stage_stops_where_splits_share_an_instruction(tmp_path, tiny_model,
 @pytest.mark.skipif(not DOLLY.is_file(), reason="the Dolly file is not part of the repository")
 def test_dolly_is_looked_through_in_two_seconds():
     columns = params.Columns(instruction="instruction", context="context", response="response", category=None)
-    asked = params.FileDataset(source="file", path="x", sha256="0" * 64, format="jsonl", columns=columns)
-    drawn = draw_rows(read_dataset(DOLLY, asked), size=1000, seed=55)
+    dataset = params.FileDataset(source="file", path="x", sha256="0" * 64, format="jsonl", columns=columns)
+    drawn = draw_rows(read_dataset(DOLLY, dataset), size=1000, seed=55)
     splits = split_rows(drawn, validation=50, test=150, seed=55, held_out_categories=[])
     near_duplicates.near_duplicates(
         {name: rows[:5] for name, rows in splits.items()}, threshold=0.7
     )  # imports
     started = time.process_time()
-    found = near_duplicates.near_duplicates(splits, threshold=0.7)
+    pairs = near_duplicates.near_duplicates(splits, threshold=0.7)
     assert time.process_time() - started < 2
-    (pair,) = found
+    (pair,) = pairs
     assert pair.similarity == pytest.approx(0.976, abs=5e-4)
     assert (
         pair.test.context[:60] == pair.other.context[:60] and pair.test.instruction != pair.other.instruction
