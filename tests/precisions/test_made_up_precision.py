@@ -26,7 +26,7 @@ def on_grid(weight):
     return (weight / STEP).round() * STEP
 
 
-def quantize(model):
+def quantize(model, loading):
     for layer in linears(model):
         layer.weight.data = on_grid(layer.weight.data)
         layer.step = STEP
@@ -50,8 +50,8 @@ def expected_facts(loading: Loading) -> Facts:
 
 GRID = Precision(
     name="grid",
-    label=lambda method, double_quantization: f"{method} on a coarse grid",
-    short=lambda double_quantization: "Grid",
+    label=lambda method, quantization: f"{method} on a coarse grid",
+    short=lambda quantization: "Grid",
     in_words="multiples of 1/256",
     is_quantized=True,
     is_4_bit=False,
@@ -67,7 +67,7 @@ GRID = Precision(
     expected_facts=expected_facts,
     facts=facts,
     storage=lambda layer: "a grid of float32",
-    tensor_bytes=lambda inputs, outputs, double_quantization: ([4 * inputs * outputs], []),
+    tensor_bytes=lambda inputs, outputs, quantization: ([4 * inputs * outputs], []),
     quantize=quantize,
     dequantize=dequantize,
     requantize=quantize,

@@ -70,7 +70,7 @@ def loading_adapter(
         base, revision = origin.base_model, f'revision="{origin.revision}", '
     precision = precisions.get(variant.precision)
     classes, quantization, option = "", "", ""
-    if arguments := precision.config_code(variant.double_quantization, compute):
+    if arguments := precision.config_code(variant.quantization, compute):
         classes, option = ", BitsAndBytesConfig", "quantization_config=quantization, "
         quantization = f"quantization = BitsAndBytesConfig({arguments})\n"
     exact = precision.cpu_code if device == "cpu" else ""

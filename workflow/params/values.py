@@ -69,6 +69,8 @@ Day = Annotated[  # YYYY-MM-DD
     AfterValidator(_day),
     BeforeValidator(_quoted_day),
 ]
+# A linear layer's name, or its end, with * for any text.
+LayerPattern = Annotated[str, StringConstraints(pattern=r"^[\w.*-]+$", max_length=200)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 ColumnName = Annotated[str, StringConstraints(min_length=1)]
 TaskName = Annotated[str, StringConstraints(pattern=r"^[\w.-]+$")]

@@ -6,15 +6,24 @@ from functools import partial
 from math import ceil
 from typing import TYPE_CHECKING
 
-from workflow.precisions.base import Facts, Loading, Precision, dtype_name, plain_facts, plain_parameter
+from workflow.precisions.base import (
+    Facts,
+    Loading,
+    Precision,
+    Quantization,
+    dtype_name,
+    plain_facts,
+    plain_parameter,
+)
+from workflow.precisions.dynamic import skipped
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
     from transformers import BitsAndBytesConfig, PreTrainedModel
 
-# bitsandbytes' defaults.
-BLOCK_SIZE = 64  # weights that share a constant (section 3)
+# Weights that share a constant (section 3). The kernels allow more, up to 4096; bitsandbytes takes the default of its own.
+BLOCK_SIZES, DEFAULT_BLOCK_SIZE = (32, 64, 128, 256), 64
 CONSTANTS_BLOCK_SIZE = 256  # constants that share a constant of their own, with double quantization
 EXACT_ON_CPU = (
     "# On some CPUs bitsandbytes multiplies in bfloat16, whatever type is asked for; what was scored did not.\n"
@@ -37,6 +46,7 @@ def config(name: str, loading: Loading) -> BitsAndBytesConfig:
         bnb_4bit_use_double_quant=loading.double_quantization,
         bnb_4bit_compute_dtype=loading.compute,
         bnb_4bit_quant_storage=loading.compute if loading.sharded else torch.uint8,
+        llm_int8_skip_modules=skipped(loading.layers_in_16_bits),
     )
 
 
@@ -60,7 +70,7 @@ def expected_facts(name: str, loading: Loading) -> Facts:
     return {
         "quantization": name,
         "double quantization": loading.double_quantization,
-        "block size": BLOCK_SIZE,
+        "block size": loading.block_size,
         "block size of constants": CONSTANTS_BLOCK_SIZE if loading.double_quantization else None,
         "compute type": dtype_name(loading.compute),
         "storage": dtype_name(loading.compute) if loading.sharded else "uint8",
@@ -79,16 +89,16 @@ def facts(layer: nn.Module) -> Facts:
     }
 
 
-def tensor_bytes(inputs: int, outputs: int, double_quantization: bool) -> tuple[list[float], list[float]]:
+def tensor_bytes(inputs: int, outputs: int, quantization: Quantization) -> tuple[list[float], list[float]]:
     """Half a byte a weight, and a float32 a block with a table of the 16 levels.
 
     With double quantization a byte a block, a float32 for each block of those, their offset, and a table of
     256 levels more.
     """
     count = inputs * outputs
-    blocks = ceil(count / BLOCK_SIZE)
+    blocks = ceil(count / quantization.block_size)
     table = 4 * 16
-    if not double_quantization:
+    if not quantization.double_quantization:
         return [count / 2], [4 * blocks, table]
     return [count / 2], [blocks, 4 * ceil(blocks / CONSTANTS_BLOCK_SIZE), table, 4 * 256, 4]
 
@@ -133,18 +143,25 @@ def use_exact_cpu_kernels() -> None:
     bnb.nn.Linear4bit.support_avx512bf16_for_cpu = property(lambda self: False, lambda self, value: None)
 
 
-def _label(name: str, method: str, double_quantization: bool) -> str:
-    return f"4-bit {method} ({name.upper()}{', double-quantized' if double_quantization else ''})"
+def _label(name: str, method: str, quantization: Quantization) -> str:
+    blocks = "" if _has_default_blocks(quantization) else f", blocks of {quantization.block_size}"
+    doubly = ", double-quantized" if quantization.double_quantization else ""
+    return f"4-bit {method} ({name.upper()}{blocks}{doubly})"
 
 
-def _short(name: str, double_quantization: bool) -> str:
-    return f"{name.upper()}{' + DQ' if double_quantization else ''}"
+def _short(name: str, quantization: Quantization) -> str:
+    blocks = "" if _has_default_blocks(quantization) else f"/{quantization.block_size}"
+    return f"{name.upper()}{blocks}{' + DQ' if quantization.double_quantization else ''}"
 
 
-def _config_code(name: str, double_quantization: bool, compute: str) -> str:
+def _has_default_blocks(quantization: Quantization) -> bool:
+    return quantization.block_size == DEFAULT_BLOCK_SIZE
+
+
+def _config_code(name: str, quantization: Quantization, compute: str) -> str:
     return (
         f'\n    load_in_4bit=True,\n    bnb_4bit_quant_type="{name}",\n'
-        f"    bnb_4bit_use_double_quant={double_quantization},\n"
+        f"    bnb_4bit_use_double_quant={quantization.double_quantization},\n"
         f"    bnb_4bit_compute_dtype=torch.{compute},\n"
     )
 
@@ -172,6 +189,7 @@ def _precision(name: str) -> Precision:
         tensor_bytes=tensor_bytes,
         dequantized_weight=dequantized_weight,
         dequantization_bytes=0.5 + 2,
+        block_sizes=BLOCK_SIZES,
         config=partial(config, name),
         parameter=parameter,
         dequantize=dequantize,

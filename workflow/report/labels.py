@@ -26,7 +26,7 @@ def short_labels(settings: params.Params) -> dict[str, str]:
     for name in settings.experiment.variants:
         variant = settings.variants[name]
         method = methods.get(variant.method)
-        precision = precisions.get(variant.precision).short(variant.double_quantization)
+        precision = precisions.get(variant.precision).short(variant.quantization)
         shorts[name] = f"{precision}{', ' + method.short if method.short else ''}"
     all_shorts = list(shorts.values())
     unique = {name: short if all_shorts.count(short) == 1 else name for name, short in shorts.items()}
@@ -40,7 +40,7 @@ def variant_label(variant: params.Variant) -> str:
     method = methods.get(variant.method)
     precision = precisions.get(variant.precision)
     name = method.label_on_4_bits if precision.is_4_bit else method.label
-    return precision.label(name, variant.double_quantization)
+    return precision.label(name, variant.quantization)
 
 
 def model_name(model: params.Model) -> str:
