@@ -139,11 +139,25 @@ def weights(shape: Shape, variant: params.Variant) -> tuple[int, int]:
     return linears + 2 * others, constants
 
 
+def quantized_parameters(shape: Shape, variant: params.Variant) -> int:
+    """Weights of the linear layers that do not stay in 16 bits."""
+    sizes = shape.linears.items()
+    return sum((shape.layers - layers_in_16_bits(shape, variant, name)) * a * b for name, (a, b) in sizes)
+
+
 def layers_in_16_bits(shape: Shape, variant: params.Variant, name: str) -> int:
     """In how many decoder layers the linear layer of this name stays in 16 bits."""
-    part = "self_attn" if name in ATTENTION else "mlp"
-    names = [f"model.layers.{number}.{part}.{name}" for number in range(shape.layers)]
+    names = [whole for whole in linear_names(shape) if whole.endswith(f".{name}")]
     return sum(any(dynamic.is_named(whole, end) for end in variant.layers_in_16_bits) for whole in names)
+
+
+def linear_names(shape: Shape) -> list[str]:
+    """The whole names of a Llama's linear layers."""
+    return [
+        f"model.layers.{number}.{'self_attn' if name in ATTENTION else 'mlp'}.{name}"
+        for number in range(shape.layers)
+        for name in shape.linears
+    ]
 
 
 def kept_of_a_layer(shape: Shape, training: params.Training, tokens: int) -> int:

@@ -73,7 +73,7 @@ def loading_adapter(
     if arguments := precision.config_code(variant.quantization, compute):
         classes, option = ", BitsAndBytesConfig", "quantization_config=quantization, "
         quantization = f"quantization = BitsAndBytesConfig({arguments})\n"
-    exact = precision.cpu_code if device == "cpu" else ""
+    exact = precision.code_before(variant.quantization) + (precision.cpu_code if device == "cpu" else "")
     return (
         f"{'import bitsandbytes as bnb' + chr(10) if exact else ''}import torch\nfrom peft import PeftModel\n"
         f"from transformers import AutoModelForCausalLM, AutoTokenizer{classes}\n\n"

@@ -84,6 +84,7 @@ def save_adapter(settings: params.Params, variant: str, weights: Path, to: Path)
     """Copy a run's adapter with its tokenizer and the card that has its numbers; return the code that loads it."""
     from workflow.data import cards, lineage
     from workflow.evaluation import forms
+    from workflow.models.load import with_whole_names
 
     if not weights.is_dir():
         raise UserError(f"{weights} is missing; `dvc repro` makes it.")
@@ -98,9 +99,8 @@ def save_adapter(settings: params.Params, variant: str, weights: Path, to: Path)
             shutil.copyfile(file, folder / file.name)
         if card.is_file():
             shutil.copyfile(card, folder / lineage.CARD)
-    return cards.loading(
-        settings.variants[variant], lineage.read(MODEL), compute=compute, device=device, folder=to
-    )
+    whole = with_whole_names(settings.variants[variant], MODEL)
+    return cards.loading(whole, lineage.read(MODEL), compute=compute, device=device, folder=to)
 
 
 def _compute_and_device(settings: params.Params, variant: str) -> tuple[str, str]:

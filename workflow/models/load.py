@@ -17,7 +17,7 @@ from transformers.integrations.bitsandbytes import replace_with_bnb_linear
 
 from workflow import methods, params, precisions
 from workflow.data import model_files
-from workflow.precisions.base import Loading, dtype_name
+from workflow.precisions.base import Loading, Precision, dtype_name
 from workflow.precisions.bnb_4bit import use_exact_cpu_kernels
 from workflow.precisions.dynamic import layers_in_16_bits
 from workflow.runtime.errors import CheckError, UserError
@@ -101,6 +101,12 @@ def linear_names(config: PreTrainedConfig, variant: params.Variant) -> list[str]
         return list(base_linears(AutoModelForCausalLM.from_config(config)))
 
 
+def with_whole_names(variant: params.Variant, folder: Path) -> params.Variant:
+    """A variant with the whole names of its layers in 16 bits, of the model in `folder`."""
+    names = linear_names(AutoConfig.from_pretrained(folder, trust_remote_code=False), variant)
+    return variant.keeping(layers_in_16_bits(names, variant.layers_in_16_bits))
+
+
 def load_base(
     folder: Path, variant: params.Variant, *, hardware: params.Hardware, sharded: bool = False
 ) -> tuple[PreTrainedModel, LoadedPrecision]:
@@ -122,20 +128,22 @@ def load_base(
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         loading = loading_of(variant, compute, linear_names(config, variant), sharded=sharded)
-        model, report = AutoModelForCausalLM.from_pretrained(
-            folder,
-            dtype=loading.weights,
-            quantization_config=precision.config(loading),
-            device_map={"": "cpu" if sharded else device},
-            use_safetensors=True,
-            trust_remote_code=False,
-            attn_implementation="sdpa",
-            ignore_mismatched_sizes=True,  # check_loaded names them
-            output_loading_info=True,
-        )
+        with precision.while_loading(loading):
+            model, report = AutoModelForCausalLM.from_pretrained(
+                folder,
+                dtype=loading.weights,
+                quantization_config=precision.config(loading),
+                device_map={"": "cpu" if sharded else device},
+                use_safetensors=True,
+                trust_remote_code=False,
+                attn_implementation="sdpa",
+                ignore_mismatched_sizes=True,  # check_loaded names them
+                output_loading_info=True,
+            )
     except (OSError, SafetensorError) as error:
         raise UserError(f"{folder} holds no model that can be loaded: {model_files.reason(error)}.") from None
     model_files.check_loaded(report, str(folder))
+    check_computable(model, precision, loading, device=device)
     model = precision.quantize(model, loading)
     return model, describe(model, variant, compute=compute, device=device, sharded=sharded)
 
@@ -159,7 +167,7 @@ def random_base(
     precision = precisions.get(variant.precision)
     loading = loading_of(variant, compute, linear_names(config, variant))
     generator = torch.Generator(device).manual_seed(seed)
-    with init_empty_weights():
+    with init_empty_weights(), precision.while_loading(loading):
         model = AutoModelForCausalLM.from_config(config, dtype=loading.weights, attn_implementation="sdpa")
         quantization = precision.config(loading)
         if quantization is not None:
@@ -239,6 +247,16 @@ def base_linears(model: torch.nn.Module) -> dict[str, torch.nn.Module]:
         for name, module in model.named_modules()
         if isinstance(module, torch.nn.Linear) and "lora_" not in name and module is not head
     }
+
+
+def check_computable(
+    model: torch.nn.Module, precision: Precision, loading: Loading, *, device: torch.device
+) -> None:
+    """Raise a UserError that names the first quantized layer which this device does not compute."""
+    for name, layer in base_linears(model).items():
+        problem = precision.problem(layer, loading, device.type)
+        if problem and name not in loading.layers_in_16_bits:
+            raise UserError(f"{name} is not computed in {precision.name}: {problem}.")
 
 
 def base_name(name: str) -> str:

@@ -4,8 +4,9 @@ An unknown key, a wrong type or an impossible combination is an error. There are
 file is complete, so it is the whole record of a run.
 """
 
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, StringConstraints, model_validator
 
@@ -136,6 +137,10 @@ class Variant(Strict):
     def quantization(self) -> Quantization:
         """What the variant chooses within its precision."""
         return Quantization(self.double_quantization, self.block_size, tuple(self.layers_in_16_bits))
+
+    def keeping(self, names: Iterable[str]) -> Self:
+        """The variant with these layers in 16 bits: the whole names of those that its own stand for."""
+        return self.model_copy(update={"layers_in_16_bits": list(names)})
 
 
 def _listed(table: dict[str, Any], ability: str, conjunction: str) -> str:

@@ -6,6 +6,7 @@ Nothing here imports torch: params ask the table, and so does Snakemake before a
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -57,6 +58,21 @@ def dtype_name(dtype: torch.dtype | None) -> str:
 def plain_facts(layer: nn.Module) -> Facts:
     """How a layer that no quantized precision recognizes is held."""
     return {"quantization": None, "storage": dtype_name(layer.weight.dtype)}
+
+
+def nothing_around(loading: Loading) -> AbstractContextManager[None]:
+    """A context that changes nothing."""
+    return nullcontext()
+
+
+def no_code(quantization: Quantization) -> str:
+    """No Python: the base is loaded by its configuration alone."""
+    return ""
+
+
+def no_problem(layer: nn.Linear, loading: Loading, device: str) -> str:
+    """Nothing: every device computes every layer."""
+    return ""
 
 
 def no_config(loading: Loading) -> None:
@@ -116,6 +132,9 @@ class Precision:
 
     # A whole base. `config` is for from_pretrained; `quantize` is for what no library does as it loads.
     config: Callable[[Loading], Any] = no_config
+    while_loading: Callable[[Loading], AbstractContextManager[None]] = nothing_around
+    # (layer, loading, device) -> why the device does not compute the layer; empty if it does.
+    problem: Callable[[nn.Linear, Loading, str], str] = no_problem
     parameter: Callable[[nn.Parameter, Tensor, nn.Module], nn.Parameter] = plain_parameter
     quantize: Callable[[PreTrainedModel, Loading], PreTrainedModel] = unchanged
     dequantize: Callable[[PreTrainedModel, torch.dtype], PreTrainedModel] = unchanged
@@ -123,4 +142,5 @@ class Precision:
 
     # A card of such a run: the Python that loads its base.
     config_code: Callable[[Quantization, str], str] = lambda quantization, compute: ""
+    code_before: Callable[[Quantization], str] = no_code
     cpu_code: str = ""  # what must stand before, on a CPU

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from math import ceil
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from workflow.precisions.base import (
     Facts,
@@ -47,6 +50,41 @@ def config(name: str, loading: Loading) -> BitsAndBytesConfig:
         bnb_4bit_compute_dtype=loading.compute,
         bnb_4bit_quant_storage=loading.compute if loading.sharded else torch.uint8,
         llm_int8_skip_modules=skipped(loading.layers_in_16_bits),
+    )
+
+
+@contextmanager
+def blocks(loading: Loading) -> Iterator[None]:
+    """Give the 4-bit layers that are made meanwhile the block size that the loading names.
+
+    transformers' configuration has no block size. Its loader quantizes with the attributes of the empty weight that
+    the layer was made with, so they are set there.
+    """
+    import bitsandbytes as bnb
+
+    if loading.block_size == DEFAULT_BLOCK_SIZE:
+        yield
+        return
+    begin = bnb.nn.Linear4bit.__init__
+
+    def begin_with_blocks(layer: nn.Module, *args: Any, **settings: Any) -> None:
+        begin(layer, *args, **settings)
+        layer.weight.blocksize = loading.block_size
+
+    bnb.nn.Linear4bit.__init__ = begin_with_blocks
+    try:
+        yield
+    finally:
+        bnb.nn.Linear4bit.__init__ = begin
+
+
+def problem(layer: nn.Linear, loading: Loading, device: str) -> str:
+    """On a CPU, bitsandbytes 0.50 begins every row with a block of its own, also where the quantizer did not."""
+    if device != "cpu" or layer.in_features % loading.block_size == 0:
+        return ""
+    return (
+        f"block_size is {loading.block_size}, which does not divide its {layer.in_features} inputs, and on a CPU "
+        "bitsandbytes dequantizes such a layer to other numbers; use a block size that divides them, or a GPU"
     )
 
 
@@ -120,6 +158,7 @@ def parameter(parameter: nn.Parameter, weight: Tensor, layer: nn.Module) -> nn.P
     return bnb.nn.Params4bit(
         weight,
         requires_grad=False,
+        blocksize=parameter.blocksize,
         compress_statistics=parameter.compress_statistics,
         quant_type=parameter.quant_type,
         module=layer,
@@ -159,10 +198,25 @@ def _has_default_blocks(quantization: Quantization) -> bool:
 
 
 def _config_code(name: str, quantization: Quantization, compute: str) -> str:
+    plain = skipped(quantization.layers_in_16_bits)
+    layers = f"    llm_int8_skip_modules={json.dumps(plain)},\n" if plain else ""
     return (
         f'\n    load_in_4bit=True,\n    bnb_4bit_quant_type="{name}",\n'
         f"    bnb_4bit_use_double_quant={quantization.double_quantization},\n"
-        f"    bnb_4bit_compute_dtype=torch.{compute},\n"
+        f"    bnb_4bit_compute_dtype=torch.{compute},\n{layers}"
+    )
+
+
+def _code_before(quantization: Quantization) -> str:
+    if _has_default_blocks(quantization):
+        return ""
+    return (
+        "# transformers has no setting for bitsandbytes' block size, so every 4-bit layer gets it as it is made.\n"
+        "begin = bnb.nn.Linear4bit.__init__\n\n\n"
+        "def begin_with_blocks(layer, *args, **settings):\n"
+        "    begin(layer, *args, **settings)\n"
+        f"    layer.weight.blocksize = {quantization.block_size}\n\n\n"
+        "bnb.nn.Linear4bit.__init__ = begin_with_blocks\n"
     )
 
 
@@ -191,9 +245,12 @@ def _precision(name: str) -> Precision:
         dequantization_bytes=0.5 + 2,
         block_sizes=BLOCK_SIZES,
         config=partial(config, name),
+        while_loading=blocks,
+        problem=problem,
         parameter=parameter,
         dequantize=dequantize,
         config_code=partial(_config_code, name),
+        code_before=_code_before,
         cpu_code=EXACT_ON_CPU,
     )
 

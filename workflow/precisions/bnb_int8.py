@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING
 
 from workflow.precisions.base import Facts, Loading, Precision, Quantization, plain_facts, plain_parameter
@@ -70,6 +71,11 @@ def dequantize(model: PreTrainedModel, compute: torch.dtype) -> PreTrainedModel:
     return model.dequantize(compute)
 
 
+def _config_code(quantization: Quantization, compute: str) -> str:
+    plain = skipped(quantization.layers_in_16_bits)
+    return "load_in_8bit=True" + (f", llm_int8_skip_modules={json.dumps(plain)}" if plain else "")
+
+
 PRECISION = Precision(
     name="int8",
     label=lambda method, quantization: f"8-bit {method}",
@@ -94,5 +100,5 @@ PRECISION = Precision(
     config=config,
     parameter=parameter,
     dequantize=dequantize,
-    config_code=lambda quantization, compute: "load_in_8bit=True",
+    config_code=_config_code,
 )
