@@ -214,8 +214,9 @@ def predict(
     rows = max(1, min(tokens, LOGITS_AT_ONCE // shape.vocabulary))
     chunk = rows * shape.vocabulary
     at_loss = 2 * stream + chunk * (4 + 2)
-    is_quantized = precisions.get(variant.precision).is_quantized
-    dequantized = 2 * shape.hidden * shape.intermediate if is_quantized else 0
+    precision = precisions.get(variant.precision)
+    is_dequantized = precision.is_quantized and not precision.is_emulated
+    dequantized = 2 * shape.hidden * shape.intermediate if is_dequantized else 0
     wide = 2 * tokens * shape.intermediate
     in_backward = again + max(dequantized + wide, 2 * wide)
     if at_loss > in_backward:

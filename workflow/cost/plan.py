@@ -219,6 +219,10 @@ def caveats(config: "PreTrainedConfig", settings: params.Params, *, length: int)
             notes.append(
                 f"{name} keeps PEFT's own layers, which are not modeled: its memory and time are lower bounds."
             )
+        if precisions.get(name).is_emulated:
+            notes.append(
+                f"{name} is emulated: its memory and time are those of 16 bits, not those of a GPU with the format."
+            )
     names = linear_names(Shape.of(config))
     for name, variant in settings.variants.items():
         for pattern in variant.layers_in_16_bits:

@@ -81,6 +81,7 @@ def loading_adapter(
         f"{quantization}"
         f'base = AutoModelForCausalLM.{LOADED}(\n    "{base}", {revision}dtype=torch.{compute}, {option}'
         f'device_map={{"": "{device}"}}\n)\n'
+        f"{precision.code_after(variant.quantization)}"
         f"model = PeftModel.{LOADED}(base, adapter).eval()\n"
         f"tokenizer = AutoTokenizer.{LOADED}(adapter)"
     )

@@ -5,9 +5,9 @@ In: a precision's name. Out: its entry in the table, which says all that the pip
 
 from typing import TYPE_CHECKING
 
-from workflow.precisions import bnb_4bit, bnb_int8, sixteen_bit
+from workflow.precisions import bnb_4bit, bnb_int8, emulated, sixteen_bit, untrainable
 from workflow.precisions.base import Precision, plain_facts
-from workflow.runtime.errors import UserError, suggestion
+from workflow.runtime.errors import UserError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -30,12 +30,10 @@ def get(name: str) -> Precision:
     """The precision of this name.
 
     Raises:
-        UserError: the table has none.
+        UserError: the table has none, or one that cannot be trained on.
     """
     if name not in TABLE:
-        raise UserError(
-            f"{name} is not a known precision; known are {', '.join(TABLE)}{suggestion(name, TABLE)}."
-        )
+        raise UserError(f"{untrainable.unknown(name, names())}.")
     return TABLE[name]
 
 
@@ -56,5 +54,12 @@ def facts(layer: "nn.Module") -> dict[str, object]:
     return plain_facts(layer) if precision is None else precision.facts(layer)
 
 
-for _precision in (sixteen_bit.PRECISION, bnb_int8.PRECISION, bnb_4bit.NF4, bnb_4bit.FP4):
+for _precision in (
+    sixteen_bit.PRECISION,
+    bnb_int8.PRECISION,
+    bnb_4bit.NF4,
+    bnb_4bit.FP4,
+    emulated.MXFP4,
+    emulated.NVFP4,
+):
     register(_precision)

@@ -127,6 +127,8 @@ class Precision:
     dequantized_weight: Callable[[nn.Linear, torch.dtype], Tensor] = plain_weight
     # Bytes read and written for each weight to dequantize it before a matrix product.
     dequantization_bytes: float = 0.0
+    # Whether weights that were rounded to the format are held and multiplied in 16 bits: its quality, not its costs.
+    is_emulated: bool = False
     # Of which a variant chooses one: weights that share a quantization constant.
     block_sizes: tuple[int, ...] = ()
 
@@ -140,7 +142,8 @@ class Precision:
     dequantize: Callable[[PreTrainedModel, torch.dtype], PreTrainedModel] = unchanged
     requantize: Callable[[PreTrainedModel, Loading], PreTrainedModel] = unchanged  # after PEFT's merge
 
-    # A card of such a run: the Python that loads its base.
+    # A card of such a run: the Python that loads its base, what stands before it, and what is done to `base` then.
     config_code: Callable[[Quantization, str], str] = lambda quantization, compute: ""
     code_before: Callable[[Quantization], str] = no_code
-    cpu_code: str = ""  # what must stand before, on a CPU
+    cpu_code: str = ""  # before, on a CPU
+    code_after: Callable[[Quantization], str] = no_code
