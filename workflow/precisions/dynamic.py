@@ -1,6 +1,6 @@
 """Which linear layers of a quantized base stay in 16 bits: "dynamic" quantization.
 
-A few layers lose more than the others when they are quantized. workflow/cost/rank_layers.py measures which.
+A few layers lose more than the others when they are quantized. workflow/models/rank_layers.py measures which.
 """
 
 from collections.abc import Collection, Sequence
