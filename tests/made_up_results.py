@@ -401,6 +401,8 @@ def _precision(variant: str, device: str, *, merged: bool = False) -> dict:
     return {
         "base": base,
         "double_quantization": doubly,
+        "block_size": 64 if base in ("nf4", "fp4") else None,
+        "layers_in_16_bits": [],
         "storage": {"16bit": compute, "int8": "int8"}.get(base, f"{base} (4 bits)"),
         "compute": compute,
         "device": device,

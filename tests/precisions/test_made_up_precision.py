@@ -26,7 +26,7 @@ def on_grid(weight):
     return (weight / STEP).round() * STEP
 
 
-def quantize(model):
+def quantize(model, loading):
     for layer in linears(model):
         layer.weight.data = on_grid(layer.weight.data)
         layer.step = STEP
@@ -50,8 +50,8 @@ def expected_facts(loading: Loading) -> Facts:
 
 GRID = Precision(
     name="grid",
-    label=lambda method, double_quantization: f"{method} on a coarse grid",
-    short=lambda double_quantization: "Grid",
+    label=lambda method, quantization: f"{method} on a coarse grid",
+    short=lambda quantization: "Grid",
     in_words="multiples of 1/256",
     is_quantized=True,
     is_4_bit=False,
@@ -67,7 +67,7 @@ GRID = Precision(
     expected_facts=expected_facts,
     facts=facts,
     storage=lambda layer: "a grid of float32",
-    tensor_bytes=lambda inputs, outputs, double_quantization: ([4 * inputs * outputs], []),
+    tensor_bytes=lambda inputs, outputs, quantization: ([4 * inputs * outputs], []),
     quantize=quantize,
     dequantize=dequantize,
     requantize=quantize,
@@ -139,12 +139,12 @@ def test_a_made_up_precision_goes_through_every_stage_to_the_page(finished):
 def test_an_unknown_precision_is_refused_by_name(tmp_path):
     from real_pipeline import TINY
 
-    with pytest.raises(
-        UserError, match=r"^nf5 is not a known precision; known are 16bit, int8, nf4, fp4 \(did"
-    ):
+    known = ", ".join(precisions.names())
+    with pytest.raises(UserError, match=rf"^nf5 is not a known precision; known are {known} \(did"):
         precisions.get("nf5")
     path = tmp_path / "params.yaml"
     path.write_text(TINY.replace("precision: int8", "precision: grid"))
-    sentence = "variants.lora_int8.precision is \"grid\": input should be '16bit', 'int8', 'nf4' or 'fp4'"
+    *others, last = map(repr, precisions.names())
+    sentence = f'variants.lora_int8.precision is "grid": input should be {", ".join(others)} or {last}'
     with pytest.raises(UserError, match=sentence):
         params.load(path)

@@ -17,10 +17,12 @@ from workflow.runtime.errors import CheckError, UserError
 CPU = params.Hardware(device="cpu", compute_dtype="auto", data_workers=0)
 
 
-def variant(of: str, double: bool = False, method: str = "lora") -> params.Variant:
+def variant(of: str, double: bool = False, method: str = "lora", **choices) -> params.Variant:
+    blocks = {"block_size": 64 if precisions.get(of).block_sizes else None, "layers_in_16_bits": []}
     return params.Variant(
-        method=method, precision=of, double_quantization=double, compute_dtype=None, processes=1, training={}
-    )
+        method=method, precision=of, double_quantization=double, compute_dtype=None, processes=1, training={},
+        **blocks | choices,
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -118,7 +120,7 @@ def unchanged(model):
         (("16bit",), in_bfloat16, ("16bit",), "storage of model.layers.0.self_attn.q_proj is bfloat16 instead of float32"),
         (("16bit", False, "full"), in_bfloat16, ("16bit", False, "full"), "storage of .* is bfloat16 instead of float32"),
         (("nf4",), with_a_layer_in_16_bits, ("nf4",), "quantization of model.layers.2.mlp.up_proj is None instead of nf4"),
-        (("nf4",), with_head_quantized, ("nf4",), "29 modules are quantized, and the linear layers besides the head are 28"),
+        (("nf4",), with_head_quantized, ("nf4",), "29 modules are quantized, and 28 linear layers are to be"),
         (("nf4",), setting("compute_dtype", torch.bfloat16), ("nf4",), "compute type of model.layers.3.mlp.down_proj is bfloat16"),
         (("nf4",), setting("compute_dtype", None), ("nf4",), "compute type of .* is None instead of float32"),
         (("nf4",), setting("weight.quant_state.blocksize", 128), ("nf4",), "block size of .* is 128 instead of 64"),

@@ -327,9 +327,9 @@ def test_processes_do_not_outlive_their_launcher(tmp_path, number):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"precision": "int8", "double_quantization": False},
+        ({"precision": "int8", "double_quantization": False, "block_size": None},
          ["variants.shared.processes is 2 and precision is int8", "16bit, nf4 or fp4"]),
-        ({"method": "full", "precision": "16bit", "double_quantization": False},
+        ({"method": "full", "precision": "16bit", "double_quantization": False, "block_size": None},
          ["variants.shared.processes is 2 and method is full", "method lora"]),
         ({"training": {"micro_batch_rows": 4}},
          ["variants.shared.processes is 2", "batch_rows (4)", "multiple of micro_batch_rows x processes (8)"]),

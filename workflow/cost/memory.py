@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from workflow import methods, params, precisions
 from workflow.methods.lora import adapted
+from workflow.precisions import dynamic
 from workflow.training.speed.chunks import LOGITS_AT_ONCE
 
 if TYPE_CHECKING:
@@ -22,6 +23,12 @@ ALLOCATION = 512  # PyTorch's CUDA allocator rounds every tensor up to this many
 # Bytes of a workspace on Hopper (PyTorch, CUDABlas.cpp); less on older GPUs. cuBLAS and cuBLASLt each have one for the
 # default stream and one for the stream on which graphs are captured.
 WORKSPACE = 32 * 2**20
+ATTENTION = (
+    "q_proj",
+    "k_proj",
+    "v_proj",
+    "o_proj",
+)  # the linear layers of a decoder layer's attention; the others are its MLP's
 ADAM_STATES = {"adamw_torch": 8, "adamw_torch_fused": 8, "paged_adamw_32bit": 0, "paged_adamw_8bit": 0}
 
 
@@ -124,11 +131,33 @@ def weights(shape: Shape, variant: params.Variant) -> tuple[int, int]:
         return 4 * (shape.linear_parameters + others), 0
     tensor_bytes = precisions.get(variant.precision).tensor_bytes
     linears = constants = 0
-    for inputs, outputs in shape.linears.values():
-        layer, layer_constants = tensor_bytes(inputs, outputs, variant.double_quantization)
-        linears += sum(map(rounded, layer))
-        constants += sum(map(rounded, layer_constants))
-    return shape.layers * linears + 2 * others, shape.layers * constants
+    for name, (inputs, outputs) in shape.linears.items():
+        layer, layer_constants = tensor_bytes(inputs, outputs, variant.quantization)
+        plain = layers_in_16_bits(shape, variant, name)
+        linears += plain * rounded(2 * inputs * outputs) + (shape.layers - plain) * sum(map(rounded, layer))
+        constants += (shape.layers - plain) * sum(map(rounded, layer_constants))
+    return linears + 2 * others, constants
+
+
+def quantized_parameters(shape: Shape, variant: params.Variant) -> int:
+    """Weights of the linear layers that do not stay in 16 bits."""
+    sizes = shape.linears.items()
+    return sum((shape.layers - layers_in_16_bits(shape, variant, name)) * a * b for name, (a, b) in sizes)
+
+
+def layers_in_16_bits(shape: Shape, variant: params.Variant, name: str) -> int:
+    """In how many decoder layers the linear layer of this name stays in 16 bits."""
+    names = [whole for whole in linear_names(shape) if whole.endswith(f".{name}")]
+    return sum(any(dynamic.is_named(whole, end) for end in variant.layers_in_16_bits) for whole in names)
+
+
+def linear_names(shape: Shape) -> list[str]:
+    """The whole names of a Llama's linear layers."""
+    return [
+        f"model.layers.{number}.{'self_attn' if name in ATTENTION else 'mlp'}.{name}"
+        for number in range(shape.layers)
+        for name in shape.linears
+    ]
 
 
 def kept_of_a_layer(shape: Shape, training: params.Training, tokens: int) -> int:
@@ -185,8 +214,9 @@ def predict(
     rows = max(1, min(tokens, LOGITS_AT_ONCE // shape.vocabulary))
     chunk = rows * shape.vocabulary
     at_loss = 2 * stream + chunk * (4 + 2)
-    is_quantized = precisions.get(variant.precision).is_quantized
-    dequantized = 2 * shape.hidden * shape.intermediate if is_quantized else 0
+    precision = precisions.get(variant.precision)
+    is_dequantized = precision.is_quantized and not precision.is_emulated
+    dequantized = 2 * shape.hidden * shape.intermediate if is_dequantized else 0
     wide = 2 * tokens * shape.intermediate
     in_backward = again + max(dequantized + wide, 2 * wide)
     if at_loss > in_backward:

@@ -22,10 +22,13 @@ from workflow.cost.memory import (
     Shape,
     describes,
     largest_fit,
+    linear_names,
     predict,
+    quantized_parameters,
     usable_gib,
 )
 from workflow.methods.lora import adapter_parameters
+from workflow.precisions import dynamic
 from workflow.runtime.errors import UserError
 from workflow.runtime.files import expanded
 from workflow.runtime.paths import MODEL, PARAMS
@@ -73,7 +76,8 @@ def step_seconds(shape: Shape, variant: params.Variant, training: params.Trainin
     passes = methods.get(variant.method).passes + training.gradient_checkpointing
     work = 2 * tokens * passes * (shape.linear_parameters + adapter_parameters(shape, training))
     work += 2 * tokens * 2 * shape.vocabulary * shape.hidden
-    moved = passes * shape.linear_parameters * precisions.get(variant.precision).dequantization_bytes
+    quantized = quantized_parameters(shape, variant)
+    moved = passes * quantized * precisions.get(variant.precision).dequantization_bytes
     return SECONDS_PER_PASS + work / MATRIX_RATE + moved / MEMORY_RATE
 
 
@@ -212,6 +216,18 @@ def caveats(config: "PreTrainedConfig", settings: params.Params, *, length: int)
             notes.append(
                 f"{name} keeps PEFT's own layers, which are not modeled: its memory and time are lower bounds."
             )
+        if precisions.get(name).is_emulated:
+            notes.append(
+                f"{name} is emulated: its memory and time are those of 16 bits, not those of a GPU with the format."
+            )
+    names = linear_names(Shape.of(config))
+    for name, variant in settings.variants.items():
+        for pattern in variant.layers_in_16_bits:
+            if not any(dynamic.is_named(whole, pattern) for whole in names):
+                notes.append(
+                    f"{name} keeps {pattern} in 16 bits, and no linear layer of this model has that name: it is planned "
+                    "without."
+                )
     if any(variant.processes > 1 for variant in settings.variants.values()):
         notes.append(
             "Each is on one GPU: what several processes that share a training (docs/sharding.md) need is not predicted."

@@ -17,7 +17,8 @@ from workflow.cost import architecture
 from workflow.data.model_files import read_config, reason
 from workflow.fetch.convert import byte_tokenizer
 from workflow.methods import Method
-from workflow.models.load import load_base
+from workflow.models.load import choose_device, linear_names, load_base
+from workflow.precisions.dynamic import layers_in_16_bits
 from workflow.runtime.errors import CheckError, UserError
 from workflow.training.checks import check_model_fits, check_trainable
 from workflow.training.train import build_trainer
@@ -50,9 +51,11 @@ def try_variants(model_folder: Path, experiment: params.Params) -> None:
             ) from None
         rest = outside(model)
         for name in experiment.experiment.variants:
-            problem = try_variant(
-                Path(scratch), experiment.variants[name], experiment.training_of(name), rest=rest
-            )
+            try:
+                variant = in_trial(experiment.variants[name], full, config, hardware=experiment.hardware)
+                problem = try_variant(Path(scratch), variant, experiment.training_of(name), rest=rest)
+            except UserError as error:
+                problem = str(error).rstrip(".")
             if problem:
                 problems.setdefault(problem, []).append(name)
     if problems:
@@ -61,6 +64,31 @@ def try_variants(model_folder: Path, experiment: params.Params) -> None:
             f"this model does not go with every variant of the experiment, tried on a few of its layers: {reasons}. "
             "Take them out of experiment.variants, or choose another model."
         )
+
+
+def in_trial(
+    variant: params.Variant,
+    full: PreTrainedConfig,
+    small: PreTrainedConfig,
+    *,
+    hardware: params.Hardware,
+) -> params.Variant:
+    """Return the variant as it can be tried on a CPU, where a block must not reach over two rows of a weight.
+
+    Of its layers in 16 bits it has those of the small copy, as long as some are quantized. Where the runs are on a GPU,
+    blocks are of the smallest size.
+
+    Raises:
+        UserError: the full model has no layer of such a name.
+    """
+    names = linear_names(small, variant)
+    plain = layers_in_16_bits(linear_names(full, variant), variant.layers_in_16_bits)
+    here = [name for name in plain if name in names]
+    tried = variant.keeping(here if len(here) < len(names) else [])
+    sizes = precisions.get(variant.precision).block_sizes
+    if sizes and choose_device(hardware).type != "cpu":
+        tried = tried.model_copy(update={"block_size": sizes[0]})
+    return tried
 
 
 def try_variant(folder: Path, variant: params.Variant, training: params.Training, *, rest: str) -> str:

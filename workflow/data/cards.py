@@ -70,10 +70,10 @@ def loading_adapter(
         base, revision = origin.base_model, f'revision="{origin.revision}", '
     precision = precisions.get(variant.precision)
     classes, quantization, option = "", "", ""
-    if arguments := precision.config_code(variant.double_quantization, compute):
+    if arguments := precision.config_code(variant.quantization, compute):
         classes, option = ", BitsAndBytesConfig", "quantization_config=quantization, "
         quantization = f"quantization = BitsAndBytesConfig({arguments})\n"
-    exact = precision.cpu_code if device == "cpu" else ""
+    exact = precision.code_before(variant.quantization) + (precision.cpu_code if device == "cpu" else "")
     return (
         f"{'import bitsandbytes as bnb' + chr(10) if exact else ''}import torch\nfrom peft import PeftModel\n"
         f"from transformers import AutoModelForCausalLM, AutoTokenizer{classes}\n\n"
@@ -81,6 +81,7 @@ def loading_adapter(
         f"{quantization}"
         f'base = AutoModelForCausalLM.{LOADED}(\n    "{base}", {revision}dtype=torch.{compute}, {option}'
         f'device_map={{"": "{device}"}}\n)\n'
+        f"{precision.code_after(variant.quantization)}"
         f"model = PeftModel.{LOADED}(base, adapter).eval()\n"
         f"tokenizer = AutoTokenizer.{LOADED}(adapter)"
     )

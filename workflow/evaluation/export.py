@@ -81,6 +81,7 @@ def save_adapter(run: params.Run, to: Path) -> str:
     """Copy a run's adapter with its tokenizer and the card that has its numbers; return the code that loads it."""
     from workflow.data import cards, lineage
     from workflow.evaluation import forms
+    from workflow.models.load import with_whole_names
 
     weights = run.weights
     if not weights.is_dir():
@@ -95,7 +96,8 @@ def save_adapter(run: params.Run, to: Path) -> str:
             shutil.copyfile(file, folder / file.name)
         if card.is_file():
             shutil.copyfile(card, folder / lineage.CARD)
-    return cards.loading(run.variant, lineage.read(MODEL), compute=compute, device=device, folder=to)
+    whole = with_whole_names(run.variant, MODEL)
+    return cards.loading(whole, lineage.read(MODEL), compute=compute, device=device, folder=to)
 
 
 def _compute_and_device(run: params.Run) -> tuple[str, str]:

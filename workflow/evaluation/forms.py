@@ -24,13 +24,18 @@ from workflow import methods, params, precisions
 from workflow.data import lineage
 from workflow.data.model_files import reason
 from workflow.methods import Method
-from workflow.models.load import LoadedPrecision, describe, load_base
+from workflow.models.load import LoadedPrecision, base_linears, describe, load_base, loading_of
 from workflow.runtime.errors import CheckError, UserError, missing
 from workflow.runtime.files import read_json
 from workflow.runtime.forms import AS_TRAINED, BASE, MERGED_16BIT, MERGED_DEQUANTIZED, REQUANTIZED
 
 WEIGHTS, PICKLE = "adapter_model.safetensors", "adapter_model.bin"  # PEFT's names
-SIXTEEN_BIT = {"precision": precisions.SIXTEEN_BIT, "double_quantization": False}
+SIXTEEN_BIT = {
+    "precision": precisions.SIXTEEN_BIT,
+    "double_quantization": False,
+    "block_size": None,
+    "layers_in_16_bits": [],
+}
 MERGED = (MERGED_16BIT, MERGED_DEQUANTIZED)  # the forms that are ordinary 16-bit models
 
 
@@ -126,8 +131,9 @@ def requantized(
 ) -> tuple[torch.nn.Module, torch.dtype]:
     """The adapter folded into the dequantized weights, which are quantized again as the base was."""
     base, precision = load_base(model_folder, variant, hardware=hardware)
-    model = precisions.get(variant.precision).requantize(merged(base, weights_folder))
-    return model, getattr(torch, precision.compute)
+    model, compute = merged(base, weights_folder), getattr(torch, precision.compute)
+    loading = loading_of(variant, compute, base_linears(model))
+    return precisions.get(variant.precision).requantize(model, loading), compute
 
 
 def attached(base: torch.nn.Module, weights_folder: Path) -> tuple[PeftModel, torch.Tensor]:
@@ -288,7 +294,8 @@ def check(served: Served, variant: params.Variant, *, adapters: int) -> Served:
             f"{served.form} has adapters in {served.adapter_dtype}, and they were trained in float32"
         )
     is_quantized = precisions.get(variant.precision).is_quantized and served.form not in MERGED
-    expected = served.precision.linear_modules if is_quantized else 0
+    quantized = served.precision.linear_modules - len(served.precision.layers_in_16_bits)
+    expected = quantized if is_quantized else 0
     if served.precision.quantized_modules != expected:
         raise CheckError(
             f"{served.form} must have {expected} quantized modules, and has {served.precision.quantized_modules}"

@@ -1,6 +1,7 @@
 """Load a base model in the precision that a variant asks for, and prove that it is what is there."""
 
-from dataclasses import asdict, dataclass
+from collections.abc import Collection
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -16,8 +17,9 @@ from transformers.integrations.bitsandbytes import replace_with_bnb_linear
 
 from workflow import methods, params, precisions
 from workflow.data import model_files
-from workflow.precisions.base import Loading, dtype_name
+from workflow.precisions.base import Loading, Precision, dtype_name
 from workflow.precisions.bnb_4bit import use_exact_cpu_kernels
+from workflow.precisions.dynamic import layers_in_16_bits
 from workflow.runtime.errors import CheckError, UserError
 
 
@@ -32,6 +34,8 @@ class LoadedPrecision:
 
     base: str  # its name in the table of precisions: the rounding of the weights
     double_quantization: bool
+    block_size: int | None
+    layers_in_16_bits: tuple[str, ...]  # the whole names of the linear layers that are not quantized
     storage: str
     compute: str
     device: str
@@ -73,10 +77,34 @@ def choose_compute(hardware: params.Hardware, variant: params.Variant, device: t
     return getattr(torch, compute_dtype)
 
 
-def loading_of(variant: params.Variant, compute: torch.dtype, *, sharded: bool = False) -> Loading:
-    """With what a variant's base is loaded; where the base itself is trained, its weights are float32."""
+def loading_of(
+    variant: params.Variant, compute: torch.dtype, names: Collection[str], *, sharded: bool = False
+) -> Loading:
+    """With what a variant's base is loaded; where the base itself is trained, its weights are float32.
+
+    Args:
+        names: of the base's linear layers.
+
+    Raises:
+        UserError: no layer has a name that the variant keeps in 16 bits.
+    """
     weights = torch.float32 if methods.get(variant.method).master_weights else compute
-    return Loading(variant.double_quantization, compute, weights, sharded)
+    plain = layers_in_16_bits(names, variant.layers_in_16_bits)
+    return Loading(replace(variant.quantization, layers_in_16_bits=plain), compute, weights, sharded)
+
+
+def linear_names(config: PreTrainedConfig, variant: params.Variant) -> list[str]:
+    """The names of the linear layers of a configuration's model; none if the variant does not ask for any."""
+    if not variant.layers_in_16_bits:
+        return []
+    with init_empty_weights():
+        return list(base_linears(AutoModelForCausalLM.from_config(config)))
+
+
+def with_whole_names(variant: params.Variant, folder: Path) -> params.Variant:
+    """A variant with the whole names of its layers in 16 bits, of the model in `folder`."""
+    names = linear_names(AutoConfig.from_pretrained(folder, trust_remote_code=False), variant)
+    return variant.keeping(layers_in_16_bits(names, variant.layers_in_16_bits))
 
 
 def load_base(
@@ -96,23 +124,27 @@ def load_base(
     use_exact_cpu_kernels()
     device = choose_device(hardware)
     compute = choose_compute(hardware, variant, device)
-    precision, loading = precisions.get(variant.precision), loading_of(variant, compute, sharded=sharded)
+    precision = precisions.get(variant.precision)
     try:
-        model, report = AutoModelForCausalLM.from_pretrained(
-            folder,
-            dtype=loading.weights,
-            quantization_config=precision.config(loading),
-            device_map={"": "cpu" if sharded else device},
-            use_safetensors=True,
-            trust_remote_code=False,
-            attn_implementation="sdpa",
-            ignore_mismatched_sizes=True,  # check_loaded names them
-            output_loading_info=True,
-        )
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        loading = loading_of(variant, compute, linear_names(config, variant), sharded=sharded)
+        with precision.while_loading(loading):
+            model, report = AutoModelForCausalLM.from_pretrained(
+                folder,
+                dtype=loading.weights,
+                quantization_config=precision.config(loading),
+                device_map={"": "cpu" if sharded else device},
+                use_safetensors=True,
+                trust_remote_code=False,
+                attn_implementation="sdpa",
+                ignore_mismatched_sizes=True,  # check_loaded names them
+                output_loading_info=True,
+            )
     except (OSError, SafetensorError) as error:
         raise UserError(f"{folder} holds no model that can be loaded: {model_files.reason(error)}.") from None
     model_files.check_loaded(report, str(folder))
-    model = precision.quantize(model)
+    check_computable(model, precision, loading, device=device)
+    model = precision.quantize(model, loading)
     return model, describe(model, variant, compute=compute, device=device, sharded=sharded)
 
 
@@ -132,14 +164,17 @@ def random_base(
     use_exact_cpu_kernels()
     device = choose_device(hardware)
     compute = choose_compute(hardware, variant, device)
-    precision, loading = precisions.get(variant.precision), loading_of(variant, compute)
+    precision = precisions.get(variant.precision)
+    loading = loading_of(variant, compute, linear_names(config, variant))
     generator = torch.Generator(device).manual_seed(seed)
-    with init_empty_weights():
+    with init_empty_weights(), precision.while_loading(loading):
         model = AutoModelForCausalLM.from_config(config, dtype=loading.weights, attn_implementation="sdpa")
         quantization = precision.config(loading)
         if quantization is not None:
             replace_with_bnb_linear(
-                model, modules_to_not_convert=["lm_head"], quantization_config=quantization
+                model,
+                modules_to_not_convert=["lm_head", *loading.layers_in_16_bits],
+                quantization_config=quantization,
             )
             model.is_loaded_in_4bit = quantization.load_in_4bit
             model.is_loaded_in_8bit = quantization.load_in_8bit
@@ -151,7 +186,7 @@ def random_base(
     model.tie_weights()
     for buffer in model.buffers():
         buffer.data = buffer.data.to(device)
-    model = precision.quantize(model)
+    model = precision.quantize(model, loading)
     return model, describe(model, variant, compute=compute)
 
 
@@ -172,18 +207,23 @@ def describe(
     Raises:
         CheckError: a layer is not in the precision that was asked for.
     """
-    linears, quantized = base_linears(model), len(quantized_linears(model))
-    check_precision(linears, variant, compute=compute, sharded=sharded)
-    if quantized not in (0, len(linears)):
+    linears = {base_name(name): layer for name, layer in base_linears(model).items()}
+    quantized = len(quantized_linears(model))
+    plain = check_precision(linears, variant, compute=compute, sharded=sharded)
+    precision = precisions.get(variant.precision)
+    expected = len(linears) - len(plain) if precision.is_quantized else 0
+    if quantized != expected:
         raise CheckError(
-            f"{quantized} modules are quantized, and the linear layers besides the head are {len(linears)}"
+            f"{quantized} modules are quantized, and {expected} linear layers are to be, the head not among them"
         )
-    first = next(iter(linears.values()))
+    first = next(layer for name, layer in linears.items() if name not in plain)
     device = device or first.weight.device
     return LoadedPrecision(
         base=variant.precision,
         double_quantization=variant.double_quantization,
-        storage=precisions.get(variant.precision).storage(first),
+        block_size=variant.block_size,
+        layers_in_16_bits=plain,
+        storage=precision.storage(first),
         compute=dtype_name(compute),
         device=device.type,
         device_name=device_name(device),
@@ -209,27 +249,48 @@ def base_linears(model: torch.nn.Module) -> dict[str, torch.nn.Module]:
     }
 
 
+def check_computable(
+    model: torch.nn.Module, precision: Precision, loading: Loading, *, device: torch.device
+) -> None:
+    """Raise a UserError that names the first quantized layer which this device does not compute."""
+    for name, layer in base_linears(model).items():
+        problem = precision.problem(layer, loading, device.type)
+        if problem and name not in loading.layers_in_16_bits:
+            raise UserError(f"{name} is not computed in {precision.name}: {problem}.")
+
+
+def base_name(name: str) -> str:
+    """A linear layer's name in its base, without what PEFT puts around it."""
+    return name.removeprefix("base_model.model.").removesuffix(".base_layer")
+
+
 def check_precision(
     linears: dict[str, torch.nn.Module],
     variant: params.Variant,
     *,
     compute: torch.dtype,
     sharded: bool = False,
-) -> None:
-    """Raise a CheckError that names the first layer which is not held, or does not compute, as the variant asks."""
+) -> tuple[str, ...]:
+    """Return the names of the layers that are to be in 16 bits among quantized ones.
+
+    Raises:
+        CheckError: a layer, which it names, is not held, or does not compute, as the variant asks.
+    """
     if not linears:
         raise CheckError(
             "the model has no linear layer besides its head, so there is nothing to hold in a precision"
         )
-    precision = precisions.get(variant.precision)
-    expected = precision.expected_facts(loading_of(variant, compute, sharded=sharded))
+    loading = loading_of(variant, compute, linears, sharded=sharded)
+    plain = loading.layers_in_16_bits
     for name, layer in linears.items():
+        precision = precisions.get(precisions.SIXTEEN_BIT if name in plain else variant.precision)
         facts = precisions.facts(layer)
-        for key, value in expected.items():
+        for key, value in precision.expected_facts(loading).items():
             if facts.get(key) != value:
                 raise CheckError(
-                    f"{variant.precision} was asked for, and {key} of {name} is {facts.get(key)} instead of {value}"
+                    f"{precision.name} was asked for, and {key} of {name} is {facts.get(key)} instead of {value}"
                 )
+    return plain
 
 
 def weights_bytes(model: torch.nn.Module) -> int:

@@ -4,8 +4,9 @@ An unknown key, a wrong type or an impossible combination is an error. There are
 file is complete, so it is the whole record of a run.
 """
 
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, StringConstraints, model_validator
 
@@ -18,6 +19,7 @@ from workflow.params.values import (
     OWN_TASKS,
     Count,
     Kind,
+    LayerPattern,
     Length,
     Line,
     MethodName,
@@ -31,6 +33,7 @@ from workflow.params.values import (
     TaskName,
     Vocabulary,
 )
+from workflow.precisions.base import Precision, Quantization
 from workflow.runtime.errors import suggestion
 from workflow.runtime.forms import AS_TRAINED, MERGED_16BIT, REQUANTIZED, Form
 
@@ -82,6 +85,8 @@ class Variant(Strict):
     method: MethodName
     precision: PrecisionName
     double_quantization: bool
+    block_size: Count | None
+    layers_in_16_bits: list[LayerPattern]
     compute_dtype: Literal["float32", "bfloat16", "float16"] | None
     processes: Annotated[int, Field(gt=0, le=1024)]
     training: dict[str, Any]
@@ -99,6 +104,12 @@ class Variant(Strict):
                 f"double_quantization is true, which precision {self.precision} does not have; "
                 f"only {_listed(precisions.TABLE, 'can_be_double_quantized', 'and')} do"
             )
+        self._check_blocks(precision)
+        if self.layers_in_16_bits and not precision.is_quantized:
+            raise ValueError(
+                f"layers_in_16_bits names {self.layers_in_16_bits[0]}, and precision {self.precision} quantizes no layer: "
+                "it must be []"
+            )
         if self.processes > 1 and not (method.may_shard and precision.can_be_sharded):
             reason = f"precision is {self.precision}" if method.may_shard else f"method is {method.name}"
             raise ValueError(
@@ -107,6 +118,29 @@ class Variant(Strict):
                 f"{_listed(precisions.TABLE, 'can_be_sharded', 'or')} is"
             )
         return self
+
+    def _check_blocks(self, precision: Precision) -> None:
+        """Raise a ValueError if the precision does not have this block size."""
+        sizes = precision.block_sizes
+        if self.block_size not in (sizes or (None,)):
+            value = "null" if self.block_size is None else self.block_size
+            allowed = (
+                f"{', '.join(map(str, sizes[:-1]))} or {sizes[-1]}"
+                if len(sizes) > 1
+                else "".join(map(str, sizes))
+            )
+            raise ValueError(
+                f"block_size is {value}; precision {self.precision} allows {allowed or 'null alone, as it has no choice'}"
+            )
+
+    @property
+    def quantization(self) -> Quantization:
+        """What the variant chooses within its precision."""
+        return Quantization(self.double_quantization, self.block_size, tuple(self.layers_in_16_bits))
+
+    def keeping(self, names: Iterable[str]) -> Self:
+        """The variant with these layers in 16 bits: the whole names of those that its own stand for."""
+        return self.model_copy(update={"layers_in_16_bits": list(names)})
 
 
 def _listed(table: dict[str, Any], ability: str, conjunction: str) -> str:

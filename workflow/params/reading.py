@@ -20,6 +20,8 @@ from workflow.runtime.paths import PARAMS
 
 # Keys that params have not always had, with the value that says what was done before.
 SINCE = {"model": {"chat_date": "2024-07-26", "end_token": None}}
+# The same of variants; 4 bits were always quantized in blocks of this size.
+BLOCK_SIZE_BEFORE = 64
 
 
 def load(path: Path = PARAMS, *, published: bool = False) -> Params:
@@ -42,7 +44,17 @@ def load(path: Path = PARAMS, *, published: bool = False) -> Params:
             content[section] = values | content[section]
     if published and isinstance(content.get("training"), dict):
         content["training"] = in_sections(content["training"])
+    if published and isinstance(content.get("variants"), dict):
+        content["variants"] = {name: _newer_variant(variant) for name, variant in content["variants"].items()}
     return _validated(content, str(path))
+
+
+def _newer_variant(variant: Any) -> Any:
+    """A published variant with the keys that variants have not always had."""
+    if not isinstance(variant, dict):
+        return variant
+    in_blocks = variant.get("precision") in ("nf4", "fp4")
+    return {"block_size": BLOCK_SIZE_BEFORE if in_blocks else None, "layers_in_16_bits": []} | variant
 
 
 def preset(name: str) -> Params:

@@ -1,6 +1,7 @@
 """The types of single values in params: numbers within bounds, names, days, hashes."""
 
 import unicodedata
+from collections.abc import Callable
 from datetime import date
 from typing import Annotated, Any, Literal
 
@@ -16,6 +17,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from workflow import methods, precisions
+from workflow.precisions import untrainable
 
 
 def _one_line(text: str) -> str:
@@ -38,10 +40,18 @@ def _day(text: str) -> str:
     return text
 
 
-def _name_in(table: dict[str, Any]) -> Any:
-    """The type of a name in a table, which a program may add to before it loads params."""
+def _name_in(table: dict[str, Any], refusal: Callable[[str], str] = lambda name: "") -> Any:
+    """The type of a name in a table, which a program may add to before it loads params.
+
+    Args:
+        refusal: why a name that is known and not in the table is refused; empty for any other.
+    """
 
     def check(name: str) -> str:
+        if name not in table and refusal(name):
+            raise PydanticCustomError(
+                "refused", "{reason}", {"reason": f"it cannot be trained on: {refusal(name)}"}
+            )
         if name not in table:
             *others, last = map(repr, table)
             raise PydanticCustomError("literal_error", f"input should be {', '.join(others)} or {last}")
@@ -51,7 +61,7 @@ def _name_in(table: dict[str, Any]) -> Any:
 
 
 MethodName = _name_in(methods.TABLE)
-PrecisionName = _name_in(precisions.TABLE)
+PrecisionName = _name_in(precisions.TABLE, untrainable.reason)
 # Bounds that no one comes near: beyond them a typing error would run out of memory or overflow hours later.
 Count = Annotated[int, Field(gt=0, le=10**9)]
 Size = Annotated[int, Field(gt=0, le=2**20)]  # of a weight, in one direction
@@ -69,6 +79,8 @@ Day = Annotated[  # YYYY-MM-DD
     AfterValidator(_day),
     BeforeValidator(_quoted_day),
 ]
+# A linear layer's name, or its end, with * for any text.
+LayerPattern = Annotated[str, StringConstraints(pattern=r"^[\w.*-]+$", max_length=200)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 ColumnName = Annotated[str, StringConstraints(min_length=1)]
 TaskName = Annotated[str, StringConstraints(pattern=r"^[\w.-]+$")]

@@ -5,14 +5,14 @@ In: a precision's name. Out: its entry in the table, which says all that the pip
 
 from typing import TYPE_CHECKING
 
-from workflow.precisions import bnb_4bit, bnb_int8, sixteen_bit
+from workflow.precisions import bnb_4bit, bnb_int8, emulated, sixteen_bit, untrainable
 from workflow.precisions.base import Precision, plain_facts
 from workflow.runtime.registry import Registry
 
 if TYPE_CHECKING:
     from torch import nn
 
-REGISTRY: Registry[Precision] = Registry("precision")
+REGISTRY: Registry[Precision] = Registry("precision", refusals=untrainable.REASONS)
 TABLE = REGISTRY.table
 register, get, names = REGISTRY.register, REGISTRY.get, REGISTRY.names
 SIXTEEN_BIT = sixteen_bit.PRECISION.name
@@ -30,5 +30,12 @@ def facts(layer: "nn.Module") -> dict[str, object]:
     return plain_facts(layer) if precision is None else precision.facts(layer)
 
 
-for _precision in (sixteen_bit.PRECISION, bnb_int8.PRECISION, bnb_4bit.NF4, bnb_4bit.FP4):
+for _precision in (
+    sixteen_bit.PRECISION,
+    bnb_int8.PRECISION,
+    bnb_4bit.NF4,
+    bnb_4bit.FP4,
+    emulated.MXFP4,
+    emulated.NVFP4,
+):
     register(_precision)

@@ -6,6 +6,7 @@ Nothing here imports torch: params ask the table, and so does Snakemake before a
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,13 +19,35 @@ Facts = dict[str, object]
 
 
 @dataclass(frozen=True)
+class Quantization:
+    """What a variant chooses within its precision."""
+
+    double_quantization: bool = False
+    block_size: int | None = None  # weights that share a quantization constant; None where there is no choice
+    layers_in_16_bits: tuple[str, ...] = ()  # linear layers that are not quantized, by name
+
+
+@dataclass(frozen=True)
 class Loading:
     """With what a base is loaded."""
 
-    double_quantization: bool
+    quantization: Quantization
     compute: torch.dtype  # of the matrix products
     weights: torch.dtype  # of the weights that are not quantized
     sharded: bool = False
+
+    @property
+    def double_quantization(self) -> bool:
+        return self.quantization.double_quantization
+
+    @property
+    def block_size(self) -> int | None:
+        return self.quantization.block_size
+
+    @property
+    def layers_in_16_bits(self) -> tuple[str, ...]:
+        """The whole names of the linear layers that are not quantized."""
+        return self.quantization.layers_in_16_bits
 
 
 def dtype_name(dtype: torch.dtype | None) -> str:
@@ -35,6 +58,21 @@ def dtype_name(dtype: torch.dtype | None) -> str:
 def plain_facts(layer: nn.Module) -> Facts:
     """How a layer that no quantized precision recognizes is held."""
     return {"quantization": None, "storage": dtype_name(layer.weight.dtype)}
+
+
+def nothing_around(loading: Loading) -> AbstractContextManager[None]:
+    """A context that changes nothing."""
+    return nullcontext()
+
+
+def no_code(quantization: Quantization) -> str:
+    """No Python: the base is loaded by its configuration alone."""
+    return ""
+
+
+def no_problem(layer: nn.Linear, loading: Loading, device: str) -> str:
+    """Nothing: every device computes every layer."""
+    return ""
 
 
 def no_config(loading: Loading) -> None:
@@ -63,8 +101,8 @@ class Precision:
     """In which numbers the linear layers of a base are held, and what can be done with such a base."""
 
     name: str  # in params.yaml
-    label: Callable[[str, bool], str]  # of a method on such a base, by whether it is double-quantized
-    short: Callable[[bool], str]  # the same where there is little room
+    label: Callable[[str, Quantization], str]  # of a method on such a base
+    short: Callable[[Quantization], str]  # the same where there is little room
     in_words: str  # "the base held in ..."
 
     # What can be done with a base of this precision.
@@ -84,19 +122,28 @@ class Precision:
     expected_facts: Callable[[Loading], Facts]
     facts: Callable[[nn.Module], Facts]  # the same keys, found in a layer
     storage: Callable[[nn.Module], str]
-    # (in, out, double quantization) -> bytes of each tensor of weights, and of each of quantization constants.
-    tensor_bytes: Callable[[int, int, bool], tuple[list[float], list[float]]]
+    # (in, out, quantization) -> bytes of each tensor of weights, and of each of quantization constants.
+    tensor_bytes: Callable[[int, int, Quantization], tuple[list[float], list[float]]]
     dequantized_weight: Callable[[nn.Linear, torch.dtype], Tensor] = plain_weight
     # Bytes read and written for each weight to dequantize it before a matrix product.
     dequantization_bytes: float = 0.0
+    # Whether weights that were rounded to the format are held and multiplied in 16 bits: its quality, not its costs.
+    is_emulated: bool = False
+    # Of which a variant chooses one: weights that share a quantization constant.
+    block_sizes: tuple[int, ...] = ()
 
     # A whole base. `config` is for from_pretrained; `quantize` is for what no library does as it loads.
     config: Callable[[Loading], Any] = no_config
+    while_loading: Callable[[Loading], AbstractContextManager[None]] = nothing_around
+    # (layer, loading, device) -> why the device does not compute the layer; empty if it does.
+    problem: Callable[[nn.Linear, Loading, str], str] = no_problem
     parameter: Callable[[nn.Parameter, Tensor, nn.Module], nn.Parameter] = plain_parameter
-    quantize: Callable[[PreTrainedModel], PreTrainedModel] = unchanged
+    quantize: Callable[[PreTrainedModel, Loading], PreTrainedModel] = unchanged
     dequantize: Callable[[PreTrainedModel, torch.dtype], PreTrainedModel] = unchanged
-    requantize: Callable[[PreTrainedModel], PreTrainedModel] = unchanged  # after PEFT's merge
+    requantize: Callable[[PreTrainedModel, Loading], PreTrainedModel] = unchanged  # after PEFT's merge
 
-    # A card of such a run: the Python that loads its base.
-    config_code: Callable[[bool, str], str] = lambda double_quantization, compute: ""
-    cpu_code: str = ""  # what must stand before, on a CPU
+    # A card of such a run: the Python that loads its base, what stands before it, and what is done to `base` then.
+    config_code: Callable[[Quantization, str], str] = lambda quantization, compute: ""
+    code_before: Callable[[Quantization], str] = no_code
+    cpu_code: str = ""  # before, on a CPU
+    code_after: Callable[[Quantization], str] = no_code

@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from math import ceil
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from workflow.precisions.base import Facts, Loading, Precision, dtype_name, plain_facts, plain_parameter
+from workflow.precisions.base import (
+    Facts,
+    Loading,
+    Precision,
+    Quantization,
+    dtype_name,
+    plain_facts,
+    plain_parameter,
+)
+from workflow.precisions.dynamic import skipped
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
     from transformers import BitsAndBytesConfig, PreTrainedModel
 
-# bitsandbytes' defaults.
-BLOCK_SIZE = 64  # weights that share a constant (section 3)
+# Weights that share a constant (section 3). The kernels allow more, up to 4096; bitsandbytes takes the default of its own.
+BLOCK_SIZES, DEFAULT_BLOCK_SIZE = (32, 64, 128, 256), 64
 CONSTANTS_BLOCK_SIZE = 256  # constants that share a constant of their own, with double quantization
 EXACT_ON_CPU = (
     "# On some CPUs bitsandbytes multiplies in bfloat16, whatever type is asked for; what was scored did not.\n"
@@ -37,6 +49,42 @@ def config(name: str, loading: Loading) -> BitsAndBytesConfig:
         bnb_4bit_use_double_quant=loading.double_quantization,
         bnb_4bit_compute_dtype=loading.compute,
         bnb_4bit_quant_storage=loading.compute if loading.sharded else torch.uint8,
+        llm_int8_skip_modules=skipped(loading.layers_in_16_bits),
+    )
+
+
+@contextmanager
+def blocks(loading: Loading) -> Iterator[None]:
+    """Give the 4-bit layers that are made meanwhile the block size that the loading names.
+
+    transformers' configuration has no block size. Its loader quantizes with the attributes of the empty weight that
+    the layer was made with, so they are set there.
+    """
+    import bitsandbytes as bnb
+
+    if loading.block_size == DEFAULT_BLOCK_SIZE:
+        yield
+        return
+    begin = bnb.nn.Linear4bit.__init__
+
+    def begin_with_blocks(layer: nn.Module, *args: Any, **settings: Any) -> None:
+        begin(layer, *args, **settings)
+        layer.weight.blocksize = loading.block_size
+
+    bnb.nn.Linear4bit.__init__ = begin_with_blocks
+    try:
+        yield
+    finally:
+        bnb.nn.Linear4bit.__init__ = begin
+
+
+def problem(layer: nn.Linear, loading: Loading, device: str) -> str:
+    """On a CPU, bitsandbytes 0.50 begins every row with a block of its own, also where the quantizer did not."""
+    if device != "cpu" or layer.in_features % loading.block_size == 0:
+        return ""
+    return (
+        f"block_size is {loading.block_size}, which does not divide its {layer.in_features} inputs, and on a CPU "
+        "bitsandbytes dequantizes such a layer to other numbers; use a block size that divides them, or a GPU"
     )
 
 
@@ -60,7 +108,7 @@ def expected_facts(name: str, loading: Loading) -> Facts:
     return {
         "quantization": name,
         "double quantization": loading.double_quantization,
-        "block size": BLOCK_SIZE,
+        "block size": loading.block_size,
         "block size of constants": CONSTANTS_BLOCK_SIZE if loading.double_quantization else None,
         "compute type": dtype_name(loading.compute),
         "storage": dtype_name(loading.compute) if loading.sharded else "uint8",
@@ -79,16 +127,16 @@ def facts(layer: nn.Module) -> Facts:
     }
 
 
-def tensor_bytes(inputs: int, outputs: int, double_quantization: bool) -> tuple[list[float], list[float]]:
+def tensor_bytes(inputs: int, outputs: int, quantization: Quantization) -> tuple[list[float], list[float]]:
     """Half a byte a weight, and a float32 a block with a table of the 16 levels.
 
     With double quantization a byte a block, a float32 for each block of those, their offset, and a table of
     256 levels more.
     """
     count = inputs * outputs
-    blocks = ceil(count / BLOCK_SIZE)
+    blocks = ceil(count / quantization.block_size)
     table = 4 * 16
-    if not double_quantization:
+    if not quantization.double_quantization:
         return [count / 2], [4 * blocks, table]
     return [count / 2], [blocks, 4 * ceil(blocks / CONSTANTS_BLOCK_SIZE), table, 4 * 256, 4]
 
@@ -110,6 +158,7 @@ def parameter(parameter: nn.Parameter, weight: Tensor, layer: nn.Module) -> nn.P
     return bnb.nn.Params4bit(
         weight,
         requires_grad=False,
+        blocksize=parameter.blocksize,
         compress_statistics=parameter.compress_statistics,
         quant_type=parameter.quant_type,
         module=layer,
@@ -133,19 +182,41 @@ def use_exact_cpu_kernels() -> None:
     bnb.nn.Linear4bit.support_avx512bf16_for_cpu = property(lambda self: False, lambda self, value: None)
 
 
-def _label(name: str, method: str, double_quantization: bool) -> str:
-    return f"4-bit {method} ({name.upper()}{', double-quantized' if double_quantization else ''})"
+def _label(name: str, method: str, quantization: Quantization) -> str:
+    blocks = "" if _has_default_blocks(quantization) else f", blocks of {quantization.block_size}"
+    doubly = ", double-quantized" if quantization.double_quantization else ""
+    return f"4-bit {method} ({name.upper()}{blocks}{doubly})"
 
 
-def _short(name: str, double_quantization: bool) -> str:
-    return f"{name.upper()}{' + DQ' if double_quantization else ''}"
+def _short(name: str, quantization: Quantization) -> str:
+    blocks = "" if _has_default_blocks(quantization) else f"/{quantization.block_size}"
+    return f"{name.upper()}{blocks}{' + DQ' if quantization.double_quantization else ''}"
 
 
-def _config_code(name: str, double_quantization: bool, compute: str) -> str:
+def _has_default_blocks(quantization: Quantization) -> bool:
+    return quantization.block_size == DEFAULT_BLOCK_SIZE
+
+
+def _config_code(name: str, quantization: Quantization, compute: str) -> str:
+    plain = skipped(quantization.layers_in_16_bits)
+    layers = f"    llm_int8_skip_modules={json.dumps(plain)},\n" if plain else ""
     return (
         f'\n    load_in_4bit=True,\n    bnb_4bit_quant_type="{name}",\n'
-        f"    bnb_4bit_use_double_quant={double_quantization},\n"
-        f"    bnb_4bit_compute_dtype=torch.{compute},\n"
+        f"    bnb_4bit_use_double_quant={quantization.double_quantization},\n"
+        f"    bnb_4bit_compute_dtype=torch.{compute},\n{layers}"
+    )
+
+
+def _code_before(quantization: Quantization) -> str:
+    if _has_default_blocks(quantization):
+        return ""
+    return (
+        "# transformers has no setting for bitsandbytes' block size, so every 4-bit layer gets it as it is made.\n"
+        "begin = bnb.nn.Linear4bit.__init__\n\n\n"
+        "def begin_with_blocks(layer, *args, **settings):\n"
+        "    begin(layer, *args, **settings)\n"
+        f"    layer.weight.blocksize = {quantization.block_size}\n\n\n"
+        "bnb.nn.Linear4bit.__init__ = begin_with_blocks\n"
     )
 
 
@@ -172,10 +243,14 @@ def _precision(name: str) -> Precision:
         tensor_bytes=tensor_bytes,
         dequantized_weight=dequantized_weight,
         dequantization_bytes=0.5 + 2,
+        block_sizes=BLOCK_SIZES,
         config=partial(config, name),
+        while_loading=blocks,
+        problem=problem,
         parameter=parameter,
         dequantize=dequantize,
         config_code=partial(_config_code, name),
+        code_before=_code_before,
         cpu_code=EXACT_ON_CPU,
     )
 

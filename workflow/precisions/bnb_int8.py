@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING
 
-from workflow.precisions.base import Facts, Loading, Precision, plain_facts, plain_parameter
+from workflow.precisions.base import Facts, Loading, Precision, Quantization, plain_facts, plain_parameter
+from workflow.precisions.dynamic import skipped
 
 if TYPE_CHECKING:
     import torch
@@ -18,7 +20,7 @@ def config(loading: Loading) -> BitsAndBytesConfig:
     """bitsandbytes' configuration."""
     from transformers import BitsAndBytesConfig
 
-    return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=skipped(loading.layers_in_16_bits))
 
 
 def recognizes(layer: nn.Module) -> bool:
@@ -42,7 +44,7 @@ def facts(layer: nn.Module) -> Facts:
     }
 
 
-def tensor_bytes(inputs: int, outputs: int, double_quantization: bool) -> tuple[list[float], list[float]]:
+def tensor_bytes(inputs: int, outputs: int, quantization: Quantization) -> tuple[list[float], list[float]]:
     """A byte a weight, and a float32 for each row of the matrix."""
     return [inputs * outputs], [4 * outputs]
 
@@ -69,10 +71,15 @@ def dequantize(model: PreTrainedModel, compute: torch.dtype) -> PreTrainedModel:
     return model.dequantize(compute)
 
 
+def _config_code(quantization: Quantization, compute: str) -> str:
+    plain = skipped(quantization.layers_in_16_bits)
+    return "load_in_8bit=True" + (f", llm_int8_skip_modules={json.dumps(plain)}" if plain else "")
+
+
 PRECISION = Precision(
     name="int8",
-    label=lambda method, double_quantization: f"8-bit {method}",
-    short=lambda double_quantization: "8-bit",
+    label=lambda method, quantization: f"8-bit {method}",
+    short=lambda quantization: "8-bit",
     in_words="int8",
     is_quantized=True,
     is_4_bit=False,
@@ -93,5 +100,5 @@ PRECISION = Precision(
     config=config,
     parameter=parameter,
     dequantize=dequantize,
-    config_code=lambda double_quantization, compute: "load_in_8bit=True",
+    config_code=_config_code,
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from workflow.precisions.base import Facts, Loading, Precision, dtype_name, plain_facts
+from workflow.precisions.base import Facts, Loading, Precision, Quantization, dtype_name, plain_facts
 
 if TYPE_CHECKING:
     from torch import nn
@@ -22,15 +22,15 @@ def expected_facts(loading: Loading) -> Facts:
     return {"quantization": None, "storage": dtype_name(loading.weights)}
 
 
-def tensor_bytes(inputs: int, outputs: int, double_quantization: bool) -> tuple[list[float], list[float]]:
+def tensor_bytes(inputs: int, outputs: int, quantization: Quantization) -> tuple[list[float], list[float]]:
     """Two bytes a weight."""
     return [2 * inputs * outputs], []
 
 
 PRECISION = Precision(
     name="16bit",
-    label=lambda method, double_quantization: f"16-bit {method}",
-    short=lambda double_quantization: "16-bit",
+    label=lambda method, quantization: f"16-bit {method}",
+    short=lambda quantization: "16-bit",
     in_words="16 bits",
     is_quantized=False,
     is_4_bit=False,

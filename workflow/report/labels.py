@@ -26,8 +26,9 @@ def short_labels(settings: params.Params) -> dict[str, str]:
     for name in settings.experiment.variants:
         variant = settings.variants[name]
         method = methods.get(variant.method)
-        precision = precisions.get(variant.precision).short(variant.double_quantization)
-        shorts[name] = f"{precision}{', ' + method.short if method.short else ''}"
+        precision = precisions.get(variant.precision).short(variant.quantization)
+        parts = (precision, "dynamic" if variant.layers_in_16_bits else "", method.short)
+        shorts[name] = ", ".join(filter(None, parts))
     all_shorts = list(shorts.values())
     unique = {name: short if all_shorts.count(short) == 1 else name for name, short in shorts.items()}
     if max(map(len, unique.values())) > LONGEST_SHORT:
@@ -40,7 +41,8 @@ def variant_label(variant: params.Variant) -> str:
     method = methods.get(variant.method)
     precision = precisions.get(variant.precision)
     name = method.label_on_4_bits if precision.is_4_bit else method.label
-    return precision.label(name, variant.double_quantization)
+    dynamic = ", dynamic" if variant.layers_in_16_bits else ""
+    return precision.label(name, variant.quantization) + dynamic
 
 
 def model_name(model: params.Model) -> str:

@@ -21,6 +21,7 @@ class Registry(Generic[Entry]):
     """Entries by name, in the order in which they were registered."""
 
     noun: str  # for an entry, in a sentence
+    refusals: dict[str, str] = field(default_factory=dict)  # names that are no entries, each with the reason
     table: dict[str, Entry] = field(default_factory=dict)
 
     def register(self, entry: Entry) -> Entry:
@@ -40,10 +41,14 @@ class Registry(Generic[Entry]):
             UserError: there is none.
         """
         if name not in self.table:
-            raise UserError(
-                f"{name} is not a known {self.noun}; known are {', '.join(self.table)}{suggestion(name, self.table)}."
-            )
+            raise UserError(f"{self.unknown(name)}.")
         return self.table[name]
+
+    def unknown(self, name: str) -> str:
+        """The sentence for a name that is no entry, without its full stop."""
+        if name in self.refusals:
+            return f"{name} cannot be trained on: {self.refusals[name]}"
+        return f"{name} is not a known {self.noun}; known are {', '.join(self.table)}{suggestion(name, self.table)}"
 
     def names(self) -> list[str]:
         """The names of all entries."""

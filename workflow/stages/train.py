@@ -37,7 +37,7 @@ def train(variant: str, seed: int) -> None:
         finish=lambda written, precision: cards.complete(
             written,
             weights_folder(variant, seed),
-            settings.variants[variant],
+            settings.variants[variant].keeping(precision.layers_in_16_bits),
             model_folder=MODEL,
             compute=precision.compute,
             device=precision.device,

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from workflow import precisions
 from workflow.report import formatting
 from workflow.report.english import (
     RANDOM_MODEL,
@@ -54,6 +55,7 @@ def limits(facts: Facts) -> list[Limit]:
         *(_not_precision_alone(facts, other) for other in facts.others),
         _quantized_before(facts),
         _not_deterministic(facts),
+        _emulated(facts),
         _no_real_16_bits(facts),
         _resident_set(facts),
         _random_benchmark(facts),
@@ -260,6 +262,20 @@ def _no_real_16_bits(facts: Facts) -> Limit | None:
         "16-bit weights are stored as float32",
         f"{text}. The saving against real 16-bit storage is smaller than what was measured"
         + (", although the layers that stay unquantized would then shrink too." if smaller else "."),
+    )
+
+
+def _emulated(facts: Facts) -> Limit | None:
+    precisions_of = {v.label: precisions.get(facts.params.variants[v.name].precision) for v in facts.variants}
+    labels = [label for label, precision in precisions_of.items() if precision.is_emulated]
+    if not labels:
+        return None
+    verb = "is" if len(labels) == 1 else "are"
+    return Limit(
+        "Emulated formats have no costs of their own",
+        f"{listed(labels)} {verb} emulated: the weights were rounded to the format once, and are held and multiplied in "
+        "16 bits. The scores are those of the format. Memory and speed are those of 16 bits, and say nothing of a GPU "
+        "that has the format.",
     )
 
 

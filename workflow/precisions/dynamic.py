@@ -1,0 +1,45 @@
+"""Which linear layers of a quantized base stay in 16 bits: "dynamic" quantization.
+
+A few layers lose more than the others when they are quantized. workflow/models/rank_layers.py measures which.
+"""
+
+from collections.abc import Collection, Sequence
+from fnmatch import fnmatchcase
+
+from workflow.runtime.errors import UserError, suggestion
+
+HEADS = ["lm_head", "embed_out"]  # the names of output heads, which are never quantized
+
+
+def is_named(name: str, pattern: str) -> bool:
+    """Whether a pattern is a layer's whole name or the end of it, from a dot on; `*` stands for any text."""
+    return fnmatchcase(name, pattern) or fnmatchcase(name, f"*.{pattern}")
+
+
+def layers_in_16_bits(names: Collection[str], patterns: Sequence[str]) -> tuple[str, ...]:
+    """The whole names of the layers that patterns name.
+
+    Args:
+        names: of the base's linear layers, the output head left out.
+
+    Raises:
+        UserError: a pattern names no layer, or together they name all.
+    """
+    for pattern in patterns:
+        if not any(is_named(name, pattern) for name in names):
+            ends = sorted({name.rpartition(".")[2] for name in names})
+            raise UserError(
+                f"layers_in_16_bits names {pattern}, and no linear layer of the model has that name; their names end in "
+                f"{', '.join(ends)}{suggestion(pattern.rpartition('.')[2], ends)}."
+            )
+    plain = tuple(name for name in names if any(is_named(name, pattern) for pattern in patterns))
+    if plain and len(plain) == len(names):
+        raise UserError(
+            "layers_in_16_bits names every linear layer of the model, so nothing is quantized; use precision 16bit."
+        )
+    return plain
+
+
+def skipped(names: Sequence[str]) -> list[str] | None:
+    """What bitsandbytes' configuration must leave alone: these and the output head; None for its own choice, the head."""
+    return [*HEADS, *names] if names else None
