@@ -132,8 +132,8 @@ def requantized(
 ) -> tuple[torch.nn.Module, torch.dtype]:
     """The adapter folded into the dequantized weights, which are quantized again as the base was."""
     base, precision = load_base(model_folder, variant, hardware=hardware)
-    model = precisions.get(variant.precision).requantize(merged(base, weights_folder))
-    return model, getattr(torch, precision.compute)
+    compute, entry = getattr(torch, precision.compute), precisions.get(variant.precision)
+    return entry.requantize(merged(entry.mergeable(base, compute), weights_folder)), compute
 
 
 def attached(base: torch.nn.Module, weights_folder: Path) -> tuple[PeftModel, torch.Tensor]:

@@ -3,9 +3,10 @@
 In: a precision's name. Out: its entry in the table, which says all that the pipeline does differently with it.
 """
 
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from workflow.precisions import bnb_4bit, bnb_int8, sixteen_bit
+from workflow.precisions import bnb_4bit, bnb_int8, fp8, hqq, int8_weight_only, sixteen_bit
 from workflow.precisions.base import Precision, plain_facts
 from workflow.runtime.errors import UserError, suggestion
 
@@ -44,6 +45,15 @@ def names() -> list[str]:
     return list(TABLE)
 
 
+def check_installed(precision: Precision) -> None:
+    """Raise a UserError if a precision needs a package that is not installed."""
+    if precision.package and find_spec(precision.package) is None:
+        raise UserError(
+            f"precision {precision.name} needs the package {precision.package}, which is not installed; "
+            f"`make {precision.package}` installs it."
+        )
+
+
 def recognize(layer: "nn.Module") -> Precision | None:
     """The precision that a module of a loaded model is in; None if it is no linear layer of any."""
     ordered = sorted(TABLE.values(), key=lambda precision: not precision.is_quantized)
@@ -56,5 +66,13 @@ def facts(layer: "nn.Module") -> dict[str, object]:
     return plain_facts(layer) if precision is None else precision.facts(layer)
 
 
-for _precision in (sixteen_bit.PRECISION, bnb_int8.PRECISION, bnb_4bit.NF4, bnb_4bit.FP4):
+for _precision in (
+    sixteen_bit.PRECISION,
+    bnb_int8.PRECISION,
+    bnb_4bit.NF4,
+    bnb_4bit.FP4,
+    int8_weight_only.PRECISION,
+    fp8.PRECISION,
+    *hqq.PRECISIONS,
+):
     register(_precision)

@@ -90,13 +90,27 @@ class Precision:
     # Bytes read and written for each weight to dequantize it before a matrix product.
     dequantization_bytes: float = 0.0
 
+    # What it needs besides the locked packages and any device.
+    package: str = ""  # `make PACKAGE` installs it
+    compute_capability: tuple[int, int] | None = None  # of a GPU, at least
+
     # A whole base. `config` is for from_pretrained; `quantize` is for what no library does as it loads.
     config: Callable[[Loading], Any] = no_config
+    # What from_pretrained does with `config` to a model that has no numbers yet: (model, config).
+    replace: Callable[[PreTrainedModel, Any], Any] = unchanged
     parameter: Callable[[nn.Parameter, Tensor, nn.Module], nn.Parameter] = plain_parameter
     quantize: Callable[[PreTrainedModel], PreTrainedModel] = unchanged
     dequantize: Callable[[PreTrainedModel, torch.dtype], PreTrainedModel] = unchanged
+    # Before PEFT's merge, which dequantizes what it knows: with ordinary layers of this type.
+    mergeable: Callable[[PreTrainedModel, torch.dtype], PreTrainedModel] = unchanged
     requantize: Callable[[PreTrainedModel], PreTrainedModel] = unchanged  # after PEFT's merge
+    # Before it is saved, as what transformers loads: where it has no such layer, with the numbers it multiplies with.
+    savable: Callable[[PreTrainedModel, torch.dtype], PreTrainedModel] = unchanged
 
     # A card of such a run: the Python that loads its base.
     config_code: Callable[[bool, str], str] = lambda double_quantization, compute: ""
+    config_class: str = "BitsAndBytesConfig"
+    config_imports: str = ""
+    base_imports: str = ""
+    base_code: str = ""  # what must follow, where no library quantizes as it loads
     cpu_code: str = ""  # what must stand before, on a CPU

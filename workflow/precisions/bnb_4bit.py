@@ -100,6 +100,15 @@ def dequantized_weight(layer: nn.Linear, dtype: torch.dtype) -> Tensor:
     return dequantize_4bit(layer.weight, quantization_state(layer)).to(dtype)
 
 
+def replace_layers(model: PreTrainedModel, quantization: BitsAndBytesConfig) -> None:
+    """Put bitsandbytes' layers, which have no numbers yet, in the place of a model's ordinary ones."""
+    from transformers.integrations.bitsandbytes import replace_with_bnb_linear
+
+    replace_with_bnb_linear(model, modules_to_not_convert=["lm_head"], quantization_config=quantization)
+    model.is_loaded_in_4bit = quantization.load_in_4bit
+    model.is_loaded_in_8bit = quantization.load_in_8bit
+
+
 def parameter(parameter: nn.Parameter, weight: Tensor, layer: nn.Module) -> nn.Parameter:
     """A parameter of a 4-bit layer with these numbers, quantized on their device."""
     import bitsandbytes as bnb
@@ -173,6 +182,7 @@ def _precision(name: str) -> Precision:
         dequantized_weight=dequantized_weight,
         dequantization_bytes=0.5 + 2,
         config=partial(config, name),
+        replace=replace_layers,
         parameter=parameter,
         dequantize=dequantize,
         config_code=partial(_config_code, name),

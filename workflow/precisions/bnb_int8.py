@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from workflow.precisions.base import Facts, Loading, Precision, plain_facts, plain_parameter
+from workflow.precisions.bnb_4bit import replace_layers
 
 if TYPE_CHECKING:
     import torch
@@ -91,6 +92,7 @@ PRECISION = Precision(
     tensor_bytes=tensor_bytes,
     dequantized_weight=dequantized_weight,
     config=config,
+    replace=replace_layers,
     parameter=parameter,
     dequantize=dequantize,
     config_code=lambda double_quantization, compute: "load_in_8bit=True",
