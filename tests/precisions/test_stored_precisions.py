@@ -5,13 +5,13 @@ from importlib.util import find_spec
 
 import pytest
 import torch
-from conftest import random_adapter
+from conftest import ROOT, random_adapter
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import AutoModelForCausalLM
 
 from workflow import params, precisions
-from workflow.cost import memory
+from workflow.cost import memory, trial
 from workflow.data import cards
 from workflow.data.lineage import Lineage
 from workflow.evaluation import forms
@@ -306,6 +306,34 @@ def test_fp8_on_a_cpu_is_refused(tiny_model, monkeypatch):
         load.load_base(tiny_model, variant("fp8"), hardware=CPU)
     model, _ = load.load_base(tiny_model, variant("fp8"), hardware=CPU, on_any_device=True)
     assert precisions.recognize(model.get_submodule(LAYER)).name == "fp8"
+
+
+@pytest.mark.parametrize("name", STORED)
+def test_a_variant_is_tried_on_a_cpu_before_it_runs_on_a_gpu(tiny, tiny_model, monkeypatch, name):
+    monkeypatch.undo()
+    assert not trial.try_variant(tiny_model, variant(name), tiny.training, rest="")
+
+
+def test_params_that_name_a_cpu_for_fp8_are_refused(tmp_path):
+    path = tmp_path / "params.yaml"
+    text = (ROOT / "params.yaml").read_text().replace("device: auto", "device: cpu")
+    path.write_text(text)
+    params.load(path)
+    path.write_text(text.replace("variants: [lora_16bit,", "variants: [lora_fp8, lora_16bit,"))
+    sentence = "variants.lora_fp8.precision is fp8 and hardware.device cpu: fp8 needs a GPU of compute capability 8.9"
+    with pytest.raises(UserError, match=sentence):
+        params.load(path)
+
+
+@pytest.mark.parametrize("bits", [8, 4, 3, 2])
+def test_codes_are_unpacked_as_hqq_packs_them(bits):
+    pytest.importorskip("hqq", reason="hqq is not installed: make hqq")
+    from hqq.core.quantize import Quantizer
+
+    groups = 283 if bits == 3 else 280
+    codes = torch.randint(0, 2**bits, (groups, 64), generator=torch.Generator().manual_seed(0))
+    packed = Quantizer.pack[Quantizer.bit_to_packing[bits]](codes)
+    assert precisions.hqq.unpacked(bits, packed, groups).equal(codes.to(torch.uint8))
 
 
 def test_a_table_of_precisions_needs_none_of_the_packages():

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from workflow.runtime.errors import CheckError
 
-TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 5e-3}  # of a gradient, relative
+TOLERANCE = {torch.float32: 2e-3, torch.bfloat16: 2e-2, torch.float16: 5e-3}  # relative; in float32, TF32
 
 
 class DequantizedProduct(torch.autograd.Function):
