@@ -14,7 +14,7 @@ NUMBERS ?= $(addprefix tests/,whole/test_reference.py training/test_training.py 
 
 .DEFAULT_GOAL := help
 .PHONY: help report benchmark test test-locked test-lowest reference kills long-run lint audit format params schema lock environment \
-	diff env-diff benchmark-engines slurm study publish
+	diff env-diff benchmark-engines slurm torchao hqq study publish
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -87,6 +87,8 @@ lock: .venv/.installed-dev ## renew the lock files from pyproject.toml
 	.venv/bin/uv pip compile --quiet --upgrade pyproject.toml --output-file requirements.lock
 	.venv/bin/uv pip compile --quiet --upgrade --group dev --constraints requirements.lock --output-file requirements-dev.lock
 	.venv/bin/uv pip compile --quiet --upgrade --group slurm --constraints requirements.lock --output-file requirements-slurm.lock
+	.venv/bin/uv pip compile --quiet --upgrade --group torchao --no-deps --output-file requirements-torchao.lock
+	.venv/bin/uv pip compile --quiet --upgrade --group hqq --no-deps --output-file requirements-hqq.lock
 	.venv/bin/uv pip compile --quiet --upgrade --group older --no-deps --output-file requirements-older.lock
 	@mkdir -p .cache && sed -n 's/ *\\$$//; s/^\([a-z0-9][^=]*\)==/\1<=/p' requirements.lock > .cache/locked.txt
 	.venv/bin/uv pip compile --quiet --upgrade --resolution lowest-direct --constraints .cache/locked.txt --no-annotate \
@@ -95,6 +97,10 @@ lock: .venv/.installed-dev ## renew the lock files from pyproject.toml
 environment: .venv/.installed ## create .venv from the lock file
 
 slurm: .venv/.installed-slurm ## install what a SLURM cluster needs (see docs/cluster.md)
+
+torchao: .venv/.installed-torchao ## install what precision int8_weight_only needs
+
+hqq: .venv/.installed-hqq ## install what precisions hqq8 to hqq2 need
 
 # Every package but torch is installed by hash. Torch's build (CPU or CUDA) depends on the machine and on
 # pip's configuration; its CUDA build pins its own libraries.
@@ -111,6 +117,15 @@ slurm: .venv/.installed-slurm ## install what a SLURM cluster needs (see docs/cl
 
 .venv/.installed-slurm: .venv/.installed requirements-slurm.lock
 	$(PIP) --require-hashes --no-deps --requirement requirements-slurm.lock
+	@touch $@
+
+.venv/.installed-torchao: .venv/.installed requirements-torchao.lock
+	$(PIP) --require-hashes --no-deps --requirement requirements-torchao.lock
+	@touch $@
+
+# It is a source package. DISABLE_CUDA keeps it from compiling kernels that are not used here.
+.venv/.installed-hqq: .venv/.installed requirements-hqq.lock
+	DISABLE_CUDA=1 $(PIP) --require-hashes --no-deps --requirement requirements-hqq.lock
 	@touch $@
 
 # With uv, which is faster than pip; of an environment for tests alone.

@@ -119,7 +119,7 @@ def try_variant(folder: Path, variant: params.Variant, training: params.Training
     alone = variant.model_copy(update={"processes": 1, "compute_dtype": None})
     run = params.Run("trial", alone, 1, training, CPU)
     try:
-        model, precision = load_base(folder, alone, hardware=CPU)
+        model, precision = load_base(folder, alone, hardware=CPU, on_any_device=True)
         check_model_fits(model, training)
         rows = [{"input_ids": ids, "labels": ids} for ids in map(_ids, LENGTHS)]
         with tempfile.TemporaryDirectory() as scratch:

@@ -71,18 +71,18 @@ def loading_adapter(
     precision = precisions.get(variant.precision)
     classes, quantization, option = "", "", ""
     if arguments := precision.config_code(variant.quantization, compute):
-        classes, option = ", BitsAndBytesConfig", "quantization_config=quantization, "
-        quantization = f"quantization = BitsAndBytesConfig({arguments})\n"
+        classes, option = f", {precision.config_class}", "quantization_config=quantization, "
+        quantization = f"quantization = {precision.config_class}({arguments})\n"
     exact = precision.code_before(variant.quantization) + (precision.cpu_code if device == "cpu" else "")
     return (
-        f"{'import bitsandbytes as bnb' + chr(10) if exact else ''}import torch\nfrom peft import PeftModel\n"
+        f"{'import bitsandbytes as bnb' + chr(10) if exact else ''}import torch\n{precision.base_imports}"
+        f"from peft import PeftModel\n{precision.config_imports}"
         f"from transformers import AutoModelForCausalLM, AutoTokenizer{classes}\n\n"
         f'{exact}adapter = "{folder.as_posix()}"  # or where you put it\n'
         f"{quantization}"
         f'base = AutoModelForCausalLM.{LOADED}(\n    "{base}", {revision}dtype=torch.{compute}, {option}'
         f'device_map={{"": "{device}"}}\n)\n'
-        f"{precision.code_after(variant.quantization)}"
-        f"model = PeftModel.{LOADED}(base, adapter).eval()\n"
+        f"{precision.code_after(variant.quantization)}model = PeftModel.{LOADED}(base, adapter).eval()\n"
         f"tokenizer = AutoTokenizer.{LOADED}(adapter)"
     )
 

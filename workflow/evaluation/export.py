@@ -111,6 +111,7 @@ def _compute_and_device(run: params.Run) -> tuple[str, str]:
 
 def save_model(run: params.Run, form: str, to: Path) -> str:
     """Save a form that is a model of its own, as it was scored; return the code that loads it."""
+    import torch
     from transformers import AutoConfig
 
     from workflow.data import cards, compatibility, lineage
@@ -126,8 +127,10 @@ def save_model(run: params.Run, form: str, to: Path) -> str:
     model, served = serve(run, form, model_folder=MODEL, weights_folder=run.weights)
     if not served.precision.quantized_modules:
         model = model.to(AutoConfig.from_pretrained(MODEL, trust_remote_code=False).dtype)
-    check_space(to, weights_bytes(model))
     precision = served.precision
+    if precision.quantized_modules:
+        model = precisions.get(precision.base).savable(model, getattr(torch, precision.compute))
+    check_space(to, weights_bytes(model))
     code, published_code = (
         cards.loading_model(
             compute=precision.compute,

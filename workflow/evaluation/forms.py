@@ -131,9 +131,9 @@ def requantized(
 ) -> tuple[torch.nn.Module, torch.dtype]:
     """The adapter folded into the dequantized weights, which are quantized again as the base was."""
     base, precision = load_base(model_folder, variant, hardware=hardware)
-    model, compute = merged(base, weights_folder), getattr(torch, precision.compute)
-    loading = loading_of(variant, compute, base_linears(model))
-    return precisions.get(variant.precision).requantize(model, loading), compute
+    compute, entry = getattr(torch, precision.compute), precisions.get(variant.precision)
+    model = merged(entry.mergeable(base, compute), weights_folder)
+    return entry.requantize(model, loading_of(variant, compute, base_linears(model))), compute
 
 
 def attached(base: torch.nn.Module, weights_folder: Path) -> tuple[PeftModel, torch.Tensor]:

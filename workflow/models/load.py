@@ -1,19 +1,19 @@
 """Load a base model in the precision that a variant asks for, and prove that it is what is there."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
 from accelerate import init_empty_weights
 from safetensors import SafetensorError
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     PreTrainedConfig,
     PreTrainedModel,
 )
-from transformers.integrations.bitsandbytes import replace_with_bnb_linear
 
 from workflow import methods, params, precisions
 from workflow.data import model_files
@@ -107,8 +107,23 @@ def with_whole_names(variant: params.Variant, folder: Path) -> params.Variant:
     return variant.keeping(layers_in_16_bits(names, variant.layers_in_16_bits))
 
 
+def check_device(precision: precisions.Precision, device: torch.device) -> None:
+    """Raise a UserError if a base in this precision cannot be on this device."""
+    least = precision.compute_capability
+    if least and (device.type != "cuda" or torch.cuda.get_device_capability(device) < least):
+        raise UserError(
+            f"precision {precision.name} needs a GPU of compute capability {least[0]}.{least[1]} or newer, "
+            f"and this device is {device_name(device)}."
+        )
+
+
 def load_base(
-    folder: Path, variant: params.Variant, *, hardware: params.Hardware, sharded: bool = False
+    folder: Path,
+    variant: params.Variant,
+    *,
+    hardware: params.Hardware,
+    sharded: bool = False,
+    on_any_device: bool = False,
 ) -> tuple[PreTrainedModel, LoadedPrecision]:
     """Load the model in `folder` in the variant's precision and check what was loaded.
 
@@ -116,15 +131,19 @@ def load_base(
 
     Args:
         sharded: load (and quantize) in host memory, from where each device gets its part.
+        on_any_device: to try a variant on a CPU that will run on a GPU.
 
     Raises:
-        UserError: the device or type is not to be had, or the weights are not safetensors or not all of the model.
+        UserError: the device, type or package is not to be had, or the weights are not safetensors or not all of the model.
         CheckError: the model is not in the precision that was asked for.
     """
     use_exact_cpu_kernels()
     device = choose_device(hardware)
     compute = choose_compute(hardware, variant, device)
     precision = precisions.get(variant.precision)
+    precisions.check_installed(precision)
+    if not on_any_device:
+        check_device(precision, device)
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         loading = loading_of(variant, compute, linear_names(config, variant), sharded=sharded)
@@ -159,25 +178,21 @@ def random_base(
     """A base of this configuration with random weights, made and quantized on the device layer by layer.
 
     What a training costs does not depend on the values of the weights. Nothing is read from disk, and no
-    more memory is taken than the model holds in the end and one layer in 16 bits.
+    more memory is taken than the model holds in the end and one layer in 16 bits; in a precision that no
+    library makes as it loads, than the model holds in 16 bits.
     """
     use_exact_cpu_kernels()
     device = choose_device(hardware)
     compute = choose_compute(hardware, variant, device)
     precision = precisions.get(variant.precision)
     loading = loading_of(variant, compute, linear_names(config, variant))
+    precisions.check_installed(precision)
+    check_device(precision, device)
     generator = torch.Generator(device).manual_seed(seed)
     with init_empty_weights(), precision.while_loading(loading):
         model = AutoModelForCausalLM.from_config(config, dtype=loading.weights, attn_implementation="sdpa")
-        quantization = precision.config(loading)
-        if quantization is not None:
-            replace_with_bnb_linear(
-                model,
-                modules_to_not_convert=["lm_head", *loading.layers_in_16_bits],
-                quantization_config=quantization,
-            )
-            model.is_loaded_in_4bit = quantization.load_in_4bit
-            model.is_loaded_in_8bit = quantization.load_in_8bit
+        if quantization := precision.config(loading):
+            precision.replace(model, quantization)
     for module in model.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
             weight = torch.empty(parameter.shape, dtype=loading.weights, device=device)
@@ -296,13 +311,23 @@ def check_precision(
 def weights_bytes(model: torch.nn.Module) -> int:
     """Bytes of all weights and quantization constants, each tensor once (tied ones share theirs)."""
     tensors = {}
-    for tensor in (*model.parameters(), *model.buffers()):
+    for tensor in _plain_tensors((*model.parameters(), *model.buffers())):
         tensors[tensor.data_ptr()] = tensor.nbytes
         state = getattr(tensor, "quant_state", None)
         for part in (state, getattr(state, "state2", None)):
             if part is not None:
                 tensors[part.absmax.data_ptr()] = part.absmax.nbytes
     return sum(tensors.values())
+
+
+def _plain_tensors(tensors: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
+    """The tensors, and in place of one that only wraps others (torchao's), those that it wraps."""
+    for tensor in tensors:
+        if is_traceable_wrapper_subclass(tensor):
+            names, _ = tensor.__tensor_flatten__()
+            yield from _plain_tensors(getattr(tensor, name) for name in names)
+        else:
+            yield tensor
 
 
 def device_name(device: torch.device) -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
+from workflow import precisions
 from workflow.params import messages
 from workflow.params.sources import ChatColumns
 from workflow.params.values import OWN_METRICS, OWN_TASKS
@@ -43,6 +44,13 @@ def _check_experiment(params: Params) -> None:
             raise ValueError(
                 f"experiment.variants names {name}, which variants does not define; it defines {defined}"
                 f"{suggestion(name, params.variants)}"
+            )
+    for name in params.experiment.variants if params.hardware.device == "cpu" else ():
+        precision = precisions.get(params.variants[name].precision)
+        if precision.compute_capability:
+            raise ValueError(
+                f"variants.{name}.precision is {precision.name} and hardware.device cpu: {precision.name} needs a GPU of "
+                f"compute capability {'.'.join(map(str, precision.compute_capability))} or newer"
             )
     if params.experiment.baseline not in params.experiment.variants:
         raise ValueError(

@@ -3,10 +3,21 @@
 In: a precision's name. Out: its entry in the table, which says all that the pipeline does differently with it.
 """
 
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from workflow.precisions import bnb_4bit, bnb_int8, emulated, sixteen_bit, untrainable
+from workflow.precisions import (
+    bnb_4bit,
+    bnb_int8,
+    emulated,
+    fp8,
+    hqq,
+    int8_weight_only,
+    sixteen_bit,
+    untrainable,
+)
 from workflow.precisions.base import Precision, plain_facts
+from workflow.runtime.errors import UserError
 from workflow.runtime.registry import Registry
 
 if TYPE_CHECKING:
@@ -16,6 +27,15 @@ REGISTRY: Registry[Precision] = Registry("precision", refusals=untrainable.REASO
 TABLE = REGISTRY.table
 register, get, names = REGISTRY.register, REGISTRY.get, REGISTRY.names
 SIXTEEN_BIT = sixteen_bit.PRECISION.name
+
+
+def check_installed(precision: Precision) -> None:
+    """Raise a UserError if a precision needs a package that is not installed."""
+    if precision.package and find_spec(precision.package) is None:
+        raise UserError(
+            f"precision {precision.name} needs the package {precision.package}, which is not installed; "
+            f"`make {precision.package}` installs it."
+        )
 
 
 def recognize(layer: "nn.Module") -> Precision | None:
@@ -37,5 +57,8 @@ for _precision in (
     bnb_4bit.FP4,
     emulated.MXFP4,
     emulated.NVFP4,
+    int8_weight_only.PRECISION,
+    fp8.PRECISION,
+    *hqq.PRECISIONS,
 ):
     register(_precision)

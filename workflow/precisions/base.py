@@ -132,18 +132,31 @@ class Precision:
     # Of which a variant chooses one: weights that share a quantization constant.
     block_sizes: tuple[int, ...] = ()
 
+    # What it needs besides the locked packages and any device.
+    package: str = ""  # `make PACKAGE` installs it
+    compute_capability: tuple[int, int] | None = None  # of a GPU, at least
+
     # A whole base. `config` is for from_pretrained; `quantize` is for what no library does as it loads.
     config: Callable[[Loading], Any] = no_config
     while_loading: Callable[[Loading], AbstractContextManager[None]] = nothing_around
     # (layer, loading, device) -> why the device does not compute the layer; empty if it does.
     problem: Callable[[nn.Linear, Loading, str], str] = no_problem
+    # What from_pretrained does with `config` to a model that has no numbers yet: (model, config).
+    replace: Callable[[PreTrainedModel, Any], Any] = unchanged
     parameter: Callable[[nn.Parameter, Tensor, nn.Module], nn.Parameter] = plain_parameter
     quantize: Callable[[PreTrainedModel, Loading], PreTrainedModel] = unchanged
     dequantize: Callable[[PreTrainedModel, torch.dtype], PreTrainedModel] = unchanged
+    # Before PEFT's merge, which dequantizes what it knows: with ordinary layers of this type.
+    mergeable: Callable[[PreTrainedModel, torch.dtype], PreTrainedModel] = unchanged
     requantize: Callable[[PreTrainedModel, Loading], PreTrainedModel] = unchanged  # after PEFT's merge
+    # Before it is saved, as what transformers loads: where it has no such layer, with the numbers it multiplies with.
+    savable: Callable[[PreTrainedModel, torch.dtype], PreTrainedModel] = unchanged
 
     # A card of such a run: the Python that loads its base, what stands before it, and what is done to `base` then.
     config_code: Callable[[Quantization, str], str] = lambda quantization, compute: ""
+    config_class: str = "BitsAndBytesConfig"
+    config_imports: str = ""
+    base_imports: str = ""
     code_before: Callable[[Quantization], str] = no_code
     cpu_code: str = ""  # before, on a CPU
-    code_after: Callable[[Quantization], str] = no_code
+    code_after: Callable[[Quantization], str] = no_code  # where no library quantizes as it loads

@@ -18,7 +18,7 @@ from workflow.precisions.base import (
     plain_facts,
     plain_parameter,
 )
-from workflow.precisions.dynamic import skipped
+from workflow.precisions.dynamic import HEADS, skipped
 
 if TYPE_CHECKING:
     import torch
@@ -148,6 +148,16 @@ def dequantized_weight(layer: nn.Linear, dtype: torch.dtype) -> Tensor:
     return dequantize_4bit(layer.weight, quantization_state(layer)).to(dtype)
 
 
+def replace_layers(model: PreTrainedModel, quantization: BitsAndBytesConfig) -> None:
+    """Put bitsandbytes' layers, which have no numbers yet, in the place of a model's ordinary ones."""
+    from transformers.integrations.bitsandbytes import replace_with_bnb_linear
+
+    plain = quantization.llm_int8_skip_modules or HEADS
+    replace_with_bnb_linear(model, modules_to_not_convert=plain, quantization_config=quantization)
+    model.is_loaded_in_4bit = quantization.load_in_4bit
+    model.is_loaded_in_8bit = quantization.load_in_8bit
+
+
 def parameter(parameter: nn.Parameter, weight: Tensor, layer: nn.Module) -> nn.Parameter:
     """A parameter of a 4-bit layer with these numbers, quantized on their device."""
     import bitsandbytes as bnb
@@ -247,6 +257,7 @@ def _precision(name: str) -> Precision:
         config=partial(config, name),
         while_loading=blocks,
         problem=problem,
+        replace=replace_layers,
         parameter=parameter,
         dequantize=dequantize,
         config_code=partial(_config_code, name),

@@ -6,6 +6,7 @@ import json
 from typing import TYPE_CHECKING
 
 from workflow.precisions.base import Facts, Loading, Precision, Quantization, plain_facts, plain_parameter
+from workflow.precisions.bnb_4bit import replace_layers
 from workflow.precisions.dynamic import skipped
 
 if TYPE_CHECKING:
@@ -98,6 +99,7 @@ PRECISION = Precision(
     tensor_bytes=tensor_bytes,
     dequantized_weight=dequantized_weight,
     config=config,
+    replace=replace_layers,
     parameter=parameter,
     dequantize=dequantize,
     config_code=_config_code,

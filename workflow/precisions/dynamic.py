@@ -5,7 +5,9 @@ A few layers lose more than the others when they are quantized. workflow/models/
 
 from collections.abc import Collection, Sequence
 from fnmatch import fnmatchcase
+from textwrap import indent
 
+from workflow.precisions.base import Quantization
 from workflow.runtime.errors import UserError, suggestion
 
 HEADS = ["lm_head", "embed_out"]  # the names of output heads, which are never quantized
@@ -38,6 +40,18 @@ def layers_in_16_bits(names: Collection[str], patterns: Sequence[str]) -> tuple[
             "layers_in_16_bits names every linear layer of the model, so nothing is quantized; use precision 16bit."
         )
     return plain
+
+
+def each_layer(body: str, quantization: Quantization) -> str:
+    """Python of a card that does something to each `layer` of `base` that is not kept in 16 bits."""
+    names = ", ".join(f'"{name}"' for name in quantization.layers_in_16_bits)
+    return (
+        f"in_16_bits = [{names}]\n"
+        "for name, layer in base.named_modules():\n"
+        "    is_head = layer is base.get_output_embeddings()\n"
+        "    if isinstance(layer, torch.nn.Linear) and not is_head and name not in in_16_bits:\n"
+        f"{indent(body, ' ' * 8)}\n"
+    )
 
 
 def skipped(names: Sequence[str]) -> list[str] | None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from workflow.precisions.base import Facts, Loading, Precision, Quantization, dtype_name, plain_facts
+from workflow.precisions.dynamic import each_layer
 
 if TYPE_CHECKING:
     import torch
@@ -77,15 +78,8 @@ def _code_after(name: str, quantization: Quantization) -> str:
     functions = source.partition("import torch\n")[2].strip()
     if name == "mxfp4":
         functions = functions.partition("\n\n\ndef nvfp4")[0]
-    plain = "".join(f'"{layer}", ' for layer in quantization.layers_in_16_bits)
-    return (
-        f"\n\n{functions}\n\n\n"
-        f"in_16_bits = [{plain.removesuffix(', ')}]\n"
-        "for name, layer in base.named_modules():\n"
-        "    is_head = layer is base.get_output_embeddings()\n"
-        "    if isinstance(layer, torch.nn.Linear) and not is_head and name not in in_16_bits:\n"
-        f"        layer.weight.data = {name}(layer.weight.data)\n\n"
-    )
+    rounded = each_layer(f"layer.weight.data = {name}(layer.weight.data)", quantization)
+    return f"\n\n{functions}\n\n\n{rounded}\n"
 
 
 def _precision(name: str) -> Precision:

@@ -222,6 +222,8 @@ def quiet_libraries() -> None:
         "lm-eval",
         "datasets",
         "accelerate",
+        "torchao",  # it says which of its kernels it cannot load
+        "torch.utils._pytree",  # and torch, what is outdated in it
     ):
         logging.getLogger(name).setLevel(logging.ERROR)
     os.environ["TRANSFORMERS_VERBOSITY"] = "error"

@@ -15,6 +15,8 @@ LIBRARIES = (
     "lm-eval",
     "numpy",
     "scipy",
+    "hqq",
+    "torchao",
 )
 
 
