@@ -16,6 +16,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from workflow import methods, precisions
+from workflow.methods import initializations
 
 
 def _one_line(text: str) -> str:
@@ -52,6 +53,7 @@ def _name_in(table: dict[str, Any]) -> Any:
 
 MethodName = _name_in(methods.TABLE)
 PrecisionName = _name_in(precisions.TABLE)
+InitializationName = _name_in(initializations.TABLE)
 # Bounds that no one comes near: beyond them a typing error would run out of memory or overflow hours later.
 Count = Annotated[int, Field(gt=0, le=10**9)]
 Size = Annotated[int, Field(gt=0, le=2**20)]  # of a weight, in one direction

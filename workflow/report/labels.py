@@ -10,7 +10,7 @@ LONGEST_SHORT = 14  # characters of a variant's name within a figure
 
 def variant_labels(settings: params.Params) -> dict[str, str]:
     """The display name of each variant of the experiment, by variant. All are different."""
-    labels = {name: variant_label(settings.variants[name]) for name in settings.experiment.variants}
+    labels = {name: variant_label(settings, name) for name in settings.experiment.variants}
     all_labels = list(labels.values())
     return {
         name: label if all_labels.count(label) == 1 else f"{label}, {name}" for name, label in labels.items()
@@ -27,7 +27,8 @@ def short_labels(settings: params.Params) -> dict[str, str]:
         variant = settings.variants[name]
         method = methods.get(variant.method)
         precision = precisions.get(variant.precision).short(variant.double_quantization)
-        shorts[name] = f"{precision}{', ' + method.short if method.short else ''}"
+        parts = [method.short, *method.traits(settings.training_of(name))]
+        shorts[name] = ", ".join([precision, *filter(None, parts)])
     all_shorts = list(shorts.values())
     unique = {name: short if all_shorts.count(short) == 1 else name for name, short in shorts.items()}
     if max(map(len, unique.values())) > LONGEST_SHORT:
@@ -35,12 +36,14 @@ def short_labels(settings: params.Params) -> dict[str, str]:
     return unique
 
 
-def variant_label(variant: params.Variant) -> str:
-    """A variant's display name: its method and precision."""
+def variant_label(settings: params.Params, name: str) -> str:
+    """A variant's display name: its method and precision, and what sets its adapter apart."""
+    variant = settings.variants[name]
     method = methods.get(variant.method)
     precision = precisions.get(variant.precision)
-    name = method.label_on_4_bits if precision.is_4_bit else method.label
-    return precision.label(name, variant.double_quantization)
+    kind = method.label_on_4_bits if precision.is_4_bit else method.label
+    label = precision.label(kind, variant.double_quantization)
+    return ", ".join([label, *method.traits(settings.training_of(name))])
 
 
 def model_name(model: params.Model) -> str:
