@@ -13,7 +13,9 @@ from workflow.cost import memory, trial
 from workflow.evaluation.forms import serve
 from workflow.methods.lora import difference
 from workflow.models import load
+from workflow.runtime.errors import UserError
 from workflow.training import initialization, train
+from workflow.training.checks import check_model_fits
 from workflow.training.speed.fused import base_weight, fuse_adapters
 from workflow.training.trainer import model_of
 
@@ -231,6 +233,20 @@ def test_loftq_finds_each_layer_in_the_files_of_the_base(tiny, tiny_model):
             held, scale = base_weight(layer.base_layer, torch.float32), layer.scaling["default"]
             before = (originals[name].weight - held).norm()
             assert (originals[name].weight - held - scale * b @ a).norm() < 0.99 * before
+
+
+@pytest.mark.parametrize("name", ["lora_pissa", "lora_olora", "loftq_nf4_dq"])
+def test_a_base_has_no_more_directions_than_its_narrowest_layer_is_wide(name, tiny, tiny_model):
+    run = run_of(tiny, name)
+    model, _ = load.load_base(tiny_model, run.variant, hardware=CPU)
+    narrowest = min(min(layer.out_features, layer.in_features)
+                    for layer in load.base_linears(model).values())  # fmt: skip
+    check_model_fits(model, run.with_training(rank=narrowest).training)
+    with pytest.raises(
+        UserError, match=f"rank is {narrowest + 1} and initialization .* no more than {narrowest}"
+    ):
+        check_model_fits(model, run.with_training(rank=narrowest + 1).training)
+    check_model_fits(model, run.with_training(rank=narrowest + 1, initialization="default").training)
 
 
 def test_b_learns_at_its_own_rate(tiny, tiny_model, splits, tmp_path):

@@ -29,7 +29,8 @@ def training_words(facts: Facts) -> str:
     )
     method = methods.get(facts.params.variants[facts.baseline.name].method)
     adapter = (
-        f"{method.product} of rank {training.rank} (alpha {training.alpha}, dropout {training.dropout:g}) on {modules} "
+        f"{method.product} of rank {training.rank} "
+        f"({', '.join([f'alpha {training.alpha}', f'dropout {training.dropout:g}', *method.traits(training)])}) on {modules} "
         f"({trained['adapted_modules']:,} of them)"
         if method.leaves_adapter
         else method.trains.capitalize()
