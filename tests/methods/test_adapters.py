@@ -7,9 +7,10 @@ from conftest import CPU
 from peft import LoraConfig, get_peft_model
 from torch import nn
 from torch.nn import functional
+from transformers import AutoConfig
 
 from workflow import methods, params
-from workflow.cost import memory, trial
+from workflow.cost import memory, plan, trial
 from workflow.evaluation.forms import serve
 from workflow.methods.lora import difference
 from workflow.models import load
@@ -280,6 +281,7 @@ def test_a_saved_run_is_what_was_trained(name, tiny, tiny_model, splits, tmp_pat
     """Trained, saved and loaded on the published base: the same logits; merged, the same up to the 16 bits."""
     run = run_of(tiny, name)
     trainer = trainer_of(run, tiny_model, splits, tmp_path)
+    assert trainer.speed_ups.fused_adapters == ("dropout" not in name)
     train.check_trainable(model_of(trainer), run.method, run.training)
     trainer.train()
     model = model_of(trainer).eval()
@@ -304,6 +306,15 @@ def test_a_saved_run_is_what_was_trained(name, tiny, tiny_model, splits, tmp_pat
     # int8 rounds activations, and the dequantized model does not.
     assert apart[exact] < (0.5 if run.variant.precision == "int8" else 0.05)
     assert all(distance < 1 for form, distance in apart.items() if form != "base")
+
+
+def test_the_plan_says_where_dora_keeps_more_than_it_counts(tiny, tiny_model):
+    config = AutoConfig.from_pretrained(tiny_model)
+    for dropout, said in ((0.0, False), (0.2, True)):
+        variant = tiny.variants["dora_16bit"].model_copy(update={"training": {"dropout": dropout}})
+        settings = tiny.model_copy(update={"variants": {"dora": variant}})
+        notes = plan.caveats(config, settings, length=64)
+        assert any(note.startswith("Of dora a speed-up under training is off") for note in notes) == said
 
 
 @pytest.mark.parametrize("name", VARIANTS)
