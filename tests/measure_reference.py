@@ -28,7 +28,22 @@ from workflow.runtime.versions import installed
 from workflow.training import train
 
 FILE = ROOT / "tests" / "reference" / "tiny.json"
-VARIANTS = ("lora_16bit", "qlora_nf4", "qlora_nf4_dq", "qlora_fp4", "lora_int8", "full_16bit", "seed_recipe")
+VARIANTS = (
+    "lora_16bit",
+    "qlora_nf4",
+    "qlora_nf4_dq",
+    "qlora_fp4",
+    "lora_int8",
+    "lora_rslora",
+    "lora_plus",
+    "lora_pissa",
+    "lora_olora",
+    "dora_16bit",
+    "qdora_nf4_dq",
+    "loftq_nf4_dq",
+    "full_16bit",
+    "seed_recipe",
+)
 SEED, STEPS, LEARNING_RATE = 1, 4, 1e-2  # so large that a few steps tell
 SHAPE, TOKENS = "llama2_7b", 1024  # for which memory is predicted, beside the tiny model's own shape
 # Shares of a number. Other vector units, threads and library versions were seen to move these by up to 5e-7 in float32,
@@ -45,8 +60,9 @@ def asked_of(name: str) -> tuple[params.Variant, params.Training]:
     """A variant and how it is trained: the seed recipe with all its faults, as far as a CPU can run it."""
     tiny = preset("tiny")
     if name != "seed_recipe":
-        changed = {"steps": STEPS, "learning_rate": LEARNING_RATE}
-        return tiny.variants[name], tiny.training.model_copy(update=changed)
+        training = tiny.training_of(name)
+        changed = {"steps": STEPS, "learning_rate": LEARNING_RATE / training.b_rate_factor}
+        return tiny.variants[name], training.model_copy(update=changed)
     recipe = preset("seed_recipe")
     keys = (
         "rank",

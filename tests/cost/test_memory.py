@@ -12,6 +12,7 @@ from transformers import AutoConfig, LlamaConfig
 
 from workflow import params
 from workflow.cost import hardware, memory, plan
+from workflow.methods.dora import DORA
 from workflow.methods.lora import LORA, adapter_parameters
 from workflow.models import load
 from workflow.runtime.paths import HARDWARE, PARAMS
@@ -59,16 +60,16 @@ def test_adapters_are_counted_as_peft_makes_them(asked, targets):
     assert adapter_parameters(memory.Shape.of(CONFIG), wanted) == made
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.1])
 @pytest.mark.parametrize(
     "targets", ["all-linear", ["q_proj", "v_proj"], ["o_proj", "up_proj"], ["k_proj", "down_proj"]]
 )
-def test_what_a_layer_keeps_is_what_autograd_keeps(asked, targets, dropout):
+@pytest.mark.parametrize(("method", "dropout"), [(LORA, 0.0), (LORA, 0.1), (DORA, 0.0)])
+def test_what_a_layer_keeps_is_what_autograd_keeps(asked, method, targets, dropout):
     """Every tensor that the backward pass of a layer saves, counted once, without the frozen weights."""
     tokens = 96
     wanted = asked.training.model_copy(update={"target_modules": targets, "dropout": dropout})
     model, _ = load.random_base(CONFIG, asked.variants["lora_16bit"], hardware=CPU, seed=0)
-    model = get_peft_model(model, LORA.peft_config(wanted)).train()
+    model = get_peft_model(model, method.peft_config(wanted)).train()
     model.enable_input_require_grads()  # the first layer keeps as much as the others
     fused.fuse_layers(model)
     fused.fuse_adapters(model, compute=torch.float32)
@@ -86,7 +87,9 @@ def test_what_a_layer_keeps_is_what_autograd_keeps(asked, targets, dropout):
     with torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor):
         model.get_base_model().model(input_ids=torch.arange(tokens)[None], use_cache=False)
     shape = memory.Shape.of(CONFIG)
-    expected = shape.layers * memory.kept_of_a_layer(shape, wanted, tokens) + 2 * tokens * shape.hidden
+    kept_outputs = method.kept_outputs(shape, wanted)
+    layer = memory.kept_of_a_layer(shape, wanted, tokens, outputs=kept_outputs)
+    expected = shape.layers * layer + 2 * tokens * shape.hidden
     if dropout:  # a CPU's mask is as wide as its numbers
         expected += (
             shape.layers * tokens * sum(inputs for inputs, _ in memory.adapted(shape, wanted).values())

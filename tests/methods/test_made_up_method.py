@@ -31,8 +31,8 @@ class Norms(Full):
 
 
 @dataclass(frozen=True)
-class Dora(Lora):
-    """LoRA whose product changes a weight's direction, beside a magnitude of its own (Liu et al. 2024)."""
+class PlainDora(Lora):
+    """DoRA in PEFT's own layers, as if no file of the project knew of it."""
 
     def peft_config(self, settings):
         config = super().peft_config(settings)
@@ -52,17 +52,16 @@ def register() -> None:
     )  # fmt: skip
     shared = {field: getattr(LORA, field) for field in LORA.__dataclass_fields__}
     methods.register(
-        Dora(**shared | {"name": "dora", "label": "DoRA", "label_on_4_bits": "QDoRA", "short": "DoRA", "tag": "dora",
-                         "product": "A DoRA adapter", "may_fuse_adapters": False, "may_graph": False,
-                         "parts": (*LORA.parts, "lora_magnitude_vector.default.weight")})
+        PlainDora(**shared | {"name": "plain_dora", "label": "plain DoRA", "label_on_4_bits": "plain QDoRA",
+                              "short": "plain DoRA", "tag": "plain-dora", "product": "A plain DoRA adapter",
+                              "may_fuse_adapters": False, "may_graph": False,
+                              "parts": (*LORA.parts, "lora_magnitude_vector.default.weight")})
     )  # fmt: skip
 
 
 def test_an_unknown_method_is_refused_by_name():
-    with pytest.raises(
-        UserError, match=r"^dora is not a known method; known are lora, full \(did you mean lora\?\)\.$"
-    ):
-        methods.get("dora")
+    with pytest.raises(UserError, match="vera is not a known method; known are lora, dora, full"):
+        methods.get("vera")
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +83,7 @@ def pipeline(tmp_path_factory) -> Path:
             # At a smaller rate the norms, which are near 1, round back to where they began when saved in 16 bits.
             "norms": content["variants"]["full_16bit"]
             | {"method": "norms", "training": {"learning_rate": 0.05}},
-            "dora_nf4": content["variants"]["qlora_nf4"] | {"method": "dora"},
+            "dora_nf4": content["variants"]["qlora_nf4"] | {"method": "plain_dora"},
         }
         content["experiment"]["variants"] = ["lora_16bit", "norms", "dora_nf4"]
         content["benchmark"]["grid"] |= {
@@ -131,4 +130,4 @@ def test_made_up_methods_are_served_in_their_own_forms(pipeline):
 
 def test_made_up_methods_are_called_by_their_labels_on_the_page(pipeline):
     page = (pipeline / "report/index.html").read_text()
-    assert "16-bit norm tuning" in page and "4-bit QDoRA (NF4)" in page
+    assert "16-bit norm tuning" in page and "4-bit plain QDoRA (NF4)" in page

@@ -54,6 +54,26 @@ def refused(tmp_path, change) -> str:
         (put("training.schedule.epochs", 3.0), ["epochs is 3.0", "steps is 12", "exactly one"]),
         (put("training.schedule.micro_batch_rows", 5), ["batch_rows is 16", "multiple of micro_batch_rows (5)"]),
         (put("training.step.dropout", 1.0), ["training.step.dropout", "less than 1"]),
+        (put("training.step.initialization", "pisa"), ["training.step.initialization", "pisa", "'default', 'pissa', 'olora' or 'loftq'"]),
+        (put("training.schedule.b_rate_factor", 0), ["training.schedule.b_rate_factor", "0", "greater than 0"]),
+        (put("variants.qlora_nf4.training", {"initialization": "pissa"}),
+         ["variants.qlora_nf4.precision is nf4 and its initialization pissa, whose residual weights cannot be written",
+          "such a base allows default or loftq."]),
+        (put("variants.lora_int8.training", {"initialization": "olora"}), ["precision is int8 and its initialization olora"]),
+        (put("variants.lora_16bit.training", {"initialization": "loftq"}),
+         ["variants.lora_16bit.precision is 16bit and its initialization loftq", "nothing is quantized",
+          "such a base allows default or pissa or olora."]),
+        (put("variants.full_16bit.training", {"rank_stabilized": True}),
+         ["variants.full_16bit.method is full, which has no adapter, and its rank_stabilized true",
+          "set rank_stabilized to false in its training."]),
+        (put("variants.full_16bit.training", {"b_rate_factor": 16.0}), ["which has no adapter, and its b_rate_factor 16.0"]),
+        (put("variants.lora_pissa.processes", 2),
+         ["variants.lora_pissa.processes is 2 and its initialization pissa, which was not tried in a sharded training"]),
+        (put("variants.lora_plus.processes", 2), ["processes is 2 and its b_rate_factor 16.0, which was not tried"]),
+        (put("variants.dora_16bit.precision", "int8"),
+         ["variants.dora_16bit.precision is int8, whose layers do not multiply with their dequantized weight alone",
+          "method dora needs the norms of what they multiply with; it allows 16bit, nf4 and fp4."]),
+        (put("variants.dora_16bit.processes", 2), ["processes is 2 and method is dora, which is not sharded"]),
         (put("experiment.variants", []), ["experiment.variants", "[]", "at least 1"]),
         (put("experiment.variants", ["lora_16bit", "qlora"]), ["names qlora", "qlora_nf4_dq"]),
         (put("experiment.variants", ["lora_16bit", "lora_16bit"]), ["lora_16bit more than once"]),
@@ -166,7 +186,7 @@ def test_a_key_is_described_by_its_comment_in_the_default_params():
     for name in ("HubModel", "WheelModel", "FileModel", "RandomModel"):
         assert "as today's" in definitions[name]["properties"]["chat_date"]["description"]
     assert definitions["Grid"]["properties"]["lengths"]["description"] == "Tokens of each row."
-    assert schema["properties"]["variants"]["description"].startswith("method: lora or full.")
+    assert schema["properties"]["variants"]["description"].startswith("method: lora, dora (")
     undescribed = [
         f"{section}.{key}"
         for section in (
@@ -273,11 +293,16 @@ def test_params_do_not_import_torch():
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 
-def test_a_published_study_may_be_older_than_a_key(tmp_path):
+@pytest.mark.parametrize("in_sections", [True, False])
+def test_a_published_study_may_be_older_than_a_key(tmp_path, in_sections):
     older = content()
     for key in params.SINCE["model"]:
         del older["model"][key]
-    older["training"] = older["training"]["schedule"] | older["training"]["step"]
+    for key in ("initialization", "rank_stabilized"):
+        del older["training"]["step"][key]
+    del older["training"]["schedule"]["b_rate_factor"]
+    if not in_sections:
+        older["training"] = older["training"]["schedule"] | older["training"]["step"]
     with (tmp_path / "params.yaml").open("w") as file:
         YAML().dump(older, file)
     assert params.load(tmp_path / "params.yaml", published=True) == params.load(ROOT / "params.yaml")

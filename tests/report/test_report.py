@@ -781,6 +781,32 @@ def test_labels_differ():
     }
 
 
+def test_a_variant_is_named_by_what_sets_its_adapter_apart():
+    asked = params.preset("tiny")
+    own = {"initialization": "pissa", "rank_stabilized": True, "b_rate_factor": 16.0}
+    variants = asked.variants | {"mine": asked.variants["dora_16bit"].model_copy(update={"training": own})}
+    names = ["lora_16bit", "loftq_nf4_dq", "dora_16bit", "mine"]
+    experiment = asked.experiment.model_copy(update={"variants": names})
+    settings = asked.model_copy(update={"variants": variants, "experiment": experiment})
+    assert list(variant_labels(settings).values()) == [
+        "16-bit LoRA",
+        "4-bit QLoRA (NF4, double-quantized), LoftQ",
+        "16-bit DoRA",
+        "16-bit DoRA, PiSSA, rank-stabilized, LoRA+ 16",
+    ]
+
+
+def test_the_page_says_which_adapters_begin_with_their_base():
+    write(training={QLORA: {"initialization": "loftq"}})
+    text = read().text
+    assert "begin with the same adapter" not in text
+    assert (
+        "With LoftQ, an adapter begins with its base’s own weights (4-bit QLoRA (NF4, double-quantized), LoftQ)"
+        in text
+    )
+    assert "it is the same for every seed, which sets the order of the rows and dropout alone." in text
+
+
 def test_names_that_are_too_long_for_a_figure_become_letters_with_a_key():
     asked = params.preset("seed_recipe")
     assert list(short_labels(asked).values()) == list("ABCDEFGHI")

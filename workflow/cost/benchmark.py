@@ -84,6 +84,7 @@ def benchmark(
         model,
         tokenizer,
         run.alone().with_training(
+            initialization="default",  # what a step costs does not depend on how an adapter begins
             steps=steps,
             epochs=None,
             batch_rows=benchmark.micro_batch_rows,

@@ -302,7 +302,9 @@ def _run(job: Job) -> params.Run:
     )
     variant = params.Variant.model_validate(job.variant_params)
     hardware = params.Hardware.model_validate(job.hardware | {"data_workers": 0})
-    return params.Run(job.variant, variant, job.seed, training, hardware).alone()
+    run = params.Run(job.variant, variant, job.seed, training, hardware).alone()
+    # What a step costs does not depend on how an adapter begins, and random weights have no file to begin it with.
+    return run.with_training(initialization="default")
 
 
 def _base(job: Job, run: params.Run) -> tuple[PreTrainedConfig, PreTrainedModel, LoadedPrecision]:

@@ -160,17 +160,18 @@ def linear_names(shape: Shape) -> list[str]:
     ]
 
 
-def kept_of_a_layer(shape: Shape, training: params.Training, tokens: int) -> int:
+def kept_of_a_layer(shape: Shape, training: params.Training, tokens: int, *, outputs: int = 0) -> int:
     """Bytes that a decoder layer keeps for its backward pass, for a pack of `tokens` in 16 bits.
 
     They are two residual streams, query and key (before and after their norms, if there are any), value, the
     attention's output and its log-sum-exp, gate and up. Layers with an adapter add their inputs (two norms' outputs,
     which layers share, and the product of gate and up; the attention's output is already kept) and the [tokens, rank]
-    products. With dropout, each adapter's input is a separate copy, with a mask of one byte per number.
+    products. With dropout, each adapter's input is a separate copy, with a mask of one byte per number. A method may
+    keep `outputs` numbers of each token more.
     """
     names = adapted(shape, training)
     wide = 2 * shape.hidden + 2 * shape.query + 2 * shape.key_value + 2 * shape.intermediate
-    wide += training.rank * len(names) + shape.query_key_norms * (shape.query + shape.key_value)
+    wide += training.rank * len(names) + outputs + shape.query_key_norms * (shape.query + shape.key_value)
     masks = 0
     if training.dropout:
         masks = sum(inputs for inputs, _ in names.values())
@@ -202,9 +203,10 @@ def predict(
     base, constants = weights(shape, variant)
     method = methods.get(variant.method)
     trained, adapters = method.trained_parameters(shape, training), method.adapter_parameters(shape, training)
+    outputs = method.kept_outputs(shape, training)
     training = method.activation_settings(training)
     states = ADAM_STATES[training.optimizer] * trained
-    layer = kept_of_a_layer(shape, training, tokens)
+    layer = kept_of_a_layer(shape, training, tokens, outputs=outputs)
     stream = 2 * tokens * shape.hidden
     embedded = stream  # the last residual stream, which the last norm keeps
     if training.gradient_checkpointing:

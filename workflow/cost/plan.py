@@ -73,11 +73,14 @@ def step_seconds(shape: Shape, variant: params.Variant, training: params.Trainin
     A matrix product takes 2 operations per weight and token: in the forward pass, for the gradient of its input, and
     again if activations are recomputed. Before each product, a 4-bit weight is read and written in 16 bits.
     """
-    passes = methods.get(variant.method).passes + training.gradient_checkpointing
+    method = methods.get(variant.method)
+    passes = method.passes + training.gradient_checkpointing
     work = 2 * tokens * passes * (shape.linear_parameters + adapter_parameters(shape, training))
     work += 2 * tokens * 2 * shape.vocabulary * shape.hidden
-    quantized = quantized_parameters(shape, variant)
-    moved = passes * quantized * precisions.get(variant.precision).dequantization_bytes
+    moved = tokens * method.moved_bytes(shape, training)
+    moved += (
+        passes * quantized_parameters(shape, variant) * precisions.get(variant.precision).dequantization_bytes
+    )
     return SECONDS_PER_PASS + work / MATRIX_RATE + moved / MEMORY_RATE
 
 
@@ -232,7 +235,7 @@ def caveats(config: "PreTrainedConfig", settings: params.Params, *, length: int)
         notes.append(
             "Each is on one GPU: what several processes that share a training (docs/sharding.md) need is not predicted."
         )
-    slow = [name for name in settings.variants if not describes(settings.training_of(name))]
+    slow = [name for name in settings.variants if not _described(settings, name)]
     if slow:
         notes.append(
             f"Of {', '.join(slow)} a speed-up under training is off: memory and time, predicted with all on, are "
@@ -246,6 +249,12 @@ def caveats(config: "PreTrainedConfig", settings: params.Params, *, length: int)
     if wide:
         notes.append(f"{', '.join(wide)} computes in float32, and the plan counts 16 bits: lower bounds.")
     return notes
+
+
+def _described(settings: params.Params, name: str) -> bool:
+    """Whether a variant trains with the speed-ups that the prediction counts; full fine-tuning has no adapter to fuse."""
+    training, method = settings.training_of(name), methods.get(settings.variants[name].method)
+    return describes(training) and not (method.leaves_adapter and method.no_fused_adapters(training))
 
 
 def number(kind: Any, read: Callable[[str], float]) -> Callable[[str], float]:

@@ -7,7 +7,7 @@ A form is one of
     merged_dequantized   the adapter folded into the dequantized weights that it was trained on
     requantized          that, quantized again as the base was: PEFT's merge on a quantized base
 
-Folding is W + (alpha / rank) B A (Hu et al., 2022, section 4.1), by PEFT. The two merged forms are then
+Folding is W + s B A with s = alpha / rank (Hu et al., 2022, section 4.1), or what the method makes of it, by PEFT. The two merged forms are then
 rounded to the 16-bit type of the base's checkpoint, which is what one would save and publish.
 """
 
@@ -214,11 +214,11 @@ def check_adapter(folder: Path, model_folder: Path, method: Method, training: pa
         raise UserError(
             f"{config_file} names the base {base}, and the base of this run is {model_folder}; {again}."
         )
-    for ours, theirs in method.recorded:
-        if config.get(theirs) != getattr(training, ours):
+    for key, (words, value) in method.recorded(training).items():
+        if config.get(key, False) != value:  # a key that says no is left out
             raise UserError(
-                f"{folder} has an adapter of {ours} {config.get(theirs)}, and params.yaml asks for "
-                f"{getattr(training, ours)}; {again}."
+                f"{folder} has an adapter of {words} {config.get(key, False)}, and params.yaml asks for {value}; "
+                f"{again}."
             )
     try:
         weights = load_file(file)

@@ -4,6 +4,7 @@ In: a method's name in params.yaml. Out: how it wraps a model, what it trains, c
 """
 
 from workflow.methods.base import Method, Settings, Shape
+from workflow.methods.dora import DORA
 from workflow.methods.full import FULL
 from workflow.methods.lora import LORA
 from workflow.runtime.registry import Registry
@@ -13,6 +14,7 @@ TABLE = REGISTRY.table
 register, get, names = REGISTRY.register, REGISTRY.get, REGISTRY.names
 
 register(LORA)
+register(DORA)
 register(FULL)
 FROZEN = LORA.name  # of a base that is held as it is served, because nothing of it is trained
 

@@ -19,6 +19,9 @@ class Settings(Protocol):
     alpha: int
     dropout: float
     target_modules: Literal["all-linear"] | list[str]
+    initialization: str
+    rank_stabilized: bool
+    b_rate_factor: float
 
     def model_copy(self, *, update: dict[str, Any]) -> Settings: ...
 
@@ -51,12 +54,12 @@ class Method:
         leaves_adapter: whether it leaves a PEFT adapter, which can be merged; else a whole model.
         master_weights: whether unquantized weights are held in float32 while it trains.
         quantized_bases: whether it trains on a quantized base.
+        needs_weights: whether it computes with the base's weights, so that its layers must multiply with these and no others.
         may_shard: whether several processes can share a training.
         may_fuse_adapters: whether the adapters compute what `AdaptedLinear` does.
         may_graph: whether a step can be captured in a CUDA graph.
         passes: passes of a base weight's products in a step: forward, for the gradient of the input, and (3) for its own.
         peft_type: in the adapter's configuration; None without an adapter.
-        recorded: training params that the adapter's configuration holds, each with PEFT's name for it.
     """
 
     name: str
@@ -75,7 +78,7 @@ class Method:
     may_graph: bool
     passes: Literal[2, 3]
     peft_type: str | None = None
-    recorded: tuple[tuple[str, str], ...] = ()
+    needs_weights: bool = False
 
     # The model.
 
@@ -95,6 +98,24 @@ class Method:
         """The modules that have an adapter on them."""
         return []
 
+    def traits(self, settings: Settings) -> list[str]:
+        """What sets the method's adapter apart from a plain one, for a label."""
+        return []
+
+    def rate_factor(self, name: str, settings: Settings) -> float:
+        """By what the learning rate of a trained weight is multiplied."""
+        return 1.0
+
+    # Its speed-ups.
+
+    def no_fused_adapters(self, settings: Settings) -> str:
+        """Why the adapters cannot be fused, as a clause; empty where they can."""
+        return "" if self.may_fuse_adapters else "its layers have no fused form"
+
+    def no_graphs(self, settings: Settings) -> str:
+        """Why a step cannot be captured in a CUDA graph, as a clause; empty where it can."""
+        return "" if self.may_graph else "its step was never captured"
+
     # Its size.
 
     def adapter_parameters(self, shape: Shape, settings: Settings) -> int:
@@ -108,6 +129,14 @@ class Method:
     def activation_settings(self, settings: Settings) -> Settings:
         """The settings of an adapter that keeps the activations that this method keeps."""
         return settings
+
+    def kept_outputs(self, shape: Shape, settings: Settings) -> int:
+        """Numbers that a decoder layer keeps of each token for its backward pass, beyond those of plain LoRA."""
+        return 0
+
+    def moved_bytes(self, shape: Shape, settings: Settings) -> int:
+        """Bytes that a pass reads and writes for each token, forward and backward, beyond those of plain LoRA."""
+        return 0
 
     # Its checks.
 
@@ -126,14 +155,27 @@ class Method:
 
     # Its files.
 
+    def portable(self, weights: dict[str, Tensor], initial: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What is saved of the trained weights, so that it belongs to the base as it was published.
+
+        Args:
+            weights: what was trained, by name.
+            initial: the same before the training; empty unless it was taken out of the base.
+        """
+        return weights
+
     def save(self, model: nn.Module, folder: Path, weights: dict[str, Tensor], *, gathered: bool) -> None:
         """Write the adapter, or the model in 16 bits.
 
         Args:
-            weights: what was trained, by name.
-            gathered: whether the model holds only a part of each.
+            weights: what is to be saved, by name.
+            gathered: whether the model holds only a part of each, or others.
         """
         raise NotImplementedError
+
+    def recorded(self, settings: Settings) -> dict[str, tuple[str, float]]:
+        """What a saved adapter's configuration must hold: by PEFT's key, what it is called and its value."""
+        return {}
 
     def saved(
         self, model: nn.Module, folder: Path, weights: dict[str, Tensor]

@@ -32,6 +32,12 @@ class Full(Method):
         # The gradient of each weight needs the input of its layer, as that of an adapter without dropout does.
         return settings.model_copy(update={"target_modules": "all-linear", "dropout": 0.0})
 
+    def no_fused_adapters(self, settings: Settings) -> str:
+        return "it has no adapter"
+
+    def no_graphs(self, settings: Settings) -> str:
+        return "a graph would hold a second gradient of every weight"
+
     def check_learned(self, weights: dict[str, Tensor], second_moment: Callable[[str], Tensor]) -> None:
         for name in weights:
             if not second_moment(name).any():

@@ -5,12 +5,14 @@ Each raises a ValueError of one sentence, which pydantic takes for an error of t
 
 from __future__ import annotations
 
+import json
 from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
-from workflow import precisions
+from workflow import methods, precisions
+from workflow.methods import initializations
 from workflow.params import messages
 from workflow.params.sources import ChatColumns
 from workflow.params.values import OWN_METRICS, OWN_TASKS
@@ -79,7 +81,44 @@ def _check_variants(params: Params) -> None:
             raise ValueError(
                 messages.describe(error, type(params.training), prefix=f"variants.{name}.training")
             ) from None
+        _check_adapter(params, name)
         _check_sharding(params, name)
+
+
+def _check_adapter(params: Params, name: str) -> None:
+    """Raise a ValueError if a variant's adapter cannot begin or learn as its training params say."""
+    variant, training = params.variants[name], params.training_of(name)
+    method = methods.get(variant.method)
+    own = {
+        "initialization": (training.initialization, "default"),
+        "rank_stabilized": (training.rank_stabilized, False),
+        "b_rate_factor": (training.b_rate_factor, 1.0),
+    }
+    for key, (value, plain) in own.items():
+        if value != plain and not method.leaves_adapter:
+            raise ValueError(
+                f"variants.{name}.method is {method.name}, which has no adapter, and its {key} {_yaml(value)}; "
+                f"set {key} to {_yaml(plain)} in its training"
+            )
+        if value != plain and variant.processes > 1 and key != "rank_stabilized":
+            raise ValueError(
+                f"variants.{name}.processes is {variant.processes} and its {key} {_yaml(value)}, which was not tried "
+                f"in a sharded training; a sharded one has {key} {_yaml(plain)}"
+            )
+    initialization = initializations.get(training.initialization)
+    is_quantized = precisions.get(variant.precision).is_quantized
+    if not (initialization.on_quantized if is_quantized else initialization.on_unquantized):
+        others = [entry.name for entry in initializations.TABLE.values()
+                  if (entry.on_quantized if is_quantized else entry.on_unquantized)]  # fmt: skip
+        raise ValueError(
+            f"variants.{name}.precision is {variant.precision} and its initialization {initialization.name}, "
+            f"{initialization.refusal}; such a base allows {' or '.join(others)}"
+        )
+
+
+def _yaml(value: object) -> str:
+    """A value as params.yaml writes it."""
+    return json.dumps(value) if isinstance(value, bool) else str(value)
 
 
 def _check_sharding(params: Params, name: str) -> None:

@@ -99,6 +99,12 @@ class Variant(Strict):
                 f"precision is {self.precision}, but method {method.name} trains {method.trains} and allows "
                 f"{_listed(precisions.TABLE, 'can_be_trained', 'and')} alone"
             )
+        if method.needs_weights and not precision.can_be_fused:
+            raise ValueError(
+                f"precision is {self.precision}, whose layers do not multiply with their dequantized weight alone, and "
+                f"method {method.name} needs the norms of what they multiply with; it allows "
+                f"{_listed(precisions.TABLE, 'can_be_fused', 'and')}"
+            )
         if self.double_quantization and not precision.can_be_double_quantized:
             raise ValueError(
                 f"double_quantization is true, which precision {self.precision} does not have; "

@@ -20,6 +20,10 @@ from workflow.runtime.paths import PARAMS
 
 # Keys that params have not always had, with the value that says what was done before.
 SINCE = {"model": {"chat_date": "2024-07-26", "end_token": None}}
+SINCE_OF_TRAINING = {
+    "step": {"initialization": "default", "rank_stabilized": False},
+    "schedule": {"b_rate_factor": 1.0},
+}
 # The same of variants; 4 bits were always quantized in blocks of this size.
 BLOCK_SIZE_BEFORE = 64
 
@@ -43,10 +47,21 @@ def load(path: Path = PARAMS, *, published: bool = False) -> Params:
         if isinstance(content.get(section), dict):
             content[section] = values | content[section]
     if published and isinstance(content.get("training"), dict):
-        content["training"] = in_sections(content["training"])
+        content["training"] = _completed_training(content["training"])
     if published and isinstance(content.get("variants"), dict):
         content["variants"] = {name: _newer_variant(variant) for name, variant in content["variants"].items()}
     return _validated(content, str(path))
+
+
+def _completed_training(training: dict[str, Any]) -> dict[str, Any]:
+    """The section `training` of a study that is older than one of its keys, or than its two sections."""
+    if "step" not in training:
+        since = SINCE_OF_TRAINING["step"] | SINCE_OF_TRAINING["schedule"]
+        return in_sections(since | training)
+    return {
+        name: SINCE_OF_TRAINING.get(name, {}) | section if isinstance(section, dict) else section
+        for name, section in training.items()
+    }
 
 
 def _newer_variant(variant: Any) -> Any:

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, NonNegativeFloat, PlainSerializer, PositiveFloat, model_validator
 
-from workflow.params.values import Count, Fraction, Length, Line, Size, Strict
+from workflow.params.values import Count, Fraction, InitializationName, Length, Line, Size, Strict
 
 
 class TrainingStep(Strict):
@@ -25,6 +25,8 @@ class TrainingStep(Strict):
     alpha: Count
     dropout: Fraction
     target_modules: Literal["all-linear"] | Annotated[list[Line], Field(min_length=1)]
+    initialization: InitializationName
+    rank_stabilized: bool
     use_context: bool
     loss_on: Literal["response", "prompt_and_response"]
     learn_end_token: bool
@@ -47,6 +49,7 @@ class TrainingSchedule(Strict):
     batch_rows: Count
     micro_batch_rows: Count
     learning_rate: Annotated[float, Field(gt=0, le=10)]
+    b_rate_factor: Annotated[float, Field(gt=0, le=1000)]
     schedule: Literal["constant", "linear", "cosine"]
     warmup_fraction: Fraction
     weight_decay: NonNegativeFloat

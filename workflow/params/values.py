@@ -17,6 +17,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from workflow import methods, precisions
+from workflow.methods import initializations
 from workflow.precisions import untrainable
 
 
@@ -62,6 +63,7 @@ def _name_in(table: dict[str, Any], refusal: Callable[[str], str] = lambda name:
 
 MethodName = _name_in(methods.TABLE)
 PrecisionName = _name_in(precisions.TABLE, untrainable.reason)
+InitializationName = _name_in(initializations.TABLE)
 # Bounds that no one comes near: beyond them a typing error would run out of memory or overflow hours later.
 Count = Annotated[int, Field(gt=0, le=10**9)]
 Size = Annotated[int, Field(gt=0, le=2**20)]  # of a weight, in one direction

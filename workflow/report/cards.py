@@ -7,6 +7,7 @@ from workflow.comparison.model import ALL, Score
 from workflow.comparison.records import TrainingRecord
 from workflow.data import cards, lineage
 from workflow.data.lineage import Lineage
+from workflow.methods import initializations
 from workflow.report import english
 from workflow.report.formatting import NARROW
 from workflow.report.labels import dataset_name, model_name
@@ -178,6 +179,10 @@ def _training(facts: Facts, variant: Variant, run: TrainingRecord) -> str:
     adapter = f"rank {training.rank}, alpha {training.alpha}, dropout {training.dropout:g}; "
     if not method.leaves_adapter:
         adapter = ""
+    if traits := method.traits(training):
+        adapter += f"{english.listed(traits)}; "
+    if initializations.get(training.initialization).changes_base:
+        adapter += f"saved at rank {2 * training.rank}, as the difference from its beginning, for the published base; "
     text = (
         f"{adapter}{english.count(run.steps, 'step')} of {english.count(training.batch_rows, 'row')}, "
         f"{run.tokens_seen:,} tokens, {training.optimizer}, learning rate {training.learning_rate:g} "

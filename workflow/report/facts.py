@@ -261,7 +261,7 @@ def _measured_variants(
     others = sorted({point.variant for point in points} - labels.keys())
     all_labels = dict(labels)
     for name in others:
-        own = variant_label(settings.variants[name]) if name in settings.variants else clean(name)
+        own = variant_label(settings, name) if name in settings.variants else clean(name)
         all_labels[name] = f"{own}, {clean(name)}" if own in all_labels.values() else own
     return [MeasuredVariant(name, all_labels[name], index) for index, name in enumerate([*known, *others])]
 

@@ -10,7 +10,7 @@ LONGEST_SHORT = 14  # characters of a variant's name within a figure
 
 def variant_labels(settings: params.Params) -> dict[str, str]:
     """The display name of each variant of the experiment, by variant. All are different."""
-    labels = {name: variant_label(settings.variants[name]) for name in settings.experiment.variants}
+    labels = {name: variant_label(settings, name) for name in settings.experiment.variants}
     all_labels = list(labels.values())
     return {
         name: label if all_labels.count(label) == 1 else f"{label}, {name}" for name, label in labels.items()
@@ -27,7 +27,8 @@ def short_labels(settings: params.Params) -> dict[str, str]:
         variant = settings.variants[name]
         method = methods.get(variant.method)
         precision = precisions.get(variant.precision).short(variant.quantization)
-        parts = (precision, "dynamic" if variant.layers_in_16_bits else "", method.short)
+        dynamic = "dynamic" if variant.layers_in_16_bits else ""
+        parts = [precision, dynamic, method.short, *method.traits(settings.training_of(name))]
         shorts[name] = ", ".join(filter(None, parts))
     all_shorts = list(shorts.values())
     unique = {name: short if all_shorts.count(short) == 1 else name for name, short in shorts.items()}
@@ -36,13 +37,15 @@ def short_labels(settings: params.Params) -> dict[str, str]:
     return unique
 
 
-def variant_label(variant: params.Variant) -> str:
-    """A variant's display name: its method and precision."""
+def variant_label(settings: params.Params, name: str) -> str:
+    """A variant's display name: its method and precision, and what sets its adapter apart."""
+    variant = settings.variants[name]
     method = methods.get(variant.method)
     precision = precisions.get(variant.precision)
-    name = method.label_on_4_bits if precision.is_4_bit else method.label
-    dynamic = ", dynamic" if variant.layers_in_16_bits else ""
-    return precision.label(name, variant.quantization) + dynamic
+    kind = method.label_on_4_bits if precision.is_4_bit else method.label
+    dynamic = ["dynamic"] if variant.layers_in_16_bits else []
+    label = precision.label(kind, variant.quantization)
+    return ", ".join([label, *dynamic, *method.traits(settings.training_of(name))])
 
 
 def model_name(model: params.Model) -> str:

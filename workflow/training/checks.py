@@ -9,10 +9,11 @@ from transformers import (
 )
 
 from workflow import params
-from workflow.methods import Method
+from workflow.methods import Method, initializations
 from workflow.models.load import LoadedPrecision, base_linears, choose_compute, choose_device
 from workflow.runtime import launch
 from workflow.runtime.errors import CheckError, UserError
+from workflow.training.sharding import whole
 from workflow.training.trainer import RunTrainer, model_of
 
 
@@ -34,6 +35,12 @@ def check_model_fits(model: PreTrainedModel, training: params.Training) -> None:
             f"holds {context}."
         )
     linear = base_linears(model)
+    narrowest = min(min(layer.in_features, layer.out_features) for layer in linear.values()) if linear else 0
+    if initializations.get(training.initialization).of_the_base and training.rank > narrowest:
+        raise UserError(
+            f"training.step.rank is {training.rank} and initialization {training.initialization}, which finds no more than "
+            f"{narrowest} directions in the model's narrowest layer."
+        )
     for target in [] if training.target_modules == "all-linear" else training.target_modules:
         if not any(name == target or name.endswith(f".{target}") for name in linear):
             last = sorted({name.rpartition(".")[2] for name in linear})
@@ -131,7 +138,7 @@ def check_trained(
 def _second_moment(optimizer: torch.optim.Optimizer, parameter: Tensor) -> Tensor:
     """Adam's running mean of a weight's squared gradients, as PyTorch or bitsandbytes names it."""
     state = optimizer.state.get(parameter, {})
-    return state.get("exp_avg_sq", state.get("state2", torch.zeros(1)))
+    return whole(state.get("exp_avg_sq", state.get("state2", torch.zeros(1))))
 
 
 def check_saved(read: dict[str, Tensor], trained: dict[str, Tensor]) -> None:

@@ -17,7 +17,7 @@ from transformers import (
 
 from workflow.data.model_files import load_tokenizer
 from workflow.data.rows import Instruction
-from workflow.methods import Method
+from workflow.methods import Method, initializations
 from workflow.models.load import LoadedPrecision, load_base
 from workflow.params import Run
 from workflow.runtime import launch
@@ -35,6 +35,7 @@ from workflow.training.checks import (
 )
 from workflow.training.config import arguments
 from workflow.training.history import History
+from workflow.training.initialization import correct_quantization
 from workflow.training.order import planned, planned_steps
 from workflow.training.rows import Rows, check_rendered, check_rows, teaches, tokenizable, with_faults
 from workflow.training.sharding import (
@@ -135,6 +136,7 @@ def train(
             run.method,
             folder / "weights",
             weights=weights,
+            initial=trainer.initial,
             gathered=sharded,
             finish=lambda written: finish and finish(written, precision),
         )
@@ -159,7 +161,8 @@ def build_trainer(
 
     The seed is set right before the adapter is made, and the adapter is kept in float32 in every
     variant, so that all variants of a seed begin with the same adapter: TRL would round it to
-    bfloat16 on a quantized base and keep it in float32 on a 16-bit one. The faults that params ask
+    bfloat16 on a quantized base and keep it in float32 on a 16-bit one. An initialization that begins with the
+    base's own weights gives each base its own adapter. The faults that params ask
     for are put into the training rows alone: validation losses are of the same rows in every variant.
 
     Raises:
@@ -170,6 +173,9 @@ def build_trainer(
     speed_ups = choose_speed_ups(model, run, precision)
     set_seed(run.seed)
     model = run.method.wrap(model, training)
+    initialization = initializations.get(training.initialization)
+    if initialization.corrects_base:
+        correct_quantization(model)
     initial = {name: p.detach().float().clone() for name, p in model.named_parameters() if p.requires_grad}
     trainer = RunTrainer(
         model=model,
@@ -184,6 +190,9 @@ def build_trainer(
     trainer.train_dataset = with_faults(trainer.train_dataset, tokenizer, training).select_columns(columns)
     trainer.eval_dataset = trainer.eval_dataset.filter(teaches).select_columns(columns)
     trainer.length_window = training.length_window
+    trainer.rate_factor = lambda name: run.method.rate_factor(name, training)
+    if initialization.changes_base:
+        trainer.initial = {name: weight.cpu().clone() for name, weight in initial.items()}
     trainer.remove_callback(PrinterCallback)  # History prints its own, readable lines
     for name, parameter in model_of(trainer).named_parameters():
         if name in initial:
@@ -263,6 +272,7 @@ def save(
     folder: Path,
     *,
     weights: dict[str, Tensor],
+    initial: dict[str, Tensor] | None = None,
     gathered: bool = False,
     finish: Callable[[Path], None] = lambda written: None,
 ) -> None:
@@ -270,13 +280,15 @@ def save(
 
     Args:
         weights: what was trained, by name.
+        initial: the same before the training, if it was taken out of the base.
         gathered: whether the model holds only a part of each.
         finish: puts what belongs beside the weights into their folder, before it takes its place.
 
     Raises:
         CheckError: what can be read from the files is not what was trained.
     """
+    portable = method.portable(weights, initial or {})
     with whole_folder(folder) as partial:
-        method.save(model, partial, weights, gathered=gathered)
-        check_saved(*method.saved(model, partial, weights))
+        method.save(model, partial, portable, gathered=gathered or portable is not weights)
+        check_saved(*method.saved(model, partial, portable))
         finish(partial)

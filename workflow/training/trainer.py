@@ -7,10 +7,11 @@ checkpoint. What is overridden or touched of the library's private names has its
 
 import time
 from collections import ChainMap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import torch
@@ -54,6 +55,10 @@ class RunTrainer(SFTTrainer):
     length_window: int
     speed_ups: SpeedUps
     history: "History"
+    rate_factor: Callable[[str], float]  # by a weight's name, of its learning rate
+    initial: Mapping[str, Tensor] = MappingProxyType(
+        {}
+    )  # what was trained, before, if it was taken out of the base
     tokens_computed = 0
     graphs: GraphedSteps | None = None
     capture_seconds = 0.0
@@ -160,6 +165,20 @@ class RunTrainer(SFTTrainer):
         return packs, torch.as_tensor(learned, dtype=torch.float32, device=device)
 
     # The step.
+
+    def create_optimizer(self, model=None) -> torch.optim.Optimizer:
+        """Overridden because the library gives all weights one learning rate."""
+        if self.optimizer is not None:
+            return self.optimizer
+        optimizer = super().create_optimizer(model)
+        factors = {weight: self.rate_factor(name) for name, weight in model_of(self).named_parameters()}
+        groups = []
+        for group in optimizer.param_groups:
+            for factor in dict.fromkeys((1.0, *(factors.get(weight, 1.0) for weight in group["params"]))):
+                weights = [weight for weight in group["params"] if factors.get(weight, 1.0) == factor]
+                groups.append(group | {"params": weights, "lr": group["lr"] * factor})
+        optimizer.param_groups = groups
+        return optimizer
 
     def training_step(
         self, model: torch.nn.Module, inputs: Batch, num_items_in_batch: Tensor | None = None

@@ -9,6 +9,7 @@ from matplotlib.ticker import FixedLocator, MaxNLocator
 
 from workflow import methods
 from workflow.comparison.records import RowsRecord
+from workflow.methods import initializations
 from workflow.report import english
 from workflow.report.drawing import PAPER, Panel, color_of, draw_svg, marker_of, spread
 from workflow.report.formatting import significant
@@ -29,7 +30,8 @@ def training_words(facts: Facts) -> str:
     )
     method = methods.get(facts.params.variants[facts.baseline.name].method)
     adapter = (
-        f"{method.product} of rank {training.rank} (alpha {training.alpha}, dropout {training.dropout:g}) on {modules} "
+        f"{method.product} of rank {training.rank} "
+        f"({', '.join([f'alpha {training.alpha}', f'dropout {training.dropout:g}', *method.traits(training)])}) on {modules} "
         f"({trained.adapted_modules:,} of them)"
         if method.leaves_adapter
         else method.trains.capitalize()
@@ -40,6 +42,7 @@ def training_words(facts: Facts) -> str:
         f"{english.count(training.batch_rows, 'row')} with {training.optimizer}, learning rate "
         f"{training.learning_rate:g} ({training.schedule} schedule), with the loss on {part}. "
         f"{_rows(trained.rows, training.max_length)}{_shared(facts)}"
+        f"{_beginnings(facts)}"
     )
 
 
@@ -56,10 +59,35 @@ def _shared(facts: Facts) -> str:
     if (
         not facts.others
         or len(methods) > 1
+        or _begun_with_the_base(facts)
         or any(english.differing_settings(facts, other) for other in facts.others)
     ):
         return ""
     return " With one seed, all variants begin with the same adapter and see the same rows in the same order."
+
+
+def _begun_with_the_base(facts: Facts) -> list[tuple[str, str]]:
+    """The name of each variant whose adapter begins with its base's own weights, and of the initialization."""
+    begun = []
+    for variant in facts.variants:
+        method = methods.get(facts.params.variants[variant.name].method)
+        initialization = initializations.get(facts.params.training_of(variant.name).initialization)
+        if method.leaves_adapter and initialization.of_the_base:
+            begun.append((variant.label, initialization.label))
+    return begun
+
+
+def _beginnings(facts: Facts) -> str:
+    """Sentences on the variants that do not begin with the adapter of their seed. Empty if there are none."""
+    begun = _begun_with_the_base(facts)
+    if not begun:
+        return ""
+    kinds = english.listed(list(dict.fromkeys(kind for _, kind in begun)))
+    names = english.listed([name for name, _ in begun])
+    return (
+        f" With {kinds}, an adapter begins with its base’s own weights ({names}). It is not the adapter that other variants "
+        "of a seed begin with, and it is the same for every seed, which sets the order of the rows and dropout alone."
+    )
 
 
 def curve_panels(facts: Facts) -> list[Panel]:

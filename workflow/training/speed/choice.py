@@ -46,13 +46,13 @@ def choose_speed_ups(model: PreTrainedModel, run: Run, precision: LoadedPrecisio
     packing = training.packing and base.can_be_packed and can_be_packed(model, longest=training.max_length)
     return SpeedUps(
         packing=packing,
-        fused_adapters=training.fused_adapters and method.may_fuse_adapters,
+        fused_adapters=training.fused_adapters and not method.no_fused_adapters(training),
         fused_layers=training.fused_layers,
         fused_loss=training.fused_loss and _has_plain_head(model),
         cuda_graphs=training.cuda_graphs
         and packing
         and precision.device == "cuda"
-        and method.may_graph
+        and not method.no_graphs(training)
         and base.can_be_captured
         and precision.compute != "float16"
         and not (training.gradient_checkpointing and training.dropout),
@@ -68,7 +68,7 @@ def _sharded(training: params.Training, method: Method) -> SpeedUps:
     """
     return SpeedUps(
         packing=False,
-        fused_adapters=training.fused_adapters and method.may_fuse_adapters,
+        fused_adapters=training.fused_adapters and not method.no_fused_adapters(training),
         fused_layers=False,
         fused_loss=False,
         cuda_graphs=False,

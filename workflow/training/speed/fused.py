@@ -4,6 +4,7 @@ Each computes what the layers of PEFT and transformers compute, up to the roundi
 (tests/training/test_fused.py holds each to them), in PyTorch's own operations, so it runs on a CPU as on a GPU.
 """
 
+from functools import partial
 from types import MethodType
 
 import torch
@@ -50,9 +51,7 @@ class AdaptedLinear(torch.autograd.Function):
     def backward(ctx, grad: Tensor):
         source, low, a, b = ctx.saved_tensors
         flat = _rows(grad)
-        grad_low = flat @ b.to(grad.dtype)
-        grad_b = (flat.t() @ _rows(low)).to(b.dtype).mul_(ctx.scaling)
-        grad_a = (grad_low.t() @ _rows(source)).to(a.dtype).mul_(ctx.scaling)
+        grad_low, grad_a, grad_b = _adapter_gradients(flat, source, low, a, b, ctx.scaling)
         grad_x = grad_dropped = None
         if ctx.needs_input_grad[0]:
             grad_x = flat @ base_weight(ctx.base, grad.dtype)
@@ -62,6 +61,62 @@ class AdaptedLinear(torch.autograd.Function):
         if ctx.has_dropped and ctx.needs_input_grad[1]:
             grad_dropped = (grad_low @ a.to(grad.dtype)).mul_(ctx.scaling).view(source.shape)
         return grad_x, grad_dropped, grad_a, grad_b, None, None
+
+
+def _adapter_gradients(
+    grad: Tensor, source: Tensor, low: Tensor, a: Tensor, b: Tensor, scaling: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Of grad [tokens, out]: the gradients of the [tokens, rank] product (without the scale), of a and of b."""
+    grad_low = grad @ b.to(grad.dtype)
+    grad_b = (grad.t() @ _rows(low)).to(b.dtype).mul_(scaling)
+    grad_a = (grad_low.t() @ _rows(source)).to(a.dtype).mul_(scaling)
+    return grad_low, grad_a, grad_b
+
+
+class DecomposedLinear(torch.autograd.Function):
+    """(base(x) + scaling * x A^T B^T) * magnitude / norm, and the bias (Liu et al. 2024, equation 5).
+
+    `norm` is that of each row w of W + scaling * B A, and a constant for the gradient (section 4.3). PEFT adds up the
+    product B A, as large as the weight, to compute it. Here it is
+    sqrt(w.w + 2 scaling b.(A w) + scaling^2 b.(A A^T b)), from products that are `rank` wide, with w.w computed once.
+    """
+
+    @staticmethod
+    def forward(
+        ctx,
+        x: Tensor,
+        a: Tensor,
+        b: Tensor,
+        magnitude: Tensor,
+        base: nn.Linear,
+        squares: Tensor,
+        scaling: float,
+    ):
+        """x [..., in] in the compute type; a [r, in], b [out, r]; magnitude and squares (w.w) [out], in float32."""
+        weight, small = base_weight(base, x.dtype), a.to(x.dtype)
+        low = functional.linear(x, small)
+        plain = functional.linear(x, weight)
+        _rows(plain).addmm_(_rows(low), b.to(x.dtype).t(), alpha=scaling)
+        cross = (weight @ small.t()).to(b.dtype)
+        norm = (squares + scaling * (b * (2 * cross + scaling * (b @ (a @ a.t())))).sum(1)).sqrt()
+        scale = magnitude / norm
+        # In 16 bits the scale would be rounded, and what a magnitude learns is smaller than that.
+        out = torch.mul(plain, scale, out=torch.empty_like(plain))
+        ctx.save_for_backward(x, low, a, b, plain, scale, norm)
+        ctx.base, ctx.scaling = base, scaling
+        return out if base.bias is None else out.add_(base.bias.to(out.dtype))
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        x, low, a, b, plain, scale, norm = ctx.saved_tensors
+        grad_magnitude = (_rows(grad) * _rows(plain)).sum(0, dtype=norm.dtype) / norm
+        flat = torch.mul(_rows(grad), scale, out=torch.empty_like(_rows(grad)))
+        grad_low, grad_a, grad_b = _adapter_gradients(flat, x, low, a, b, ctx.scaling)
+        grad_x = None
+        if ctx.needs_input_grad[0]:
+            grad_x = flat @ base_weight(ctx.base, grad.dtype)
+            grad_x = grad_x.addmm_(grad_low, a.to(grad.dtype), alpha=ctx.scaling).view(x.shape)
+        return grad_x, grad_a, grad_b, grad_magnitude, None, None, None
 
 
 def _rows(x: Tensor) -> Tensor:
@@ -132,7 +187,7 @@ class LinearCrossEntropy(torch.autograd.Function):
 
 
 def fuse_adapters(model: nn.Module, *, compute: torch.dtype) -> int:
-    """Give every adapted layer on a base that can be fused `AdaptedLinear`; return how many were given it.
+    """Give every adapted layer on a base that can be fused its fused form; return how many were given it.
 
     A layer on another base keeps PEFT's own way, with autocast around it.
     """
@@ -142,7 +197,11 @@ def fuse_adapters(model: nn.Module, *, compute: torch.dtype) -> int:
             continue
         precision = precisions.recognize(module.base_layer)
         if precision is not None and precision.can_be_fused:
-            module.forward = MethodType(_adapted_forward, module)
+            if module.lora_magnitude_vector:
+                squares = base_weight(module.base_layer, compute).float().square().sum(1)
+                module.forward = partial(_decomposed_forward, module, squares)
+            else:
+                module.forward = MethodType(_adapted_forward, module)
             fused += 1
         else:
             module.forward = torch.autocast(
@@ -161,6 +220,19 @@ def _adapted_forward(module: LoraLayer, x: Tensor) -> Tensor:
         module.lora_A[name].weight,
         module.lora_B[name].weight,
         module.base_layer,
+        module.scaling[name],
+    )
+
+
+def _decomposed_forward(module: LoraLayer, squares: Tensor, x: Tensor) -> Tensor:
+    (name,) = module.active_adapters
+    return DecomposedLinear.apply(
+        x,
+        module.lora_A[name].weight,
+        module.lora_B[name].weight,
+        module.lora_magnitude_vector[name].weight,
+        module.base_layer,
+        squares,
         module.scaling[name],
     )
 
