@@ -8,7 +8,7 @@ import torch
 from conftest import ROOT, random_adapter
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig
 
 from workflow import params, precisions
 from workflow.cost import memory, trial
@@ -361,3 +361,80 @@ def test_a_saved_form_is_loaded_by_transformers_alone(tiny_model, adapter, tmp_p
     precisions.get(name).savable(model, torch.float32).save_pretrained(tmp_path)
     again = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
     torch.testing.assert_close(forms.probe(again), answer, rtol=1e-4, atol=1e-5)
+
+
+GPU = params.Hardware(device="cuda", compute_dtype="bfloat16", data_workers=0)
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+WIDE = LlamaConfig(
+    hidden_size=1024,
+    intermediate_size=2816,
+    num_hidden_layers=2,
+    num_attention_heads=16,
+    num_key_value_heads=4,
+    vocab_size=512,
+)
+
+
+@needs_gpu
+@pytest.mark.parametrize("name", NAMES)
+def test_gpu_loss_and_gradients_are_those_of_16_bit_layers(name):
+    """Against the same dequantized weights in PyTorch's own layers, all in bfloat16."""
+    stored, _ = load.random_base(WIDE, variant(name), hardware=GPU, seed=0)
+    plain, _ = load.random_base(WIDE, variant("16bit"), hardware=GPU, seed=0)
+    for module, other in zip(stored.model.modules(), plain.model.modules(), strict=True):
+        if isinstance(other, nn.Linear):
+            other.weight.data = precisions.get(name).dequantized_weight(module, torch.bfloat16)
+    results = []
+    for model in (stored, plain):
+        model = adapted(model)
+        assert fused.fuse_adapters(model, compute=torch.bfloat16) == 14
+        ids = (torch.arange(256, device="cuda")[None] * 37) % 512
+        with torch.autocast("cuda", torch.bfloat16):
+            loss = model(input_ids=ids, labels=ids).loss
+        loss.backward()
+        results.append((loss.item(), [p.grad.float() for p in model.parameters() if p.grad is not None]))
+    (loss, gradients), (expected, others) = results
+    assert loss == pytest.approx(expected, rel=1e-3) and len(gradients) == len(others) == 28
+    for gradient, other in zip(gradients, others, strict=True):
+        assert (gradient - other).norm() < 0.02 * other.norm()
+
+
+@needs_gpu
+@pytest.mark.parametrize("name", NAMES)
+def test_gpu_a_graph_replays_what_a_step_computes(name):
+    model, _ = load.random_base(WIDE, variant(name), hardware=GPU, seed=0)
+    model = adapted(model)
+    fused.fuse_adapters(model, compute=torch.bfloat16)
+    layer = model.base_model.model.get_submodule(LAYER)
+    x = torch.randn(64, 2816, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+
+    def step():
+        out = layer(x)
+        (gradient,) = torch.autograd.grad(out.float().square().sum(), x)
+        return out, gradient
+
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            step()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step()
+    with torch.no_grad():
+        x.copy_(torch.randn_like(x))
+    expected = [tensor.clone() for tensor in step()]
+    graph.replay()
+    for tensor, other in zip(captured, expected, strict=True):
+        torch.testing.assert_close(tensor, other)
+
+
+@needs_gpu
+@pytest.mark.parametrize("name", NAMES)
+def test_gpu_the_weights_take_the_memory_that_is_predicted(name):
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_allocated()
+    model, _ = load.random_base(WIDE, variant(name), hardware=GPU, seed=0)
+    taken = torch.cuda.memory_allocated() - before
+    assert taken == pytest.approx(sum(memory.weights(memory.Shape.of(model.config), variant(name))), rel=0.01)
