@@ -23,7 +23,9 @@ from workflow.report.sections import (
     decomposition,
     evidence,
     faults,
+    forgetting,
     hardware,
+    kept,
     limits,
     made,
     quality,
@@ -59,7 +61,9 @@ def contents(facts: Facts, content: dict[str, Any]) -> list[Section]:
     """
     candidates = [
         ("evidence", "Evidence", True),
+        ("kept", "What is kept", bool(content["kept"])),
         ("quality", "Quality", True),
+        ("forgetting", "Forgetting", True),
         ("decomposition", "Decomposition", bool(content["decomposition"].parts)),
         ("categories", "Categories", bool(content["categories"].rows)),
         ("claims", "Claims", bool(facts.compared.claims)),
@@ -101,7 +105,9 @@ def _content(facts: Facts) -> dict[str, Any]:
     content = {
         "answer": answer.section(facts),
         "evidence": evidence.section(facts),
+        "kept": kept.section(facts),
         "quality": quality.section(facts),
+        "forgetting": forgetting.section(facts),
         "decomposition": decomposition.section(facts),
         "categories": categories.section(facts),
         "claims": claims.section(facts),
