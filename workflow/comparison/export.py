@@ -25,6 +25,9 @@ def headline(comparison: Comparison) -> dict:
             values = metrics[contrast.variant]
             values[f"{key}_minus_{comparison.baseline}"] = round(contrast.difference.value, 6)
             values["verdict"] = contrast.verdict
+    for share in comparison.shares:
+        if (share.measure, share.form) == ("share_of_gain", AS_TRAINED) and share.value is not None:
+            metrics[share.variant]["share_of_gain"] = round(share.value, 4)
     for cost in comparison.cost:
         if cost.metric in ("training_speed", "peak_memory"):
             metrics[cost.variant][f"{cost.metric}_{cost.unit.replace(' ', '_').replace('/', '_per_')}"] = (

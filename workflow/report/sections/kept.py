@@ -30,7 +30,7 @@ class KeptRow:
 
     label: str
     form: str
-    as_trained: bool
+    first: bool  # of the variant's rows
     is_baseline: bool
     share: Interval | None  # None if it is not stated
     perplexity: str  # times the baseline's; empty unless the metric is a loss in nats per token
@@ -49,7 +49,7 @@ class ScoreBlock:
 class DivergenceRow:
     label: str
     form: str
-    as_trained: bool
+    first: bool  # of the variant's rows
     mean: Interval
     quantiles: list[Interval]
     same_top: Interval
@@ -108,7 +108,7 @@ def _row(facts: Facts, variant: Variant, form: str, shares: dict[tuple[str, str]
     return KeptRow(
         label=variant.label,
         form=english.form_name(form),
-        as_trained=form == AS_TRAINED,
+        first=form == facts.forms_of(variant.name)[0],
         is_baseline=variant.is_baseline and form == AS_TRAINED,
         share=share and percentage(facts, share),
         perplexity=perplexity,
@@ -159,7 +159,8 @@ def _divergence_row(
     return DivergenceRow(
         label=variant.label,
         form=english.form_name(form),
-        as_trained=form == AS_TRAINED,
+        first=form
+        == next(f for f in facts.forms_of(variant.name) if (variant.name, f, KL_MEAN) in divergences),
         mean=_nats(facts, mean),
         quantiles=[
             Interval(facts.cite(formatting.significant(each.value, 2), each, "value"), None, None)
