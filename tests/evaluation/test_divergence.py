@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import ROOT, random_adapter
+from conftest import ROOT, random_adapter, run_stage_in
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -182,6 +182,19 @@ def test_kept_logits_come_back_as_they_were_and_leave_nothing(tmp_path, dtype):
 
 def test_batches_without_a_bound_on_tokens_have_rows():
     assert list(batches([3, 9, 1], tokens=None, rows=2)) == [[1, 0], [2]]
+
+
+def test_the_stage_compares_what_the_command_line_names(workspace):
+    done = run_stage_in(
+        workspace, "divergence", "--variant", BASELINE, "--baseline", BASELINE, "--seed", str(SEED)
+    )
+    assert done.returncode == 0, done.stderr
+    assert "merged_16bit: KL divergence 0.0" in done.stdout
+    result = read_json(workspace / divergence_folder(BASELINE, SEED) / "result.json")
+    assert [form["form"] for form in result["forms"]] == ["merged_16bit"] and result["forms"][0][
+        "items"
+    ] == ITEMS
+    shutil.rmtree(workspace / "results/divergence")
 
 
 def test_the_stage_refuses_a_baseline_that_is_no_variant(workspace, monkeypatch):

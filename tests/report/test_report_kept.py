@@ -143,3 +143,13 @@ def test_the_summary_and_the_cards_have_the_measures():
     assert set(table["label"]) == {"16-bit LoRA", LABEL} and table["device"].notna().all()
     card = model_card(found, found.variants[1], 1)
     assert f"it keeps {kept('as_trained'):.1f} % (95 % interval " in card
+
+
+def test_scores_as_shares_of_the_baselines_stand_in_the_order_of_the_other_tables():
+    comparison = write()
+    table = read().tables["the shares of scores"]
+    shares = [s for s in comparison.shares if s.measure == "share_of_score"]
+    assert len(table) == 2 + len(shares) and table[1] == ["Written answers, stopped by themselves"]
+    assert [row[0] for row in table[2:4]] == ["16-bit LoRA merged, 16-bit", f"{LABEL} as trained"]
+    share = next(s for s in shares if (s.variant, s.form) == (QLORA, "as_trained"))
+    assert table[3][1].startswith(f"{100 * share.value:.1f} % {100 * share.low:.1f} % to ")

@@ -137,17 +137,23 @@ def _gain(facts: Facts, share: Share) -> str:
 
 
 def _score_blocks(facts: Facts) -> list[ScoreBlock]:
-    """A block per metric in which more is better."""
-    labels = {variant.name: variant.label for variant in facts.variants}
-    blocks: dict[tuple[str, str], ScoreBlock] = {}
-    for share in facts.compared.shares:
-        if share.measure == SCORE:
-            metric = (share.task, share.metric)
-            block = blocks.setdefault(metric, ScoreBlock(english.quality_name(metric), []))
-            block.rows.append(
-                (labels[share.variant], english.form_name(share.form), percentage(facts, share))
-            )
-    return list(blocks.values())
+    """A block per metric in which more is better, with its rows in the order of the other tables."""
+    shares = {(s.variant, s.form, s.task, s.metric): s for s in facts.compared.shares if s.measure == SCORE}
+    return [
+        ScoreBlock(
+            english.quality_name(metric),
+            [
+                (
+                    variant.label,
+                    english.form_name(form),
+                    percentage(facts, shares[variant.name, form, *metric]),
+                )
+                for variant, form in _arms(facts)
+                if (variant.name, form, *metric) in shares
+            ],
+        )
+        for metric in dict.fromkeys((task, name) for _, _, task, name in shares)
+    ]
 
 
 def _divergence_row(
