@@ -54,6 +54,7 @@ EVERYTHING = [
     f"benchmark@{VARIANT}",
     f"benchmark_grid@{VARIANT}-own",
     "compare",
+    f"divergence@{VARIANT}-{VARIANT}-1",
     "environment",
     f"evaluate@{VARIANT}-1",
     f"evaluate_base@{VARIANT}",
@@ -67,11 +68,18 @@ EVERYTHING = [
 ]
 # These two are cheap and their outputs are for git, so they run again and do not come from the cache.
 COLLECTING = ["compare", "report"]
-AFTER_ADDING_A_SEED = ["compare", f"evaluate@{VARIANT}-2", "report", f"train@{VARIANT}-2"]
+AFTER_ADDING_A_SEED = [
+    "compare",
+    f"divergence@{VARIANT}-{VARIANT}-2",
+    f"evaluate@{VARIANT}-2",
+    "report",
+    f"train@{VARIANT}-2",
+]
 AFTER_ADDING_A_VARIANT = [
     f"benchmark@{OTHER}",
     f"benchmark_grid@{OTHER}-own",
     "compare",
+    f"divergence@{OTHER}-{VARIANT}-1",
     f"evaluate@{OTHER}-1",
     f"evaluate_base@{OTHER}",
     "report",

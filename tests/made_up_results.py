@@ -25,8 +25,10 @@ from workflow.comparison.model import (
     Comparison,
     Contrast,
     Cost,
+    Divergence,
     Part,
     Score,
+    Share,
 )
 from workflow.comparison.sentences import sentence
 from workflow.runtime.files import write_json, write_jsonl, write_text
@@ -37,6 +39,7 @@ from workflow.runtime.paths import (
     MODEL_SOURCE,
     SAMPLE,
     benchmark_file,
+    divergence_folder,
     evaluate_base_folder,
     evaluate_folder,
     grid_file,
@@ -196,6 +199,7 @@ def write(
             _write_evaluation(evaluate_folder(variant, seed), variant, seed, forms, device, answers)
             write_json(train_folder(variant, seed) / "result.json", comparison.training[variant][index])
             _write_curves(train_folder(variant, seed), variant, seed)
+            _write_divergence(divergence_folder(variant, seed), comparison, variant, seed)
     pd.DataFrame(answers.items).to_parquet(COMPARE / "items.parquet", index=False)
     return comparison
 
@@ -234,7 +238,12 @@ def write_lock() -> None:
     stages = {}
     for name, stage in yaml.load(Path("dvc.yaml").read_text(encoding="utf-8"))["stages"].items():
         matrix = stage.get("matrix", {})
-        lists = [_by_key(asked, values.strip("${}")) for values in matrix.values()]
+        lists = [
+            [_by_key(asked, one.strip("${}")) for one in values]
+            if isinstance(values, list)
+            else _by_key(asked, values.strip("${}"))
+            for values in matrix.values()
+        ]
         for values in itertools.product(*lists):
             item = {f"${{item.{key}}}": str(value) for key, value in zip(matrix, values, strict=True)}
             label = name + ("@" + "-".join(item.values()) if item else "")
@@ -444,7 +453,59 @@ class MadeUp:
             decomposition=self.decomposition(contrasts),
             claims=self.claims(contrasts),
             cost=[cost for variant in self.variants for cost in _costs(variant, self.device)],
+            shares=self.shares(),
+            divergences=self.divergences(),
         )
+
+    def arms(self) -> list[tuple[str, str]]:
+        """Every run in every form, the baseline as trained left out."""
+        arms = [(v, form) for v in self.variants for form in self.asked.forms_of(v)]
+        return [arm for arm in arms if arm != (BASELINE, "as_trained")]
+
+    def shares(self) -> list[Share]:
+        """Shares of the baseline's gain in the primary metric, and of its score in `ended`."""
+        gain = self.nats(BASELINE, "base") - self.nats(BASELINE, "as_trained")
+        found = []
+        for metric in self.metrics:
+            task, name, unit, higher_is_better, scale = metric
+            if metric != PRIMARY and not higher_is_better:
+                continue
+            for variant, form in self.arms():
+                if metric == PRIMARY:
+                    divisor = gain
+                    value = gain and (self.nats(BASELINE, "base") - self.nats(variant, form)) / gain
+                else:
+                    divisor = 1.4 + scale * self.nats(BASELINE, "as_trained")
+                    value = (1.4 + scale * self.nats(variant, form)) / divisor
+                stated = divisor > self.half_width
+                half = self.half_width / divisor if stated else 0.0
+                ends = (value, value - half, value + half) if stated else (None, None, None)
+                found.append(
+                    Share("share_of_gain" if metric == PRIMARY else "share_of_score", variant, form,
+                          f"{BASELINE}/as_trained", task, name, unit, bool(higher_is_better), "test", ALL, ITEMS,
+                          GROUPS, len(self.seeds), 0.95, *ends,
+                          made_up_difference(divisor, self.half_width, items=ITEMS, seeds=len(self.seeds)),
+                          None if stated else "No share is stated: the gain is made up.")
+                )  # fmt: skip
+        return found
+
+    def divergences(self) -> list[Divergence]:
+        """A mean divergence of half the distance in loss, and the other measures as of an exponential distribution."""
+        found = []
+        for variant, form in self.arms():
+            mean = 0.004 + abs(self.nats(variant, form) - self.nats(BASELINE, "as_trained")) / 2
+            for name, unit, value, half in (
+                ("kl_mean", "nats per token", mean, mean / 10),
+                ("kl_median", "nats per token", mean * math.log(2), None),
+                ("kl_p99_9", "nats per token", mean * math.log(1000), None),
+                ("same_top_token", "share of tokens", 1 - mean, mean / 8),
+            ):
+                found.append(
+                    Divergence(variant, form, f"{BASELINE}/as_trained", "holdout_loss", name, unit,
+                               name == "same_top_token", "test", 90, 80, 1234, value, half and value - half,
+                               half and value + half, 0.95, {str(seed): value for seed in self.seeds})
+                )  # fmt: skip
+        return found
 
     def subsets(self) -> dict[str, int]:
         """Test items in each subset."""
@@ -744,6 +805,18 @@ def _write_evaluation(
         },
     )
     write_jsonl(folder / "answers.jsonl", [row for form in forms for row in answers.of(variant, seed, form)])
+
+
+def _write_divergence(folder: Path, comparison: Comparison, variant: str, seed: int) -> None:
+    means = {d.form: d for d in comparison.divergences if (d.variant, d.metric) == (variant, "kl_mean")}
+    forms = [
+        {"form": form, "precision": {}, "items": d.items, "tokens": d.tokens, "mean": d.value, "same_top": 0.9,
+         "seconds": 2.5}
+        for form, d in means.items()
+    ]  # fmt: skip
+    about = {"variant": variant, "baseline": BASELINE, "seed": seed, "task": "holdout_loss", "split": "test"}
+    write_json(folder / "result.json", {**about, "forms": forms, "versions": VERSIONS})
+    write_text(folder / "tokens.parquet", "tokens that the page does not read\n")
 
 
 def _write_curves(folder: Path, variant: str, seed: int) -> None:

@@ -9,7 +9,13 @@ from ruamel.yaml import YAML
 
 from workflow import params
 from workflow.runtime.files import write_json
-from workflow.runtime.paths import benchmark_file, evaluate_base_folder, evaluate_folder, train_folder
+from workflow.runtime.paths import (
+    benchmark_file,
+    divergence_folder,
+    evaluate_base_folder,
+    evaluate_folder,
+    train_folder,
+)
 
 ITEMS, SEEDS = 120, [1, 2, 3]
 LOSS, CHOICE = "holdout_loss/nats_per_token", "response_choice/acc"
@@ -127,6 +133,49 @@ def write_evaluation(folder: Path, variant: str, seed: int | None, forms: list[s
     )
 
 
+def tokens_of(variant: str, form: str, seed: int) -> pd.DataFrame:
+    """Divergences of one arm: exponential at each token, larger where its loss is farther from the baseline's."""
+    random = np.random.default_rng([len(variant), len(form), seed, 5])
+    shared = np.random.default_rng(7)
+    tokens = shared.integers(5, 40, ITEMS)
+    item = np.repeat(np.arange(ITEMS), tokens)
+    scale = 0.01 + MEANS[variant, form] - MEANS["lora_16bit", "as_trained"]
+    divergence = random.exponential(scale, len(item)).astype(np.float32)
+    return pd.DataFrame(
+        {
+            "leaf": "x",
+            "item": item.astype(str),
+            "category": None,
+            "held_out": False,
+            "group": [f"instruction {i // 2}" for i in item],
+            "position": np.concatenate([np.arange(count) for count in tokens]),
+            "divergence": divergence,
+            "same_top": random.random(len(item)) > scale,
+            "form": form,
+        }
+    )
+
+
+def write_divergence(variant: str, seed: int, forms: list[str]) -> None:
+    folder = divergence_folder(variant, seed)
+    folder.mkdir(parents=True)
+    tables = {form: tokens_of(variant, form, seed) for form in forms}
+    pd.concat(tables.values()).to_parquet(folder / "tokens.parquet", index=False)
+    found = [
+        {"form": form, "precision": PRECISION, "items": ITEMS, "tokens": len(table), "seconds": 1.0,
+         "mean": float(table["divergence"].mean()), "same_top": float(table["same_top"].mean())}
+        for form, table in tables.items()
+    ]  # fmt: skip
+    about = {
+        "variant": variant,
+        "baseline": "lora_16bit",
+        "seed": seed,
+        "task": "holdout_loss",
+        "split": "test",
+    }
+    write_json(folder / "result.json", {**about, "forms": found, "versions": VERSIONS})
+
+
 def write_results(folder: Path) -> None:
     """Write params.yaml and everything that the stages before wrote into a folder, the working directory."""
     asked = ask(folder)
@@ -153,6 +202,8 @@ def write_results(folder: Path) -> None:
         )  # fmt: skip
         for seed in SEEDS:
             write_evaluation(evaluate_folder(variant, seed), variant, seed, asked.forms_of(variant))
+            forms = [f for f in asked.forms_of(variant) if (variant, f) != ("lora_16bit", "as_trained")]
+            write_divergence(variant, seed, forms)
             facts = {
                 "variant": variant,
                 "deterministic": True,

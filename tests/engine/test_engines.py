@@ -158,9 +158,10 @@ def test_failing_stage_names_its_log_and_the_next_run_goes_on(repository: Reposi
     assert f"logs/{failing}.log" in output
     assert f"{failing}: failed: told to" in output
     assert f"{failing}: failed: told to" in (repository.root / f"logs/{failing}.log").read_text()
-    assert repository.ran() == [failing, f"train@{VARIANT}-2"]
+    ran = repository.ran()  # the divergence may come before or after what fails
     told.unlink()
-    assert repository.bring_up_to_date("snakemake") == ["compare", failing, "report"]
+    assert {failing, f"train@{VARIANT}-2"} <= set(ran)
+    assert sorted({*ran, *repository.bring_up_to_date("snakemake")}) == AFTER_ADDING_A_SEED
     assert_clean(repository)
 
 

@@ -31,6 +31,7 @@ DVC_REPRO = [*DVC, "repro"]
 SNAKEMAKE = [str(snakemake_command()), "--cores", "1"]
 AFTER_CHANGING_THE_LEARNING_RATE = [
     "compare",
+    f"divergence@{VARIANT}-{VARIANT}-1",
     f"evaluate@{VARIANT}-1",
     "report",
     f"train@{VARIANT}-1",
@@ -188,9 +189,11 @@ def test_the_rest_of_a_matrix_goes_on_after_a_failure(repository, engine):
     command = [*DVC, "repro"] if engine == "dvc" else [str(snakemake_command()), "--cores", "1", "report"]
     said = repository.run(*command, "--keep-going", fails=True)
     assert f"{failing}: failed: told to" in said
-    assert repository.ran() == [f"evaluate@{VARIANT}-3", failing, f"train@{VARIANT}-3"]
+    ran = [f"divergence@{VARIANT}-{VARIANT}-3", f"evaluate@{VARIANT}-3", failing, f"train@{VARIANT}-3"]
+    assert repository.ran() == ran
     told.unlink()
-    assert repository.bring_up_to_date(engine) == ["compare", f"evaluate@{VARIANT}-2", "report", failing]
+    rest = ["compare", f"divergence@{VARIANT}-{VARIANT}-2", f"evaluate@{VARIANT}-2", "report", failing]
+    assert repository.bring_up_to_date(engine) == rest
     assert_clean(repository)
 
 

@@ -143,8 +143,12 @@ def test_a_canceled_job_fails_its_call_and_the_next_call_runs_it_alone(repositor
     on_slurm(repository, slurm, canceled, f"train@{VARIANT}-3")
     assert repository.ran() == [canceled]
     # The other engine goes on from there.
-    evaluations = [f"evaluate@{VARIANT}-{seed}" for seed in (2, 3)]
-    assert repository.bring_up_to_date("dvc") == ["compare", *evaluations, "report"]
+    scored = [
+        f"{stage}-{seed}"
+        for stage in (f"divergence@{VARIANT}-{VARIANT}", f"evaluate@{VARIANT}")
+        for seed in (2, 3)
+    ]
+    assert repository.bring_up_to_date("dvc") == ["compare", *scored, "report"]
     assert_clean(repository)
 
 

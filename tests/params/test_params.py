@@ -125,6 +125,10 @@ def refused(tmp_path, change) -> str:
         (put("sample.held_out_categories", "ai"), ["sample.held_out_categories", '"ai"', "list"]),
         (put("sample.near_duplicates", "keep"), ["sample.near_duplicates", '"keep"', "report"]),
         (put("sample.near_duplicate_threshold", 0), ["sample.near_duplicate_threshold", "greater than 0"]),
+        (lambda changed: (put("evaluation.tasks.piqa", changed["evaluation"]["tasks"].pop("holdout_loss"))(changed),
+                          changed["comparison"].update(primary="piqa/acc", margins={}, family={"kinds": [], "metrics": []})),
+         ["evaluation.divergence_items is 40", "has no holdout_loss", "null is for none"]),
+        (put("evaluation.divergence_items", 0), ["evaluation.divergence_items is 0", "greater than 0"]),
         (put("comparison.primary", "piqa/acc"), ["comparison.primary names piqa/acc", "holdout_loss"]),
         (put("comparison.primary", "loss"), ["comparison.primary", "loss"]),
         (put("comparison.margins", {"piqa/acc": 0.1}), ["comparison.margins names piqa/acc", "evaluation.tasks"]),
@@ -301,10 +305,13 @@ def test_a_published_study_may_be_older_than_a_key(tmp_path, in_sections):
     for key in ("initialization", "rank_stabilized"):
         del older["training"]["step"][key]
     del older["training"]["schedule"]["b_rate_factor"]
+    del older["evaluation"]["divergence_items"]
     if not in_sections:
         older["training"] = older["training"]["schedule"] | older["training"]["step"]
     with (tmp_path / "params.yaml").open("w") as file:
         YAML().dump(older, file)
-    assert params.load(tmp_path / "params.yaml", published=True) == params.load(ROOT / "params.yaml")
+    loaded, now = params.load(tmp_path / "params.yaml", published=True), params.load(ROOT / "params.yaml")
+    evaluation = now.evaluation.model_copy(update={"divergence_items": None})
+    assert loaded == now.model_copy(update={"evaluation": evaluation})
     with pytest.raises(UserError, match=r"model.chat_date is missing"):
         params.load(tmp_path / "params.yaml")

@@ -63,14 +63,14 @@ def test_the_markdown_has_the_pages_answer_and_a_row_for_each_form(made):
     arms = [(BASELINE, "as_trained"), (BASELINE, "merged_16bit")]
     arms += [(QLORA, form) for form in ("as_trained", "merged_16bit", "merged_dequantized", "requantized")]
     for arm, row in zip(arms, rows, strict=True):
-        assert float(row[2]) == pytest.approx(by_arm[arm].value, abs=0.0005)
+        assert float(row[3]) == pytest.approx(by_arm[arm].value, abs=0.0005)
         if arm in contrasts:
-            assert float(row[3].split()[0].replace("−", "-")) == pytest.approx(
+            assert float(row[4].split()[0].replace("−", "-")) == pytest.approx(
                 contrasts[arm].difference.value, abs=0.0005
             )
-            assert row[4] == contrasts[arm].verdict
+            assert row[5] == contrasts[arm].verdict
         else:
-            assert row[4] == "baseline"
+            assert row[5] == "baseline"
 
 
 def test_text_in_markdown_is_only_text(tmp_path, monkeypatch):
@@ -85,7 +85,7 @@ def test_the_csv_is_tidy_and_complete(made):
     table = pd.read_csv(io.StringIO(summary_table(found).to_csv(index=False)))
     assert not table.duplicated(["variant", "form", "task", "metric"]).any()
     scores = [s for s in comparison.scores if s.subset == ALL]
-    assert len(table) == len(scores) + len(comparison.cost)
+    assert len(table) == sum(map(len, (scores, comparison.cost, comparison.shares, comparison.divergences)))
     rows = table.set_index(["variant", "form", "task", "metric"])
     for score in scores:
         row = rows.loc[score.variant, score.form, score.task, score.metric]

@@ -11,6 +11,7 @@ from workflow.runtime.files import read_yaml
 from workflow.runtime.paths import (
     PARAMS,
     benchmark_file,
+    divergence_folder,
     evaluate_base_folder,
     evaluate_folder,
     train_folder,
@@ -149,6 +150,9 @@ def check_inputs(settings: params.Params) -> None:
         for seed in experiment.seeds:
             files[f"train@{name}-{seed}"] = train_folder(name, seed) / "result.json"
             files[f"evaluate@{name}-{seed}"] = evaluate_folder(name, seed) / "result.json"
+            files[f"divergence@{name}-{experiment.baseline}-{seed}"] = (
+                divergence_folder(name, seed) / "result.json"
+            )
     lock, present = dvc_lock.read(), read_yaml(inputs.params_file(PARAMS))
     for stage, path in files.items():
         recorded, contradictions = inputs.record_in(path), []

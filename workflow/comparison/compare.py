@@ -6,9 +6,11 @@ from workflow import params
 from workflow.comparison import comparable
 from workflow.comparison.claims import check_claims, compare_costs
 from workflow.comparison.contrasts import decompose, take_contrasts
+from workflow.comparison.divergences import measure_divergences
 from workflow.comparison.model import Comparison
 from workflow.comparison.results import Results, measure_scores
 from workflow.comparison.rises import find_rises
+from workflow.comparison.shares import measure_shares
 from workflow.runtime.errors import UserError
 
 
@@ -51,6 +53,8 @@ def compare(settings: params.Params) -> tuple[Comparison, pd.DataFrame]:
         claims=check_claims(contrasts, cost, results.benchmarks, settings),
         cost=cost,
         rises=rises,
+        shares=measure_shares(results, settings),
+        divergences=measure_divergences(results, settings),
     ), results.items
 
 
@@ -74,6 +78,17 @@ def check_alike(results: Results, settings: params.Params) -> dict[str, list[str
     comparable.check_same_surroundings(
         "evaluation", "scored", [(name, form.stage, form.record) for name, form in forms]
     )
+    compared = [
+        (
+            f"{run.variant}/{form['form']} seed {run.seed}",
+            run.stage,
+            {**form, "versions": run.record["versions"]},
+        )
+        for run in results.divergences
+        for form in run.record["forms"]
+    ]
+    if compared:
+        comparable.check_same_surroundings("evaluation", "compared", compared)
     return otherwise
 
 

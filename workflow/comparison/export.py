@@ -5,7 +5,7 @@ from dataclasses import asdict, fields
 import pandas as pd
 
 from workflow.comparison.inference import Difference, Equivalence
-from workflow.comparison.model import ALL, Comparison, Contrast, Part
+from workflow.comparison.model import ALL, Comparison, Contrast, Divergence, Part, Share
 from workflow.runtime.forms import AS_TRAINED
 
 COUNTS = ("items", "groups", "seed", "seeds")  # integers with missing values
@@ -25,6 +25,9 @@ def headline(comparison: Comparison) -> dict:
             values = metrics[contrast.variant]
             values[f"{key}_minus_{comparison.baseline}"] = round(contrast.difference.value, 6)
             values["verdict"] = contrast.verdict
+    for share in comparison.shares:
+        if (share.measure, share.form) == ("share_of_gain", AS_TRAINED) and share.value is not None:
+            metrics[share.variant]["share_of_gain"] = round(share.value, 4)
     for cost in comparison.cost:
         if cost.metric in ("training_speed", "peak_memory"):
             metrics[cost.variant][f"{cost.metric}_{cost.unit.replace(' ', '_').replace('/', '_per_')}"] = (
@@ -39,6 +42,8 @@ def tables(comparison: Comparison) -> dict[str, pd.DataFrame]:
         "summary": _summary(comparison),
         "contrasts": _contrasts_table(comparison.contrasts),
         "decomposition": pd.DataFrame(comparison.decomposition, columns=[f.name for f in fields(Part)]),
+        "shares": _shares(comparison.shares),
+        "divergences": _divergences(comparison.divergences),
     }
 
 
@@ -99,3 +104,30 @@ def _contrasts_table(contrasts: list[Contrast]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns).astype(
         dict.fromkeys(("seeds", "items", "groups"), "Int64") | {"in_family": "bool"}
     )
+
+
+def _shares(shares: list[Share]) -> pd.DataFrame:
+    """Every share of the baseline's gain or score, with the baseline's own in the columns `divisor`."""
+    columns = [column.name for column in fields(Share) if column.name != "divisor"]
+    divisor = ("value", "low", "high")
+    rows = [
+        {name: getattr(share, name) for name in columns}
+        | {f"divisor_{name}": getattr(share.divisor, name) for name in divisor}
+        for share in shares
+    ]
+    return pd.DataFrame(rows, columns=columns + [f"divisor_{name}" for name in divisor])
+
+
+def _divergences(divergences: list[Divergence]) -> pd.DataFrame:
+    """Every measure of divergence: one row over the seeds, where `seed` is empty, and one for each seed."""
+    columns = [column.name for column in fields(Divergence) if column.name != "per_seed"]
+    rows = []
+    for divergence in divergences:
+        row = {name: getattr(divergence, name) for name in columns}
+        rows.append(row | {"seed": None, "seeds": len(divergence.per_seed)})
+        rows += [
+            row | {"value": value, "low": None, "high": None, "seed": int(seed), "seeds": 1}
+            for seed, value in divergence.per_seed.items()
+        ]
+    table = pd.DataFrame(rows, columns=[*columns, "seed", "seeds"])
+    return table.astype({"seed": "Int64", "seeds": "Int64"})

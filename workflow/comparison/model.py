@@ -104,6 +104,68 @@ class Rise:
 
 
 @dataclass(frozen=True)
+class Share:
+    """What an arm gained, or scored, as a share of the same of the baseline as trained.
+
+    Its measure is one of
+        share_of_gain    (base - arm) / (base - baseline) of a loss, and with the opposite signs of a score: the gain over the
+                         baseline's untouched base, whatever the arm's own precision
+        share_of_score   arm / baseline, of a score of which more is better
+
+    Neither is the contrast `recovery`, which is a difference.
+    """
+
+    measure: str
+    variant: str
+    form: str
+    other: str  # the baseline's arm: variant/form
+    task: str
+    metric: str
+    unit: str  # of the metric; a share has none
+    higher_is_better: bool  # of the metric; a higher share is always better
+    split: str
+    subset: str
+    items: int
+    groups: int
+    seeds: int
+    confidence: float
+    value: float | None  # None if the baseline's own gain or score is not clearly above zero
+    low: float | None
+    high: float | None
+    divisor: Difference  # the baseline's own gain or score, and its interval
+    reason: str | None  # why no share is stated
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """One measure of how far an arm's predictions lie from those of the baseline's run of the same seed, as trained.
+
+    Both read the same prompts and responses. The metric is one of
+        kl_mean            KL(baseline || arm) of the distribution of the next token, mean over the tokens of all responses
+        kl_median          its median over these tokens, and
+        kl_p99_9           the value that 99.9 % of them do not exceed: without an interval
+        same_top_token     share of the tokens at which both find the same token the most likely
+    """
+
+    variant: str
+    form: str
+    other: str  # the baseline's arm: variant/form
+    task: str
+    metric: str
+    unit: str
+    higher_is_better: bool
+    split: str
+    items: int
+    groups: int
+    tokens: int  # of one seed
+    value: float  # mean over the seeds
+    low: float | None
+    high: float | None
+    confidence: float
+    per_seed: dict[str, float]
+
+
+@dataclass(frozen=True)
 class Part:
     """One row of the decomposition of a quantized variant's difference to the baseline."""
 
@@ -175,6 +237,8 @@ class Comparison:
     claims: list[Claim]
     cost: list[Cost]
     rises: list[Rise] = field(default_factory=list)
+    shares: list[Share] = field(default_factory=list)
+    divergences: list[Divergence] = field(default_factory=list)
 
     def as_dict(self) -> dict:
         return asdict(self)

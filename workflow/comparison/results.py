@@ -14,7 +14,13 @@ from workflow.comparison.records import BenchmarkRecord, FormRecord, TrainingRec
 from workflow.runtime.errors import CheckError, missing
 from workflow.runtime.files import read_json
 from workflow.runtime.forms import BASE
-from workflow.runtime.paths import benchmark_file, evaluate_base_folder, evaluate_folder, train_folder
+from workflow.runtime.paths import (
+    benchmark_file,
+    divergence_folder,
+    evaluate_base_folder,
+    evaluate_folder,
+    train_folder,
+)
 
 
 @dataclass(frozen=True)
@@ -67,6 +73,23 @@ class Table:
     seeds: list[int]  # empty for a base
 
 
+@dataclass(frozen=True)
+class ComparedRun:
+    """One run's predictions compared with those of the baseline's run of its seed.
+
+    Attributes:
+        stage: the stage that compared them.
+        record: its result.json.
+        tokens: a row for each form and token, with the columns form, item, group, divergence and same_top.
+    """
+
+    variant: str
+    seed: int
+    stage: str
+    record: dict
+    tokens: pd.DataFrame
+
+
 class Results:
     """The results that the stages wrote for the runs in params."""
 
@@ -108,6 +131,7 @@ class Results:
                 self.evaluated.setdefault(arm, []).append(
                     EvaluatedForm(result["seed"], stage, metrics, record)
                 )
+        self.divergences = _divergences(runs, experiment.baseline)
         self._tables = {
             key: frame for key, frame in self.items.groupby(["variant", "form", "task", "metric"], sort=False)
         }
@@ -127,6 +151,20 @@ class Results:
         if frame is None:
             raise CheckError(f"{arm} has no items with {task}/{metric}, which other arms have")
         return table_of(frame, arm)
+
+
+def _divergences(runs: list[tuple[str, int]], baseline: str) -> list[ComparedRun]:
+    """Read what stage divergence wrote for each run."""
+    return [
+        ComparedRun(
+            variant=name,
+            seed=seed,
+            stage=f"divergence@{name}-{baseline}-{seed}",
+            record=_result(divergence_folder(name, seed)),
+            tokens=pd.read_parquet(_existing(divergence_folder(name, seed) / "tokens.parquet")),
+        )
+        for name, seed in runs
+    ]
 
 
 def table_of(frame: pd.DataFrame, arm: Arm) -> Table:

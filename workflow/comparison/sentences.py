@@ -84,6 +84,20 @@ def weighting_sentence(by_rows: Difference, *, verdict: Verdict) -> str:
     )
 
 
+def unstated_share_sentence(baseline: str, quantity: str, divisor: Difference, *, unit: str) -> str:
+    """State why there is no share of the baseline's gain or score, with its size and interval.
+
+    Args:
+        quantity: `gain` or `score`.
+    """
+    ends = divisor.value, divisor.low, divisor.high
+    value, low, high = (_number(end, _digits(*ends), signed=True) for end in ends)
+    return (
+        f"No share is stated: the {quantity} of {baseline} itself is not clearly above zero, {value} {unit} "
+        f"({_percent(divisor.confidence)} interval {low} to {high})."
+    )
+
+
 def rise_sentence(rise: Rise) -> str:
     """State that a verdict rests on the last checkpoint of a variant, with the step and the size of the rise."""
     ahead = "" if rise.ahead_until is None else f", and ahead of the baseline until step {rise.ahead_until}"

@@ -52,7 +52,7 @@ ITEMS = COMPARE / "items.parquet"
 # Models, data, rows and adapters are not packed: their digests are in dvc.lock.
 SMALL = {".csv", ".json", ".md"}
 # These compute with the model and measure no time, so several can share a GPU.
-SHARING = ("evaluate_base", "evaluate")
+SHARING = ("evaluate_base", "evaluate", "divergence")
 DONE = re.compile(r"^(\w+)(?:, .*)?: done in (\d+) s$", re.MULTILINE)
 
 

@@ -42,10 +42,13 @@ class LanguageModel(HFLM):
         return answers
 
 
-def batches(lengths: list[int], *, tokens: int) -> Iterator[list[int]]:
-    """Yield indices of `lengths`, longest first, in batches of at most `tokens` when padded to the longest row."""
+def batches(lengths: list[int], *, tokens: int | None, rows: int = 1) -> Iterator[list[int]]:
+    """Yield indices of `lengths`, longest first, in batches of at most `tokens` when padded to the longest row.
+
+    Without `tokens`, batches have `rows`.
+    """
     order = sorted(range(len(lengths)), key=lambda place: -lengths[place])
     while order:
-        count = max(1, tokens // lengths[order[0]])
+        count = rows if tokens is None else max(1, tokens // lengths[order[0]])
         yield order[:count]
         order = order[count:]

@@ -138,6 +138,59 @@ class EvaluationResult:
         return asdict(self)
 
 
+@dataclass(frozen=True)
+class FormDivergence:
+    """How far one serving form's predictions lie from the baseline's.
+
+    Attributes:
+        form: a name in `workflow.runtime.forms`.
+        precision: the precision in which the model was found to be when it was loaded.
+        items, tokens: the responses, and the tokens in them at which predictions were compared.
+        mean: KL divergence in nats per token.
+        same_top: share of the tokens at which both predict the same token.
+        seconds: wall-clock time of loading and comparing.
+    """
+
+    form: str
+    precision: LoadedPrecision
+    items: int
+    tokens: int
+    mean: float
+    same_top: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class DivergenceResult:
+    """The whole of a divergence's result.json.
+
+    Attributes:
+        variant, seed: of the run.
+        baseline: the variant whose run of that seed it is compared with, as trained.
+        task, split: whose prompts and responses are read.
+        items_sha256: digest of them, as of `TaskRecord`; None if nothing was compared.
+        reference: the baseline's precision as it was loaded; None if nothing was compared.
+        forms: in the order of params.
+        versions: of Python and the libraries.
+        inputs: params and digests of the dependencies that the stage read; empty outside of a stage.
+    """
+
+    variant: str
+    baseline: str
+    seed: int
+    task: str
+    split: str
+    items_sha256: str | None
+    reference: LoadedPrecision | None
+    forms: list[FormDivergence]
+    versions: dict[str, str]
+    inputs: dict[str, Any]
+
+    def as_dict(self) -> dict:
+        """Return the content of result.json."""
+        return asdict(self)
+
+
 def read_result(file: Path) -> EvaluationResult:
     """Read a result.json.
 

@@ -28,6 +28,7 @@ def check(params: Params) -> None:
     _check_experiment(params)
     _check_own_tasks(params)
     _check_comparison(params)
+    _check_divergence(params)
     _check_repairs(params)
     _check_conversations(params)
     _check_variants(params)
@@ -150,6 +151,16 @@ def _check_own_tasks(params: Params) -> None:
             raise ValueError(
                 f"evaluation.tasks.{name}.few_shot is {task.few_shot}, which must be below sample.test_rows ({rows})"
             )
+
+
+def _check_divergence(params: Params) -> None:
+    """Raise a ValueError if predictions are to be compared on rows of holdout_loss, which is not scored."""
+    items = params.evaluation.divergence_items
+    if items is not None and "holdout_loss" not in params.evaluation.tasks:
+        raise ValueError(
+            f"evaluation.divergence_items is {items}, and evaluation.tasks has no holdout_loss, whose rows they are; "
+            "null is for none"
+        )
 
 
 def _check_comparison(params: Params) -> None:

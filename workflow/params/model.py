@@ -191,6 +191,7 @@ class Evaluation(Strict):
     batch_rows: Count
     batch_tokens: Count | None
     answer_tokens: Count
+    divergence_items: Count | None
 
     @model_validator(mode="after")
     def _consistent(self):

@@ -19,7 +19,10 @@ from workflow.runtime.files import read_yaml
 from workflow.runtime.paths import PARAMS
 
 # Keys that params have not always had, with the value that says what was done before.
-SINCE = {"model": {"chat_date": "2024-07-26", "end_token": None}}
+SINCE = {
+    "model": {"chat_date": "2024-07-26", "end_token": None},
+    "evaluation": {"divergence_items": None},
+}
 SINCE_OF_TRAINING = {
     "step": {"initialization": "default", "rank_stabilized": False},
     "schedule": {"b_rate_factor": 1.0},

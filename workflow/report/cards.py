@@ -5,13 +5,15 @@ from huggingface_hub import EvalResult
 from workflow import methods
 from workflow.comparison.model import ALL, Score
 from workflow.comparison.records import TrainingRecord
+from workflow.comparison.shares import GAIN
 from workflow.data import cards, lineage
 from workflow.data.lineage import Lineage
 from workflow.methods import initializations
-from workflow.report import english
+from workflow.report import english, formatting
 from workflow.report.formatting import NARROW
 from workflow.report.labels import dataset_name, model_name
 from workflow.report.model import Facts, Variant
+from workflow.report.sections.kept import percentage
 from workflow.report.sections.limits import limits
 from workflow.report.summary import COSTS, cost_text
 from workflow.runtime import markdown
@@ -132,9 +134,25 @@ def _numbers(facts: Facts, variant: Variant, seed: int, scores: list[Score]) -> 
     contrast = facts.to_baseline(variant.name, AS_TRAINED, facts.primary)
     if contrast:
         parts.append(escaped(f"Over the seeds {english.listed(facts.compared.seeds)}: {contrast.sentence}"))
+        parts += _gain_kept(facts, variant)
     elif variant.is_baseline:
         parts.append("It is the baseline that the other variants are compared with.")
     return parts
+
+
+def _gain_kept(facts: Facts, variant: Variant) -> list[str]:
+    """A sentence with the share of the baseline's gain that a variant keeps as trained. Empty if none is stated."""
+    shares = {(s.variant, s.form): s for s in facts.compared.shares if s.measure == GAIN}
+    share = shares.get((variant.name, AS_TRAINED))
+    interval = share and percentage(facts, share)
+    if interval is None:
+        return []
+    confidence = formatting.percent(share.confidence)
+    text = (
+        f"Of what {facts.baseline.label} gained over its untouched base, it keeps {interval.value} "
+        f"({confidence} interval {interval.low} to {interval.high})."
+    )
+    return [escaped(text.replace(NARROW, " "))]
 
 
 def _other_forms(facts: Facts, variant: Variant, seed: int) -> list[str]:

@@ -41,6 +41,7 @@ from workflow.runtime.paths import (
     RESULTS,
     SAMPLE_COUNTS,
     benchmark_file,
+    divergence_folder,
     evaluate_base_folder,
     evaluate_folder,
     grid_file,
@@ -117,7 +118,8 @@ def gather(settings: params.Params) -> Facts:
         digests={path.as_posix(): sha256(path) for path in files},
         hardware=hardware,
         fits=_fits(settings, hardware),
-        work=_work(trained, bases, list(results.values()), benchmarks),
+        work=_work(trained, bases, list(results.values()), benchmarks)
+        + _divergence_work([read_json(path) for path in _divergence_files(settings)]),
         lock=lock.read(files),
         **_changes(settings.report.compare_to),
     )
@@ -154,7 +156,18 @@ def inputs(settings: params.Params) -> list[Path]:
             ]
             files.append(evaluate_folder(name, seed) / "result.json")
     files += answers.files(settings)
-    return files + _grid_files(settings) + _hardware_files()
+    return files + _divergence_files(settings) + _grid_files(settings) + _hardware_files()
+
+
+def _divergence_files(settings: params.Params) -> list[Path]:
+    """The records of stage divergence, which older studies do not have."""
+    experiment = settings.experiment
+    files = [
+        divergence_folder(name, seed) / "result.json"
+        for name in experiment.variants
+        for seed in experiment.seeds
+    ]
+    return [path for path in files if path.is_file()]
 
 
 def _grid_files(settings: params.Params) -> list[Path]:
@@ -352,6 +365,13 @@ def _work(
             "loading and the counted steps",
         ),
     ]
+
+
+def _divergence_work(results: list[dict]) -> list[Work]:
+    """The recorded time of stage divergence; none if nothing was compared."""
+    seconds = sum(form["seconds"] for result in results for form in result["forms"])
+    text = "loading and comparing, every serving form"
+    return [Work("divergence", len(results), seconds, text)] if seconds else []
 
 
 def _served(evaluated: list[dict]) -> list[ServedForm]:

@@ -5,7 +5,7 @@ from functools import cached_property
 
 import pandas as pd
 
-from workflow.comparison.model import ALL, Claim, Comparison, Contrast, Cost, Part, Score
+from workflow.comparison.model import ALL, Claim, Comparison, Contrast, Cost, Divergence, Part, Score, Share
 from workflow.comparison.records import BenchmarkRecord, PrecisionRecord, TrainingRecord
 from workflow.params import Params
 from workflow.report.answers import Answers
@@ -15,6 +15,9 @@ from workflow.report.lock import Lock
 from workflow.runtime.forms import AS_TRAINED, BASE
 from workflow.runtime.paths import COMPARISON
 
+Cited = (
+    Score | Contrast | Part | Claim | Cost | Share | Divergence
+)  # the rows of a comparison that numbers are from
 CATEGORY = "category/"  # prefix of the name of a category's subset
 GRID = "grid"  # the setting of points on random rows; all others are on rows of a dataset
 OWN_SHAPE = "own"
@@ -275,17 +278,17 @@ class Facts:
     def _places(self) -> dict[int, str]:
         lists = {
             part: getattr(self.compared, part)
-            for part in ("scores", "contrasts", "decomposition", "claims", "cost")
+            for part in ("scores", "contrasts", "decomposition", "claims", "cost", "shares", "divergences")
         }
         return {
             id(item): f"{part}[{index}]" for part, items in lists.items() for index, item in enumerate(items)
         }
 
-    def key_of(self, item: Score | Contrast | Part | Claim | Cost, *names: str) -> str:
+    def key_of(self, item: Cited, *names: str) -> str:
         """The place of a number of the comparison, for example `results/compare/comparison.json#scores[3].value`."""
         return f"{COMPARISON.as_posix()}#{'.'.join([self._places[id(item)], *names])}"
 
-    def cite(self, text: str, item: Score | Contrast | Part | Claim | Cost, *names: str) -> Number:
+    def cite(self, text: str, item: Cited, *names: str) -> Number:
         """A number of the comparison as `text`, with its value and its place.
 
         Args:

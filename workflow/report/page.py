@@ -24,7 +24,9 @@ from workflow.report.sections import (
     decomposition,
     evidence,
     faults,
+    forgetting,
     hardware,
+    kept,
     limits,
     made,
     quality,
@@ -52,7 +54,9 @@ class Section:
 
 SECTIONS = (  # in the order of the page
     Section("evidence", "Evidence", evidence.section),
+    Section("kept", "What is kept", kept.section, bool),
     Section("quality", "Quality", quality.section),
+    Section("forgetting", "Forgetting", forgetting.section),
     Section("decomposition", "Decomposition", decomposition.section, lambda content: bool(content.parts)),
     Section("categories", "Categories", categories.section, lambda content: bool(content.rows)),
     Section("claims", "Claims", claims.section, lambda content: bool(content.rows)),

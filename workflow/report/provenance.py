@@ -11,6 +11,7 @@ from workflow.runtime.paths import (
     MODEL_SOURCE,
     SAMPLE_COUNTS,
     benchmark_file,
+    divergence_folder,
     evaluate_base_folder,
     evaluate_folder,
     train_folder,
@@ -53,6 +54,7 @@ def sources(facts: Facts) -> dict[str, Source]:
     bases = [evaluate_base_folder(name) / "result.json" for name in experiment.variants]
     evaluated = [evaluate_folder(*run) / "result.json" for run in runs]
     benchmarks = [benchmark_file(name) for name in experiment.variants]
+    divergences = [divergence_folder(*run) / "result.json" for run in runs]
     compare, evaluate = "dvc repro compare", "dvc repro evaluate_base evaluate"
 
     def source(files: list[Path], keys: list[str], command: str) -> Source:
@@ -72,6 +74,11 @@ def sources(facts: Facts) -> dict[str, Source]:
         "variants": source([p / "result.json" for p in trained], ["precision", "steps", "tokens_seen"], "dvc repro train"),
         "forms": source([*bases, *evaluated], ["forms[form].precision and .adapters"], evaluate),
         "quality": source([COMPARISON], [SCORE, CONTRAST], compare),
+        "kept": source([COMPARISON], ["shares[measure, variant, form, task, metric].value, .low and .high", CONTRAST], compare),
+        "divergence": source(
+            [COMPARISON, *divergences], ["divergences[variant, form, metric].value, .low and .high"], "dvc repro divergence compare"
+        ),
+        "forgetting": source([COMPARISON], [SCORE, f"{CONTRAST}, kind = to_base"], compare),
         "decomposition": source([COMPARISON], ["decomposition[variant, task, metric, kind, form]", CONTRAST], compare),
         "categories": source([COMPARISON], [f"{SCORE}, subset = category/NAME, held_out or seen", CONTRAST], compare),
         "claims": source([COMPARISON], ["claims[claim, variant, form]"], compare),

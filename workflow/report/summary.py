@@ -2,11 +2,13 @@
 
 import pandas as pd
 
-from workflow.comparison.model import ALL, Contrast, Cost, Score
+from workflow.comparison.model import ALL, Contrast, Cost, Divergence, Score, Share
+from workflow.comparison.shares import GAIN
 from workflow.report import english, formatting
 from workflow.report.formatting import number, quantity, ratio
 from workflow.report.model import Facts, Variant
 from workflow.report.sections.answer import headline, setting
+from workflow.report.sections.kept import percentage
 from workflow.runtime import markdown
 from workflow.runtime.forms import AS_TRAINED, BASE
 from workflow.runtime.markdown import escaped
@@ -41,9 +43,11 @@ def _headline_table(facts: Facts) -> str:
     metric, decimals = facts.primary, english.decimals_for(facts, facts.primary)
     cost_metrics = [name for name in COSTS if name in facts.cost_metrics]
     confidence = formatting.percent(facts.compared.confidence)
+    gains = {(s.variant, s.form): s for s in facts.compared.shares if s.measure == GAIN}
     head = [
         "Variant",
         "Served",
+        *([f"Gain kept ({confidence} interval)"] if gains else []),
         english.quality_name(metric),
         f"Difference ({confidence} interval)",
         "Verdict",
@@ -63,13 +67,24 @@ def _headline_table(facts: Facts) -> str:
                 [
                     variant.label,
                     english.form_name(form),
+                    *([_gain_kept(facts, gains.get((variant.name, form)))] if gains else []),
                     number(score.value, decimals) if score else "not scored",
                     f"{change.value} ({change.interval})" if change else "",
                     change.verdict if change else ("baseline" if is_baseline else "not compared"),
                     *(cost_text(cost, variant) if cost else "" for cost in costs),
                 ]
             )
-    return markdown.table(head, rows, right=[2, 3, *range(5, len(head))])
+    shift = 1 if gains else 0
+    right = [*range(2, 4 + shift), *range(5 + shift, len(head))]
+    return markdown.table(head, rows, right=right)
+
+
+def _gain_kept(facts: Facts, share: Share | None) -> str:
+    """An arm's share of the baseline's gain with its interval; empty for the baseline as trained."""
+    interval = share and percentage(facts, share)
+    if interval is None:
+        return "not stated" if share else ""
+    return f"{interval.value} ({interval.low} to {interval.high})"
 
 
 def cost_text(cost: Cost, variant: Variant) -> str:
@@ -88,7 +103,7 @@ def summary_table(facts: Facts) -> pd.DataFrame:
 
     Columns: variant, label, form, task, metric, unit, higher_is_better, value, seeds, items, difference, low, high,
     confidence, p_adjusted, verdict, margin (of the difference; empty if there is none), ratio_to_baseline (of
-    a cost), device.
+    a cost), device. Shares and divergences have no difference: low and high are the ends of their own interval.
     """
     variants = {variant.name: variant for variant in facts.variants}
     rows = []
@@ -98,6 +113,8 @@ def summary_table(facts: Facts) -> pd.DataFrame:
             contrast = None if score.form == BASE else facts.to_baseline(score.variant, score.form, metric)
             rows.append(_score_row(score) | _contrast_row(contrast))
     rows += [_cost_row(cost) for cost in facts.compared.cost]
+    rows += [_share_row(share) for share in facts.compared.shares]
+    rows += [_divergence_row(divergence) for divergence in facts.compared.divergences]
     for row in rows:
         row["label"] = variants[row["variant"]].label
         row["device"] = variants[row["variant"]].precision.device_name
@@ -114,6 +131,19 @@ def _score_row(score: Score) -> dict:
 def _cost_row(cost: Cost) -> dict:
     columns = ("variant", "metric", "unit", "higher_is_better", "value", "ratio_to_baseline")
     return {"form": "training", "task": "benchmark"} | {column: getattr(cost, column) for column in columns}
+
+
+def _share_row(share: Share) -> dict:
+    """A share of the baseline's gain or score; its metric is called METRIC:share_of_gain or METRIC:share_of_score."""
+    columns = ("variant", "form", "task", "value", "low", "high", "confidence", "seeds", "items")
+    names = {"metric": f"{share.metric}:{share.measure}", "unit": f"share of that of {share.other}"}
+    return names | {"higher_is_better": True} | {column: getattr(share, column) for column in columns}
+
+
+def _divergence_row(divergence: Divergence) -> dict:
+    columns = ("variant", "form", "task", "metric", "unit", "higher_is_better", "value", "low", "high", "confidence",
+               "items")  # fmt: skip
+    return {column: getattr(divergence, column) for column in columns} | {"seeds": len(divergence.per_seed)}
 
 
 def _contrast_row(contrast: Contrast | None) -> dict:

@@ -66,6 +66,7 @@ LESS_MEMORY = {
     ),
     "evaluate": "lower evaluation.batch_rows and evaluation.batch_tokens",
     "evaluate_base": "lower evaluation.batch_rows and evaluation.batch_tokens",
+    "divergence": "lower evaluation.batch_rows and evaluation.batch_tokens",
     "benchmark": "lower benchmark.micro_batch_rows or set training.step.gradient_checkpointing: true",
 }
 OTHERWISE = "end what else uses it, or take a machine with more of it"

@@ -56,6 +56,10 @@ def evaluate_folder(variant: str, seed: int) -> Path:
     return RESULTS / "evaluate" / variant / str(seed)
 
 
+def divergence_folder(variant: str, seed: int) -> Path:
+    return RESULTS / "divergence" / variant / str(seed)
+
+
 def evaluate_base_folder(variant: str) -> Path:
     return RESULTS / "evaluate_base" / variant
 
