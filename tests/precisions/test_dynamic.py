@@ -143,9 +143,12 @@ def test_the_plan_says_which_names_the_model_lacks(tiny):
     assert [note for note in notes if note.startswith("qlora_nf4 keeps model.layers.40.* in 16 bits")]
 
 
-def test_a_label_says_dynamic():
-    assert variant_label(variant("nf4", layers_in_16_bits=["up_proj"])) == "4-bit QLoRA (NF4), dynamic"
-    assert variant_label(variant("int8", layers_in_16_bits=["up_proj"])) == "8-bit LoRA, dynamic"
+@pytest.mark.parametrize(
+    ("precision", "label"), [("nf4", "4-bit QLoRA (NF4), dynamic"), ("int8", "8-bit LoRA, dynamic")]
+)
+def test_a_label_says_dynamic(tiny, precision, label):
+    variants = {"dynamic": variant(precision, layers_in_16_bits=["up_proj"])}
+    assert variant_label(tiny.model_copy(update={"variants": variants}), "dynamic") == label
 
 
 def test_no_pattern_names_no_layer():

@@ -84,12 +84,13 @@ def test_mxfp4_is_exact_in_bfloat16():
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_base_is_rounded_and_the_check_proves_it(tiny_model, name):
+def test_a_base_is_rounded_and_the_check_proves_it(tiny_model, tiny, name):
     asked = variant(f"{name}_emulated")
+    settings = tiny.model_copy(update={"variants": {"emulated": asked}})
     model, found = load.load_base(tiny_model, asked, hardware=CPU)
     plain, _ = load.load_base(tiny_model, variant("16bit"), hardware=CPU)
     assert (found.quantized_modules, found.linear_modules) == (28, 28)
-    assert "emulated" in found.storage and "emulated" in variant_label(asked)
+    assert "emulated" in found.storage and "emulated" in variant_label(settings, "emulated")
     layer, original = (m.model.layers[2].mlp.up_proj for m in (model, plain))
     assert torch.allclose(layer.weight.double(), searched(original.weight, name), rtol=1e-6, atol=0)
     assert type(model.lm_head) is torch.nn.Linear

@@ -8,6 +8,7 @@ from workflow.comparison.claims import check_claims, compare_costs
 from workflow.comparison.contrasts import decompose, take_contrasts
 from workflow.comparison.divergences import measure_divergences
 from workflow.comparison.model import Comparison
+from workflow.comparison.records import RunRecord
 from workflow.comparison.results import Results, measure_scores
 from workflow.comparison.rises import find_rises
 from workflow.comparison.shares import measure_shares
@@ -82,7 +83,7 @@ def check_alike(results: Results, settings: params.Params) -> dict[str, list[str
         (
             f"{run.variant}/{form['form']} seed {run.seed}",
             run.stage,
-            {**form, "versions": run.record["versions"]},
+            RunRecord.model_validate({**form, "versions": run.record["versions"]}),
         )
         for run in results.divergences
         for form in run.record["forms"]

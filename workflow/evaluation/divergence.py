@@ -35,7 +35,7 @@ from workflow.runtime import inputs
 from workflow.runtime.errors import CheckError, UserError
 from workflow.runtime.files import whole_file, write_json
 from workflow.runtime.forms import AS_TRAINED
-from workflow.runtime.paths import MODEL, weights_folder
+from workflow.runtime.paths import MODEL
 from workflow.runtime.stage import say
 from workflow.runtime.versions import installed
 
@@ -260,14 +260,8 @@ def _pass(
 ) -> tuple[LoadedPrecision, dict]:
     """Serve a run, and read the responses with it; return its precision and the harness' results."""
     evaluation = settings.evaluation
-    model, served = serve(
-        form,
-        model_folder=MODEL,
-        weights_folder=weights_folder(name, seed),
-        variant=settings.variants[name],
-        hardware=settings.hardware,
-        training=settings.training_of(name),
-    )
+    run = settings.run(name, seed)
+    model, served = serve(run, form, model_folder=MODEL, weights_folder=run.weights)
     task = evaluation.tasks[TASK]
     items = min(evaluation.divergence_items, task.items or evaluation.divergence_items)
     task = task.model_copy(update={"items": items})
