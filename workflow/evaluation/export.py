@@ -16,7 +16,7 @@ from workflow import methods, params, precisions
 from workflow.runtime import faults, outputs, variables
 from workflow.runtime.errors import UserError
 from workflow.runtime.files import whole_folder, write_text
-from workflow.runtime.forms import AS_TRAINED, BASE, FORMS, REQUANTIZED
+from workflow.runtime.forms import AS_TRAINED, BASE, FORMS, GGUF_FORMS, REQUANTIZED
 from workflow.runtime.paths import (
     CARDS,
     MODEL,
@@ -28,7 +28,7 @@ from workflow.runtime.paths import (
 from workflow.runtime.stage import go_offline, quiet_libraries, say
 
 GB = 10**9  # as disks are sold
-SETTINGS = ("config.json", "adapter_config.json")  # of a folder that holds a model
+SETTINGS = ("config.json", "adapter_config.json", "model.gguf")  # of a folder that holds a model
 MARGIN = 2**24  # bytes for the files beside the weights
 
 
@@ -46,12 +46,16 @@ def save_served(variant: str, seed: int | None, form: str, to: Path) -> None:
     params.check_variant(settings, variant)
     if form != BASE and not params.can_be_served(settings.variants[variant], form):
         raise UserError(f"{variant} cannot be served as {form}.")
-    if (seed is None) != (form == BASE):
-        raise UserError("--seed names a run, and form base has none: give one or the other.")
+    if (seed is None) != (form == BASE) and not (seed is None and form in GGUF_FORMS):
+        raise UserError(
+            "--seed names a run, and form base has none: give one or the other. A GGUF form without --seed is of the base."
+        )
     check_target(to)
     weights = None if seed is None else weights_folder(variant, seed)
     if form == AS_TRAINED and methods.get(settings.variants[variant].method).leaves_adapter:
         code = save_adapter(settings, variant, weights, to)
+    elif form in GGUF_FORMS:
+        code = save_gguf(settings, variant, seed, form, to)
     else:
         code = save_model(settings, variant, seed, form, to)
     size = sum(file.stat().st_size for file in to.iterdir()) / GB
@@ -164,6 +168,30 @@ def save_model(settings: params.Params, variant: str, seed: int | None, form: st
         )
         write_text(folder / lineage.CARD, card)
     return code
+
+
+def save_gguf(settings: params.Params, variant: str, seed: int | None, form: str, to: Path) -> str:
+    """Save a form that is a GGUF file, with its Modelfile; return the commands that serve it."""
+    from workflow.evaluation.llama_cpp import extra, published
+
+    extra.check_installed()
+    if not (MODEL / "config.json").is_file():
+        raise UserError(f"{MODEL} is missing; `dvc repro fetch_model` makes it.")
+    weights = None if seed is None else weights_folder(variant, seed)
+    outputs.check_outputs(*filter(None, (MODEL, weights)))
+    # The merged model and its 16-bit file are there, and then the GGUF file beside the latter.
+    check_space(to, 2 * sum(file.stat().st_size for file in MODEL.glob("*.safetensors")))
+    run = "/".join([variant, *([] if seed is None else [str(seed)])])
+    with whole_folder(to) as folder:
+        return published.write(
+            folder,
+            form,
+            settings.variants[variant],
+            model_folder=MODEL,
+            weights_folder=weights,
+            run=published.Run(run, settings.hardware, settings.training_of(variant)),
+            scores=_scores(variant, seed, form) if seed is not None else [],
+        )
 
 
 def _scores(variant: str, seed: int | None, form: str) -> list[dict]:
