@@ -377,7 +377,13 @@ def _served(evaluated: list[dict]) -> list[ServedForm]:
             key = f"{folder.as_posix()}/result.json#forms[{index}].precision"
             forms.append(
                 ServedForm(
-                    variant, form["form"], form["precision"], form["adapters"], form["adapter_dtype"], key
+                    variant,
+                    form["form"],
+                    form["precision"],
+                    form["adapters"],
+                    form["adapter_dtype"],
+                    key,
+                    form.get("gguf"),
                 )
             )
     return [form for index, form in enumerate(forms) if form not in forms[:index]]

@@ -12,7 +12,7 @@ from workflow import methods, params
 from workflow.data import compatibility, lineage, model_files
 from workflow.evaluation import forms
 from workflow.evaluation.forms import SIXTEEN_BIT, Served
-from workflow.evaluation.llama_cpp import extra, write
+from workflow.evaluation.llama_cpp import write
 from workflow.models.load import base_linears, choose_compute, choose_device, describe
 from workflow.runtime.errors import CheckError, UserError
 from workflow.runtime.forms import AS_TRAINED, BASE, MERGED_16BIT
@@ -132,9 +132,3 @@ def check_tokenizer(file: Path, model_folder: Path) -> None:
         raise CheckError(
             f"{file.name} has another tokenizer than the model: a text of {len(text)} characters differs"
         )
-
-
-def check_convertible(model_folder: Path, folder: Path) -> None:
-    """Raise a UserError unless the packages are there and the converter knows the model and its tokenizer."""
-    extra.check_installed()
-    write.convert(model_folder, folder / "vocabulary.gguf", vocabulary_alone=True)

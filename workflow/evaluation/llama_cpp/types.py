@@ -18,10 +18,11 @@ BLOCKS = {
     "Q5_1": 32,
     "Q8_0": 32,
     "Q4_K": 256,
+    "Q5_K": 256,
     "Q6_K": 256,
     "F16": 1,
 }  # weights in a block
-FALLBACKS = {"Q4_K": "Q5_0", "Q6_K": "Q8_0"}
+FALLBACKS = {"Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}
 LAST_FALLBACK = "F16"
 # Tensors with two dimensions that stay as they are.
 KEPT = ("_norm.weight", "ffn_gate_inp.weight", "position_embd", "token_types", "ssm_conv1d", "shortconv.conv")

@@ -56,6 +56,16 @@ def convert(model_folder: Path, file: Path, *, vocabulary_alone: bool = False) -
             )
 
 
+def check_convertible(model_folder: Path, folder: Path) -> None:
+    """Raise a UserError unless the packages are there and the converter knows the model and its tokenizer.
+
+    Args:
+        folder: for what the check writes.
+    """
+    extra.check_installed()
+    convert(model_folder, folder / "vocabulary.gguf", vocabulary_alone=True)
+
+
 def _reason(said: str) -> str:
     """Return what went wrong, of all that the converter said."""
     if UNKNOWN_TOKENIZER in said:
