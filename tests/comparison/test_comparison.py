@@ -20,6 +20,7 @@ from workflow.comparison.contrasts import span_of
 from workflow.comparison.model import Comparison, Contrast
 from workflow.runtime.errors import CheckError, UserError
 from workflow.runtime.files import write_json
+from workflow.runtime.forms import OWN_FORMS
 from workflow.runtime.paths import benchmark_file, evaluate_base_folder, evaluate_folder, train_folder
 
 
@@ -64,7 +65,7 @@ def test_differences_are_those_of_the_means_over_seeds(compared):
 
 
 def test_verdicts_are_what_was_planted(compared):
-    verdicts = {form: one(compared, "form", "qlora_nf4_dq", form).verdict for form in params.FORMS[1:]}
+    verdicts = {form: one(compared, "form", "qlora_nf4_dq", form).verdict for form in OWN_FORMS[1:]}
     assert verdicts == {"merged_16bit": "better", "merged_dequantized": "equivalent", "requantized": "worse"}
     assert one(compared, "form", "lora_16bit", "merged_16bit").verdict == "equivalent"
     assert one(compared, "to_baseline", "qlora_nf4_dq", "merged_16bit").verdict == "equivalent"

@@ -29,6 +29,7 @@ from workflow.report.summary import summary_markdown, summary_table
 from workflow.runtime import environment
 from workflow.runtime.errors import UserError
 from workflow.runtime.files import read_json, write_json, write_text
+from workflow.runtime.forms import OWN_FORMS
 from workflow.runtime.paths import COMPARE, REPORT, SUMMARY, SUMMARY_TABLE, environment_file, weights_folder
 
 QLORA = "qlora_nf4_dq"
@@ -472,7 +473,7 @@ def test_the_reference_study_asks_what_it_is_for():
     asked = params.preset("reference_study")
     assert asked.experiment.variants == list(asked.variants) == [
         "lora_16bit", "qlora_nf4", QLORA, "qlora_fp4", "lora_int8", "full_16bit", "seed_recipe"]  # fmt: skip
-    assert len(asked.experiment.seeds) == 5 and asked.evaluation.forms == list(params.FORMS)
+    assert len(asked.experiment.seeds) == 5 and asked.evaluation.forms == list(OWN_FORMS)
     assert (asked.sample.rows, asked.sample.seed, asked.training.epochs) == (1000, 55, 3)
     assert set(asked.evaluation.tasks) == {"holdout_loss", "response_choice", "holdout_generation", "piqa"}
     decided = {"holdout_loss/nats_per_token", "holdout_loss/bits_per_byte", "response_choice/acc",

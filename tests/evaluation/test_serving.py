@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from workflow import params, precisions
 from workflow.evaluation import forms
 from workflow.runtime.errors import CheckError, UserError
+from workflow.runtime.forms import OWN_FORMS
 
 LAYER = "model.layers.0.mlp.down_proj"  # [hidden_size, intermediate_size]
 
@@ -180,7 +181,7 @@ def without_one_module(weights):
         weights.pop(name)
 
 
-FORMS = ["as_trained", *params.FORMS[1:]]
+FORMS = ["as_trained", *OWN_FORMS[1:]]
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -14,6 +14,7 @@ from ruamel.yaml import YAML
 
 from workflow import params
 from workflow.runtime.errors import UserError
+from workflow.runtime.forms import OWN_FORMS
 
 TASK = {"items": 5, "few_shot": 0, "chat_template": False, "files": None}
 TABLE = {"instruction": "q", "context": None, "response": "a", "category": None}
@@ -275,7 +276,7 @@ def test_each_fault_of_the_seed_recipe_is_switched_alone():
 
 def test_a_variant_is_scored_in_the_forms_that_it_has():
     default = params.load(ROOT / "params.yaml")
-    assert default.forms_of("qlora_nf4_dq") == list(params.FORMS)
+    assert default.forms_of("qlora_nf4_dq") == list(OWN_FORMS)
     assert default.forms_of("lora_16bit") == ["as_trained", "merged_16bit"]
     assert default.forms_of("full_16bit") == ["as_trained"]
 

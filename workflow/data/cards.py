@@ -10,7 +10,16 @@ from workflow.data.lineage import Lineage
 from workflow.precisions.base import Precision
 from workflow.runtime import markdown
 from workflow.runtime.files import write_text
-from workflow.runtime.forms import AS_TRAINED, BASE, MERGED_16BIT, MERGED_DEQUANTIZED, REQUANTIZED
+from workflow.runtime.forms import (
+    AS_TRAINED,
+    BASE,
+    GGUF_Q4_0,
+    GGUF_Q4_K_M,
+    GGUF_Q8_0,
+    MERGED_16BIT,
+    MERGED_DEQUANTIZED,
+    REQUANTIZED,
+)
 from workflow.runtime.paths import MODEL
 
 LOADED = "from_pretrained"
@@ -21,6 +30,9 @@ FORMS = {
     MERGED_DEQUANTIZED: "The run's adapter folded into the dequantized weights that it was trained on, rounded to "
     "16 bits.",
     REQUANTIZED: "The run's adapter folded into the dequantized weights, which were quantized again.",
+    GGUF_Q8_0: "The run's 16-bit model as a GGUF file of llama.cpp's type Q8_0: about 8.5 bits a weight.",
+    GGUF_Q4_K_M: "The run's 16-bit model as a GGUF file of llama.cpp's type Q4_K_M: 4 to 6 bits a weight.",
+    GGUF_Q4_0: "The run's 16-bit model as a GGUF file of llama.cpp's type Q4_0: about 4.5 bits a weight.",
 }
 
 

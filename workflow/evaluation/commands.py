@@ -6,6 +6,7 @@ from workflow import params, precisions
 from workflow.evaluation import harness
 from workflow.evaluation.forms import Served
 from workflow.evaluation.language_model import SOFTMAX
+from workflow.evaluation.llama_cpp import write
 from workflow.runtime.forms import AS_TRAINED, BASE
 from workflow.runtime.paths import MODEL, served_folder
 
@@ -32,8 +33,10 @@ def commands(served: Served, run: params.Run, evaluation: params.Evaluation) -> 
             seed = [] if saved_seed is None else ["--seed", saved_seed]
             save = ["python", "-m", "workflow.save_served", "--variant", run.name, *seed,
                     "--form", saved_form, "--to", model]  # fmt: skip
-    arguments = f"pretrained={model},dtype={served.precision.compute},softmax_dtype={SOFTMAX}" + (
-        f",peft={adapter}" if adapter else ""
+    arguments = (
+        f"pretrained={model},dtype={served.precision.compute},softmax_dtype={SOFTMAX}"
+        + (f",peft={adapter}" if adapter else "")
+        + (f",gguf_file={write.FILE}" if served.gguf else "")
     )
     calls = [
         ["lm_eval", "run", "--model", "hf", "--model_args", arguments,

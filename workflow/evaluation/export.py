@@ -14,7 +14,7 @@ from workflow import params, precisions
 from workflow.runtime import outputs
 from workflow.runtime.errors import UserError, missing
 from workflow.runtime.files import whole_folder, write_text
-from workflow.runtime.forms import AS_TRAINED, BASE, FORMS, REQUANTIZED
+from workflow.runtime.forms import AS_TRAINED, BASE, FORMS, GGUF_FORMS, REQUANTIZED
 from workflow.runtime.paths import (
     CARDS,
     MODEL,
@@ -25,7 +25,7 @@ from workflow.runtime.paths import (
 from workflow.runtime.stage import offline_command, say
 
 GB = 10**9  # as disks are sold
-SETTINGS = ("config.json", "adapter_config.json")  # of a folder that holds a model
+SETTINGS = ("config.json", "adapter_config.json", "model.gguf")  # of a folder that holds a model
 MARGIN = 2**24  # bytes for the files beside the weights
 
 
@@ -43,12 +43,16 @@ def save_served(variant: str, seed: int | None, form: str, to: Path) -> None:
     params.check_variant(settings, variant)
     if form != BASE and not params.can_be_served(settings.variants[variant], form):
         raise UserError(f"{variant} cannot be served as {form}.")
-    if (seed is None) != (form == BASE):
-        raise UserError("--seed names a run, and form base has none: give one or the other.")
+    if (seed is None) != (form == BASE) and not (seed is None and form in GGUF_FORMS):
+        raise UserError(
+            "--seed names a run, and form base has none: give one or the other. A GGUF form without --seed is of the base."
+        )
     check_target(to)
     run = settings.run(variant, seed)
     if form == AS_TRAINED and run.method.leaves_adapter:
         code = save_adapter(run, to)
+    elif form in GGUF_FORMS:
+        code = save_gguf(run, form, to)
     else:
         code = save_model(run, form, to)
     size = sum(file.stat().st_size for file in to.iterdir()) / GB
@@ -154,6 +158,21 @@ def save_model(run: params.Run, form: str, to: Path) -> str:
         )
         write_text(folder / lineage.CARD, card)
     return code
+
+
+def save_gguf(run: params.Run, form: str, to: Path) -> str:
+    """Save a form that is a GGUF file, with its Modelfile; return the commands that serve it."""
+    from workflow.evaluation.llama_cpp import extra, published
+
+    extra.check_installed()
+    if not (MODEL / "config.json").is_file():
+        raise missing(MODEL)
+    outputs.check_outputs(*filter(None, (MODEL, run.weights)))
+    # The merged model and its 16-bit file are there, and then the GGUF file beside the latter.
+    check_space(to, 2 * sum(file.stat().st_size for file in MODEL.glob("*.safetensors")))
+    with whole_folder(to) as folder:
+        scores = [] if run.seed is None else _scores(run, form)
+        return published.write(folder, form, run, model_folder=MODEL, scores=scores)
 
 
 def _scores(run: params.Run, form: str) -> list[dict]:

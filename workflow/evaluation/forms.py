@@ -6,6 +6,7 @@ A form is one of
     merged_16bit         the adapter folded into the original 16-bit weights
     merged_dequantized   the adapter folded into the dequantized weights that it was trained on
     requantized          that, quantized again as the base was: PEFT's merge on a quantized base
+and those of workflow/evaluation/llama_cpp/, which are merged_16bit as a GGUF file.
 
 Folding is W + s B A with s = alpha / rank (Hu et al., 2022, section 4.1), or what the method makes of it, by PEFT. The two merged forms are then
 rounded to the 16-bit type of the base's checkpoint, which is what one would save and publish.
@@ -23,6 +24,7 @@ from transformers import AutoConfig
 from workflow import methods, params, precisions
 from workflow.data import lineage
 from workflow.data.model_files import reason
+from workflow.evaluation.llama_cpp.record import GgufRecord
 from workflow.methods import Method
 from workflow.models.load import LoadedPrecision, base_linears, describe, load_base, loading_of
 from workflow.runtime.errors import CheckError, UserError, missing
@@ -47,6 +49,7 @@ class Served:
     precision: LoadedPrecision
     adapters: int  # modules with an adapter on them
     adapter_dtype: str | None
+    gguf: GgufRecord | None = None  # the file that it was read from
 
 
 def serve(

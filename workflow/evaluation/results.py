@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from workflow.evaluation.forms import Served
+from workflow.evaluation.llama_cpp.record import GgufRecord
 from workflow.models.load import LoadedPrecision
 
 
@@ -97,6 +98,7 @@ class FormResult:
         metrics: in the order of tasks.
         harness: how the numbers were made.
         seconds: wall-clock time of loading and scoring.
+        gguf: the file that was scored, and how llama.cpp scores it; None for a form that is no GGUF file.
     """
 
     form: str
@@ -106,6 +108,7 @@ class FormResult:
     metrics: list[Metric]
     harness: HarnessRecord
     seconds: float
+    gguf: GgufRecord | None = None
 
     @classmethod
     def of(

@@ -1,11 +1,13 @@
 """Score a run in each of its serving forms with lm-evaluation-harness, and keep the score of each item."""
 
+import functools
 import gc
 import hashlib
 import math
+import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import lm_eval
@@ -19,12 +21,16 @@ from workflow.evaluation.commands import commands
 from workflow.evaluation.forms import serve
 from workflow.evaluation.items import answers_of, scores, task_record
 from workflow.evaluation.language_model import LanguageModel
+from workflow.evaluation.llama_cpp import agreement, extra, write
+from workflow.evaluation.llama_cpp.record import Agreement
+from workflow.evaluation.llama_cpp.serve import serve as serve_gguf
 from workflow.evaluation.prompt_checks import check_answers_fit, check_scored
 from workflow.evaluation.results import EvaluationResult, FormResult, HarnessRecord, Metric, TaskRecord
 from workflow.runtime import inputs
 from workflow.runtime.errors import CheckError
 from workflow.runtime.files import read_jsonl, whole_file, write_json, write_jsonl
-from workflow.runtime.paths import MODEL, split_file
+from workflow.runtime.forms import GGUF_FORMS
+from workflow.runtime.paths import MODEL, gguf_folder, split_file
 from workflow.runtime.stage import say
 from workflow.runtime.versions import installed
 
@@ -73,13 +79,19 @@ def evaluate(run: params.Run, forms: list[str], evaluation: params.Evaluation) -
         CheckError: the loaded model is not what the form says, or the scored texts are not what runs are trained on.
         UserError: a task or the run cannot be loaded, or an answer may exceed the model's context.
     """
+    gguf = gguf_folder(run.name, run.seed)
+    # What an evaluation that was ended left there is of other weights.
+    shutil.rmtree(gguf, ignore_errors=True)
+    if any(form in GGUF_FORMS for form in forms):
+        extra.check_installed()
     tokenizer = load_tokenizer(MODEL)
     check_answers_fit(evaluation)
     if any(task in params.OWN_TASKS for task in evaluation.tasks):
         read_jsonl(split_file("test"))  # names what is wrong with the file, which the harness would not
     for place, form in enumerate(forms, start=1):
         started = time.monotonic()
-        model, served = serve(run, form, model_folder=MODEL, weights_folder=run.weights)
+        load = functools.partial(serve_gguf, folder=gguf) if form in GGUF_FORMS else serve
+        model, served = load(run, form, model_folder=MODEL, weights_folder=run.weights)
         say(
             f"  form {place} of {len(forms)}, {form}: {served.precision.base} base, {served.precision.quantized_modules} modules quantized, "
             f"{served.adapters} adapters, computing in {served.precision.compute}"
@@ -87,22 +99,20 @@ def evaluate(run: params.Run, forms: list[str], evaluation: params.Evaluation) -
         language_model = LanguageModel(
             model, tokenizer, rows=evaluation.batch_rows, tokens=evaluation.batch_tokens
         )
-        tasks = [_score_task(task, evaluation, language_model, form=form) for task in evaluation.tasks]
-        record = HarnessRecord(
-            name="lm-evaluation-harness",
-            version=lm_eval.__version__,
-            batch_rows=evaluation.batch_rows,
-            batch_tokens=evaluation.batch_tokens,
-            add_bos_token=bool(language_model.add_bos_token),
-            chat_template_sha256=hashlib.sha256((tokenizer.chat_template or "").encode()).hexdigest(),
-            tasks=[task.record for task in tasks],
-            commands=commands(served, run, evaluation),
-        )
+        file = gguf / write.FILE if served.gguf else None
+        tasks = [
+            _score_task(task, evaluation, language_model, form=form, gguf_file=file)
+            for task in evaluation.tasks
+        ]
+        if served.gguf:
+            compared = next((task.agreement for task in tasks if task.agreement), None)
+            served = replace(served, gguf=replace(served.gguf, agreement=compared))
+        by_hand = commands(served, run, evaluation)
         yield Scored(
             result=FormResult.of(
                 served,
                 metrics=[metric for task in tasks for metric in task.metrics],
-                harness=record,
+                harness=_harness_record(evaluation, language_model, tasks, commands=by_hand),
                 seconds=time.monotonic() - started,
             ),
             items=pd.concat([task.items for task in tasks])
@@ -114,6 +124,7 @@ def evaluate(run: params.Run, forms: list[str], evaluation: params.Evaluation) -
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+    shutil.rmtree(gguf, ignore_errors=True)
 
 
 @dataclass(frozen=True)
@@ -122,15 +133,46 @@ class _ScoredTask:
     metrics: list[Metric]
     items: pd.DataFrame
     answers: list[dict]
+    agreement: Agreement | None
+
+
+def _harness_record(
+    evaluation: params.Evaluation,
+    language_model: LanguageModel,
+    tasks: list[_ScoredTask],
+    *,
+    commands: list[str],
+) -> HarnessRecord:
+    """Record how the harness was called for a form."""
+    template = language_model.tokenizer.chat_template or ""
+    return HarnessRecord(
+        name="lm-evaluation-harness",
+        version=lm_eval.__version__,
+        batch_rows=evaluation.batch_rows,
+        batch_tokens=evaluation.batch_tokens,
+        add_bos_token=bool(language_model.add_bos_token),
+        chat_template_sha256=hashlib.sha256(template.encode()).hexdigest(),
+        tasks=[task.record for task in tasks],
+        commands=commands,
+    )
 
 
 def _score_task(
-    task: str, evaluation: params.Evaluation, language_model: LanguageModel, *, form: str
+    task: str,
+    evaluation: params.Evaluation,
+    language_model: LanguageModel,
+    *,
+    form: str,
+    gguf_file: Path | None,
 ) -> _ScoredTask:
     """Score one task, and say what it scored.
 
+    Args:
+        gguf_file: from which the model was read, if it was; llama.cpp then scores some rows as well.
+
     Raises:
-        CheckError: the scored texts are not what runs are trained on, or a score is not finite.
+        CheckError: the scored texts are not what runs are trained on, a score is not finite, or llama.cpp gives
+            others.
         UserError: the task cannot be loaded.
     """
     call = harness.call_of(task, evaluation)
@@ -144,4 +186,12 @@ def _score_task(
         raise CheckError(f"{task} gives {form} a score that is not finite")
     say(f"    {task}: " + ", ".join(f"{m.metric} {m.value:.4f}" for m in metrics))
     record = task_record(call, results, language_model, prompts_cut=cut)
-    return _ScoredTask(record, metrics, items, answers)
+    compared = None
+    if gguf_file is not None and task == agreement.TASK:
+        compared = agreement.compare(results, language_model, gguf_file)
+    if compared:
+        say(
+            f"    llama.cpp itself: {compared.llama_cpp:.4f} nats per token of {compared.rows} rows, and transformers "
+            f"{compared.transformers:.4f}"
+        )
+    return _ScoredTask(record, metrics, items, answers, compared)

@@ -35,7 +35,7 @@ from workflow.params.values import (
 )
 from workflow.precisions.base import Precision, Quantization
 from workflow.runtime.errors import suggestion
-from workflow.runtime.forms import AS_TRAINED, MERGED_16BIT, REQUANTIZED, Form
+from workflow.runtime.forms import AS_TRAINED, GGUF_FORMS, MERGED_16BIT, REQUANTIZED, Form
 
 SHAPES = Path(__file__).parents[1] / "cost" / "shapes"
 
@@ -156,15 +156,18 @@ def _listed(table: dict[str, Any], ability: str, conjunction: str) -> str:
 
 
 def can_be_served(variant: Variant | None, form: str) -> bool:
-    """Whether a variant has this serving form: an adapter can be merged, a quantized base dequantized."""
+    """Whether a variant has this serving form: an adapter can be merged, a quantized base dequantized.
+
+    A GGUF file is of a 16-bit model: the merged one, or the one that was trained.
+    """
     if variant is None or form == AS_TRAINED:
         return variant is not None
     if not methods.get(variant.method).leaves_adapter:
-        return False
+        return form in GGUF_FORMS
     precision = precisions.get(variant.precision)
     if form == REQUANTIZED:
         return precision.can_be_requantized
-    return precision.can_be_merged and (form == MERGED_16BIT or precision.is_quantized)
+    return precision.can_be_merged and (form in (MERGED_16BIT, *GGUF_FORMS) or precision.is_quantized)
 
 
 class LocalFile(Strict):

@@ -10,7 +10,16 @@ from workflow.params import OWN_TASKS
 from workflow.report import formatting
 from workflow.report.formatting import NARROW, Number, quantity, signed
 from workflow.report.model import Facts, Point, Variant
-from workflow.runtime.forms import AS_TRAINED, BASE, MERGED_16BIT, MERGED_DEQUANTIZED, REQUANTIZED
+from workflow.runtime.forms import (
+    AS_TRAINED,
+    BASE,
+    GGUF_Q4_0,
+    GGUF_Q4_K_M,
+    GGUF_Q8_0,
+    MERGED_16BIT,
+    MERGED_DEQUANTIZED,
+    REQUANTIZED,
+)
 
 COSTS = {
     "training_speed": "Training speed",
@@ -43,6 +52,9 @@ FORMS = {
     MERGED_16BIT: "merged, 16-bit",
     MERGED_DEQUANTIZED: "merged, dequantized",
     REQUANTIZED: "merged, quantized again",
+    GGUF_Q8_0: "GGUF Q8_0",
+    GGUF_Q4_K_M: "GGUF Q4_K_M",
+    GGUF_Q4_0: "GGUF Q4_0",
 }
 VERDICTS = ("equivalent", "worse", "better", "undecided")
 RANDOM_MODEL = (

@@ -390,6 +390,7 @@ def _served(evaluated: list[dict]) -> list[ServedForm]:
                     form["adapters"],
                     form["adapter_dtype"],
                     key,
+                    form.get("gguf"),
                 )
             )
     return [form for index, form in enumerate(forms) if form not in forms[:index]]

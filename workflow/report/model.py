@@ -57,6 +57,7 @@ class ServedForm:
     adapters: int
     adapter_dtype: str | None
     key: str = field(compare=False)  # its place, as file#key
+    gguf: dict | None = field(default=None, compare=False)  # the file that it was read from
 
 
 @dataclass(frozen=True)

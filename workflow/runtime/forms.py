@@ -3,5 +3,8 @@
 from typing import Literal, get_args
 
 BASE = "base"  # the untouched base, which is no form of a run
-Form = Literal["as_trained", "merged_16bit", "merged_dequantized", "requantized"]
-AS_TRAINED, MERGED_16BIT, MERGED_DEQUANTIZED, REQUANTIZED = FORMS = get_args(Form)
+GgufForm = Literal["gguf_q8_0", "gguf_q4_k_m", "gguf_q4_0"]
+Form = Literal["as_trained", "merged_16bit", "merged_dequantized", "requantized", GgufForm]
+FORMS = get_args(Form)
+GGUF_Q8_0, GGUF_Q4_K_M, GGUF_Q4_0 = GGUF_FORMS = get_args(GgufForm)  # files of llama.cpp, of the merged model
+AS_TRAINED, MERGED_16BIT, MERGED_DEQUANTIZED, REQUANTIZED = OWN_FORMS = FORMS[:4]  # which need no extra

@@ -69,6 +69,11 @@ def served_folder(variant: str, seed: int | None, form: str) -> Path:
     return SERVED / "-".join([variant, *([] if seed is None else [str(seed)]), form])
 
 
+def gguf_folder(variant: str, seed: int | None) -> Path:
+    """Return where an evaluation writes the GGUF files that it scores."""
+    return served_folder(variant, seed, "gguf")
+
+
 def benchmark_file(variant: str) -> Path:
     return RESULTS / "benchmark" / variant / "result.json"
 

@@ -1,7 +1,11 @@
 """Stage try_model: try each variant on a few layers of the model, before rows are drawn and anything is trained."""
 
+import tempfile
+from pathlib import Path
+
 from workflow import params
 from workflow.runtime.files import write_text
+from workflow.runtime.forms import GGUF_FORMS
 from workflow.runtime.paths import MODEL, MODEL_READY
 from workflow.runtime.stage import run_stage, say
 
@@ -11,6 +15,11 @@ def try_model() -> None:
     experiment = params.load()
     from workflow.cost import trial
 
+    if any(form in GGUF_FORMS for form in experiment.evaluation.forms):
+        from workflow.evaluation.llama_cpp import write
+
+        with tempfile.TemporaryDirectory() as folder:
+            write.check_convertible(MODEL, Path(folder))
     trial.try_variants(MODEL, experiment)
     say(
         f"  a step of each variant was tried on layers of the model: {', '.join(experiment.experiment.variants)}"

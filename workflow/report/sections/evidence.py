@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from workflow import precisions
 from workflow.comparison.records import PrecisionRecord
+from workflow.data.gguf_cards import fallback_words
 from workflow.report import drawing, english, formatting
 from workflow.report.english import Change
 from workflow.report.formatting import Number, number, ratio
@@ -206,6 +207,21 @@ def _held_as(precision: PrecisionRecord) -> str:
     return precision.storage + (", double-quantized" if precision.double_quantization else "")
 
 
+def _file_words(gguf: dict | None) -> str:
+    """How a GGUF file departs from its type, and how llama.cpp itself scores it, as sentences after its name."""
+    if gguf is None:
+        return ""
+    agreement = gguf["agreement"]
+    scored = agreement and (
+        f"llama.cpp itself gives {agreement['rows']:,} rows of {english.TASKS[agreement['task']].lower()} "
+        f"{agreement['llama_cpp']:.4f} nats per token, and transformers {agreement['transformers']:.4f} "
+        f"(at most {agreement['tolerance']:g} apart)."
+    )
+    return (
+        "".join(f". {text}".rstrip(".") for text in (fallback_words(gguf["fallbacks"]), scored) if text) + "."
+    )
+
+
 def form_rows(facts: Facts) -> list[FormRow]:
     """The serving forms of all variants, by variant."""
     rows = []
@@ -217,7 +233,7 @@ def form_rows(facts: Facts) -> list[FormRow]:
                     FormRow(
                         label=variant.label,
                         form=english.form_name(served.form),
-                        held_as=_held_as(precision),
+                        held_as=_held_as(precision) + _file_words(served.gguf),
                         quantized=f"{precision.quantized_modules:,} of {precision.linear_modules:,}",
                         adapters=f"{served.adapters:,} ({served.adapter_dtype})" if served.adapters else "0",
                     )
