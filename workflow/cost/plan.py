@@ -76,7 +76,8 @@ def step_seconds(shape: Shape, variant: params.Variant, training: params.Trainin
     passes = methods.get(variant.method).passes + training.gradient_checkpointing
     work = 2 * tokens * passes * (shape.linear_parameters + adapter_parameters(shape, training))
     work += 2 * tokens * 2 * shape.vocabulary * shape.hidden
-    moved = passes * shape.linear_parameters * precisions.get(variant.precision).dequantization_bytes
+    moved = precisions.get(variant.precision).dequantization_bytes + methods.get(variant.method).moved_bytes
+    moved *= passes * shape.linear_parameters
     return SECONDS_PER_PASS + work / MATRIX_RATE + moved / MEMORY_RATE
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
+from workflow import methods
 from workflow.params import messages
 from workflow.params.sources import ChatColumns
 from workflow.params.values import OWN_METRICS, OWN_TASKS
@@ -72,6 +73,7 @@ def _check_variants(params: Params) -> None:
                 messages.describe(error, type(params.training), prefix=f"variants.{name}.training")
             ) from None
         _check_sharding(params, name)
+        _check_dropout(params, name)
 
 
 def _check_sharding(params: Params, name: str) -> None:
@@ -87,6 +89,16 @@ def _check_sharding(params: Params, name: str) -> None:
         raise ValueError(
             f"variants.{name}.processes is {processes} and its optimizer {training.optimizer}, "
             "which cannot update a part of a weight; use adamw_torch or adamw_torch_fused"
+        )
+
+
+def _check_dropout(params: Params, name: str) -> None:
+    """Raise a ValueError if an adapter is to drop inputs that it does not see alone."""
+    method, dropout = params.variants[name].method, params.training_of(name).dropout
+    if methods.get(method).through_quantizer and dropout:
+        raise ValueError(
+            f"variants.{name}.method is {method} and dropout {dropout}, which must be 0 here: base and adapter are one "
+            "weight, so the adapter has no input of its own"
         )
 
 

@@ -94,6 +94,11 @@ class Variant(Strict):
                 f"precision is {self.precision}, but method {method.name} trains {method.trains} and allows "
                 f"{_listed(precisions.TABLE, 'can_be_trained', 'and')} alone"
             )
+        if method.through_quantizer and not precision.can_be_trained_through:
+            raise ValueError(
+                f"precision is {self.precision}, but method {method.name} trains through the quantizer of its base, which "
+                f"{_listed(precisions.TABLE, 'can_be_trained_through', 'and')} alone let it do"
+            )
         if self.double_quantization and not precision.can_be_double_quantized:
             raise ValueError(
                 f"double_quantization is true, which precision {self.precision} does not have; "

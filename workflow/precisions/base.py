@@ -87,6 +87,10 @@ class Precision:
     # (in, out, double quantization) -> bytes of each tensor of weights, and of each of quantization constants.
     tensor_bytes: Callable[[int, int, bool], tuple[list[float], list[float]]]
     dequantized_weight: Callable[[nn.Linear, torch.dtype], Tensor] = plain_weight
+    # A float32 weight [out, in], quantized as the layer's own is; what that gives, to a weight of a type. None where a
+    # training cannot multiply by such a weight.
+    quantized_weight: Callable[[nn.Module, Tensor], Any] | None = None
+    stored_weight: Callable[[Any, torch.dtype], Tensor] | None = None
     # Bytes read and written for each weight to dequantize it before a matrix product.
     dequantization_bytes: float = 0.0
 
@@ -96,6 +100,11 @@ class Precision:
     quantize: Callable[[PreTrainedModel], PreTrainedModel] = unchanged
     dequantize: Callable[[PreTrainedModel, torch.dtype], PreTrainedModel] = unchanged
     requantize: Callable[[PreTrainedModel], PreTrainedModel] = unchanged  # after PEFT's merge
+
+    @property
+    def can_be_trained_through(self) -> bool:
+        """Whether a training can multiply by its weights as they are quantized with the adapter in them."""
+        return self.quantized_weight is not None
 
     # A card of such a run: the Python that loads its base.
     config_code: Callable[[bool, str], str] = lambda double_quantization, compute: ""

@@ -10,6 +10,7 @@ from workflow.precisions.base import Facts, Loading, Precision, dtype_name, plai
 
 if TYPE_CHECKING:
     import torch
+    from bitsandbytes.functional import QuantState
     from torch import Tensor, nn
     from transformers import BitsAndBytesConfig, PreTrainedModel
 
@@ -100,6 +101,25 @@ def dequantized_weight(layer: nn.Linear, dtype: torch.dtype) -> Tensor:
     return dequantize_4bit(layer.weight, quantization_state(layer)).to(dtype)
 
 
+def quantized_weight(layer: nn.Module, weight: Tensor) -> tuple[Tensor, QuantState]:
+    """A weight [out, in], quantized as the layer's own is: the same type, blocks and double quantization."""
+    from bitsandbytes.functional import quantize_4bit
+
+    state = quantization_state(layer)
+    return quantize_4bit(
+        weight, blocksize=state.blocksize, compress_statistics=state.nested, quant_type=state.quant_type
+    )
+
+
+def stored_weight(stored: tuple[Tensor, QuantState], dtype: torch.dtype) -> Tensor:
+    """The weight [out, in] that `quantized_weight` stores, rounded once to `dtype`."""
+    from bitsandbytes.functional import dequantize_4bit
+
+    packed, state = stored
+    state.dtype = dtype
+    return dequantize_4bit(packed, state)
+
+
 def parameter(parameter: nn.Parameter, weight: Tensor, layer: nn.Module) -> nn.Parameter:
     """A parameter of a 4-bit layer with these numbers, quantized on their device."""
     import bitsandbytes as bnb
@@ -171,6 +191,8 @@ def _precision(name: str) -> Precision:
         storage=lambda layer: f"{name} (4 bits)",
         tensor_bytes=tensor_bytes,
         dequantized_weight=dequantized_weight,
+        quantized_weight=quantized_weight,
+        stored_weight=stored_weight,
         dequantization_bytes=0.5 + 2,
         config=partial(config, name),
         parameter=parameter,

@@ -134,7 +134,8 @@ class LinearCrossEntropy(torch.autograd.Function):
 def fuse_adapters(model: nn.Module, *, compute: torch.dtype) -> int:
     """Give every adapted layer on a base that can be fused `AdaptedLinear`; return how many were given it.
 
-    A layer on another base keeps PEFT's own way, with autocast around it.
+    A layer on another base keeps PEFT's own way, with autocast around it. One whose method computes it in one step of
+    its own keeps that.
     """
     fused = 0
     for module in model.modules():
@@ -142,7 +143,8 @@ def fuse_adapters(model: nn.Module, *, compute: torch.dtype) -> int:
             continue
         precision = precisions.recognize(module.base_layer)
         if precision is not None and precision.can_be_fused:
-            module.forward = MethodType(_adapted_forward, module)
+            if "forward" not in vars(module):  # its method's own
+                module.forward = MethodType(_adapted_forward, module)
             fused += 1
         else:
             module.forward = torch.autocast(
