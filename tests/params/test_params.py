@@ -166,7 +166,9 @@ def test_a_key_is_described_by_its_comment_in_the_default_params():
     for name in ("HubModel", "WheelModel", "FileModel", "RandomModel"):
         assert "as today's" in definitions[name]["properties"]["chat_date"]["description"]
     assert definitions["Grid"]["properties"]["lengths"]["description"] == "Tokens of each row."
-    assert schema["properties"]["variants"]["description"].startswith("method: lora, full, or lora_merge_aware")
+    assert schema["properties"]["variants"]["description"].startswith(
+        "method: lora, full, or lora_merge_aware"
+    )
     undescribed = [
         f"{section}.{key}"
         for section in (

@@ -188,7 +188,7 @@ def predict(
     is_quantized = precisions.get(variant.precision).is_quantized
     dequantized = 2 * shape.hidden * shape.intermediate if is_quantized else 0
     wide = 2 * tokens * shape.intermediate
-    folding = int(method.folding_bytes * shape.hidden * shape.intermediate)
+    folding = method.folding_bytes(shape.hidden * shape.intermediate, precisions.get(variant.precision))
     in_backward = again + max(dequantized + wide, 2 * wide, folding)
     if at_loss > in_backward:
         loss, transient = chunk * (4 + 2), 2 * stream

@@ -6,7 +6,7 @@ from workflow import methods, params, precisions
 from workflow.evaluation import harness
 from workflow.evaluation.forms import Served
 from workflow.evaluation.language_model import SOFTMAX
-from workflow.runtime.forms import AS_TRAINED, BASE
+from workflow.runtime.forms import AS_TRAINED, BASE, REQUANTIZED
 from workflow.runtime.paths import MODEL, served_folder, weights_folder
 
 
@@ -28,7 +28,9 @@ def commands(
         model = weights_folder(name, seed)
     else:
         saved_form, saved_seed = served.form, seed
-        if served.form == AS_TRAINED:
+        if served.form == AS_TRAINED and methods.get(variant.method).through_quantizer:
+            saved_form = REQUANTIZED  # computes the same, and needs no method's own layers
+        elif served.form == AS_TRAINED:
             adapter = weights_folder(name, seed)
             saved_form, saved_seed = BASE, None
         model = MODEL

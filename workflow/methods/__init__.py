@@ -6,7 +6,7 @@ In: a method's name in params.yaml. Out: how it wraps a model, what it trains, c
 from workflow.methods.base import Method, Settings, Shape
 from workflow.methods.full import FULL
 from workflow.methods.lora import LORA
-from workflow.methods.lora_merge_aware import LORA_MERGE_AWARE
+from workflow.methods.lora_merge_aware import LORA_MERGE_AWARE, LORA_MERGE_AWARE_ON_LEVELS
 from workflow.runtime.errors import UserError
 
 TABLE: dict[str, Method] = {}
@@ -36,6 +36,7 @@ def names() -> list[str]:
 register(LORA)
 register(FULL)
 register(LORA_MERGE_AWARE)
+register(LORA_MERGE_AWARE_ON_LEVELS)
 FROZEN = LORA.name  # of a base that is held as it is served, because nothing of it is trained
 
 __all__ = ["FROZEN", "TABLE", "Method", "Settings", "Shape", "get", "names", "register"]

@@ -29,6 +29,8 @@ class Quantizer(Protocol):
     dequantized_weight: Callable[[nn.Linear, dtype], Tensor]
     quantized_weight: Callable[[nn.Module, Tensor], Any] | None
     stored_weight: Callable[[Any, dtype], Tensor] | None
+    spread_weight: Callable[[nn.Module], Tensor] | None
+    spreading_bytes: Callable[[int], int] | None
     parameter: Callable[[nn.Parameter, Tensor, nn.Module], nn.Parameter]
 
 
@@ -65,7 +67,6 @@ class Method:
         may_graph: whether a step can be captured in a CUDA graph.
         passes: passes of a base weight's products in a step: forward, for the gradient of the input, and (3) for its own.
         through_quantizer: whether a step multiplies by weights that are quantized with the adapter in them.
-        folding_bytes: of each weight of the layer that computes, while they are so quantized.
         moved_bytes: read and written for each weight before a product, beyond what its precision takes.
         peft_type: in the adapter's configuration; None without an adapter.
         recorded: training params that the adapter's configuration holds, each with PEFT's name for it.
@@ -87,7 +88,6 @@ class Method:
     may_graph: bool
     passes: Literal[2, 3]
     through_quantizer: bool = False
-    folding_bytes: float = 0.0
     moved_bytes: float = 0.0
     peft_type: str | None = None
     recorded: tuple[tuple[str, str], ...] = ()
@@ -130,6 +130,10 @@ class Method:
     def trained_parameters(self, shape: Shape, settings: Settings) -> int:
         """Parameters that have a gradient and an optimizer state, each in float32."""
         raise NotImplementedError
+
+    def folding_bytes(self, weights: int, quantizer: Quantizer) -> int:
+        """Bytes that a layer of so many weights takes while its adapter is folded in for a product."""
+        return 0
 
     def activation_settings(self, settings: Settings) -> Settings:
         """The settings of an adapter that keeps the activations that this method keeps."""

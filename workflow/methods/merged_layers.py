@@ -17,10 +17,15 @@ from workflow.methods.base import Quantizer
 
 
 class MergedWeight:
-    """The weight W = dequantize(quantize(D + s B A)) of an adapted layer, where D is its dequantized base."""
+    """The weight W = dequantize(quantize(D + s B A)) of an adapted layer, where D is its base.
 
-    def __init__(self, layer: LoraLayer, quantizer: Quantizer):
+    Args:
+        spread: whether D is spread over the cells of its quantizer; else each weight is on its level.
+    """
+
+    def __init__(self, layer: LoraLayer, quantizer: Quantizer, *, spread: bool):
         (name,) = layer.active_adapters
+        self.spread = spread
         self.base, self.quantizer, self.scaling = layer.base_layer, quantizer, layer.scaling[name]
         self.a, self.b = layer.lora_A[name].weight, layer.lora_B[name].weight
         self.stored: tuple[tuple[int, ...], Any] | None = None  # the state of A and B, and W in 4 bits
@@ -28,7 +33,10 @@ class MergedWeight:
     @torch.no_grad()
     def folded(self) -> Tensor:
         """D + s B A [out, in], in float32 and not quantized."""
-        weight = self.quantizer.dequantized_weight(self.base, torch.float32)
+        if self.spread:
+            weight = self.quantizer.spread_weight(self.base)
+        else:
+            weight = self.quantizer.dequantized_weight(self.base, torch.float32)
         return weight.addmm_(self.b, self.a, alpha=self.scaling)
 
     def quantized(self) -> Any:
@@ -77,18 +85,19 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return functional.linear(x, weight, None if bias is None else bias.to(x.dtype))
 
 
-def merge_in_forward(model: nn.Module, quantizer: Quantizer) -> None:
+def merge_in_forward(model: nn.Module, quantizer: Quantizer, *, spread: bool) -> None:
     """Give every adapted layer the forward pass of `MergedLinear`."""
     for layer in adapted_layers(model):
-        layer.merged_weight = MergedWeight(layer, quantizer)
+        layer.merged_weight = MergedWeight(layer, quantizer, spread=spread)
         layer.forward = MethodType(_forward, layer)
 
 
-def fold(model: nn.Module, quantizer: Quantizer) -> nn.Module:
+def fold(model: nn.Module, quantizer: Quantizer, *, spread: bool) -> nn.Module:
     """The base with each adapter folded into its layer, which is quantized again, as `MergedLinear` does."""
     for layer in adapted_layers(model):
         base = layer.base_layer
-        base.weight = quantizer.parameter(base.weight, MergedWeight(layer, quantizer).folded(), base)
+        weight = MergedWeight(layer, quantizer, spread=spread).folded()
+        base.weight = quantizer.parameter(base.weight, weight, base)
     return model.unload()
 
 

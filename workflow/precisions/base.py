@@ -91,6 +91,11 @@ class Precision:
     # training cannot multiply by such a weight.
     quantized_weight: Callable[[nn.Module, Tensor], Any] | None = None
     stored_weight: Callable[[Any, torch.dtype], Tensor] | None = None
+    # The float32 weight [out, in] of a layer, spread evenly over all that is quantized to the layer's numbers.
+    spread_weight: Callable[[nn.Module], Tensor] | None = None
+    spreading_bytes: Callable[[int], int] | None = (
+        None  # that this takes beside its result, by the layer's weights
+    )
     # Bytes read and written for each weight to dequantize it before a matrix product.
     dequantization_bytes: float = 0.0
 
