@@ -196,7 +196,7 @@ def predict(
     The peak is the larger of two moments. The first is the loss: a chunk of logits (16 bits), its log-probabilities
     (32 bits) and its gradient are in memory together with the last hidden states and their gradient. The second is
     the beginning of the backward pass, in the last layer's MLP: it holds down_proj's dequantized weight and input
-    gradient, or, once down_proj's input is freed, the three [tokens, intermediate] gradients of the gated activation.
+    gradient, or, before that, the weight with its adapter folded in, which is quantized, or, once down_proj's input is freed, the three [tokens, intermediate] gradients of the gated activation.
     (By then the residual's gradient has replaced the last residual stream.) With checkpointing, only the input of each
     layer is kept, and one layer is recomputed.
     """
@@ -220,7 +220,8 @@ def predict(
     is_dequantized = precision.is_quantized and not precision.is_emulated
     dequantized = 2 * shape.hidden * shape.intermediate if is_dequantized else 0
     wide = 2 * tokens * shape.intermediate
-    in_backward = again + max(dequantized + wide, 2 * wide)
+    folding = method.folding_bytes(shape.hidden * shape.intermediate, precisions.get(variant.precision))
+    in_backward = again + max(dequantized + wide, 2 * wide, folding)
     if at_loss > in_backward:
         loss, transient = chunk * (4 + 2), 2 * stream
     else:

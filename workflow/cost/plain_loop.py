@@ -10,6 +10,7 @@ import torch
 from transformers import set_seed
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
+from workflow import precisions
 from workflow.models.load import LoadedPrecision
 from workflow.params import Run
 from workflow.training.order import LikeLengthSampler
@@ -35,6 +36,7 @@ class PlainLoop:
         training = run.training
         set_seed(run.seed)
         self.model = run.method.wrap(model, training)
+        run.method.attach(self.model, precisions.get(run.variant.precision))
         if training.gradient_checkpointing:
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
             self.model.enable_input_require_grads()

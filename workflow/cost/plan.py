@@ -77,10 +77,10 @@ def step_seconds(shape: Shape, variant: params.Variant, training: params.Trainin
     passes = method.passes + training.gradient_checkpointing
     work = 2 * tokens * passes * (shape.linear_parameters + adapter_parameters(shape, training))
     work += 2 * tokens * 2 * shape.vocabulary * shape.hidden
+    precision = precisions.get(variant.precision)
     moved = tokens * method.moved_bytes(shape, training)
-    moved += (
-        passes * quantized_parameters(shape, variant) * precisions.get(variant.precision).dequantization_bytes
-    )
+    moved += passes * quantized_parameters(shape, variant) * precision.dequantization_bytes
+    moved += passes * shape.linear_parameters * method.merging_bytes
     return SECONDS_PER_PASS + work / MATRIX_RATE + moved / MEMORY_RATE
 
 

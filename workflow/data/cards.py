@@ -116,8 +116,24 @@ def loading_model(*, compute: str, device: str, folder: Path, precision: Precisi
 
 
 def loading(variant: params.Variant, origin: Lineage, *, compute: str, device: str, folder: Path) -> str:
-    """Return Python that loads a run as it was trained, from the folder of its weights."""
-    if not methods.get(variant.method).leaves_adapter:
+    """Return Python that loads a run as it was trained, from the folder of its weights.
+
+    An adapter that was trained through the quantizer is another model where PEFT adds it to the base: the code then
+    loads what has it in its 4-bit weights, and says how that is saved.
+    """
+    method = methods.get(variant.method)
+    if method.through_quantizer:
+        return (
+            "# PEFT adds the adapter past the quantizer that it was trained through. Save what was trained first:\n"
+            "#   python -m workflow.save_served --variant VARIANT --seed SEED --form requantized --to requantized\n"
+            + loading_model(
+                compute=compute,
+                device=device,
+                folder=Path(REQUANTIZED),
+                precision=precisions.get(variant.precision),
+            )
+        )
+    if not method.leaves_adapter:
         return loading_model(compute=compute, device=device, folder=folder)
     return loading_adapter(variant, origin, compute=compute, device=device, folder=folder)
 

@@ -7,7 +7,7 @@ from workflow.evaluation import harness
 from workflow.evaluation.forms import Served
 from workflow.evaluation.language_model import SOFTMAX
 from workflow.evaluation.llama_cpp import write
-from workflow.runtime.forms import AS_TRAINED, BASE
+from workflow.runtime.forms import AS_TRAINED, BASE, REQUANTIZED
 from workflow.runtime.paths import MODEL, served_folder
 
 
@@ -24,7 +24,9 @@ def commands(served: Served, run: params.Run, evaluation: params.Evaluation) -> 
         model = run.weights
     else:
         saved_form, saved_seed = served.form, run.seed
-        if served.form == AS_TRAINED:
+        if served.form == AS_TRAINED and run.method.through_quantizer:
+            saved_form = REQUANTIZED  # computes the same, and needs no method's own layers
+        elif served.form == AS_TRAINED:
             adapter = run.weights
             saved_form, saved_seed = BASE, None
         model = MODEL

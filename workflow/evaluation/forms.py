@@ -5,14 +5,16 @@ A form is one of
     as_trained           the adapter on the base that it was trained on (of a full fine-tuning, its model)
     merged_16bit         the adapter folded into the original 16-bit weights
     merged_dequantized   the adapter folded into the dequantized weights that it was trained on
-    requantized          that, quantized again as the base was: PEFT's merge on a quantized base
+    requantized          that, quantized again as the base was: PEFT's merge on a quantized base, or the method's own
 and those of workflow/evaluation/llama_cpp/, which are merged_16bit as a GGUF file.
 
 Folding is W + s B A with s = alpha / rank (Hu et al., 2022, section 4.1), or what the method makes of it, by PEFT. The two merged forms are then
 rounded to the 16-bit type of the base's checkpoint, which is what one would save and publish.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -85,10 +87,10 @@ def serve(
         expected = 0
     else:
         make = {
-            AS_TRAINED: as_trained,
+            AS_TRAINED: partial(as_trained, method=method),
             MERGED_16BIT: merged_16bit,
             MERGED_DEQUANTIZED: merged_dequantized,
-            REQUANTIZED: requantized,
+            REQUANTIZED: partial(requantized, method=method),
         }[form]
         check_adapter(weights_folder, model_folder, method, run.training)
         model, compute = make(model_folder, weights_folder, variant=served_variant, hardware=run.hardware)
@@ -102,11 +104,18 @@ def serve(
 
 
 def as_trained(
-    model_folder: Path, weights_folder: Path, *, variant: params.Variant, hardware: params.Hardware
+    model_folder: Path,
+    weights_folder: Path,
+    *,
+    variant: params.Variant,
+    hardware: params.Hardware,
+    method: Method,
 ) -> tuple[torch.nn.Module, torch.dtype]:
-    """The adapter, in float32, on the base that it was trained on."""
+    """The adapter, in float32, on the base that it was trained on, computing as its method trains."""
     base, precision = load_base(model_folder, variant, hardware=hardware)
-    model, _ = attached(base, weights_folder)
+    model, _ = attached(
+        base, weights_folder, partial(method.attach, quantizer=precisions.get(variant.precision))
+    )
     return model, getattr(torch, precision.compute)
 
 
@@ -130,35 +139,54 @@ def merged_dequantized(
 
 
 def requantized(
-    model_folder: Path, weights_folder: Path, *, variant: params.Variant, hardware: params.Hardware
+    model_folder: Path,
+    weights_folder: Path,
+    *,
+    variant: params.Variant,
+    hardware: params.Hardware,
+    method: Method,
 ) -> tuple[torch.nn.Module, torch.dtype]:
     """The adapter folded into the dequantized weights, which are quantized again as the base was."""
     base, precision = load_base(model_folder, variant, hardware=hardware)
     compute, entry = getattr(torch, precision.compute), precisions.get(variant.precision)
-    model = merged(entry.mergeable(base, compute), weights_folder)
+    fold = partial(method.fold, quantizer=entry)
+    model = merged(entry.mergeable(base, compute), weights_folder, fold)
     return entry.requantize(model, loading_of(variant, compute, base_linears(model))), compute
 
 
-def attached(base: torch.nn.Module, weights_folder: Path) -> tuple[PeftModel, torch.Tensor]:
+def attached(
+    base: torch.nn.Module, weights_folder: Path, attach: Callable[[PeftModel], None] = lambda model: None
+) -> tuple[PeftModel, torch.Tensor]:
     """The adapter on a base, and what the base answered to a few tokens before.
+
+    Args:
+        attach: lets the model compute as its method does, where PEFT's way is another.
 
     Raises:
         CheckError: the adapter changes nothing.
     """
     before = probe(base)
     model = with_adapter(base, weights_folder)
+    attach(model)
     check_changed(before, probe(model), "attached")
     return model, before
 
 
-def merged(base: torch.nn.Module, weights_folder: Path) -> torch.nn.Module:
+def merged(
+    base: torch.nn.Module,
+    weights_folder: Path,
+    fold: Callable[[PeftModel], torch.nn.Module] = lambda model: model.merge_and_unload(),
+) -> torch.nn.Module:
     """The adapter folded into a base, in the precision that this has.
+
+    Args:
+        fold: folds it in; PEFT's way where none is given.
 
     Raises:
         CheckError: it was not folded in.
     """
     model, before = attached(base, weights_folder)
-    model = model.merge_and_unload()
+    model = fold(model)
     check_changed(before, probe(model), "folded in")
     return model
 

@@ -7,6 +7,7 @@ from workflow.methods.base import Method, Settings, Shape
 from workflow.methods.dora import DORA
 from workflow.methods.full import FULL
 from workflow.methods.lora import LORA
+from workflow.methods.lora_merge_aware import LORA_MERGE_AWARE, LORA_MERGE_AWARE_ON_LEVELS
 from workflow.runtime.registry import Registry
 
 REGISTRY: Registry[Method] = Registry("method")
@@ -16,6 +17,8 @@ register, get, names = REGISTRY.register, REGISTRY.get, REGISTRY.names
 register(LORA)
 register(DORA)
 register(FULL)
+register(LORA_MERGE_AWARE)
+register(LORA_MERGE_AWARE_ON_LEVELS)
 FROZEN = LORA.name  # of a base that is held as it is served, because nothing of it is trained
 
 __all__ = ["FROZEN", "TABLE", "Method", "Settings", "Shape", "get", "names", "register"]

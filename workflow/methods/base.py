@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 if TYPE_CHECKING:  # torch takes seconds to import, and params are read without it
     from pathlib import Path
 
-    from torch import Tensor, nn
+    from torch import Tensor, dtype, nn
 
 
 class Settings(Protocol):
@@ -24,6 +24,17 @@ class Settings(Protocol):
     b_rate_factor: float
 
     def model_copy(self, *, update: dict[str, Any]) -> Settings: ...
+
+
+class Quantizer(Protocol):
+    """The precision of a base, as far as a method that trains through its quantizer needs it."""
+
+    dequantized_weight: Callable[[nn.Linear, dtype], Tensor]
+    quantized_weight: Callable[[nn.Module, Tensor], Any] | None
+    stored_weight: Callable[[Any, dtype], Tensor] | None
+    spread_weight: Callable[[nn.Module], Tensor] | None
+    spreading_bytes: Callable[[int], int] | None
+    parameter: Callable[[nn.Parameter, Tensor, nn.Module], nn.Parameter]
 
 
 class Shape(Protocol):
@@ -59,6 +70,8 @@ class Method:
         may_fuse_adapters: whether the adapters compute what `AdaptedLinear` does.
         may_graph: whether a step can be captured in a CUDA graph.
         passes: passes of a base weight's products in a step: forward, for the gradient of the input, and (3) for its own.
+        through_quantizer: whether a step multiplies by weights that are quantized with the adapter in them.
+        merging_bytes: read and written for each weight before a product, beyond what its precision takes.
         peft_type: in the adapter's configuration; None without an adapter.
     """
 
@@ -77,6 +90,8 @@ class Method:
     may_fuse_adapters: bool
     may_graph: bool
     passes: Literal[2, 3]
+    through_quantizer: bool = False
+    merging_bytes: float = 0.0
     peft_type: str | None = None
     needs_weights: bool = False
 
@@ -85,6 +100,17 @@ class Method:
     def wrap(self, model: nn.Module, settings: Settings) -> nn.Module:
         """The model with what is to be trained in it, and that alone set to be trained."""
         raise NotImplementedError
+
+    def attach(self, model: nn.Module, quantizer: Quantizer) -> None:
+        """Let a model with an adapter, new or read from files, compute as the method trains it; PEFT's way is kept.
+
+        Args:
+            quantizer: the precision of the base.
+        """
+
+    def fold(self, model: nn.Module, quantizer: Quantizer) -> nn.Module:
+        """The base with the adapter in its weights, quantized again if they were."""
+        return model.merge_and_unload()
 
     def expected(self, model: nn.Module, linears: Iterable[str]) -> set[str]:
         """The names of the weights that must be trained, no more and no fewer.
@@ -125,6 +151,10 @@ class Method:
     def trained_parameters(self, shape: Shape, settings: Settings) -> int:
         """Parameters that have a gradient and an optimizer state, each in float32."""
         raise NotImplementedError
+
+    def folding_bytes(self, weights: int, quantizer: Quantizer) -> int:
+        """Bytes that a layer of so many weights takes while its adapter is folded in for a product."""
+        return 0
 
     def activation_settings(self, settings: Settings) -> Settings:
         """The settings of an adapter that keeps the activations that this method keeps."""

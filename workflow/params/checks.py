@@ -84,6 +84,7 @@ def _check_variants(params: Params) -> None:
             ) from None
         _check_adapter(params, name)
         _check_sharding(params, name)
+        _check_dropout(params, name)
 
 
 def _check_adapter(params: Params, name: str) -> None:
@@ -135,6 +136,16 @@ def _check_sharding(params: Params, name: str) -> None:
         raise ValueError(
             f"variants.{name}.processes is {processes} and its optimizer {training.optimizer}, "
             "which cannot update a part of a weight; use adamw_torch or adamw_torch_fused"
+        )
+
+
+def _check_dropout(params: Params, name: str) -> None:
+    """Raise a ValueError if an adapter is to drop inputs that it does not see alone."""
+    method, dropout = params.variants[name].method, params.training_of(name).dropout
+    if methods.get(method).through_quantizer and dropout:
+        raise ValueError(
+            f"variants.{name}.method is {method} and dropout {dropout}, which must be 0 here: base and adapter are one "
+            "weight, so the adapter has no input of its own"
         )
 
 

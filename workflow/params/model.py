@@ -105,6 +105,16 @@ class Variant(Strict):
                 f"method {method.name} needs the norms of what they multiply with; it allows "
                 f"{_listed(precisions.TABLE, 'can_be_fused', 'and')}"
             )
+        if method.through_quantizer and not precision.can_be_trained_through:
+            raise ValueError(
+                f"precision is {self.precision}, but method {method.name} trains through the quantizer of its base, which "
+                f"{_listed(precisions.TABLE, 'can_be_trained_through', 'and')} alone let it do"
+            )
+        if method.through_quantizer and self.layers_in_16_bits:
+            raise ValueError(
+                f"layers_in_16_bits names {self.layers_in_16_bits[0]}, but method {method.name} trains every layer through "
+                "the quantizer; it must be []"
+            )
         if self.double_quantization and not precision.can_be_double_quantized:
             raise ValueError(
                 f"double_quantization is true, which precision {self.precision} does not have; "

@@ -125,6 +125,14 @@ class Precision:
     # (in, out, quantization) -> bytes of each tensor of weights, and of each of quantization constants.
     tensor_bytes: Callable[[int, int, Quantization], tuple[list[float], list[float]]]
     dequantized_weight: Callable[[nn.Linear, torch.dtype], Tensor] = plain_weight
+    # A float32 weight [out, in], quantized as the layer's own is; what that gives, to a weight of a type. None where a
+    # training cannot multiply by such a weight.
+    quantized_weight: Callable[[nn.Module, Tensor], Any] | None = None
+    stored_weight: Callable[[Any, torch.dtype], Tensor] | None = None
+    # The float32 weight [out, in] of a layer, spread evenly over all that is quantized to the layer's numbers.
+    spread_weight: Callable[[nn.Module], Tensor] | None = None
+    # Bytes that this takes beside its result, by the layer's weights.
+    spreading_bytes: Callable[[int], int] | None = None
     # Bytes read and written for each weight to dequantize it before a matrix product.
     dequantization_bytes: float = 0.0
     # Whether weights that were rounded to the format are held and multiplied in 16 bits: its quality, not its costs.
@@ -160,3 +168,8 @@ class Precision:
     code_before: Callable[[Quantization], str] = no_code
     cpu_code: str = ""  # before, on a CPU
     code_after: Callable[[Quantization], str] = no_code  # where no library quantizes as it loads
+
+    @property
+    def can_be_trained_through(self) -> bool:
+        """Whether a training can multiply by its weights as they are quantized with the adapter in them."""
+        return self.quantized_weight is not None

@@ -22,12 +22,16 @@ from workflow.precisions.dynamic import HEADS, skipped
 
 if TYPE_CHECKING:
     import torch
+    from bitsandbytes.functional import QuantState
     from torch import Tensor, nn
     from transformers import BitsAndBytesConfig, PreTrainedModel
 
 # Weights that share a constant (section 3). The kernels allow more, up to 4096; bitsandbytes takes the default of its own.
 BLOCK_SIZES, DEFAULT_BLOCK_SIZE = (32, 64, 128, 256), 64
 CONSTANTS_BLOCK_SIZE = 256  # constants that share a constant of their own, with double quantization
+SPREAD_AT_ONCE = 2**22  # weights, a multiple of every block size
+GOLDEN_RATIO = 2654435769  # its fraction, in units of 2^-32
+MARGIN = 1e-4  # of a cell, at each of its ends, for the rounding of float32; a change as small is not kept
 EXACT_ON_CPU = (
     "# On some CPUs bitsandbytes multiplies in bfloat16, whatever type is asked for; what was scored did not.\n"
     "bnb.nn.Linear4bit.support_avx512bf16_for_cpu = property(lambda layer: False, lambda layer, value: None)\n"
@@ -158,6 +162,72 @@ def replace_layers(model: PreTrainedModel, quantization: BitsAndBytesConfig) -> 
     model.is_loaded_in_8bit = quantization.load_in_8bit
 
 
+def quantized_weight(layer: nn.Module, weight: Tensor) -> tuple[Tensor, QuantState]:
+    """A weight [out, in], quantized as the layer's own is: the same type, blocks and double quantization."""
+    from bitsandbytes.functional import quantize_4bit
+
+    state = quantization_state(layer)
+    return quantize_4bit(
+        weight, blocksize=state.blocksize, compress_statistics=state.nested, quant_type=state.quant_type
+    )
+
+
+def stored_weight(stored: tuple[Tensor, QuantState], dtype: torch.dtype) -> Tensor:
+    """The weight [out, in] that `quantized_weight` stores, rounded once to `dtype`."""
+    from bitsandbytes.functional import dequantize_4bit
+
+    packed, state = stored
+    state.dtype = dtype
+    return dequantize_4bit(packed, state)
+
+
+def spread_weight(layer: nn.Module) -> Tensor:
+    """The float32 weight [out, in], each number moved to a place within the cell that is rounded to its level.
+
+    The places are even and always the same: the i-th weight's is the fraction of i times the golden ratio, so that any
+    run of weights fills its cells evenly (Weyl's sequence). A small change to the weights then carries a share of them
+    into the next cell that grows with the change: it is kept on average, as by dither (Roberts 1962), where weights on
+    their levels would all be rounded back. The largest of a block, which is its constant, stays where it is.
+    """
+    import torch
+    from bitsandbytes.functional import dequantize_blockwise
+
+    state = quantization_state(layer)
+    absmax = dequantize_blockwise(state.absmax, state.state2) + state.offset if state.nested else state.absmax
+    packed, (low, high) = layer.weight.data.view(torch.uint8).flatten(), _cells(state.code)
+    spread = torch.empty(state.shape, dtype=torch.float32, device=packed.device)
+    flat = spread.view(-1)
+    places = torch.arange(min(flat.numel(), SPREAD_AT_ONCE), device=packed.device)
+    places = places.mul_(GOLDEN_RATIO).bitwise_and_(0xFFFFFFFF).float().mul_(2**-32)
+    for start in range(0, flat.numel(), SPREAD_AT_ONCE):
+        part = flat[start : start + SPREAD_AT_ONCE]
+        pairs = packed[start // 2 : (start + part.numel() + 1) // 2]
+        codes = torch.stack((pairs >> 4, pairs & 15), 1).flatten()[: part.numel()].int()
+        constants = absmax[start // state.blocksize : (start + part.numel() - 1) // state.blocksize + 1]
+        torch.lerp(low[codes], high[codes], places[: part.numel()], out=part)
+        part.mul_(constants.repeat_interleave(state.blocksize)[: part.numel()])
+    return spread
+
+
+def spreading_bytes(weights: int) -> int:
+    """Bytes that `spread_weight` takes beside its result: places, numbers of levels, and two bounds in 4 bytes each."""
+    return 16 * min(weights, SPREAD_AT_ONCE)
+
+
+def _cells(levels: Tensor) -> tuple[Tensor, Tensor]:
+    """The bounds of what is rounded to each level, a little within them; of the outermost levels, the level itself."""
+    import torch
+
+    ordered = levels.float().unique()
+    middles = (ordered[1:] + ordered[:-1]) / 2
+    low, high = torch.cat([ordered[:1], middles]), torch.cat([middles, ordered[-1:]])
+    low, high = torch.lerp(low, high, MARGIN), torch.lerp(high, low, MARGIN)
+    low[0] = high[0] = ordered[0]
+    low[-1] = high[-1] = ordered[-1]
+    index = torch.searchsorted(ordered, levels.float())
+    return low[index], high[index]
+
+
 def parameter(parameter: nn.Parameter, weight: Tensor, layer: nn.Module) -> nn.Parameter:
     """A parameter of a 4-bit layer with these numbers, quantized on their device."""
     import bitsandbytes as bnb
@@ -252,6 +322,10 @@ def _precision(name: str) -> Precision:
         storage=lambda layer: f"{name} (4 bits)",
         tensor_bytes=tensor_bytes,
         dequantized_weight=dequantized_weight,
+        quantized_weight=quantized_weight,
+        stored_weight=stored_weight,
+        spread_weight=spread_weight,
+        spreading_bytes=spreading_bytes,
         dequantization_bytes=0.5 + 2,
         block_sizes=BLOCK_SIZES,
         config=partial(config, name),

@@ -15,6 +15,7 @@ from transformers import (
     set_seed,
 )
 
+from workflow import precisions
 from workflow.data.model_files import load_tokenizer
 from workflow.data.rows import Instruction
 from workflow.methods import Method, initializations
@@ -173,6 +174,7 @@ def build_trainer(
     speed_ups = choose_speed_ups(model, run, precision)
     set_seed(run.seed)
     model = run.method.wrap(model, training)
+    run.method.attach(model, precisions.get(run.variant.precision))
     initialization = initializations.get(training.initialization)
     if initialization.corrects_base:
         correct_quantization(model)

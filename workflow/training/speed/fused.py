@@ -189,7 +189,8 @@ class LinearCrossEntropy(torch.autograd.Function):
 def fuse_adapters(model: nn.Module, *, compute: torch.dtype) -> int:
     """Give every adapted layer on a base that can be fused its fused form; return how many were given it.
 
-    A layer on another base keeps PEFT's own way, with autocast around it.
+    A layer on another base keeps PEFT's own way, with autocast around it. One whose method computes it in one step of
+    its own keeps that.
     """
     fused = 0
     for module in model.modules():
@@ -197,7 +198,9 @@ def fuse_adapters(model: nn.Module, *, compute: torch.dtype) -> int:
             continue
         precision = precisions.recognize(module.base_layer)
         if precision is not None and precision.can_be_fused:
-            if module.lora_magnitude_vector:
+            if "forward" in vars(module):
+                pass  # its method's own
+            elif module.lora_magnitude_vector:
                 squares = base_weight(module.base_layer, compute).float().square().sum(1)
                 module.forward = partial(_decomposed_forward, module, squares)
             else:
