@@ -16,6 +16,7 @@ from workflow.methods.lora import LORA, adapter_parameters
 from workflow.models import load
 from workflow.runtime.paths import HARDWARE, PARAMS
 from workflow.training.speed import fused
+from workflow.training.speed.shared_inputs import share_inputs
 
 STUDY = ROOT / "results/studies/reference_study"
 CPU = params.Hardware(device="cpu", compute_dtype="float32", data_workers=0)
@@ -59,11 +60,12 @@ def test_adapters_are_counted_as_peft_makes_them(asked, targets):
     assert adapter_parameters(memory.Shape.of(CONFIG), wanted) == made
 
 
+@pytest.mark.parametrize("shared", [True, False])
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
 @pytest.mark.parametrize(
     "targets", ["all-linear", ["q_proj", "v_proj"], ["o_proj", "up_proj"], ["k_proj", "down_proj"]]
 )
-def test_what_a_layer_keeps_is_what_autograd_keeps(asked, targets, dropout):
+def test_what_a_layer_keeps_is_what_autograd_keeps(asked, targets, dropout, shared):
     """Every tensor that the backward pass of a layer saves, counted once, without the frozen weights."""
     tokens = 96
     wanted = asked.training.model_copy(update={"target_modules": targets, "dropout": dropout})
@@ -72,6 +74,8 @@ def test_what_a_layer_keeps_is_what_autograd_keeps(asked, targets, dropout):
     model.enable_input_require_grads()  # the first layer keeps as much as the others
     fused.fuse_layers(model)
     fused.fuse_adapters(model, compute=torch.float32)
+    if shared:
+        share_inputs(model)
     weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
     kept: dict[int, int] = {}
     alive = []
@@ -86,7 +90,10 @@ def test_what_a_layer_keeps_is_what_autograd_keeps(asked, targets, dropout):
     with torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor):
         model.get_base_model().model(input_ids=torch.arange(tokens)[None], use_cache=False)
     shape = memory.Shape.of(CONFIG)
-    expected = shape.layers * memory.kept_of_a_layer(shape, wanted, tokens) + 2 * tokens * shape.hidden
+    expected = (
+        shape.layers * memory.kept_of_a_layer(shape, wanted, tokens, shared_inputs=shared)
+        + 2 * tokens * shape.hidden
+    )
     if dropout:  # a CPU's mask is as wide as its numbers
         expected += (
             shape.layers * tokens * sum(inputs for inputs, _ in memory.adapted(shape, wanted).values())
@@ -126,6 +133,7 @@ def test_predictions_lie_within_what_the_readme_says_of_what_was_measured():
             wanted.model_copy(update={"gradient_checkpointing": point["gradient_checkpointing"]}),
             tokens=point["longest_pass_tokens"],
             graphs=point["speed_ups"]["cuda_graphs"],
+            shared_inputs=point["speed_ups"].get("shared_inputs", False),  # older points are from before it
         )
         assert need.gib()["total"] == pytest.approx(point["predicted_gib"]["total"])
         deviations.append(100 * (need.gib()["total"] / point["memory_gib"]["peak_allocated"] - 1))
@@ -147,6 +155,7 @@ def test_the_published_study_is_predicted_within_a_percent_at_7b(variant):
         published.training_of(variant),
         tokens=point["micro_batch_rows"] * point["length"],
         graphs=point["speed_ups"]["cuda_graphs"],
+        shared_inputs=point["speed_ups"].get("shared_inputs", False),
     )
     assert need.gib()["total"] == pytest.approx(point["memory_gib"]["peak_allocated"], rel=0.01)
 

@@ -15,6 +15,7 @@ from workflow.cost import architecture, memory, plan
 from workflow.methods.lora import LORA
 from workflow.models import load
 from workflow.training.speed import fused
+from workflow.training.speed.shared_inputs import share_inputs
 
 LLAMA = json.loads((params.SHAPES / "llama2_7b.json").read_text())
 # Sizes of published models (hidden, intermediate, layers, heads, key-value heads, vocabulary), and the number of
@@ -147,6 +148,7 @@ def test_layers_that_are_promised_keep_what_the_formula_counts(tiny, kind):
     model.enable_input_require_grads()
     fused.fuse_layers(model)
     fused.fuse_adapters(model, compute=torch.float32)
+    share_inputs(model)
     weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
     saved = {}
 

@@ -131,13 +131,18 @@ def weights(shape: Shape, variant: params.Variant) -> tuple[int, int]:
     return shape.layers * linears + 2 * others, shape.layers * constants
 
 
-def kept_of_a_layer(shape: Shape, training: params.Training, tokens: int) -> int:
+def kept_of_a_layer(
+    shape: Shape, training: params.Training, tokens: int, *, shared_inputs: bool = True
+) -> int:
     """Bytes that a decoder layer keeps for its backward pass, for a pack of `tokens` in 16 bits.
 
     They are two residual streams, query and key (before and after their norms, if there are any), value, the
     attention's output and its log-sum-exp, gate and up. Layers with an adapter add their inputs (two norms' outputs,
-    which layers share, and the product of gate and up; the attention's output is already kept) and the [tokens, rank]
-    products. With dropout, each adapter's input is a separate copy, with a mask of one byte per number.
+    which layers share; the attention's output is already kept) and the [tokens, rank] products. With dropout, each
+    adapter's input is a separate copy, with a mask of one byte per number.
+
+    Args:
+        shared_inputs: whether that speed-up is on: the product of gate and up is then computed again, and else kept.
     """
     names = adapted(shape, training)
     wide = 2 * shape.hidden + 2 * shape.query + 2 * shape.key_value + 2 * shape.intermediate
@@ -149,7 +154,7 @@ def kept_of_a_layer(shape: Shape, training: params.Training, tokens: int) -> int
     else:
         wide += shape.hidden * (not names.keys().isdisjoint(("q_proj", "k_proj", "v_proj")))
         wide += shape.hidden * (not names.keys().isdisjoint(("gate_proj", "up_proj")))
-        wide += shape.intermediate * ("down_proj" in names)
+        wide += shape.intermediate * ("down_proj" in names and not shared_inputs)
     return 2 * tokens * wide + tokens * masks + 4 * tokens * (shape.heads + 2)
 
 
@@ -160,22 +165,27 @@ def predict(
     *,
     tokens: int,
     graphs: bool = True,
+    shared_inputs: bool = True,
 ) -> Memory:
     """Predict the peak that a training step allocates on a GPU, for a forward pass of `tokens` tokens in 16 bits.
 
     The peak is the larger of two moments. The first is the loss: a chunk of logits (16 bits), its log-probabilities
     (32 bits) and its gradient are in memory together with the last hidden states and their gradient. The second is
     the beginning of the backward pass, in the last layer's MLP: it holds down_proj's dequantized weight and input
-    gradient, or, once down_proj's input is freed, the three [tokens, intermediate] gradients of the gated activation.
-    (By then the residual's gradient has replaced the last residual stream.) With checkpointing, only the input of each
-    layer is kept, and one layer is recomputed.
+    gradient, or, where inputs are not shared, once down_proj's input is freed, the three [tokens, intermediate]
+    gradients of the gated activation. (By then the residual's gradient has replaced the last residual stream.) With
+    checkpointing, only the input of each layer is kept, and one layer is recomputed.
     """
     base, constants = weights(shape, variant)
     method = methods.get(variant.method)
     trained, adapters = method.trained_parameters(shape, training), method.adapter_parameters(shape, training)
     training = method.activation_settings(training)
     states = ADAM_STATES[training.optimizer] * trained
-    layer = kept_of_a_layer(shape, training, tokens)
+    precision = precisions.get(variant.precision)
+    shared_inputs = (
+        shared_inputs and method.may_fuse_adapters and precision.can_be_fused and not training.dropout
+    )
+    layer = kept_of_a_layer(shape, training, tokens, shared_inputs=shared_inputs)
     stream = 2 * tokens * shape.hidden
     embedded = stream  # the last residual stream, which the last norm keeps
     if training.gradient_checkpointing:
@@ -185,10 +195,9 @@ def predict(
     rows = max(1, min(tokens, LOGITS_AT_ONCE // shape.vocabulary))
     chunk = rows * shape.vocabulary
     at_loss = 2 * stream + chunk * (4 + 2)
-    is_quantized = precisions.get(variant.precision).is_quantized
-    dequantized = 2 * shape.hidden * shape.intermediate if is_quantized else 0
+    dequantized = 2 * shape.hidden * shape.intermediate if precision.is_quantized else 0
     wide = 2 * tokens * shape.intermediate
-    in_backward = again + max(dequantized + wide, 2 * wide)
+    in_backward = again + (dequantized + wide if shared_inputs else max(dequantized + wide, 2 * wide))
     if at_loss > in_backward:
         loss, transient = chunk * (4 + 2), 2 * stream
     else:

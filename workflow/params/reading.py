@@ -20,6 +20,7 @@ from workflow.runtime.paths import PARAMS
 
 # Keys that params have not always had, with the value that says what was done before.
 SINCE = {"model": {"chat_date": "2024-07-26", "end_token": None}}
+SINCE_OF_A_STEP = {"shared_inputs": False}
 
 
 def load(path: Path = PARAMS, *, published: bool = False) -> Params:
@@ -41,7 +42,10 @@ def load(path: Path = PARAMS, *, published: bool = False) -> Params:
         if isinstance(content.get(section), dict):
             content[section] = values | content[section]
     if published and isinstance(content.get("training"), dict):
-        content["training"] = in_sections(content["training"])
+        training = content["training"]
+        step = training.get("step", training)
+        step |= SINCE_OF_A_STEP | step
+        content["training"] = in_sections(training)
     return _validated(content, str(path))
 
 
