@@ -130,10 +130,16 @@ def test_predictions_lie_within_what_the_readme_says_of_what_was_measured():
         need = memory.predict(
             shape,
             preset.variants[point["variant"]],
-            wanted.model_copy(update={"gradient_checkpointing": point["gradient_checkpointing"]}),
+            wanted.model_copy(
+                update={
+                    "gradient_checkpointing": point["gradient_checkpointing"],
+                    "shared_inputs": point["speed_ups"].get(
+                        "shared_inputs", False
+                    ),  # older than this speed-up
+                }
+            ),
             tokens=point["longest_pass_tokens"],
             graphs=point["speed_ups"]["cuda_graphs"],
-            shared_inputs=point["speed_ups"].get("shared_inputs", False),  # older points are from before it
         )
         assert need.gib()["total"] == pytest.approx(point["predicted_gib"]["total"])
         deviations.append(100 * (need.gib()["total"] / point["memory_gib"]["peak_allocated"] - 1))
@@ -155,7 +161,6 @@ def test_the_published_study_is_predicted_within_a_percent_at_7b(variant):
         published.training_of(variant),
         tokens=point["micro_batch_rows"] * point["length"],
         graphs=point["speed_ups"]["cuda_graphs"],
-        shared_inputs=point["speed_ups"].get("shared_inputs", False),
     )
     assert need.gib()["total"] == pytest.approx(point["memory_gib"]["peak_allocated"], rel=0.01)
 

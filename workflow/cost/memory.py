@@ -165,7 +165,6 @@ def predict(
     *,
     tokens: int,
     graphs: bool = True,
-    shared_inputs: bool = True,
 ) -> Memory:
     """Predict the peak that a training step allocates on a GPU, for a forward pass of `tokens` tokens in 16 bits.
 
@@ -183,7 +182,10 @@ def predict(
     states = ADAM_STATES[training.optimizer] * trained
     precision = precisions.get(variant.precision)
     shared_inputs = (
-        shared_inputs and method.may_fuse_adapters and precision.can_be_fused and not training.dropout
+        training.shared_inputs
+        and method.may_fuse_adapters
+        and precision.can_be_fused
+        and not training.dropout
     )
     layer = kept_of_a_layer(shape, training, tokens, shared_inputs=shared_inputs)
     stream = 2 * tokens * shape.hidden
