@@ -17,6 +17,7 @@ from workflow.methods.lora import LORA, adapter_parameters
 from workflow.models import load
 from workflow.runtime.paths import HARDWARE, PARAMS
 from workflow.training.speed import fused
+from workflow.training.speed.shared_inputs import share_inputs
 
 STUDY = ROOT / "results/studies/reference_study"
 CPU = params.Hardware(device="cpu", compute_dtype="float32", data_workers=0)
@@ -63,8 +64,11 @@ def test_adapters_are_counted_as_peft_makes_them(asked, targets):
 @pytest.mark.parametrize(
     "targets", ["all-linear", ["q_proj", "v_proj"], ["o_proj", "up_proj"], ["k_proj", "down_proj"]]
 )
-@pytest.mark.parametrize(("method", "dropout"), [(LORA, 0.0), (LORA, 0.1), (DORA, 0.0)])
-def test_what_a_layer_keeps_is_what_autograd_keeps(asked, method, targets, dropout):
+@pytest.mark.parametrize(
+    ("method", "dropout", "shared"),
+    [(LORA, 0.0, True), (LORA, 0.0, False), (LORA, 0.1, True), (DORA, 0.0, False)],
+)
+def test_what_a_layer_keeps_is_what_autograd_keeps(asked, method, targets, dropout, shared):
     """Every tensor that the backward pass of a layer saves, counted once, without the frozen weights."""
     tokens = 96
     wanted = asked.training.model_copy(update={"target_modules": targets, "dropout": dropout})
@@ -73,6 +77,8 @@ def test_what_a_layer_keeps_is_what_autograd_keeps(asked, method, targets, dropo
     model.enable_input_require_grads()  # the first layer keeps as much as the others
     fused.fuse_layers(model)
     fused.fuse_adapters(model, compute=torch.float32)
+    if shared:
+        share_inputs(model)
     weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
     kept: dict[int, int] = {}
     alive = []
@@ -88,7 +94,7 @@ def test_what_a_layer_keeps_is_what_autograd_keeps(asked, method, targets, dropo
         model.get_base_model().model(input_ids=torch.arange(tokens)[None], use_cache=False)
     shape = memory.Shape.of(CONFIG)
     kept_outputs = method.kept_outputs(shape, wanted)
-    layer = memory.kept_of_a_layer(shape, wanted, tokens, outputs=kept_outputs)
+    layer = memory.kept_of_a_layer(shape, wanted, tokens, outputs=kept_outputs, shared_inputs=shared)
     expected = shape.layers * layer + 2 * tokens * shape.hidden
     if dropout:  # a CPU's mask is as wide as its numbers
         expected += (
@@ -126,7 +132,14 @@ def test_predictions_lie_within_what_the_readme_says_of_what_was_measured():
         need = memory.predict(
             shape,
             preset.variants[point["variant"]],
-            wanted.model_copy(update={"gradient_checkpointing": point["gradient_checkpointing"]}),
+            wanted.model_copy(
+                update={
+                    "gradient_checkpointing": point["gradient_checkpointing"],
+                    "shared_inputs": point["speed_ups"].get(
+                        "shared_inputs", False
+                    ),  # older than this speed-up
+                }
+            ),
             tokens=point["longest_pass_tokens"],
             graphs=point["speed_ups"]["cuda_graphs"],
         )

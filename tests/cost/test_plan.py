@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,10 +12,11 @@ from plan_command import run_plan
 from transformers import AutoConfig
 
 from workflow import params
-from workflow.cost import architecture, memory, plan
+from workflow.cost import architecture, cards, memory, plan
 from workflow.methods.lora import LORA
 from workflow.models import load
 from workflow.training.speed import fused
+from workflow.training.speed.shared_inputs import share_inputs
 
 LLAMA = json.loads((params.SHAPES / "llama2_7b.json").read_text())
 # Sizes of published models (hidden, intermediate, layers, heads, key-value heads, vocabulary), and the number of
@@ -147,6 +149,7 @@ def test_layers_that_are_promised_keep_what_the_formula_counts(tiny, kind):
     model.enable_input_require_grads()
     fused.fuse_layers(model)
     fused.fuse_adapters(model, compute=torch.float32)
+    share_inputs(model)
     weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
     saved = {}
 
@@ -162,3 +165,65 @@ def test_layers_that_are_promised_keep_what_the_formula_counts(tiny, kind):
     expected = shape.layers * memory.kept_of_a_layer(shape, plain, tokens) + 2 * tokens * shape.hidden
     assert output.last_hidden_state.requires_grad
     assert sum(storage.nbytes() for storage in saved.values()) / 2 == pytest.approx(expected, rel=0.05)
+
+
+# In billions, as the models' cards and papers have them.
+BILLIONS = {
+    "llama2_7b": 6.74, "llama2_13b": 13.02, "llama3_8b": 8.03, "llama3_1_8b": 8.03, "llama3_1_70b": 70.6,
+    "tinyllama_1b": 1.10, "mistral_7b": 7.25, "smollm2_135m": 0.135, "smollm2_360m": 0.362, "smollm2_1_7b": 1.71,
+    "qwen2_5_0_5b": 0.494, "qwen2_5_1_5b": 1.54, "qwen2_5_3b": 3.09, "qwen2_5_7b": 7.62, "qwen2_5_14b": 14.8,
+    "qwen2_5_32b": 32.8, "qwen2_5_72b": 72.7, "qwen3_0_6b": 0.596, "qwen3_1_7b": 1.72, "qwen3_4b": 4.02,
+    "qwen3_8b": 8.19, "qwen3_14b": 14.8, "qwen3_32b": 32.8,
+}  # fmt: skip
+
+
+def test_each_named_shape_has_the_parameters_that_its_model_card_names():
+    assert {file.stem for file in params.SHAPES.glob("*.json")} == BILLIONS.keys()
+    for name, billions in BILLIONS.items():
+        _, shape = architecture.read(params.SHAPES / f"{name}.json")
+        assert shape.parameters / 1e9 == pytest.approx(billions, rel=0.005), name
+
+
+def minutes(text: str, variant: str) -> float:
+    """Of a variant without checkpointing."""
+    (line,) = [
+        line for line in text.splitlines() if line.startswith(f"{variant} ") and line.split()[1] == "no"
+    ]
+    return float(line.split()[6])
+
+
+def test_a_named_card_has_its_memory_and_times_of_its_own(capsys, monkeypatch):
+    options = ("--model", "tinyllama_1b", "--length", "512")
+    by_size = run_plan(capsys, monkeypatch, *options, "--gpu", "80")
+    measured = run_plan(capsys, monkeypatch, *options, "--gpu", "h100")
+    slower = run_plan(capsys, monkeypatch, *options, "--gpu", "a100_80", "--price", "2")
+    assert "a GPU of 80 GB" in measured and "a GPU of 80 GB" in slower
+    assert minutes(by_size, "lora_16bit") == minutes(measured, "lora_16bit") < minutes(slower, "lora_16bit")
+    assert "measured; name the card" in by_size and "fitted to what was measured on this card" in measured
+    assert "Times are estimated: A100 80 GB" in slower
+    (line,) = [
+        line for line in slower.splitlines() if line.startswith("lora_16bit") and line.split()[1] == "no"
+    ]
+    assert float(line.split()[7]) == pytest.approx(minutes(slower, "lora_16bit") / 60 * 2, abs=0.01)
+    assert "no bfloat16" in run_plan(capsys, monkeypatch, *options, "--gpu", "t4")
+
+
+def test_a_card_with_half_the_rates_takes_twice_the_time_but_for_what_the_processor_does(tiny):
+    shape = memory.Shape.of(AutoConfig.from_pretrained(params.SHAPES / "llama2_7b.json"))
+    whole = cards.CARDS["h100"]
+    half = replace(whole, tflops=whole.tflops / 2, gb_per_second=whole.gb_per_second / 2)
+    variant, training = tiny.variants["qlora_nf4"], tiny.training
+    times = [
+        plan.step_seconds(shape, variant, training, tokens=2048, rates=plan.Rates.of(card))
+        for card in (whole, half)
+    ]
+    assert times[1] - plan.SECONDS_PER_PASS == pytest.approx(2 * (times[0] - plan.SECONDS_PER_PASS))
+    assert times[0] == plan.step_seconds(shape, variant, training, tokens=2048)
+
+
+def test_an_unknown_card_is_refused_by_name(capsys, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["plan", "--model", "llama2_7b", "--gpu", "rtx409"])
+    with pytest.raises(SystemExit) as end:
+        plan.main()
+    said = capsys.readouterr().err
+    assert end.value.code == 2 and "invalid value rtx409" in said and "did you mean rtx4090?" in said

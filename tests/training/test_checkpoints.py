@@ -102,7 +102,7 @@ CASES = {
     "dropout and recomputation": {"dropout": 0.3, "gradient_checkpointing": True},
     "in the third epoch": {"steps": None, "epochs": 3, "batch_rows": 8, "micro_batch_rows": 4},
     "between two lines of the curve": {"log_every_steps": 4},
-    "TRL's own step": dict.fromkeys(("packing", "fused_adapters", "fused_layers", "fused_loss"), False) | {"log_every_steps": 3},
+    "TRL's own step": dict.fromkeys(("packing", "fused_adapters", "shared_inputs", "fused_layers", "fused_loss"), False) | {"log_every_steps": 3},
     "fused AdamW, weight decay": {"optimizer": "adamw_torch_fused", "weight_decay": 0.1},
 }  # fmt: skip
 

@@ -21,6 +21,13 @@ from workflow.methods.lora import LORA
 from workflow.models import load
 from workflow.training.speed import fused
 from workflow.training.speed.fused import IGNORED, AdaptedLinear, GatedSilu, LinearCrossEntropy
+from workflow.training.speed.shared_inputs import (
+    Adapted,
+    AdaptedGatedSilu,
+    AdaptedLinears,
+    Siblings,
+    share_inputs,
+)
 
 IN, OUT, RANK, SCALING = 64, 96, 8, 0.75
 BASES = ["16bit", "nf4", "nf4_dq"]
@@ -141,6 +148,132 @@ def test_an_adapted_layers_gradients_are_its_slopes(kind, dropped):
         ],
         (x, source.requires_grad_(dropped), a, b),
     )
+
+
+def pair(kind: str, *, rank: int, scaling: float, bias: bool, dtype: torch.dtype) -> tuple:
+    """An adapter's A and B, and the layer that they are on."""
+    return random(rank, IN), random(OUT, rank), Adapted(linear(kind, bias=bias, dtype=dtype), scaling)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("kind", BASES)
+def test_layers_of_one_input_give_what_each_gives_alone(kind, bias):
+    """Ranks and scalings that differ too."""
+    x = random(2, 5, IN)
+    layers = [
+        pair(kind, rank=rank, scaling=scaling, bias=bias, dtype=torch.float32)
+        for rank, scaling in ((8, 0.75), (4, 2.0), (2, 0.1))
+    ]
+    a, b, adapted_layers = zip(*layers, strict=True)
+    found = AdaptedLinears.apply(x, adapted_layers, *a, *b)
+    wanted = [layer.base(x) + layer.scaling * (x @ one.T @ other.T) for one, other, layer in layers]
+    for out, right in zip(found, wanted, strict=True):
+        assert distance(out, right) < 1e-5
+    inputs = [x, *a, *b]
+    for grad, right in zip(
+        gradients(torch.cat(found), inputs), gradients(torch.cat(wanted), inputs), strict=True
+    ):
+        assert distance(grad, right) < 1e-5
+
+
+@pytest.mark.parametrize("kind", BASES)
+def test_in_bfloat16_layers_of_one_input_are_right_up_to_rounding(kind):
+    half = torch.bfloat16
+    x = random(3, 7, IN, dtype=half)
+    layers = [pair(kind, rank=RANK, scaling=SCALING, bias=False, dtype=half) for _ in range(3)]
+    a, b, adapted_layers = zip(*layers, strict=True)
+    found = torch.cat(AdaptedLinears.apply(x, adapted_layers, *a, *b))
+    weights = [layer.base(torch.eye(IN, dtype=half)).double() for layer in adapted_layers]
+    wanted = torch.cat(
+        [
+            x.double() @ weight + SCALING * (x.double() @ one.double().T @ other.double().T)
+            for weight, one, other in zip(weights, a, b, strict=True)
+        ]
+    )
+    assert found.dtype == half and distance(found, wanted) < ROUNDING
+    inputs = [x, *a, *b]
+    for tensor, grad, right in zip(inputs, gradients(found, inputs), gradients(wanted, inputs), strict=True):
+        assert grad.dtype == tensor.dtype and distance(grad, right) < ROUNDING
+
+
+def test_layers_of_one_input_learn_where_the_input_needs_no_gradient():
+    x = random(5, IN, grad=False)
+    layers = [pair("nf4", rank=RANK, scaling=SCALING, bias=False, dtype=torch.float32) for _ in range(2)]
+    a, b, adapted_layers = zip(*layers, strict=True)
+    found = gradients(torch.cat(AdaptedLinears.apply(x, adapted_layers, *a, *b)), [*a, *b])
+    wanted = gradients(
+        torch.cat([layer.base(x) + SCALING * (x @ one.T @ other.T) for one, other, layer in layers]),
+        [*a, *b],
+    )
+    assert all(distance(grad, right) < 1e-5 for grad, right in zip(found, wanted, strict=True))
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("kind", BASES)
+def test_an_adapted_layer_of_a_gated_silu_is_both_in_turn(kind, bias):
+    gate, up = random(2, 5, IN), random(2, 5, IN)
+    a, b, layer = pair(kind, rank=RANK, scaling=SCALING, bias=bias, dtype=torch.float32)
+    found = AdaptedGatedSilu.apply(gate, up, a, b, layer)
+    product = functional.silu(gate) * up
+    wanted = layer.base(product) + SCALING * (product @ a.T @ b.T)
+    assert distance(found, wanted) < 1e-5
+    inputs = [gate, up, a, b]
+    for grad, right in zip(gradients(found, inputs), gradients(wanted, inputs), strict=True):
+        assert distance(grad, right) < 1e-5
+
+
+def test_an_adapted_layer_of_a_gated_silu_keeps_the_two_and_not_their_product():
+    half = torch.bfloat16
+    gate, up = random(2, 5, IN, dtype=half), random(2, 5, IN, dtype=half)
+    a, b, layer = pair("16bit", rank=RANK, scaling=SCALING, bias=False, dtype=half)
+    with Kept(nn.ParameterList([a, b])) as kept:
+        out = AdaptedGatedSilu.apply(gate, up, a, b, layer)
+    assert out.requires_grad
+    assert sorted(tensor.numel() for tensor in kept.tensors.values()) == [10 * RANK, 10 * IN, 10 * IN]
+
+
+@pytest.mark.parametrize("name", ["lora_16bit", "qlora_nf4_dq"])
+def test_shared_inputs_give_the_same_model(tiny_model, tiny, name):
+    model, _ = adapted(tiny_model, tiny, name)
+    plain = outputs(model)
+    fused.fuse_layers(model)
+    fused.fuse_adapters(model, compute=torch.float32)
+    assert share_inputs(model) == 6 * model.config.num_hidden_layers  # all but the attention's output
+    for found, wanted in zip(outputs(model), plain, strict=True):
+        assert distance(found, wanted) < 1e-5
+
+
+@pytest.mark.parametrize("changes", [{"dropout": 0.5}, {"target_modules": ["q_proj", "o_proj", "up_proj"]}])
+def test_layers_that_read_inputs_of_their_own_are_not_shared(tiny_model, tiny, changes):
+    model, _ = adapted(tiny_model, tiny, "lora_16bit", **changes)
+    fused.fuse_layers(model)
+    fused.fuse_adapters(model, compute=torch.float32)
+    assert share_inputs(model) == 0
+
+
+def test_adapters_of_another_kind_are_not_shared(tiny_model, tiny):
+    """Those that `fuse_adapters` left to PEFT."""
+    model, _ = adapted(tiny_model, tiny, "lora_int8")
+    fused.fuse_layers(model)
+    fused.fuse_adapters(model, compute=torch.float32)
+    assert share_inputs(model) == 0
+
+
+def test_siblings_that_are_given_other_inputs_compute_alone(tiny_model, tiny):
+    model, _ = adapted(tiny_model, tiny, "lora_16bit")
+    fused.fuse_adapters(model, compute=torch.float32)
+    attention = model.get_base_model().model.layers[0].self_attn
+    first, second, third = random(3, 64), random(3, 64), random(3, 64)
+    modules = [attention.q_proj, attention.k_proj, attention.v_proj]
+    wanted = [
+        fused.adapted_forward(module, x) for module, x in zip(modules, (first, second, third), strict=True)
+    ]
+    siblings = Siblings(modules)
+    for _ in range(2):
+        found = [module(x) for module, x in zip(modules, (first, second, third), strict=True)]
+        for out, right in zip(found, wanted, strict=True):
+            assert distance(out, right) < 1e-6
+    assert not siblings.share and not siblings.parts
 
 
 def test_a_gated_silu_is_the_plain_product():

@@ -370,7 +370,8 @@ def _predicted(
     shape = architecture.known_shape(config)
     if shape is None or not memory.describes(speed_ups):
         return None
-    return memory.predict(shape, run.variant, run.training, tokens=tokens, graphs=speed_ups.cuda_graphs).gib()
+    training = run.training.model_copy(update={"shared_inputs": speed_ups.shared_inputs})
+    return memory.predict(shape, run.variant, training, tokens=tokens, graphs=speed_ups.cuda_graphs).gib()
 
 
 def _speeds(job: Job, stopwatch: Stopwatch) -> dict:

@@ -23,7 +23,7 @@ from workflow.runtime.stage import offline_command, say
 from workflow.runtime.versions import installed
 
 PRESET = "gpu_benchmark"
-SWITCHES = ("packing", "fused_adapters", "fused_layers", "fused_loss", "cuda_graphs")
+SWITCHES = ("packing", "fused_adapters", "shared_inputs", "fused_layers", "fused_loss", "cuda_graphs")
 NONE = dict.fromkeys(SWITCHES, False)
 # The settings to measure on the run's own rows: (loop, changes to training).
 PATHS = {
@@ -32,6 +32,7 @@ PATHS = {
     "no speed-up (TRL's step)": ("ours", NONE),
     "without cuda_graphs": ("ours", {"cuda_graphs": False}),
     "without fused_adapters": ("ours", {"fused_adapters": False}),
+    "without shared_inputs": ("ours", {"shared_inputs": False}),
     "without fused_layers": ("ours", {"fused_layers": False}),
     "without fused_loss": ("ours", {"fused_loss": False}),
     "without packing and cuda_graphs": ("ours", {"packing": False, "cuda_graphs": False}),

@@ -160,14 +160,19 @@ def linear_names(shape: Shape) -> list[str]:
     ]
 
 
-def kept_of_a_layer(shape: Shape, training: params.Training, tokens: int, *, outputs: int = 0) -> int:
+def kept_of_a_layer(
+    shape: Shape, training: params.Training, tokens: int, *, outputs: int = 0, shared_inputs: bool = True
+) -> int:
     """Bytes that a decoder layer keeps for its backward pass, for a pack of `tokens` in 16 bits.
 
     They are two residual streams, query and key (before and after their norms, if there are any), value, the
     attention's output and its log-sum-exp, gate and up. Layers with an adapter add their inputs (two norms' outputs,
-    which layers share, and the product of gate and up; the attention's output is already kept) and the [tokens, rank]
-    products. With dropout, each adapter's input is a separate copy, with a mask of one byte per number. A method may
-    keep `outputs` numbers of each token more.
+    which layers share; the attention's output is already kept) and the [tokens, rank] products. With dropout, each
+    adapter's input is a separate copy, with a mask of one byte per number.
+
+    Args:
+        outputs: numbers of each token that the method keeps beside them.
+        shared_inputs: whether that speed-up is on: the product of gate and up is then computed again, and else kept.
     """
     names = adapted(shape, training)
     wide = 2 * shape.hidden + 2 * shape.query + 2 * shape.key_value + 2 * shape.intermediate
@@ -179,7 +184,7 @@ def kept_of_a_layer(shape: Shape, training: params.Training, tokens: int, *, out
     else:
         wide += shape.hidden * (not names.keys().isdisjoint(("q_proj", "k_proj", "v_proj")))
         wide += shape.hidden * (not names.keys().isdisjoint(("gate_proj", "up_proj")))
-        wide += shape.intermediate * ("down_proj" in names)
+        wide += shape.intermediate * ("down_proj" in names and not shared_inputs)
     return 2 * tokens * wide + tokens * masks + 4 * tokens * (shape.heads + 2)
 
 
@@ -196,8 +201,9 @@ def predict(
     The peak is the larger of two moments. The first is the loss: a chunk of logits (16 bits), its log-probabilities
     (32 bits) and its gradient are in memory together with the last hidden states and their gradient. The second is
     the beginning of the backward pass, in the last layer's MLP: it holds down_proj's dequantized weight and input
-    gradient, or, before that, the weight with its adapter folded in, which is quantized, or, once down_proj's input is freed, the three [tokens, intermediate] gradients of the gated activation.
-    (By then the residual's gradient has replaced the last residual stream.) With checkpointing, only the input of each
+    gradient; or, before that, the weight with its adapter folded in, which is quantized; or, where inputs are not
+    shared, once down_proj's input is freed, the three [tokens, intermediate] gradients of the gated activation. (By
+    then the residual's gradient has replaced the last residual stream.) With checkpointing, only the input of each
     layer is kept, and one layer is recomputed.
     """
     base, constants = weights(shape, variant)
@@ -206,7 +212,11 @@ def predict(
     outputs = method.kept_outputs(shape, training)
     training = method.activation_settings(training)
     states = ADAM_STATES[training.optimizer] * trained
-    layer = kept_of_a_layer(shape, training, tokens, outputs=outputs)
+    precision = precisions.get(variant.precision)
+    shared_inputs = (
+        training.shared_inputs and method.may_share_inputs and precision.can_be_fused and not training.dropout
+    )
+    layer = kept_of_a_layer(shape, training, tokens, outputs=outputs, shared_inputs=shared_inputs)
     stream = 2 * tokens * shape.hidden
     embedded = stream  # the last residual stream, which the last norm keeps
     if training.gradient_checkpointing:
@@ -216,12 +226,11 @@ def predict(
     rows = max(1, min(tokens, LOGITS_AT_ONCE // shape.vocabulary))
     chunk = rows * shape.vocabulary
     at_loss = 2 * stream + chunk * (4 + 2)
-    precision = precisions.get(variant.precision)
     is_dequantized = precision.is_quantized and not precision.is_emulated
     dequantized = 2 * shape.hidden * shape.intermediate if is_dequantized else 0
     wide = 2 * tokens * shape.intermediate
-    folding = method.folding_bytes(shape.hidden * shape.intermediate, precisions.get(variant.precision))
-    in_backward = again + max(dequantized + wide, 2 * wide, folding)
+    folding = method.folding_bytes(shape.hidden * shape.intermediate, precision)
+    in_backward = again + max(dequantized + wide, 0 if shared_inputs else 2 * wide, folding)
     if at_loss > in_backward:
         loss, transient = chunk * (4 + 2), 2 * stream
     else:

@@ -20,7 +20,7 @@ from workflow.training.speed.choice import SpeedUps
 class PlainLoop:
     """Trains with padded batches, autocast, the model's own loss over all logits, and AdamW, without speed-ups."""
 
-    speed_ups = SpeedUps(*[False] * 5)
+    speed_ups = SpeedUps(*[False] * 6)
     capture_seconds = 0.0
 
     def __init__(

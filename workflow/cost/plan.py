@@ -1,10 +1,12 @@
 """Predict, before any download, which variants fit on a GPU, at which batch size and length, and how fast they are.
 
     python -m workflow.plan --model llama2_7b --gpu 24
+    python -m workflow.plan --model qwen2_5_7b --gpu rtx4090 --price 0.4
 
 Memory is counted from the model's configuration (workflow/cost/memory.py), which is checked against the model itself,
 built without its weights (workflow/cost/architecture.py). Time is estimated from a GPU's matrix product rate and
 memory rate, both fitted to the measurements in results/hardware/. The ratio to 16 bits depends little on these rates.
+Another card than the measured one is estimated: it is taken to reach the same share of its data sheet's rates.
 """
 
 import argparse
@@ -16,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field, TypeAdapter, ValidationError
 
 from workflow import methods, params, precisions
-from workflow.cost import architecture
+from workflow.cost import architecture, cards
 from workflow.cost.memory import (
     Memory,
     Shape,
@@ -29,7 +31,7 @@ from workflow.cost.memory import (
 )
 from workflow.methods.lora import adapter_parameters
 from workflow.precisions import dynamic
-from workflow.runtime.errors import UserError
+from workflow.runtime.errors import UserError, suggestion
 from workflow.runtime.files import expanded
 from workflow.runtime.paths import MODEL, PARAMS
 from workflow.runtime.stage import offline_command
@@ -43,6 +45,25 @@ BATCHES = (1, 2, 4, 8, 16, 32)
 # The rates that this project's training reaches on an H100, in operations and bytes per second, and the overhead of
 # a pass in seconds. `docs/speed.md` says how well they fit.
 MATRIX_RATE, MEMORY_RATE, SECONDS_PER_PASS = 3.97e14, 1.74e12, 0.0236
+Price = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
+
+
+@dataclass(frozen=True)
+class Rates:
+    """How fast a card trains: operations per second, bytes per second, and the overhead of a pass in seconds."""
+
+    matrix: float = MATRIX_RATE
+    memory: float = MEMORY_RATE
+    seconds_per_pass: float = SECONDS_PER_PASS
+
+    @classmethod
+    def of(cls, card: cards.Card) -> "Rates":
+        """The rates of a card that reaches the share of its data sheet that the measured card reaches."""
+        measured = cards.CARDS[cards.MEASURED]
+        return cls(
+            MATRIX_RATE * card.tflops / measured.tflops,
+            MEMORY_RATE * card.gb_per_second / measured.gb_per_second,
+        )
 
 
 @dataclass(frozen=True)
@@ -51,12 +72,16 @@ class Workload:
 
     Attributes:
         gpu_gb: memory of the GPU, in the vendor's GB.
+        card: the GPU, if it was named; times are else those of the measured one.
+        price: of an hour of the GPU, in the user's currency; None to leave costs out.
         length: tokens of the longest row.
         mean_length: mean number of tokens per row.
         rank: rank of the adapters; None for that of params.
     """
 
     gpu_gb: float
+    card: cards.Card | None
+    price: float | None
     length: int
     mean_length: int
     rank: int | None
@@ -66,8 +91,20 @@ class Workload:
         """Memory in GiB that a training can use."""
         return usable_gib(self.gpu_gb)
 
+    @property
+    def clock(self) -> cards.Card:
+        """The card whose times are estimated."""
+        return self.card or cards.CARDS[cards.MEASURED]
 
-def step_seconds(shape: Shape, variant: params.Variant, training: params.Training, *, tokens: int) -> float:
+
+def step_seconds(
+    shape: Shape,
+    variant: params.Variant,
+    training: params.Training,
+    *,
+    tokens: int,
+    rates: Rates = Rates(),
+) -> float:
     """Seconds of one forward and backward pass of `tokens` tokens, recomputation included.
 
     A matrix product takes 2 operations per weight and token: in the forward pass, for the gradient of its input, and
@@ -81,7 +118,7 @@ def step_seconds(shape: Shape, variant: params.Variant, training: params.Trainin
     moved = tokens * method.moved_bytes(shape, training)
     moved += passes * quantized_parameters(shape, variant) * precision.dequantization_bytes
     moved += passes * shape.linear_parameters * method.merging_bytes
-    return SECONDS_PER_PASS + work / MATRIX_RATE + moved / MEMORY_RATE
+    return rates.seconds_per_pass + work / rates.matrix + moved / rates.memory
 
 
 def plan(
@@ -93,6 +130,7 @@ def plan(
     notes: list[str],
 ) -> str:
     """Write the plan as text: a table of what fits, and the memory of each variant by component."""
+    minutes = f"minutes, {workload.clock.label}"
     lines = [
         f"{config_name}: {shape.parameters / 1e9:.4g} "
         f"billion parameters; a GPU of {workload.gpu_gb:g} GB, of which a training can use {workload.usable_gib:.1f} GiB.",
@@ -100,7 +138,7 @@ def plan(
         "A peak is that of the longest pass that an epoch can hold: every row of it at full length.",
         "",
         f"{'variant':<14} {'checkpointing':<13} {'rows a pass':>11} {'peak GiB':>9} {'most tokens':>11} "
-        f"{'time / 16-bit':>13} {'minutes on an H100':>18}",
+        f"{'time / 16-bit':>13} {minutes:>24}" + ("" if workload.price is None else f" {'cost':>8}"),
     ]
     tables = []
     for name in settings.variants:
@@ -143,13 +181,13 @@ def _row(
         update={"gradient_checkpointing": False, "rank": training.rank}
     )
     passes = ROWS * EPOCHS / rows
-    seconds = passes * step_seconds(shape, variant, training, tokens=rows * workload.mean_length)
+    timing = {"tokens": rows * workload.mean_length, "rates": Rates.of(workload.clock)}
+    seconds = passes * step_seconds(shape, variant, training, **timing)
     # The time that 16 bits would take with as many rows per pass, even if they do not fit.
-    baseline_seconds = passes * step_seconds(
-        shape, settings.variants[baseline], plain, tokens=rows * workload.mean_length
-    )
+    baseline_seconds = passes * step_seconds(shape, settings.variants[baseline], plain, **timing)
+    cost = "" if workload.price is None else f" {seconds / 3600 * workload.price:8.2f}"
     return (
-        f"{head}{rows:11d} {need.gib()['total']:9.2f} {most:11d} {seconds / baseline_seconds:13.2f} {seconds / 60:18.1f}",
+        f"{head}{rows:11d} {need.gib()['total']:9.2f} {most:11d} {seconds / baseline_seconds:13.2f} {seconds / 60:24.1f}{cost}",
         smallest,
     )
 
@@ -173,6 +211,43 @@ def read_shape(model: str) -> "tuple[str, PreTrainedConfig, Shape]":
         return model, *architecture.read(path)
     except UserError as error:
         raise UserError(f"--model is {model}: {error}") from None
+
+
+def read_gpu(text: str) -> tuple[cards.Card | None, float]:
+    """Read a GPU's name, or the size of its memory: the card, if it was named, and the memory in GB.
+
+    Raises:
+        argparse.ArgumentTypeError: it is neither.
+    """
+    if text in cards.CARDS:
+        return cards.CARDS[text], cards.CARDS[text].memory_gb
+    try:
+        return None, number(GigaBytes, float)(text)
+    except argparse.ArgumentTypeError as error:
+        known = f"allowed is a size in GB, or one of {', '.join(cards.CARDS)}{suggestion(text, cards.CARDS)}"
+        raise argparse.ArgumentTypeError(f"{error}; {known}") from None
+
+
+def clock_notes(workload: Workload) -> list[str]:
+    """Say of which card the times are, and whether they were measured."""
+    card = workload.clock
+    if workload.card is None:
+        return [
+            f"Times are those of an {card.label}, measured; name the card (--gpu rtx4090) for an estimate of its own."
+        ]
+    if card == cards.CARDS[cards.MEASURED]:
+        return ["Times are fitted to what was measured on this card (docs/speed.md)."]
+    notes = [
+        f"Times are estimated: {card.label} is taken to reach the share of its data sheet ({card.tflops:g} TFLOP/s, "
+        f"{card.gb_per_second:g} GB/s) that was measured on an {cards.CARDS[cards.MEASURED].label}. The ratio to 16 bits "
+        "is the surer figure."
+    ]
+    if not card.bfloat16:
+        notes.append(
+            f"{card.label} has no bfloat16: it computes in float16, without CUDA graphs, and packs with a mask. Short "
+            "passes are slower than estimated."
+        )
+    return notes
 
 
 def check_lengths(config: "PreTrainedConfig", *, length: int, mean_length: int) -> None:
@@ -283,7 +358,15 @@ def main() -> None:
         "--model", required=True, help="a name from workflow/cost/shapes/, own, or a path to a config.json"
     )
     parser.add_argument(
-        "--gpu", type=number(GigaBytes, float), required=True, help="the GPU's memory in GB, as it is sold"
+        "--gpu",
+        type=read_gpu,
+        required=True,
+        help=f"the GPU's memory in GB, as it is sold, or one of {', '.join(cards.CARDS)}",
+    )
+    parser.add_argument(
+        "--price",
+        type=number(Price, float),
+        help="of an hour of the GPU, in your currency, for a column of costs",
     )
     parser.add_argument(
         "--length",
@@ -304,15 +387,19 @@ def main() -> None:
         settings = params.load(options.params)
         name, config, shape = read_shape(options.model)
         length = options.length or settings.training.max_length
+        card, gpu_gb = options.gpu
         workload = Workload(
-            gpu_gb=options.gpu,
+            gpu_gb=gpu_gb,
+            card=card,
+            price=options.price,
             length=length,
             mean_length=options.mean_length or max(1, length // 4),
             rank=options.rank,
         )
         check_lengths(config, length=length, mean_length=workload.mean_length)
         check_targets(shape, settings)
-    print(plan(name, shape, settings, workload, notes=caveats(config, settings, length=length)))
+    notes = [*clock_notes(workload), *caveats(config, settings, length=length)]
+    print(plan(name, shape, settings, workload, notes=notes))
 
 
 if __name__ == "__main__":

@@ -68,6 +68,7 @@ class Method:
         needs_weights: whether it computes with the base's weights, so that its layers must multiply with these and no others.
         may_shard: whether several processes can share a training.
         may_fuse_adapters: whether the adapters compute what `AdaptedLinear` does.
+        may_share_inputs: whether adapted layers that read one input can be computed in one step.
         may_graph: whether a step can be captured in a CUDA graph.
         passes: passes of a base weight's products in a step: forward, for the gradient of the input, and (3) for its own.
         through_quantizer: whether a step multiplies by weights that are quantized with the adapter in them.
@@ -92,6 +93,7 @@ class Method:
     passes: Literal[2, 3]
     through_quantizer: bool = False
     merging_bytes: float = 0.0
+    may_share_inputs: bool = False
     peft_type: str | None = None
     needs_weights: bool = False
 

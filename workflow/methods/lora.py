@@ -181,6 +181,7 @@ LORA = Lora(
     quantized_bases=True,
     may_shard=True,
     may_fuse_adapters=True,
+    may_share_inputs=True,
     may_graph=True,
     passes=2,
     peft_type="LORA",

@@ -45,6 +45,7 @@ class LoraMergeAware(Lora):
 SHARED = asdict(LORA) | {
     "product": "A LoRA adapter, trained through the quantizer of its base",
     "may_shard": False,
+    "may_share_inputs": False,
     # bitsandbytes quantizes on the default stream, and a graph is captured on another.
     "may_graph": False,
     "through_quantizer": True,

@@ -24,7 +24,7 @@ SINCE = {
     "evaluation": {"divergence_items": None},
 }
 SINCE_OF_TRAINING = {
-    "step": {"initialization": "default", "rank_stabilized": False},
+    "step": {"initialization": "default", "rank_stabilized": False, "shared_inputs": False},
     "schedule": {"b_rate_factor": 1.0},
 }
 # The same of variants; 4 bits were always quantized in blocks of this size.

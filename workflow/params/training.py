@@ -15,6 +15,7 @@ class TrainingStep(Strict):
     length_window: Count
     packing: bool
     fused_adapters: bool
+    shared_inputs: bool
     fused_layers: bool
     fused_loss: bool
     cuda_graphs: bool

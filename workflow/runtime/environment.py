@@ -20,7 +20,7 @@ _QUANTIZED = (*_MODEL, "accelerate", "bitsandbytes", "numpy", "peft")
 PACKAGES = {
     "model": (*_MODEL, "gguf", "numpy"),
     "sample": ("datasets", "datasketch", "jinja2", "numpy", "tokenizers", "transformers"),
-    "training": (*_QUANTIZED, "datasets", "jinja2", "trl"),
+    "training": (*_QUANTIZED, "datasets", "jinja2", "liger-kernel", "trl"),
     "evaluation": (
         *_QUANTIZED,
         "datasets",

@@ -12,6 +12,7 @@ LIBRARIES = (
     "bitsandbytes",
     "accelerate",
     "datasets",
+    "liger-kernel",
     "lm-eval",
     "numpy",
     "scipy",

@@ -5,11 +5,13 @@ batches (`get_batch_samples`), for the forward and backward pass of each (`train
 checkpoint. What is overridden or touched of the library's private names has its reason beside it.
 """
 
+import statistics
 import time
 from collections import ChainMap
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
-from itertools import islice
+from dataclasses import replace
+from itertools import islice, pairwise
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
@@ -27,9 +29,10 @@ from workflow.runtime.stage import say
 from workflow.training import checkpoints
 from workflow.training.order import LikeLengthSampler, pack_totals
 from workflow.training.sharding import RankBatches, loader, use_fsdp_on_cpu
-from workflow.training.speed.choice import SpeedUps
+from workflow.training.speed.choice import SpeedUps, graphs_pay
 from workflow.training.speed.cuda_graphs import GraphedSteps
 from workflow.training.speed.fused import IGNORED, LinearCrossEntropy, fuse_adapters, fuse_layers
+from workflow.training.speed.kernels import fuse_rotations
 from workflow.training.speed.packing import (
     Pack,
     PackingCollator,
@@ -37,6 +40,7 @@ from workflow.training.speed.packing import (
     lengths_needed,
     packed_attention,
 )
+from workflow.training.speed.shared_inputs import share_inputs
 
 if TYPE_CHECKING:
     from workflow.training.history import History
@@ -74,22 +78,35 @@ class RunTrainer(SFTTrainer):
         self.attention = packed_attention(self.causal_model, compute) if speed_ups.packing else None
         if speed_ups.fused_layers:
             fuse_layers(model)
+            fuse_rotations(self.causal_model)
         if speed_ups.fused_adapters:
             fuse_adapters(model, compute=compute)
+        if speed_ups.shared_inputs:
+            share_inputs(model)
+        rows = [*self.train_dataset["input_ids"], *self.eval_dataset["input_ids"]]
+        self.longest_row = max(map(len, rows))
         if speed_ups.packing:
             self.data_collator = PackingCollator()
         if speed_ups.cuda_graphs:
-            self.lengths = lengths_needed(pack_totals(self.sampler(), self.args))
-            self.slots = self.args.per_device_train_batch_size + 1  # one row of padding
-            self.data_collator = PackingCollator(lengths=self.lengths, slots=self.slots)
+            self.prepare_graphs(pack_totals(self.sampler(), self.args))
         if self.attention is not None:
             self.causal_model.set_attn_implementation(self.attention)
 
     def expect_pass(self, tokens: int) -> None:
         """Have a graph ready for a pack of this many tokens too, which the planned steps need not hold."""
         if self.speed_ups.cuda_graphs:
-            self.lengths = lengths_needed([*pack_totals(self.sampler(), self.args), tokens])
-            self.data_collator = PackingCollator(lengths=self.lengths, slots=self.slots)
+            self.prepare_graphs([*pack_totals(self.sampler(), self.args), tokens])
+
+    def prepare_graphs(self, totals: list[int]) -> None:
+        """Choose the lengths of packs for passes of these many tokens, or no graphs where they would cost time."""
+        if not graphs_pay(self.causal_model, statistics.median(totals)):
+            self.speed_ups = replace(self.speed_ups, cuda_graphs=False)
+            return
+        self.lengths = lengths_needed(totals)
+        self.slots = self.args.per_device_train_batch_size + 1  # one row of padding
+        gaps = (longer - length for length, longer in pairwise([0, *self.lengths]))
+        self.longest_row = max(self.longest_row, *gaps)
+        self.data_collator = PackingCollator(lengths=self.lengths, slots=self.slots)
 
     def capture_graphs(self) -> None:
         """Capture a graph for each length of pack that this training needs.
@@ -213,7 +230,7 @@ class RunTrainer(SFTTrainer):
         """
         ids, targets = input_ids(batch), targets_of(batch).flatten()
         if isinstance(batch, Pack):
-            attention = attention_arguments(batch, attention=self.attention)
+            attention = attention_arguments(batch, attention=self.attention, longest_row=self.longest_row)
             attention["position_ids"] = batch.position_ids
         else:
             attention = {"attention_mask": batch["attention_mask"]}

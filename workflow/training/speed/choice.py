@@ -9,11 +9,15 @@ from transformers import (
 
 from workflow import params, precisions
 from workflow.methods import Method
-from workflow.models.load import LoadedPrecision
+from workflow.models.load import LoadedPrecision, base_linears
 from workflow.params import Run
 from workflow.training.speed.packing import (
     can_be_packed,
 )
+
+# Launching the kernels of a decoder layer, forward and backward, takes a CPU about as long as an H100 computes this
+# many weights x tokens of it. Beyond, a graph saves nothing and its padding costs.
+LAUNCHES_HIDDEN_BY = 8e11
 
 
 @dataclass(frozen=True)
@@ -22,6 +26,7 @@ class SpeedUps:
 
     packing: bool
     fused_adapters: bool
+    shared_inputs: bool
     fused_layers: bool
     fused_loss: bool
     cuda_graphs: bool
@@ -43,10 +48,16 @@ def choose_speed_ups(model: PreTrainedModel, run: Run, precision: LoadedPrecisio
     if run.variant.processes > 1:
         return _sharded(training, method)
     base = precisions.get(precision.base)
+    fused = training.fused_adapters and not method.no_fused_adapters(training)
     packing = training.packing and base.can_be_packed and can_be_packed(model, longest=training.max_length)
     return SpeedUps(
         packing=packing,
-        fused_adapters=training.fused_adapters and not method.no_fused_adapters(training),
+        fused_adapters=fused,
+        shared_inputs=training.shared_inputs
+        and fused
+        and method.may_share_inputs
+        and base.can_be_fused
+        and not training.dropout,
         fused_layers=training.fused_layers,
         fused_loss=training.fused_loss and _has_plain_head(model),
         cuda_graphs=training.cuda_graphs
@@ -59,6 +70,12 @@ def choose_speed_ups(model: PreTrainedModel, run: Run, precision: LoadedPrecisio
     )
 
 
+def graphs_pay(model: PreTrainedModel, tokens: float) -> bool:
+    """Whether launching a pass of this many tokens takes longer than computing it."""
+    weights = sum(layer.in_features * layer.out_features for layer in base_linears(model).values())
+    return tokens * weights / model.config.get_text_config().num_hidden_layers < LAUNCHES_HIDDEN_BY
+
+
 def _sharded(training: params.Training, method: Method) -> SpeedUps:
     """Those of params' speed-ups that a sharded training can have.
 
@@ -69,6 +86,7 @@ def _sharded(training: params.Training, method: Method) -> SpeedUps:
     return SpeedUps(
         packing=False,
         fused_adapters=training.fused_adapters and not method.no_fused_adapters(training),
+        shared_inputs=False,
         fused_layers=False,
         fused_loss=False,
         cuda_graphs=False,

@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from workflow import precisions
 from workflow.training.speed.chunks import LOGITS_AT_ONCE
+from workflow.training.speed.kernels import gated_silu, gated_silu_backward
 
 IGNORED = -100  # the label that PyTorch's cross entropy leaves out
 
@@ -129,13 +130,12 @@ class GatedSilu(torch.autograd.Function):
     @staticmethod
     def forward(ctx, gate: Tensor, up: Tensor):
         ctx.save_for_backward(gate, up)
-        return functional.silu(gate).mul_(up)
+        return gated_silu(gate, up)
 
     @staticmethod
     def backward(ctx, grad: Tensor):
         gate, up = ctx.saved_tensors
-        grad_gate = torch.ops.aten.silu_backward(grad * up, gate)
-        return grad_gate, functional.silu(gate).mul_(grad)
+        return gated_silu_backward(grad, gate, up)
 
 
 class LinearCrossEntropy(torch.autograd.Function):
@@ -204,7 +204,7 @@ def fuse_adapters(model: nn.Module, *, compute: torch.dtype) -> int:
                 squares = base_weight(module.base_layer, compute).float().square().sum(1)
                 module.forward = partial(_decomposed_forward, module, squares)
             else:
-                module.forward = MethodType(_adapted_forward, module)
+                module.forward = MethodType(adapted_forward, module)
             fused += 1
         else:
             module.forward = torch.autocast(
@@ -213,7 +213,7 @@ def fuse_adapters(model: nn.Module, *, compute: torch.dtype) -> int:
     return fused
 
 
-def _adapted_forward(module: LoraLayer, x: Tensor) -> Tensor:
+def adapted_forward(module: LoraLayer, x: Tensor) -> Tensor:
     (name,) = module.active_adapters
     dropout = module.lora_dropout[name]
     dropped = dropout(x) if isinstance(dropout, nn.Dropout) and module.training else None
@@ -251,7 +251,7 @@ def fuse_layers(model: nn.Module) -> int:
         if _is_rms_norm(module):
             module.forward = MethodType(_rms_norm_forward, module)
         elif _is_gated_silu(module):
-            module.forward = MethodType(_gated_silu_forward, module)
+            module.forward = MethodType(gated_silu_forward, module)
         else:
             continue
         fused += 1
@@ -278,7 +278,7 @@ def _is_gated_silu(module: nn.Module) -> bool:
     generator = torch.Generator().manual_seed(0)
     probe = torch.randn(4, module.gate_proj.in_features, generator=generator)
     device = next(module.gate_proj.parameters()).device
-    return _agree(module, _gated_silu_forward, probe.to(device, next(types, torch.float32)))
+    return _agree(module, gated_silu_forward, probe.to(device, next(types, torch.float32)))
 
 
 def _agree(module: nn.Module, fused, probe: Tensor) -> bool:
@@ -291,5 +291,5 @@ def _agree(module: nn.Module, fused, probe: Tensor) -> bool:
     return torch.allclose(own, fast, rtol=2e-2, atol=1e-2 * float(own.abs().mean()))
 
 
-def _gated_silu_forward(module: nn.Module, x: Tensor) -> Tensor:
+def gated_silu_forward(module: nn.Module, x: Tensor) -> Tensor:
     return module.down_proj(GatedSilu.apply(module.gate_proj(x), module.up_proj(x)))

@@ -1,0 +1,39 @@
+"""The GPUs that people have, with the figures of their makers' data sheets, for the planner's estimates of time.
+
+Rates are of dense 16-bit matrix products that are summed in float32, without sparsity. Data sheets: NVIDIA T4, V100
+(SXM2), A10G (as AWS offers it), L4, L40S, A100 (SXM4), H100 (SXM5), H200, B200; the whitepapers of the GeForce
+architectures Ampere, Ada and Blackwell for the RTX cards.
+"""
+
+from dataclasses import dataclass
+
+MEASURED = "h100"
+
+
+@dataclass(frozen=True)
+class Card:
+    """A GPU as its data sheet has it."""
+
+    label: str
+    memory_gb: float  # of 10^9 bytes
+    tflops: float  # 10^12 operations per second
+    gb_per_second: float  # of memory, 10^9 bytes
+    bfloat16: bool = True  # else float16, which has no CUDA graphs here
+
+
+CARDS = {
+    "t4": Card("T4", 16, 65, 320, bfloat16=False),
+    "v100_16": Card("V100 16 GB", 16, 125, 900, bfloat16=False),
+    "v100_32": Card("V100 32 GB", 32, 125, 900, bfloat16=False),
+    "rtx3090": Card("RTX 3090", 24, 71, 936),
+    "rtx4090": Card("RTX 4090", 24, 165, 1008),
+    "rtx5090": Card("RTX 5090", 32, 209, 1792),
+    "a10g": Card("A10G", 24, 70, 600),
+    "l4": Card("L4", 24, 121, 300),
+    "l40s": Card("L40S", 48, 362, 864),
+    "a100_40": Card("A100 40 GB", 40, 312, 1555),
+    "a100_80": Card("A100 80 GB", 80, 312, 2039),
+    MEASURED: Card("H100", 80, 989, 3350),
+    "h200": Card("H200", 141, 989, 4800),
+    "b200": Card("B200", 180, 2250, 8000),
+}
