@@ -70,7 +70,7 @@ def test_an_entry_is_known_by_its_name(monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def pipeline(tmp_path_factory) -> Path:
+def pipeline(warm_python, tmp_path_factory) -> Path:
     """A finished pipeline of LoRA and the two methods, in a clone whose processes import this file first."""
     from real_pipeline import TINY, clone, run
 
@@ -98,6 +98,7 @@ def pipeline(tmp_path_factory) -> Path:
         }
 
     clone(folder, TINY, change)
+    warm_python.enter(folder)
     (hook / "sitecustomize.py").write_text(
         f"import {Path(__file__).stem}\n{Path(__file__).stem}.register()\n"
     )
