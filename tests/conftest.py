@@ -11,6 +11,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # the workers share the cor
 import pytest
 from engine_fixture import EVERYTHING, VARIANT, Repository, create_repository
 from stub_hub import REVISION, start_hub, use_hub, without_waiting
+from warm_python import WarmPython
 
 from workflow import params
 from workflow.data.rows import Instruction
@@ -86,9 +87,21 @@ def run_stage_in(folder: Path, *arguments: str, **environment: str) -> subproces
     )
 
 
+# The files that take minutes, the longest first: one that began last would run alone at the end.
+LONG = (
+    "test_end_to_end",
+    "test_your_own",
+    "test_kills",
+    "test_engines",
+    "test_aimed_kills",
+    "test_made_up_method",
+)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the file that takes minutes and whose name comes last: it would run alone at the end."""
-    items.sort(key=lambda item: item.path.stem != "test_your_own")
+    """Begin with the longest files."""
+    places = {name: place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(LONG)))
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -97,6 +110,14 @@ def _in_the_repository():
     os.chdir(ROOT)
     yield
     os.chdir(before)
+
+
+@pytest.fixture(scope="session")
+def warm_python():
+    """The process that the stages of a clone can fork from."""
+    python = WarmPython()
+    yield python
+    python.close()
 
 
 @pytest.fixture(scope="session")

@@ -361,8 +361,8 @@ def write_outputs(name: str, item: dict[str, str], label: str) -> None:
         sys.exit(f"{label}: failed: told to")
     while (control / f"hang {label}").exists():
         time.sleep(0.05)
-    stage = yaml.safe_load(Path("dvc.yaml").read_text())["stages"][name]
-    params = yaml.safe_load(inputs.params_file(Path("params.yaml")).read_text())
+    stage = yaml.load(Path("dvc.yaml").read_text(), yaml.CSafeLoader)["stages"][name]
+    params = yaml.load(inputs.params_file(Path("params.yaml")).read_text(), yaml.CSafeLoader)
     digest = hashlib.sha256(label.encode())
     for dependency in stage["deps"]:
         digest.update(meaning(Path(resolve(dependency, item))))

@@ -65,7 +65,7 @@ def test_an_unknown_method_is_refused_by_name():
 
 
 @pytest.fixture(scope="module")
-def pipeline(tmp_path_factory) -> Path:
+def pipeline(warm_python, tmp_path_factory) -> Path:
     """A finished pipeline of LoRA and the two methods, in a clone whose processes import this file first."""
     from real_pipeline import TINY, clone, run
 
@@ -93,6 +93,7 @@ def pipeline(tmp_path_factory) -> Path:
         }
 
     clone(folder, TINY, change)
+    warm_python.enter(folder)
     (hook / "sitecustomize.py").write_text(
         f"import {Path(__file__).stem}\n{Path(__file__).stem}.register()\n"
     )

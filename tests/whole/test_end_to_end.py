@@ -16,15 +16,17 @@ from workflow.engine import publish, study
 
 
 @pytest.fixture(scope="module")
-def by_dvc(tmp_path_factory) -> Path:
+def by_dvc(warm_python, tmp_path_factory) -> Path:
     folder = clone(tmp_path_factory.mktemp("dvc"), TINY)
+    warm_python.enter(folder)
     run(folder, "dvc", "repro")
     return folder
 
 
 @pytest.fixture(scope="module")
-def by_snakemake(tmp_path_factory) -> Path:
+def by_snakemake(warm_python, tmp_path_factory) -> Path:
     folder = clone(tmp_path_factory.mktemp("snakemake"), TINY)
+    warm_python.enter(folder)
     run(folder, "snakemake", "--cores", "2", "report")
     return folder
 

@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -179,7 +178,7 @@ def hub(tiny_model):
 
 
 @pytest.fixture(scope="module")
-def user(hub, tiny_model, tmp_path_factory) -> User:
+def user(hub, tiny_model, warm_python, tmp_path_factory) -> User:
     def smaller(content: dict) -> None:
         content["experiment"]["variants"] = ["lora_16bit"]
         content["evaluation"]["forms"] = ["as_trained"]
@@ -193,7 +192,7 @@ def user(hub, tiny_model, tmp_path_factory) -> User:
             task["items"] = 8
 
     folder = clone(tmp_path_factory.mktemp("clone"), TINY, smaller)
-    (folder / ".venv").symlink_to(sys.prefix)
+    warm_python.enter(folder)
     (folder / "my").mkdir()
     shutil.copytree(tiny_model, folder / "my" / "model", ignore=shutil.ignore_patterns(TEMPLATE))
     write_gguf(tiny_model, folder / "my" / "model.Q8_0.gguf")

@@ -14,6 +14,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from workflow.runtime import (
+    compiler,
     dvc_lock_text,
     faults,
     gpus,
@@ -206,7 +207,8 @@ def offline_command(name: str) -> Iterator[None]:
 
 
 def quiet_libraries() -> None:
-    """Silence telemetry and the libraries' messages, which would bury our own lines in a log."""
+    """Silence telemetry and the libraries' messages, which would bury our own lines in a log; load no compiler."""
+    compiler.skip_at_import()
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
     os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
