@@ -73,7 +73,7 @@ def refused(tmp_path, change) -> str:
         (put("variants.lora_plus.processes", 2), ["processes is 2 and its b_rate_factor 16.0, which was not tried"]),
         (put("variants.dora_16bit.precision", "int8"),
          ["variants.dora_16bit.precision is int8, whose layers do not multiply with their dequantized weight alone",
-          "method dora needs the norms of what they multiply with; it allows 16bit, nf4 and fp4."]),
+          "method dora needs the norms of what they multiply with; it allows 16bit, nf4, fp4"]),
         (put("variants.dora_16bit.processes", 2), ["processes is 2 and method is dora, which is not sharded"]),
         (put("experiment.variants", []), ["experiment.variants", "[]", "at least 1"]),
         (put("experiment.variants", ["lora_16bit", "qlora"]), ["names qlora", "qlora_nf4_dq"]),

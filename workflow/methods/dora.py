@@ -61,6 +61,7 @@ DORA = Dora(
         "tag": "dora",
         "tag_on_4_bits": "qdora",
         "product": "A DoRA adapter",
+        "may_share_inputs": False,
         "needs_weights": True,  # their norms
         "may_shard": False,  # the magnitudes of sharded weights were not tried
         "parts": (*LORA.parts, "lora_magnitude_vector.default.weight"),
