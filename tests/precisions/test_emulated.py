@@ -1,6 +1,7 @@
 """Emulated MXFP4 and NVFP4: rounded as a search over all their numbers rounds, and trained, merged and saved as such."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,12 +12,13 @@ from test_precision import CPU, variant
 from transformers import AutoModelForCausalLM
 
 from workflow import precisions
-from workflow.cost import memory
+from workflow.cost import memory, plan
 from workflow.models import load
 from workflow.precisions import rounding
 from workflow.precisions.rounded_linear import ROUNDINGS, RoundedLinear
 from workflow.report.labels import variant_label
-from workflow.runtime.errors import CheckError
+from workflow.report.sections import limits
+from workflow.runtime.errors import CheckError, UserError
 from workflow.training.speed.fused import fuse_adapters
 
 NAMES = ["mxfp4", "nvfp4"]
@@ -152,10 +154,29 @@ def test_its_memory_is_that_of_16_bits():
     assert plain == emulated
 
 
+def test_the_plan_says_that_it_has_no_costs_of_its_own(tiny):
+    notes = plan.caveats(CONFIG, tiny, length=64)
+    assert any(
+        note.startswith("nvfp4_emulated is emulated: its memory and time are those of 16 bits")
+        for note in notes
+    )
+
+
+def test_the_page_says_that_it_has_no_costs_of_its_own(tiny):
+    names = ("qlora_nf4", "qlora_mxfp4")
+    facts = SimpleNamespace(
+        params=tiny,
+        variants=[SimpleNamespace(name=name, label=variant_label(tiny.variants[name])) for name in names],
+    )
+    limit = limits._emulated(facts)
+    assert limit.body.startswith("4-bit QLoRA (MXFP4, emulated) is emulated")
+    assert "say nothing of a GPU that has the format" in limit.body
+    facts.variants.pop()
+    assert limits._emulated(facts) is None
+
+
 @pytest.mark.parametrize("name", ["mxfp4", "nvfp4", "int4", "gptq", "awq"])
 def test_what_cannot_be_trained_on_is_refused_with_the_reason(name):
-    from workflow.runtime.errors import UserError
-
     with pytest.raises(UserError, match=f"^{name} cannot be trained on: .*; use "):
         precisions.get(name)
     with pytest.raises(ValueError, match="it cannot be trained on: .*; use "):
