@@ -201,6 +201,12 @@ def test_a_file_keeps_all_that_it_says_and_both_programs_read_the_same(
         assert abs(scored.mean() - expected.mean()) < agreement.TOLERANCE / 10
 
 
+def test_the_converter_replaces_no_locked_package(packages):
+    site = extra.site_of(extra.CONVERTER)
+    assert (site / "gguf" / "__init__.py").is_file()  # its own copy
+    assert not Path(gguf.__file__).is_relative_to(site) and str(site) not in sys.path
+
+
 def test_a_file_that_llama_cpp_cannot_read_is_named(packages, tmp_path):
     (tmp_path / "no.gguf").write_bytes(b"GGUF and no more")
     with pytest.raises(UserError, match=r"^llama.cpp cannot load .*no.gguf: "):

@@ -206,7 +206,7 @@ def _held_as(precision: dict) -> str:
     return precision["storage"] + (", double-quantized" if precision["double_quantization"] else "")
 
 
-def _file_words(gguf: dict | None) -> str:
+def file_words(gguf: dict | None) -> str:
     """How a GGUF file departs from its type, and how llama.cpp itself scores it, as sentences after its name."""
     if gguf is None:
         return ""
@@ -232,7 +232,7 @@ def form_rows(facts: Facts) -> list[FormRow]:
                     FormRow(
                         label=variant.label,
                         form=english.form_name(served.form),
-                        held_as=_held_as(precision) + _file_words(served.gguf),
+                        held_as=_held_as(precision) + file_words(served.gguf),
                         quantized=f"{precision['quantized_modules']:,} of {precision['linear_modules']:,}",
                         adapters=f"{served.adapters:,} ({served.adapter_dtype})" if served.adapters else "0",
                     )
