@@ -267,3 +267,13 @@ def test_numbers_that_part_from_llama_cpps_are_refused(monkeypatch, shift, refus
     found = agreement.compare(results, Model(), Path("x.gguf"))
     assert (found.rows, found.tokens, found.transformers, found.llama_cpp) == (2, 5, 1.4, 1.4)
     assert found.largest_difference == 0 and found.difference == 0
+
+
+def test_a_tensor_that_no_block_divides_is_written_in_16_bits(packages, file, tmp_path, monkeypatch):
+    monkeypatch.setattr(types, "fitting", lambda intended, width: "F16")
+    record = write.quantize(file, tmp_path / write.FILE, "gguf_q4_0")
+    assert record.types.keys() == {"F16", "F32"} and record.largest_error < 2**-11
+    for before, after in zip(
+        gguf.GGUFReader(file).tensors, gguf.GGUFReader(tmp_path / write.FILE).tensors, strict=True
+    ):
+        np.testing.assert_allclose(after.data.astype(np.float32), before.data, rtol=2**-10, atol=1e-7)

@@ -29,5 +29,5 @@ def test_tensors_of_another_type_and_llama_cpps_own_score_are_said():
 
 
 def test_a_file_without_either_and_another_form_say_nothing_of_it():
-    assert file_words({"fallbacks": [], "agreement": None}) == "."
+    assert file_words({"fallbacks": [], "agreement": None}) == ""
     assert file_words(None) == ""

@@ -216,9 +216,8 @@ def file_words(gguf: dict | None) -> str:
         f"{agreement['llama_cpp']:.4f} nats per token, and transformers {agreement['transformers']:.4f} "
         f"(at most {agreement['tolerance']:g} apart)."
     )
-    return (
-        "".join(f". {text}".rstrip(".") for text in (fallback_words(gguf["fallbacks"]), scored) if text) + "."
-    )
+    texts = [text.rstrip(".") for text in (fallback_words(gguf["fallbacks"]), scored) if text]
+    return "".join(f". {text}" for text in texts) + ("." if texts else "")
 
 
 def form_rows(facts: Facts) -> list[FormRow]:
