@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 import torch
 from conftest import CPU, ROOT, random_adapter
+from gguf_models import write_gguf
 from lm_eval.models.huggingface import HFLM
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -25,10 +26,11 @@ from workflow.data.rows import Instruction
 from workflow.evaluation import harness, score, task_data
 from workflow.evaluation.items import items_sha256, scores
 from workflow.evaluation.language_model import batches
+from workflow.evaluation.llama_cpp import extra, serve, write
 from workflow.evaluation.prompt_checks import check_scored
-from workflow.runtime.errors import CheckError
+from workflow.runtime.errors import CheckError, UserError
 from workflow.runtime.files import read_jsonl, sha256, write_jsonl
-from workflow.runtime.paths import MODEL, split_file, weights_folder
+from workflow.runtime.paths import MODEL, gguf_folder, split_file, weights_folder
 
 NAME, SEED = "qlora_nf4_dq", 1
 PIQA = ROOT.parent / "shared" / "data" / "piqa" / "validation.jsonl"
@@ -471,6 +473,31 @@ def test_a_score_that_is_not_finite_is_refused(asked, monkeypatch):
     monkeypatch.setattr(score, "serve", broken)
     with pytest.raises(CheckError, match="holdout_loss gives base a score that is not finite"):
         score_form(asked, "lora_16bit", form="base", tasks=["holdout_loss"])
+
+
+def test_a_gguf_form_is_scored_from_its_file_by_both_programs(asked, monkeypatch):
+    """The byte tokenizer is none that the converter knows, so the test writes the 16-bit file itself."""
+    try:
+        extra.check_installed()
+    except UserError as error:
+        pytest.skip(str(error))
+    monkeypatch.setattr(write, "convert", write_gguf)
+    monkeypatch.setattr(serve, "check_tokenizer", lambda *_: None)
+    scored = score(asked, form="gguf_q4_k_m", tasks=["holdout_loss"])
+    record, precision = scored.result.gguf, scored.result.precision
+    assert (record.file_type, precision.storage) == ("Q4_K_M", "GGUF Q4_K_M")
+    assert precision.quantized_modules == precision.linear_modules == 7 * asked.model.layers
+    assert record.agreement.rows == 4 and abs(record.agreement.difference) < 0.01
+    rows = scored.items[scored.items["metric"] == "nats_per_token"][:4]
+    assert record.agreement.transformers == pytest.approx(rows["numerator"].sum() / rows["denominator"].sum())
+    merged = score(asked, form="merged_16bit", tasks=["holdout_loss"])
+    assert (
+        0
+        < abs(values(scored)["holdout_loss/nats_per_token"] - values(merged)["holdout_loss/nats_per_token"])
+        < 0.2
+    )
+    assert any("gguf_file=model.gguf" in command for command in scored.result.harness.commands)
+    assert not gguf_folder(NAME, SEED).exists()
 
 
 def test_a_form_is_loaded_once_for_all_tasks(asked, monkeypatch):

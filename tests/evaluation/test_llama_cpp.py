@@ -201,6 +201,12 @@ def test_a_file_keeps_all_that_it_says_and_both_programs_read_the_same(
         assert abs(scored.mean() - expected.mean()) < agreement.TOLERANCE / 10
 
 
+def test_the_converter_replaces_no_locked_package(packages):
+    site = extra.site_of(extra.CONVERTER)
+    assert (site / "gguf" / "__init__.py").is_file()  # its own copy
+    assert not Path(gguf.__file__).is_relative_to(site) and str(site) not in sys.path
+
+
 def test_a_file_that_llama_cpp_cannot_read_is_named(packages, tmp_path):
     (tmp_path / "no.gguf").write_bytes(b"GGUF and no more")
     with pytest.raises(UserError, match=r"^llama.cpp cannot load .*no.gguf: "):
@@ -261,3 +267,13 @@ def test_numbers_that_part_from_llama_cpps_are_refused(monkeypatch, shift, refus
     found = agreement.compare(results, Model(), Path("x.gguf"))
     assert (found.rows, found.tokens, found.transformers, found.llama_cpp) == (2, 5, 1.4, 1.4)
     assert found.largest_difference == 0 and found.difference == 0
+
+
+def test_a_tensor_that_no_block_divides_is_written_in_16_bits(packages, file, tmp_path, monkeypatch):
+    monkeypatch.setattr(types, "fitting", lambda intended, width: "F16")
+    record = write.quantize(file, tmp_path / write.FILE, "gguf_q4_0")
+    assert record.types.keys() == {"F16", "F32"} and record.largest_error < 2**-11
+    for before, after in zip(
+        gguf.GGUFReader(file).tensors, gguf.GGUFReader(tmp_path / write.FILE).tensors, strict=True
+    ):
+        np.testing.assert_allclose(after.data.astype(np.float32), before.data, rtol=2**-10, atol=1e-7)

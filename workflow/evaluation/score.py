@@ -18,7 +18,7 @@ from workflow import params
 from workflow.data.model_files import load_tokenizer
 from workflow.evaluation import harness
 from workflow.evaluation.commands import commands
-from workflow.evaluation.forms import serve
+from workflow.evaluation.forms import Served, serve
 from workflow.evaluation.items import answers_of, scores, task_record
 from workflow.evaluation.language_model import LanguageModel
 from workflow.evaluation.llama_cpp import agreement, extra, write
@@ -104,9 +104,7 @@ def evaluate(run: params.Run, forms: list[str], evaluation: params.Evaluation) -
             _score_task(task, evaluation, language_model, form=form, gguf_file=file)
             for task in evaluation.tasks
         ]
-        if served.gguf:
-            compared = next((task.agreement for task in tasks if task.agreement), None)
-            served = replace(served, gguf=replace(served.gguf, agreement=compared))
+        served = _with_agreement(served, tasks)
         by_hand = commands(served, run, evaluation)
         yield Scored(
             result=FormResult.of(
@@ -121,9 +119,7 @@ def evaluate(run: params.Run, forms: list[str], evaluation: params.Evaluation) -
             answers=[{**answer, "form": form} for task in tasks for answer in task.answers],
         )
         del model, language_model
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        _release_memory()
     shutil.rmtree(gguf, ignore_errors=True)
 
 
@@ -134,6 +130,19 @@ class _ScoredTask:
     items: pd.DataFrame
     answers: list[dict]
     agreement: Agreement | None
+
+
+def _with_agreement(served: Served, tasks: list[_ScoredTask]) -> Served:
+    """Add to a GGUF file's record how llama.cpp itself scores it."""
+    compared = next((task.agreement for task in tasks if task.agreement), None)
+    return replace(served, gguf=replace(served.gguf, agreement=compared)) if served.gguf else served
+
+
+def _release_memory() -> None:
+    """Give back what a model held that nothing refers to any more."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def _harness_record(

@@ -207,7 +207,7 @@ def _held_as(precision: PrecisionRecord) -> str:
     return precision.storage + (", double-quantized" if precision.double_quantization else "")
 
 
-def _file_words(gguf: dict | None) -> str:
+def file_words(gguf: dict | None) -> str:
     """How a GGUF file departs from its type, and how llama.cpp itself scores it, as sentences after its name."""
     if gguf is None:
         return ""
@@ -217,9 +217,8 @@ def _file_words(gguf: dict | None) -> str:
         f"{agreement['llama_cpp']:.4f} nats per token, and transformers {agreement['transformers']:.4f} "
         f"(at most {agreement['tolerance']:g} apart)."
     )
-    return (
-        "".join(f". {text}".rstrip(".") for text in (fallback_words(gguf["fallbacks"]), scored) if text) + "."
-    )
+    texts = [text.rstrip(".") for text in (fallback_words(gguf["fallbacks"]), scored) if text]
+    return "".join(f". {text}" for text in texts) + ("." if texts else "")
 
 
 def form_rows(facts: Facts) -> list[FormRow]:
@@ -233,7 +232,7 @@ def form_rows(facts: Facts) -> list[FormRow]:
                     FormRow(
                         label=variant.label,
                         form=english.form_name(served.form),
-                        held_as=_held_as(precision) + _file_words(served.gguf),
+                        held_as=_held_as(precision) + file_words(served.gguf),
                         quantized=f"{precision.quantized_modules:,} of {precision.linear_modules:,}",
                         adapters=f"{served.adapters:,} ({served.adapter_dtype})" if served.adapters else "0",
                     )
