@@ -93,6 +93,7 @@ CASES = {
     "16-bit LoRA": {},
     "NF4": {"name": "qlora_nf4_dq"},
     "FP4": {"name": "qlora_fp4"},
+    "merge-aware NF4": {"name": "qlora_nf4_dq_merge_aware"},
     "int8": {"name": "lora_int8"},
     "full fine-tuning": {"name": "full_16bit"},
     "DoRA on NF4 that begins with LoftQ, LoRA+": {"name": "qdora_nf4_dq", "initialization": "loftq", "b_rate_factor": 4.0},
