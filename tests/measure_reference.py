@@ -28,7 +28,8 @@ from workflow.runtime.versions import installed
 from workflow.training import train
 
 FILE = ROOT / "tests" / "reference" / "tiny.json"
-VARIANTS = ("lora_16bit", "qlora_nf4", "qlora_nf4_dq", "qlora_fp4", "lora_int8", "full_16bit", "seed_recipe")
+VARIANTS = ("lora_16bit", "qlora_nf4", "qlora_nf4_dq", "qlora_fp4", "qlora_nf4_blocks_32", "qlora_nf4_dynamic", "qlora_mxfp4", "qlora_nvfp4",
+            "lora_int8", "full_16bit", "seed_recipe")  # fmt: skip
 SEED, STEPS, LEARNING_RATE = 1, 4, 1e-2  # so large that a few steps tell
 SHAPE, TOKENS = "llama2_7b", 1024  # for which memory is predicted, beside the tiny model's own shape
 # Shares of a number. Other vector units, threads and library versions were seen to move these by up to 5e-7 in float32,
