@@ -274,11 +274,13 @@ def _is_gated_silu(module: nn.Module) -> bool:
     parts = ("gate_proj", "up_proj", "down_proj")
     if not all(hasattr(module, part) for part in parts):
         return False
-    types = (p.dtype for p in module.parameters() if p.is_floating_point())
+    # An adapter is in float32 on a base in 16 bits.
+    types = {p.dtype for p in module.parameters() if p.is_floating_point()}
+    dtype = next(iter(types - {torch.float32}), torch.float32)
     generator = torch.Generator().manual_seed(0)
     probe = torch.randn(4, module.gate_proj.in_features, generator=generator)
     device = next(module.gate_proj.parameters()).device
-    return _agree(module, gated_silu_forward, probe.to(device, next(types, torch.float32)))
+    return _agree(module, gated_silu_forward, probe.to(device, dtype))
 
 
 def _agree(module: nn.Module, fused, probe: Tensor) -> bool:
