@@ -51,12 +51,12 @@ GRID = "grid"
 VERSIONS = {"Python": "3.11.7", "torch": "2.13.0+cpu"}
 BASELINE = "lora_16bit"
 VARIANTS = {
-    "lora_16bit": {"method": "lora", "precision": "16bit", "double_quantization": False},
-    "qlora_nf4": {"method": "lora", "precision": "nf4", "double_quantization": False},
-    "qlora_nf4_dq": {"method": "lora", "precision": "nf4", "double_quantization": True},
-    "qlora_fp4": {"method": "lora", "precision": "fp4", "double_quantization": False},
-    "lora_int8": {"method": "lora", "precision": "int8", "double_quantization": False},
-    "full_16bit": {"method": "full", "precision": "16bit", "double_quantization": False},
+    "lora_16bit": {"method": "lora", "precision": "16bit", "double_quantization": False, "block_size": None},
+    "qlora_nf4": {"method": "lora", "precision": "nf4", "double_quantization": False, "block_size": 64},
+    "qlora_nf4_dq": {"method": "lora", "precision": "nf4", "double_quantization": True, "block_size": 64},
+    "qlora_fp4": {"method": "lora", "precision": "fp4", "double_quantization": False, "block_size": 64},
+    "lora_int8": {"method": "lora", "precision": "int8", "double_quantization": False, "block_size": None},
+    "full_16bit": {"method": "full", "precision": "16bit", "double_quantization": False, "block_size": None},
 }
 BEFORE = {  # nats per token of the untouched base
     "lora_16bit": 3.0712, "qlora_nf4": 3.2104, "qlora_nf4_dq": 3.2218, "qlora_fp4": 3.4021,
@@ -379,7 +379,13 @@ def _write_params(chosen_sections: dict, *, model: str, held_out, training: dict
                          "columns": None}  # fmt: skip
     set_training(chosen, epochs=None, steps=STEPS, batch_rows=16, micro_batch_rows=8, learning_rate=1e-3)
     chosen["variants"] = {
-        name: {**variant, "compute_dtype": None, "processes": 1, "training": training.get(name, {})}
+        name: {
+            **variant,
+            "layers_in_16_bits": [],
+            "compute_dtype": None,
+            "processes": 1,
+            "training": training.get(name, {}),
+        }
         for name, variant in VARIANTS.items()
     }
     own = {"few_shot": 0, "chat_template": True, "files": None}

@@ -61,8 +61,9 @@ def adapter(tiny_model, tmp_path_factory):
 
 def variant(of: str) -> params.Variant:
     return params.Variant(
-        method="lora", precision=of, double_quantization=False, compute_dtype=None, processes=1, training={}
-    )
+        method="lora", precision=of, double_quantization=False, block_size=None, layers_in_16_bits=[],
+        compute_dtype=None, processes=1, training={},
+    )  # fmt: skip
 
 
 def rounded(name: str, weight: torch.Tensor) -> torch.Tensor:
