@@ -296,8 +296,7 @@ def test_a_saved_run_is_what_was_trained(name, tiny, tiny_model, splits, tmp_pat
         logits["base"] = base.eval()(input_ids=ids).logits
         for form in ("as_trained", "merged_16bit", "merged_dequantized", "requantized"):
             if params.can_be_served(run.variant, form):
-                served, _ = serve(form, model_folder=tiny_model, weights_folder=tmp_path / "weights",
-                                  variant=run.variant, hardware=CPU, training=run.training)  # fmt: skip
+                served, _ = serve(run, form, model_folder=tiny_model, weights_folder=tmp_path / "weights")
                 logits[form] = served(input_ids=ids).logits
     learned = (logits["trained"] - logits["base"]).norm()
     apart = {form: ((found - logits["trained"]).norm() / learned).item() for form, found in logits.items()}

@@ -237,20 +237,24 @@ def variant(kind: str = "nf4", double_quantization: bool = True, **changes) -> p
         method="lora_merge_aware",
         precision=kind,
         double_quantization=double_quantization,
+        block_size=64,
+        layers_in_16_bits=[],
         compute_dtype=None,
         processes=1,
         training={},
     ).model_copy(update=changes)
 
 
+def run_of_adapter(served: params.Variant, adapter: Path) -> params.Run:
+    """The run whose training gave an adapter of this size."""
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    size = {"rank": config["r"], "alpha": int(config["lora_alpha"])}
+    return params.Run("aware", served, 1, params.preset("tiny").training.model_copy(update=size), CPU)
+
+
 def logits(form, model_folder, adapter, *arguments, **changes) -> tuple[torch.Tensor, forms.Served]:
-    model, served = forms.serve(
-        form,
-        model_folder=model_folder,
-        weights_folder=adapter,
-        variant=variant(*arguments, **changes),
-        hardware=CPU,
-    )
+    served_run = run_of_adapter(variant(*arguments, **changes), adapter)
+    model, served = forms.serve(served_run, form, model_folder=model_folder, weights_folder=adapter)
     with torch.no_grad():
         return model(input_ids=torch.arange(3, 43).view(2, 20)).logits, served
 
@@ -279,9 +283,8 @@ assert not any(name.split(".")[0] in ("peft", "workflow") for name in sys.module
 
 def test_what_is_served_needs_transformers_and_bitsandbytes_alone(tiny_model, adapter, tmp_path):
     trained, _ = logits(AS_TRAINED, tiny_model, adapter)
-    model, _ = forms.serve(
-        REQUANTIZED, model_folder=tiny_model, weights_folder=adapter, variant=variant(), hardware=CPU
-    )
+    served_run = run_of_adapter(variant(), adapter)
+    model, _ = forms.serve(served_run, REQUANTIZED, model_folder=tiny_model, weights_folder=adapter)
     model.save_pretrained(tmp_path / "served")
     subprocess.run(
         [sys.executable, "-c", ALONE, str(tmp_path / "served"), str(tmp_path / "logits.pt")],
@@ -333,7 +336,9 @@ def test_a_training_learns_and_what_it_scored_is_what_is_served(tiny, tiny_model
 
 
 def test_a_training_is_the_same_without_the_speed_ups(tiny, tiny_model, splits, tmp_path, trained):
-    off = dict.fromkeys(("packing", "fused_adapters", "fused_layers", "fused_loss", "cuda_graphs"), False)
+    off = dict.fromkeys(
+        ("packing", "fused_adapters", "shared_inputs", "fused_layers", "fused_loss", "cuda_graphs"), False
+    )
     result = run(tiny, tiny_model, splits, tmp_path, **off)
     assert not result.speed_ups.any
     # Another order of additions moves a number by 1e-6, and that may carry a weight across the edge of its cell.
@@ -345,10 +350,10 @@ def test_its_card_and_its_commands_load_what_was_trained(tiny, tiny_model):
         variant(), lineage.read(tiny_model), compute="float32", device="cpu", folder=Path("a/1/weights")
     )
     assert "--form requantized" in code and "PeftModel" not in code
-    served = SimpleNamespace(form=AS_TRAINED, precision=SimpleNamespace(compute="float32", device="cpu"))
-    save, *calls = commands.commands(
-        served, name="aware", seed=1, variant=variant(), evaluation=tiny.evaluation
-    )
+    precision = SimpleNamespace(compute="float32", device="cpu")
+    served = SimpleNamespace(form=AS_TRAINED, precision=precision, gguf=None)
+    trained_run = params.Run("aware", variant(), 1, tiny.training, CPU)
+    save, *calls = commands.commands(served, trained_run, tiny.evaluation)
     assert "--variant aware --seed 1 --form requantized" in save
     assert calls and not any("peft=" in call for call in calls)
 
@@ -360,11 +365,11 @@ def test_its_card_and_its_commands_load_what_was_trained(tiny, tiny_model):
     ("changes", "sentence"),
     [
         (
-            {"precision": "16bit"},
+            {"precision": "16bit", "block_size": None},
             "trains through the quantizer of its base, which nf4 and fp4 alone let it do",
         ),
         (
-            {"precision": "int8"},
+            {"precision": "int8", "block_size": None},
             "precision is int8, but method lora_merge_aware trains through the quantizer",
         ),
         (
@@ -399,8 +404,9 @@ def test_the_folded_weight_is_in_the_predicted_memory(tiny):
         vocabulary=32000,
         tied=False,
     )
+    training = tiny.training.model_copy(update={"shared_inputs": False})  # which the method does not have
     plain, aware = (
-        memory.predict(shape, variant(method=name), tiny.training, tokens=128, graphs=False)
+        memory.predict(shape, variant(method=name), training, tokens=128, graphs=False)
         for name in ("lora", SPREAD)
     )
     folded = 4096 * 11008

@@ -66,6 +66,12 @@ def variant(of: str) -> params.Variant:
     )  # fmt: skip
 
 
+def run_of(name: str) -> params.Run:
+    """The run whose training gave the adapter."""
+    training = params.preset("tiny").training.model_copy(update={"rank": 4, "alpha": 8})
+    return params.Run(name, variant(name), 1, training, CPU)
+
+
 def rounded(name: str, weight: torch.Tensor) -> torch.Tensor:
     """A weight rounded to a precision by the library that made it, or by arithmetic."""
     if name == "int8_weight_only":
@@ -186,9 +192,7 @@ def test_the_backward_pass_keeps_no_dequantized_weight(tiny_model, name):
 @pytest.mark.parametrize("name", NAMES)
 def test_serving_forms_are_arithmetic_on_the_layer(tiny_model, adapter, name):
     def serve(form):
-        return forms.serve(
-            form, model_folder=tiny_model, weights_folder=adapter, variant=variant(name), hardware=CPU
-        )
+        return forms.serve(run_of(name), form, model_folder=tiny_model, weights_folder=adapter)
 
     base, _ = load.load_base(tiny_model, variant("16bit"), hardware=CPU)
     layer = PeftModel.from_pretrained(base, adapter).base_model.model.get_submodule(LAYER)
@@ -344,9 +348,7 @@ def test_a_table_of_precisions_needs_none_of_the_packages():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_cards_code_loads_the_same_model(tiny_model, adapter, name):
-    model, _ = forms.serve(
-        "as_trained", model_folder=tiny_model, weights_folder=adapter, variant=variant(name), hardware=CPU
-    )
+    model, _ = forms.serve(run_of(name), "as_trained", model_folder=tiny_model, weights_folder=adapter)
     code = cards.loading_adapter(variant(name), Lineage(), compute="float32", device="cpu", folder=adapter)
     names: dict = {}
     exec(code.split("tokenizer =")[0].replace(cards.MODEL.as_posix(), str(tiny_model)), names)
@@ -355,9 +357,7 @@ def test_the_cards_code_loads_the_same_model(tiny_model, adapter, name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_saved_form_is_loaded_by_transformers_alone(tiny_model, adapter, tmp_path, name):
-    model, _ = forms.serve(
-        "requantized", model_folder=tiny_model, weights_folder=adapter, variant=variant(name), hardware=CPU
-    )
+    model, _ = forms.serve(run_of(name), "requantized", model_folder=tiny_model, weights_folder=adapter)
     answer = forms.probe(model)
     precisions.get(name).savable(model, torch.float32).save_pretrained(tmp_path)
     again = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
