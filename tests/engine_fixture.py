@@ -311,7 +311,8 @@ def code_dependencies(dvc_yaml: Path) -> set[str]:
     """Return the dependencies that no stage writes: code, and files of the repository."""
     stages = yaml.safe_load(dvc_yaml.read_text())["stages"].values()
     written = {path for stage in stages for path in outputs(stage, {})}
-    read = {path for stage in stages for path in stage["deps"]}
+    # The baseline is a variant: what is read of it is what stages wrote of a variant.
+    read = {path.replace("${item.baseline}", "${item.variant}") for stage in stages for path in stage["deps"]}
     return {
         path
         for path in read
