@@ -5,6 +5,7 @@ Triton comes with a CUDA build of torch, so nothing here imports it before a ten
 
 import inspect
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
 from types import FunctionType, MethodType, ModuleType
 
@@ -16,26 +17,35 @@ from transformers import PreTrainedModel
 ROTATION = "apply_rotary_pos_emb"  # transformers' name for it in the module of each architecture
 
 
+@dataclass(frozen=True)
+class Liger:
+    """Liger's operations."""
+
+    rope: ModuleType
+    swiglu: ModuleType
+
+
 @cache
-def liger(name: str) -> ModuleType | None:
-    """A module of Liger's operations; None where there is no Triton to run them."""
+def liger() -> Liger | None:
+    """Liger's operations; None where there is no Triton to run them."""
     try:
-        return __import__(f"liger_kernel.ops.{name}", fromlist=["ops"])
+        from liger_kernel.ops import rope, swiglu
     except ImportError:
         return None
+    return Liger(rope, swiglu)
 
 
 def gated_silu(gate: Tensor, up: Tensor) -> Tensor:
     """silu(gate) * up, in one pass over memory on a GPU."""
-    if gate.is_cuda and liger("swiglu"):
-        return liger("swiglu").swiglu_forward(gate.contiguous(), up.contiguous())[2]
+    if gate.is_cuda and liger():
+        return liger().swiglu.swiglu_forward(gate.contiguous(), up.contiguous())[2]
     return functional.silu(gate).mul_(up)
 
 
 def gated_silu_backward(grad: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
     """The gradients of gate and up, which may take their memory: neither can be read afterwards."""
-    if gate.is_cuda and liger("swiglu"):
-        return liger("swiglu").swiglu_backward(gate.contiguous(), up.contiguous(), grad.contiguous())
+    if gate.is_cuda and liger():
+        return liger().swiglu.swiglu_backward(gate.contiguous(), up.contiguous(), grad.contiguous())
     grad_gate = torch.ops.aten.silu_backward(grad * up, gate)
     return grad_gate, functional.silu(gate).mul_(grad)
 
@@ -46,7 +56,7 @@ def fuse_rotations(model: PreTrainedModel) -> int:
     An attention layer is given a copy of its own forward function in which the rotation alone is another. A rotation
     that Liger's does not agree with, such as one of neighboring numbers in place of halves, is left alone.
     """
-    if model.device.type != "cuda" or liger("rope") is None:
+    if model.device.type != "cuda" or liger() is None:
         return 0
     fused = 0
     for module in model.modules():
@@ -61,7 +71,7 @@ def fuse_rotations(model: PreTrainedModel) -> int:
 
 def _rotate(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
     """q, k [rows, heads, tokens, size] rotated by angles whose cosines and sines are [rows, tokens, size]."""
-    return liger("rope").LigerRopeFunction.apply(q, k, cos, sin)
+    return liger().rope.LigerRopeFunction.apply(q, k, cos, sin)
 
 
 def _rotates_alike(model: PreTrainedModel, own: Callable) -> bool:
