@@ -10,6 +10,7 @@ import math
 import shutil
 import tempfile
 from contextlib import chdir
+from dataclasses import replace
 from pathlib import Path
 
 from conftest import CPU, ROOT, made_up_rows
@@ -106,8 +107,9 @@ def measure(name: str, folder: Path) -> dict[str, float]:
     with chdir(folder):
         weights = weights_folder(name, SEED)
         weights.parent.mkdir(parents=True)
+        run = params.Run(name, variant, SEED, plan, CPU)
         trained = train.train(
-            params.Run(name, variant, SEED, plan, CPU),
+            run,
             model_folder=MODEL,
             train_rows=splits()["train"],
             validation_rows=splits()["validation"],
@@ -120,8 +122,8 @@ def measure(name: str, folder: Path) -> dict[str, float]:
             **losses,
             "validation loss before training": trained.validation_loss_before,
             "validation loss after training": trained.validation_loss_after,
-            "held-out loss of the base": holdout_loss(name, None, "base", variant),
-            "held-out loss as trained": holdout_loss(name, SEED, "as_trained", variant),
+            "held-out loss of the base": holdout_loss(replace(run, seed=None), "base"),
+            "held-out loss as trained": holdout_loss(run, "as_trained"),
             "GiB of the base as loaded": trained.precision.weights_gib,
             "trained parameters": trained.trainable_parameters,
             **predicted("tiny model", memory.Shape.of(config), variant, plan),
@@ -134,11 +136,11 @@ def measure(name: str, folder: Path) -> dict[str, float]:
         }
 
 
-def holdout_loss(name: str, seed: int | None, form: str, variant: params.Variant) -> float:
+def holdout_loss(run: params.Run, form: str) -> float:
     """Nats per token of the test split, by the harness."""
     tiny = preset("tiny").evaluation
     wanted = tiny.model_copy(update={"tasks": {"holdout_loss": tiny.tasks["holdout_loss"]}})
-    (scored,) = score.evaluate([form], name=name, seed=seed, variant=variant, evaluation=wanted, hardware=CPU)
+    (scored,) = score.evaluate(run, [form], wanted)
     return next(metric.value for metric in scored.result.metrics if metric.metric == "nats_per_token")
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import measure_reference as reference
 import pytest
 
-from workflow import precisions
+from workflow import methods, precisions
 from workflow.runtime.files import read_json
 
 WANTED = read_json(reference.FILE)["variants"]
@@ -27,10 +27,18 @@ def test_the_numbers_of_a_variant_are_those_of_the_reference(folder, name):
 
 
 def test_the_reference_is_of_every_variant_of_the_preset_and_the_seed_recipe():
-    """But those whose precision needs more than the locked packages and a CPU: its own tests pin their losses."""
+    """But those whose own tests pin their losses.
+
+    A precision may need more than the locked packages and a CPU, and a training through the quantizer moves where a last
+    digit carries a weight across the edge of its cell.
+    """
     variants = reference.preset("tiny").variants
     precision = {name: precisions.get(variant.precision) for name, variant in variants.items()}
-    anywhere = {n for n, p in precision.items() if not (p.package or p.compute_capability)}
+    anywhere = {
+        name
+        for name, p in precision.items()
+        if not (p.package or p.compute_capability or methods.get(variants[name].method).through_quantizer)
+    }
     assert set(WANTED) == {*anywhere, "seed_recipe"}
     assert len({tuple(numbers) for numbers in WANTED.values()}) == 1
     assert all(numbers["loss at step 4"] < numbers["loss at step 1"] for numbers in WANTED.values())
