@@ -47,14 +47,7 @@ def test_the_speed_ups_of_a_cpu_are_on(trained):
 @pytest.mark.parametrize("form", ["as_trained", "merged_16bit", "merged_dequantized", "requantized"])
 def test_it_is_served_in_every_form(trained, tiny_model, form):
     run, result, folder = trained
-    model, served = forms.serve(
-        form,
-        model_folder=tiny_model,
-        weights_folder=folder / "weights",
-        variant=run.variant,
-        hardware=CPU,
-        training=run.training,
-    )
+    model, served = forms.serve(run, form, model_folder=tiny_model, weights_folder=folder / "weights")
     plain = form.startswith("merged")
     quantized = result.precision.linear_modules - len(result.precision.layers_in_16_bits)
     assert served.precision.quantized_modules == (0 if plain else quantized)

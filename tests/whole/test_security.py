@@ -158,9 +158,10 @@ def test_an_adapter_that_is_a_pickle_is_not_opened(tiny, tiny_model, tmp_path, m
     weights.mkdir()
     (weights / name).write_bytes(pickle.dumps(Trap(mark)))
     write_json(weights / "adapter_config.json", {"peft_type": "LORA", "r": 4, "target_modules": ["q_proj"]})
+    run = params.Run("lora_16bit", tiny.variants["lora_16bit"], 1, tiny.training, CPU)
     for form in ("as_trained", "merged_16bit"):
-        with pytest.raises(Exception):  # noqa: B017 (which, is PEFT's affair: what counts is that nothing ran)
-            serve(form, model_folder=tiny_model, weights_folder=weights, variant=tiny.variants["lora_16bit"], hardware=CPU)  # fmt: skip
+        with pytest.raises(UserError, match="adapter"):
+            serve(run, form, model_folder=tiny_model, weights_folder=weights)
     assert not mark.exists()
 
 
