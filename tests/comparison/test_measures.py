@@ -16,6 +16,7 @@ from workflow.comparison.model import Comparison, Divergence, Share
 from workflow.comparison.ratios import Ratio, ratio
 from workflow.runtime.errors import CheckError, UserError
 from workflow.runtime.files import read_json, write_json
+from workflow.runtime.forms import OWN_FORMS
 from workflow.runtime.paths import divergence_folder, evaluate_base_folder
 
 QLORA = "qlora_nf4_dq"
@@ -176,7 +177,7 @@ def test_where_there_is_no_gain_a_ratio_is_hardly_ever_stated():
 def test_divergences_are_means_and_quantiles_over_tokens_and_seeds(compared):
     assert {(d.variant, d.form) for d in compared.divergences} == {
         ("lora_16bit", "merged_16bit"),
-        *((QLORA, form) for form in params.FORMS),
+        *((QLORA, form) for form in OWN_FORMS),
     }
     tables = [tokens_of(QLORA, "requantized", seed) for seed in SEEDS]
     for metric, value in (

@@ -103,10 +103,7 @@ def test_the_divergence_is_that_of_plain_transformers_and_pytorchs_own_loss(sett
 def test_the_rows_are_those_of_the_held_out_loss_and_no_batch_moves_a_number(settings, tmp_path):
     from workflow.evaluation.score import evaluate
 
-    (scored,) = evaluate(
-        ["as_trained"], name=NAME, seed=SEED, variant=settings.variants[NAME],
-        evaluation=settings.evaluation, hardware=settings.hardware,
-    )  # fmt: skip
+    (scored,) = evaluate(settings.run(NAME, SEED), ["as_trained"], settings.evaluation)
     loss = scored.items[scored.items["metric"] == "nats_per_token"]
     tables = [
         measured(with_evaluation(settings, **bounds), NAME, tmp_path / str(index))[0]

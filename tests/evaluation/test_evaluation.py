@@ -206,7 +206,9 @@ def chats(tiny, tiny_model, tmp_path_factory) -> tuple[Path, list[Instruction]]:
     ] + [Instruction(3 + n, f"Say {n}", "", f"It is {n}", None) for n in range(4)]
     scored = scored_rows(rows, tokenizer, choice_seed=55, held_out_categories=[])
     write_jsonl(folder / split_file("test"), scored)
-    random_adapter(tiny_model, folder / weights_folder("lora_16bit", SEED))
+    training = params.preset("tiny").training
+    adapter = folder / weights_folder("lora_16bit", SEED)
+    random_adapter(folder / MODEL, adapter, rank=training.rank, alpha=training.alpha)
     (folder / "params.yaml").write_text(params.complete_text("tiny"))
     return folder, rows
 
@@ -483,14 +485,14 @@ def test_a_gguf_form_is_scored_from_its_file_by_both_programs(asked, monkeypatch
         pytest.skip(str(error))
     monkeypatch.setattr(write, "convert", write_gguf)
     monkeypatch.setattr(serve, "check_tokenizer", lambda *_: None)
-    scored = score(asked, form="gguf_q4_k_m", tasks=["holdout_loss"])
+    scored = score_form(asked, NAME, form="gguf_q4_k_m", tasks=["holdout_loss"])
     record, precision = scored.result.gguf, scored.result.precision
     assert (record.file_type, precision.storage) == ("Q4_K_M", "GGUF Q4_K_M")
     assert precision.quantized_modules == precision.linear_modules == 7 * asked.model.layers
     assert record.agreement.rows == 4 and abs(record.agreement.difference) < 0.01
     rows = scored.items[scored.items["metric"] == "nats_per_token"][:4]
     assert record.agreement.transformers == pytest.approx(rows["numerator"].sum() / rows["denominator"].sum())
-    merged = score(asked, form="merged_16bit", tasks=["holdout_loss"])
+    merged = score_form(asked, NAME, form="merged_16bit", tasks=["holdout_loss"])
     assert (
         0
         < abs(values(scored)["holdout_loss/nats_per_token"] - values(merged)["holdout_loss/nats_per_token"])

@@ -31,7 +31,7 @@ VARIANTS = {
     "qdora_nf4_dq": {},
     "loftq_nf4_dq": {},
     # By params alone: no file of this project names these.
-    "loftq on FP4, DoRA, rank-stabilized, LoRA+": {"method": "dora", "precision": "fp4", "training": {
+    "loftq on FP4, DoRA, rank-stabilized, LoRA+": {"method": "dora", "precision": "fp4", "block_size": 64, "training": {
         "initialization": "loftq", "rank_stabilized": True, "b_rate_factor": 4.0}},
     "PiSSA, DoRA, rank-stabilized, LoRA+": {"method": "dora", "training": {
         "initialization": "pissa", "rank_stabilized": True, "b_rate_factor": 2.0}},

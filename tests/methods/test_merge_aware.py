@@ -387,6 +387,7 @@ def test_what_it_cannot_train_on_is_refused_in_a_sentence(changes, sentence):
 def test_dropout_is_refused_in_a_sentence(tiny):
     content = tiny.model_dump(mode="json")
     content["variants"]["aware"] = variant().model_dump() | {"training": {"dropout": 0.1}}
+    content["experiment"]["variants"].append("aware")
     with pytest.raises(
         ValidationError, match="variants.aware.method is lora_merge_aware and dropout 0.1, which must be 0"
     ):

@@ -166,7 +166,7 @@ def test_the_page_says_that_it_has_no_costs_of_its_own(tiny):
     names = ("qlora_nf4", "qlora_mxfp4")
     facts = SimpleNamespace(
         params=tiny,
-        variants=[SimpleNamespace(name=name, label=variant_label(tiny.variants[name])) for name in names],
+        variants=[SimpleNamespace(name=name, label=variant_label(tiny, name)) for name in names],
     )
     limit = limits._emulated(facts)
     assert limit.body.startswith("4-bit QLoRA (MXFP4, emulated) is emulated")

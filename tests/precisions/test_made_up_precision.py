@@ -114,6 +114,9 @@ def finished(tmp_path_factory) -> Path:
             run(stages, folder, "evaluate_base", "--variant", variant)
             run(stages, folder, "evaluate", "--variant", variant, "--seed", "1")
             run(stages, folder, "benchmark", "--variant", variant)
+        for variant in VARIANTS:
+            pair = ("--variant", variant, "--baseline", VARIANTS[0])
+            run(stages, folder, "divergence", *pair, "--seed", "1")
         for stage in ("compare", "report"):
             run(stages, folder, stage)
     finally:

@@ -22,7 +22,12 @@ def folder(tmp_path, monkeypatch):
 
 def items_of(definition: dict, values: dict) -> list[dict]:
     """The items of a stage's matrix, each of whose lists is a reference to params."""
-    lists = {name: value_at(values, entry[2:-1]) for name, entry in definition.get("matrix", {}).items()}
+    lists = {
+        name: [value_at(values, one[2:-1]) for one in entry]
+        if isinstance(entry, list)
+        else value_at(values, entry[2:-1])
+        for name, entry in definition.get("matrix", {}).items()
+    }
     return [dict(zip(lists, item, strict=True)) for item in itertools.product(*lists.values())]
 
 

@@ -124,7 +124,7 @@ def test_a_shared_training_says_what_it_did(pair):
     assert (alone["processes"], shared["processes"]) == (1, 2)
     assert shared["tokens_computed"] >= shared["tokens_seen"]
     assert shared["speed_ups"] == alone["speed_ups"] | dict.fromkeys(
-        ("packing", "fused_layers", "fused_loss"), False
+        ("packing", "shared_inputs", "fused_layers", "fused_loss"), False
     )
     same = ("base", "double_quantization", "storage", "compute", "quantized_modules", "weights_gib")
     assert [shared["precision"][key] for key in same] == [alone["precision"][key] for key in same]

@@ -6,7 +6,7 @@ What a record holds beside the fields here is kept, so that it reaches compariso
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import from_json
 
 from workflow.runtime.errors import damaged, missing
@@ -32,7 +32,6 @@ class PrecisionRecord(Record):
     quantized_modules: int
     linear_modules: int
     weights_gib: float
-    layers_in_16_bits: list[str] = Field(default_factory=list)  # older results have no such layers
 
 
 class RowsRecord(Record):

@@ -84,7 +84,10 @@ def _check_variants(params: Params) -> None:
             ) from None
         _check_adapter(params, name)
         _check_sharding(params, name)
-        _check_dropout(params, name)
+        if (
+            name in params.experiment.variants
+        ):  # dropout is shared, and others may be defined beside those that run
+            _check_dropout(params, name)
 
 
 def _check_adapter(params: Params, name: str) -> None:

@@ -105,7 +105,7 @@ def _base_words(origin: Lineage) -> str:
 
 def _loading(facts: Facts, variant: Variant, seed: int, origin: Lineage) -> list[str]:
     code = cards.loading(
-        facts.params.variants[variant.name].keeping(variant.precision.layers_in_16_bits),
+        facts.params.variants[variant.name].keeping(getattr(variant.precision, "layers_in_16_bits", [])),
         origin,
         compute=variant.precision.compute,
         device=variant.precision.device,

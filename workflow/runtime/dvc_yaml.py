@@ -55,10 +55,13 @@ def entries_of(name: str, item: dict[str, Any]) -> Entries | None:
     values = {key: str(value) for key, value in item.items()}
 
     def resolved(kind: str) -> list[str]:
-        return [
+        entries = (
             REFERENCE.sub(lambda match: values.get(match[1], match[0]), entry).rstrip("/")
             for entry in definition.get(kind, [])
-        ]
+        )
+        return list(
+            dict.fromkeys(entries)
+        )  # the baseline's files are those of a variant, and may be this one's
 
     stage = name + ("@" + "-".join(values.values()) if values else "")
     return Entries(stage, resolved("deps"), resolved("params"))

@@ -21,8 +21,8 @@ class Registry(Generic[Entry]):
     """Entries by name, in the order in which they were registered."""
 
     noun: str  # for an entry, in a sentence
-    refusals: dict[str, str] = field(default_factory=dict)  # names that are no entries, each with the reason
     table: dict[str, Entry] = field(default_factory=dict)
+    refusals: dict[str, str] = field(default_factory=dict)  # names that are no entries, each with the reason
 
     def register(self, entry: Entry) -> Entry:
         """Add an entry; its name is then known to params.yaml and to every stage.

@@ -84,7 +84,7 @@ class RunTrainer(SFTTrainer):
         if speed_ups.shared_inputs:
             share_inputs(model)
         rows = [*self.train_dataset["input_ids"], *self.eval_dataset["input_ids"]]
-        self.longest_row = max(map(len, rows))
+        self.longest_row = max(map(len, rows), default=0)
         if speed_ups.packing:
             self.data_collator = PackingCollator()
         if speed_ups.cuda_graphs:
