@@ -228,7 +228,7 @@ TAMPERED = [
     (the_page_and_its_digest, "the page has 9"),
     (a_page_that_warns, "the page says that it does not match dvc.lock"),
     (in_lock(the_digest_of_an_adapter),
-     f"by dvc.lock, evaluate@{QLORA}-1 read another results/train/{QLORA}/1/weights than was written."),
+     f"by dvc.lock, divergence@{QLORA}-lora_16bit-1 read another results/train/{QLORA}/1/weights than was written."),
     (in_lock(a_recorded_param), f"params.yaml has another value of training than train@{QLORA}-2 was run with."),
     (in_lock(lambda stages: stages.pop(f"evaluate@{QLORA}-2")), f"dvc.lock has no evaluate@{QLORA}-2, which params.yaml"),
     (a_param, "params.yaml has another value of sample than sample was run with."),
