@@ -168,7 +168,7 @@ def test_the_code_of_a_card_gives_the_number_beside_it(by_dvc, losses, card):
     text, shown = (by_dvc / CARDS[card]).read_text(), f"{losses[card]:.4f}"
     assert kind == BESIDE or re.search(rf"\| +{shown} +\|", text)
     if kind == SAVED:
-        assert re.search(rf"\| {shown} \| .*--form {form} ", (by_dvc / CARD.format(variant)).read_text())
+        assert re.search(rf"\| +{shown} +\| .*--form {form} ", (by_dvc / CARD.format(variant)).read_text())
 
 
 def test_an_adapter_is_published_with_the_card_that_has_its_numbers(by_dvc):
@@ -218,7 +218,12 @@ def test_another_seed_trains_only_what_is_new(by_dvc):
         f"{stage}@{variant}-2"
         for stage in ("train", "evaluate")
         for variant in ("lora_16bit", "qlora_nf4_dq")
-    } | {"compare", "report"}
+    } | {
+        "divergence@lora_16bit-lora_16bit-2",
+        "divergence@qlora_nf4_dq-lora_16bit-2",
+        "compare",
+        "report",
+    }
     assert all(p.stat().st_mtime_ns == time for p, time in before.items())
     assert comparison(by_dvc)["seeds"] == [1, 2]
 
