@@ -165,7 +165,7 @@ def test_layers_of_one_input_give_what_each_gives_alone(kind, bias):
         for rank, scaling in ((8, 0.75), (4, 2.0), (2, 0.1))
     ]
     a, b, adapted_layers = zip(*layers, strict=True)
-    found = AdaptedLinears.apply(x, adapted_layers, *a, *b)
+    found = AdaptedLinears.apply(x, None, adapted_layers, *a, *b)
     wanted = [layer.base(x) + layer.scaling * (x @ one.T @ other.T) for one, other, layer in layers]
     for out, right in zip(found, wanted, strict=True):
         assert distance(out, right) < 1e-5
@@ -182,7 +182,7 @@ def test_in_bfloat16_layers_of_one_input_are_right_up_to_rounding(kind):
     x = random(3, 7, IN, dtype=half)
     layers = [pair(kind, rank=RANK, scaling=SCALING, bias=False, dtype=half) for _ in range(3)]
     a, b, adapted_layers = zip(*layers, strict=True)
-    found = torch.cat(AdaptedLinears.apply(x, adapted_layers, *a, *b))
+    found = torch.cat(AdaptedLinears.apply(x, None, adapted_layers, *a, *b))
     weights = [layer.base(torch.eye(IN, dtype=half)).double() for layer in adapted_layers]
     wanted = torch.cat(
         [
@@ -200,12 +200,28 @@ def test_layers_of_one_input_learn_where_the_input_needs_no_gradient():
     x = random(5, IN, grad=False)
     layers = [pair("nf4", rank=RANK, scaling=SCALING, bias=False, dtype=torch.float32) for _ in range(2)]
     a, b, adapted_layers = zip(*layers, strict=True)
-    found = gradients(torch.cat(AdaptedLinears.apply(x, adapted_layers, *a, *b)), [*a, *b])
+    found = gradients(torch.cat(AdaptedLinears.apply(x, None, adapted_layers, *a, *b)), [*a, *b])
     wanted = gradients(
         torch.cat([layer.base(x) + SCALING * (x @ one.T @ other.T) for one, other, layer in layers]),
         [*a, *b],
     )
     assert all(distance(grad, right) < 1e-5 for grad, right in zip(found, wanted, strict=True))
+
+
+def test_the_output_of_a_norm_is_computed_again_and_not_kept():
+    x, norm = random(5, IN), LlamaRMSNorm(IN)
+    norm.weight.data.uniform_(0.5, 2)
+    fused.fuse_layers(norm)
+    layers = [pair("nf4", rank=RANK, scaling=SCALING, bias=False, dtype=torch.float32) for _ in range(2)]
+    a, b, adapted_layers = zip(*layers, strict=True)
+    normed, saved = norm(x), []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.data_ptr()) or t, lambda t: t):
+        found = torch.cat(AdaptedLinears.apply(normed, normed.norm_of, adapted_layers, *a, *b))
+    assert x.data_ptr() in saved and normed.data_ptr() not in saved
+    wanted = torch.cat(AdaptedLinears.apply(norm(x), None, adapted_layers, *a, *b))
+    inputs = [x, *a, *b]
+    for grad, right in zip(gradients(found, inputs), gradients(wanted, inputs), strict=True):
+        assert torch.equal(grad, right)
 
 
 @pytest.mark.parametrize("bias", [False, True])

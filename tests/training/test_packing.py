@@ -1,5 +1,6 @@
 """Rows laid end to end are the same rows: each attends to itself alone, and no token predicts another row's."""
 
+import itertools
 from copy import deepcopy
 from itertools import pairwise
 
@@ -14,9 +15,10 @@ from workflow.training.speed.packing import (
     BY_ROW,
     Pack,
     PackingCollator,
+    PackSize,
     attention_arguments,
-    lengths_needed,
     pack,
+    sizes_needed,
 )
 
 FIRST = {"input_ids": [10, 11, 12], "labels": [IGNORED, 11, 12]}
@@ -45,7 +47,8 @@ def test_no_token_predicts_the_first_of_the_next_row():
 
 
 def test_what_is_left_free_is_a_row_of_padding_that_teaches_nothing():
-    packed = pack([FIRST, SECOND], length=8, pad=7)
+    packed = pack([FIRST, SECOND], size=PackSize(8, 5), pad=7)
+    assert packed.learned.tolist() == [0, 1, 3, 7, 7]
     assert packed.input_ids.tolist() == [[10, 11, 12, 20, 21, 7, 7, 7]]
     assert packed.position_ids.tolist() == [[0, 1, 2, 0, 1, 0, 1, 2]]
     assert packed.boundaries.tolist() == [0, 3, 5, 8]
@@ -56,42 +59,72 @@ def test_what_is_left_free_is_a_row_of_padding_that_teaches_nothing():
     ("length", "boundaries"), [(None, [0, 3, 5, 5, 5]), (5, [0, 3, 5, 5, 5]), (6, [0, 3, 5, 6, 6])]
 )
 def test_slots_that_no_row_needs_are_empty_rows(length, boundaries):
-    packed = pack([FIRST, SECOND], length=length, slots=4)
+    packed = pack([FIRST, SECOND], size=None if length is None else PackSize(length, 3), slots=4)
     assert packed.boundaries.tolist() == boundaries
     assert learned(packed) == learned(pack([FIRST, SECOND]))
 
 
-def test_rows_that_do_not_fit_are_refused():
-    with pytest.raises(ValueError, match="5 tokens do not fit into a pack of 4"):
-        pack([FIRST, SECOND], length=4)
+@pytest.mark.parametrize(
+    ("size", "reason"), [(PackSize(4, 9), "5 tokens, . of them"), (PackSize(9, 1), "3 of them")]
+)
+def test_rows_that_do_not_fit_are_refused(size, reason):
+    with pytest.raises(ValueError, match=reason):
+        pack([FIRST, SECOND], size=size)
 
 
-def test_a_batch_has_the_shortest_length_that_holds_its_rows():
-    collate = PackingCollator(lengths=[3, 6, 9], slots=4)  # one more than the most rows: the last pads
+def test_a_batch_has_the_first_size_that_holds_its_rows():
+    sizes = [PackSize(3, 2), PackSize(6, 3), PackSize(9, 9)]
+    collate = PackingCollator(sizes=sizes, slots=4)  # one more than the most rows: the last pads
     for rows, length in (([FIRST], 3), ([FIRST, SECOND], 6), ([FIRST, FIRST, SECOND], 9)):
         batch = collate(rows)
         assert batch.input_ids.shape == batch.targets.shape == (1, length)
         assert batch.tokens.item() == sum(len(row["input_ids"]) for row in rows)
-    rows = [FIRST] * 4  # no length holds them
+        size = next(size for size in sizes if size.tokens == length)
+        assert batch.learned.shape == (size.learned,)
+        targets = batch.targets[0]
+        assert set(batch.learned.tolist()) - {length - 1} == set(
+            targets.ne(IGNORED).nonzero().flatten().tolist()
+        )
+        assert targets[length - 1] == IGNORED
+    rows = [FIRST] * 4  # no size holds them
     assert collate(rows).input_ids.shape == PackingCollator()(rows).input_ids.shape == (1, 12)
     with pytest.raises(ValueError, match="4 rows do not fit into 3 slots"):
-        PackingCollator(lengths=[3, 6, 9], slots=3)(rows)
+        PackingCollator(sizes=sizes, slots=3)(rows)
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_lengths_hold_every_total_with_little_left_free(seed):
+def test_sizes_hold_every_pass_and_leave_little_free(seed):
     random = np.random.default_rng(seed)
     highest = int(random.choice([70, 600, 5_000, 100_000]))
-    totals = random.integers(1, highest, int(random.integers(1, 300))).tolist()
-    lengths = lengths_needed(totals)
-    assert lengths == sorted(set(lengths)) and all(length % 64 == 0 for length in lengths)
-    chosen = [min(length for length in lengths if length >= total) for total in totals]
-    assert set(chosen) == set(lengths)
-    assert all(length - total < max(64, total / 8) for length, total in zip(chosen, totals, strict=True))
+    tokens = random.integers(1, highest, int(random.integers(1, 300))).tolist()
+    passes = [PackSize(count, int(random.integers(0, count))) for count in tokens]
+    sizes = sizes_needed(passes)
+    assert sizes == sorted(set(sizes)) and all(size.tokens % 64 == 0 for size in sizes)
+    chosen = [next(size for size in sizes if size.holds(own)) for own in passes]
+    assert all(
+        size.tokens == min(s.tokens for s in sizes if s.tokens >= own.tokens)
+        for size, own in zip(chosen, passes, strict=True)
+    )
+    assert set(chosen) == set(sizes)
+    rounded = [-(-count // 64) * 64 for count in tokens]
+    assert sum(size.tokens for size in chosen) - sum(rounded) <= sum(rounded) / 20
 
 
-def test_few_lengths_hold_many_totals():
-    assert len(lengths_needed(list(range(1, 8192)))) < 40
+def test_no_fewer_sizes_would_leave_so_little_free():
+    """Against every choice of lengths."""
+    random = np.random.default_rng(1)
+    lengths = (64 * random.integers(1, 40, 12)).tolist()
+    sizes = sizes_needed([PackSize(length, 1) for length in lengths])
+
+    def free(ends):
+        return sum(min(end for end in ends if end >= length) - length for length in lengths)
+
+    others = itertools.combinations(sorted(set(lengths) - {max(lengths)}), len(sizes) - 2)
+    assert (
+        min(free([*ends, max(lengths)]) for ends in others)
+        > sum(lengths) / 20
+        >= free([s.tokens for s in sizes])
+    )
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +159,7 @@ def run_packed(model, packed: Pack):
     )
 
 
-FORMS = [{}, {"length": 64}, {"slots": 7}, {"length": 64, "slots": 5}]
+FORMS = [{}, {"size": PackSize(64, 60)}, {"slots": 7}, {"size": PackSize(64, 60), "slots": 5}]
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -177,7 +210,8 @@ def test_the_tokens_of_a_row_change_no_other_rows_logits(packing_model, changed)
 def test_padding_changes_no_rows_logits(packing_model):
     tokens = sum(LENGTHS)
     logits = [
-        run_packed(packing_model, pack(random_rows(), length=tokens + 9, pad=pad)).logits[0] for pad in (0, 5)
+        run_packed(packing_model, pack(random_rows(), size=PackSize(tokens + 9, tokens), pad=pad)).logits[0]
+        for pad in (0, 5)
     ]
     assert (logits[0][:tokens] - logits[1][:tokens]).abs().max() < 1e-6
     assert (logits[0][tokens:] - logits[1][tokens:]).abs().max() > 1e-3

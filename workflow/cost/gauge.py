@@ -97,6 +97,7 @@ class LongestStep:
     """The optimizer step of a trainer's first epoch that holds the largest forward pass."""
 
     rows: list[list[int]]  # of each of its passes
+    epoch: list[list[int]]  # of each pass of the epoch
     tokens: int  # of the largest, including padding
 
     @classmethod
@@ -114,7 +115,8 @@ class LongestStep:
             return [step[i : i + pass_rows] for i in range(0, len(step), pass_rows)]
 
         longest = max(steps, key=lambda step: max(map(tokens, passes(step))))
-        return cls(passes(longest), max(map(tokens, passes(longest))))
+        epoch = [rows for step in steps for rows in passes(step)]
+        return cls(passes(longest), epoch, max(map(tokens, epoch)))
 
 
 class Stopwatch(TrainerCallback):
@@ -128,7 +130,7 @@ class Stopwatch(TrainerCallback):
         """`steps` is their total number, including `uncounted(warmup_steps)`."""
         self.uncounted, self.steps, self.device, self.gauge = uncounted(warmup_steps), steps, device, gauge
         self.trainer, self.longest = trainer, LongestStep.of(trainer)
-        trainer.expect_pass(self.longest.tokens)
+        trainer.expect_passes(self.longest.epoch)
         self.peak = 0.0  # GiB, of the epoch's longest step and the counted ones
         self.pass_tokens: list[
             int

@@ -259,7 +259,7 @@ def _measure(job: Job) -> dict:
         trainer.train()
     memory_gib |= {"after_optimizer": stopwatch.after_first_step, "at_end": gauge.now()}
     memory_gib |= _peaks(gauge, precision.device)
-    longest = max(trainer.lengths if trainer.speed_ups.cuda_graphs else stopwatch.widest_pass)
+    longest = trainer.sizes[-1].tokens if trainer.speed_ups.cuda_graphs else max(stopwatch.widest_pass)
     return {
         "outcome": "measured",
         "precision": precision.as_dict(),

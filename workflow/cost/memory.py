@@ -172,7 +172,8 @@ def kept_of_a_layer(
 
     Args:
         outputs: numbers of each token that the method keeps beside them.
-        shared_inputs: whether that speed-up is on: the product of gate and up is then computed again, and else kept.
+        shared_inputs: whether that speed-up is on: the norms' outputs, where all layers that read one have an adapter,
+            and the product of gate and up are then computed again, and else kept.
     """
     names = adapted(shape, training)
     wide = 2 * shape.hidden + 2 * shape.query + 2 * shape.key_value + 2 * shape.intermediate
@@ -182,8 +183,9 @@ def kept_of_a_layer(
         masks = sum(inputs for inputs, _ in names.values())
         wide += masks
     else:
-        wide += shape.hidden * (not names.keys().isdisjoint(("q_proj", "k_proj", "v_proj")))
-        wide += shape.hidden * (not names.keys().isdisjoint(("gate_proj", "up_proj")))
+        for readers in ({"q_proj", "k_proj", "v_proj"}, {"gate_proj", "up_proj"}):
+            is_kept = not names.keys().isdisjoint(readers) and not (shared_inputs and names.keys() >= readers)
+            wide += shape.hidden * is_kept
         wide += shape.intermediate * ("down_proj" in names and not shared_inputs)
     return 2 * tokens * wide + tokens * masks + 4 * tokens * (shape.heads + 2)
 

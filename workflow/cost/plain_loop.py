@@ -57,7 +57,7 @@ class PlainLoop:
             seed=self.seed,
         )
 
-    def expect_pass(self, tokens: int) -> None:
+    def expect_passes(self, passes: list[list[int]]) -> None:
         """Do nothing: this loop prepares no buffers for a pass."""
 
     def collated(self, rows: list[int]) -> dict[str, torch.Tensor]:

@@ -35,9 +35,6 @@ class Full(Method):
     def no_fused_adapters(self, settings: Settings) -> str:
         return "it has no adapter"
 
-    def no_graphs(self, settings: Settings) -> str:
-        return "a graph would hold a second gradient of every weight"
-
     def check_learned(self, weights: dict[str, Tensor], second_moment: Callable[[str], Tensor]) -> None:
         for name in weights:
             if not second_moment(name).any():
@@ -74,6 +71,6 @@ FULL = Full(
     quantized_bases=False,
     may_shard=False,
     may_fuse_adapters=False,
-    may_graph=False,
+    may_graph=True,
     passes=3,
 )

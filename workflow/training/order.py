@@ -83,15 +83,17 @@ def planned_rows(sampler: LikeLengthSampler, steps: int) -> Iterator[list[int]]:
         epoch += 1
 
 
-def pack_totals(sampler: LikeLengthSampler, arguments: TrainingArguments) -> list[int]:
-    """The tokens of every forward pass of a training."""
+def rows_of_passes(sampler: LikeLengthSampler, arguments: TrainingArguments) -> list[list[int]]:
+    """The numbers of the rows of every forward pass of a training."""
     rows = arguments.per_device_train_batch_size
-    passes = math.ceil(len(sampler) / rows)
+    per_epoch = math.ceil(len(sampler) / rows)
     total = arguments.max_steps * arguments.gradient_accumulation_steps
-    epochs = math.ceil(total / passes) if arguments.max_steps > 0 else math.ceil(arguments.num_train_epochs)
-    totals = []
+    epochs = (
+        math.ceil(total / per_epoch) if arguments.max_steps > 0 else math.ceil(arguments.num_train_epochs)
+    )
+    passes = []
     for epoch in range(epochs):
         sampler.set_epoch(epoch)
-        lengths = [sampler.lengths[row] for row in sampler]
-        totals += [sum(lengths[start : start + rows]) for start in range(0, len(lengths), rows)]
-    return totals[:total] if arguments.max_steps > 0 else totals
+        order = list(sampler)
+        passes += [order[start : start + rows] for start in range(0, len(order), rows)]
+    return passes[:total] if arguments.max_steps > 0 else passes

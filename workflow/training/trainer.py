@@ -11,7 +11,7 @@ from collections import ChainMap
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
-from itertools import islice, pairwise
+from itertools import islice
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
@@ -27,7 +27,7 @@ from trl import SFTTrainer
 from workflow.runtime.files import sha256
 from workflow.runtime.stage import say
 from workflow.training import checkpoints
-from workflow.training.order import LikeLengthSampler, pack_totals
+from workflow.training.order import LikeLengthSampler, rows_of_passes
 from workflow.training.sharding import RankBatches, loader, use_fsdp_on_cpu
 from workflow.training.speed.choice import SpeedUps, graphs_pay
 from workflow.training.speed.cuda_graphs import GraphedSteps
@@ -36,9 +36,10 @@ from workflow.training.speed.kernels import fuse_rotations
 from workflow.training.speed.packing import (
     Pack,
     PackingCollator,
+    PackSize,
     attention_arguments,
-    lengths_needed,
     packed_attention,
+    sizes_needed,
 )
 from workflow.training.speed.shared_inputs import share_inputs
 
@@ -88,28 +89,29 @@ class RunTrainer(SFTTrainer):
         if speed_ups.packing:
             self.data_collator = PackingCollator()
         if speed_ups.cuda_graphs:
-            self.prepare_graphs(pack_totals(self.sampler(), self.args))
+            self.prepare_graphs(rows_of_passes(self.sampler(), self.args))
         if self.attention is not None:
             self.causal_model.set_attn_implementation(self.attention)
 
-    def expect_pass(self, tokens: int) -> None:
-        """Have a graph ready for a pack of this many tokens too, which the planned steps need not hold."""
+    def expect_passes(self, passes: list[list[int]]) -> None:
+        """Have a graph ready for passes with these rows too, which the planned steps need not hold."""
         if self.speed_ups.cuda_graphs:
-            self.prepare_graphs([*pack_totals(self.sampler(), self.args), tokens])
+            self.prepare_graphs([*rows_of_passes(self.sampler(), self.args), *passes])
 
-    def prepare_graphs(self, totals: list[int]) -> None:
-        """Choose the lengths of packs for passes of these many tokens, or no graphs where they would cost time."""
-        if not graphs_pay(self.causal_model, statistics.median(totals)):
+    def prepare_graphs(self, passes: list[list[int]]) -> None:
+        """Choose the sizes of packs for passes with these rows, or no graphs where they would cost time."""
+        packed = [PackSize.of([self.train_dataset[row] for row in rows]) for rows in passes]
+        if not graphs_pay(self.causal_model, statistics.median(size.tokens for size in packed)):
             self.speed_ups = replace(self.speed_ups, cuda_graphs=False)
             return
-        self.lengths = lengths_needed(totals)
+        self.sizes = sizes_needed(packed)
         self.slots = self.args.per_device_train_batch_size + 1  # one row of padding
-        gaps = (longer - length for length, longer in pairwise([0, *self.lengths]))
-        self.longest_row = max(self.longest_row, *gaps)
-        self.data_collator = PackingCollator(lengths=self.lengths, slots=self.slots)
+        free = (next(s for s in self.sizes if s.holds(size)).tokens - size.tokens for size in packed)
+        self.longest_row = max(self.longest_row, *free)
+        self.data_collator = PackingCollator(sizes=self.sizes, slots=self.slots)
 
     def capture_graphs(self) -> None:
-        """Capture a graph for each length of pack that this training needs.
+        """Capture a graph for each size of pack that this training needs.
 
         It is done after the first step, when the optimizer holds its state: so the most that the captures
         allocate is the most that the training needs (a replay allocates nothing).
@@ -117,8 +119,8 @@ class RunTrainer(SFTTrainer):
         started = time.monotonic()
         self.graphs = GraphedSteps(
             model_of(self),
-            lambda pack, divisor: self.loss_of(pack, divisor, whole=True),
-            lengths=self.lengths,
+            self.loss_of,
+            sizes=self.sizes,
             slots=self.slots,
             device=self.causal_model.device,
         )
@@ -222,12 +224,8 @@ class RunTrainer(SFTTrainer):
         self.tokens = self.tokens + tokens * (learned > 0)  # the token of an empty pass was not seen
         return loss.detach()
 
-    def loss_of(self, batch: Batch, divisor: Tensor | int, *, whole: bool = False) -> tuple[Tensor, Tensor]:
-        """The sum of nats over the learned tokens divided by `divisor`, and the right predictions among them.
-
-        Args:
-            whole: score every position, learned or not, so that shapes do not depend on the labels.
-        """
+    def loss_of(self, batch: Batch, divisor: Tensor | int) -> tuple[Tensor, Tensor]:
+        """The sum of nats over the learned tokens divided by `divisor`, and the right predictions among them."""
         ids, targets = input_ids(batch), targets_of(batch).flatten()
         if isinstance(batch, Pack):
             attention = attention_arguments(batch, attention=self.attention, longest_row=self.longest_row)
@@ -244,9 +242,8 @@ class RunTrainer(SFTTrainer):
             hidden = self.causal_model.base_model(
                 input_ids=ids, use_cache=False, **attention
             ).last_hidden_state.flatten(0, 1)
-        if not whole:
-            learned = targets != IGNORED
-            hidden, targets = hidden[learned], targets[learned]
+        learned = batch.learned if isinstance(batch, Pack) else targets != IGNORED
+        hidden, targets = hidden[learned], targets[learned]
         head = self.causal_model.get_output_embeddings().weight
         if not torch.is_grad_enabled():
             head = head.detach()  # or a gradient as large as the vocabulary would be made for nothing
@@ -258,7 +255,9 @@ class RunTrainer(SFTTrainer):
         if self.speed_ups.fused_adapters or self.compute == torch.float32:
             return nullcontext()
         # A cache of casts would outlive the capture of a graph.
-        return torch.autocast(self.causal_model.device.type, self.compute, cache_enabled=self.graphs is None)
+        return torch.autocast(
+            self.causal_model.device.type, self.compute, cache_enabled=not self.speed_ups.cuda_graphs
+        )
 
     def floating_point_ops(self, inputs) -> int:
         """Overridden because transformers' estimate counts every parameter again at every step, for no reader."""

@@ -11,12 +11,10 @@ from workflow import params, precisions
 from workflow.methods import Method
 from workflow.models.load import LoadedPrecision, base_linears
 from workflow.params import Run
-from workflow.training.speed.packing import (
-    can_be_packed,
-)
+from workflow.training.speed.packing import can_be_packed
 
 # Launching the kernels of a decoder layer, forward and backward, takes a CPU about as long as an H100 computes this
-# many weights x tokens of it. Beyond, a graph saves nothing and its padding costs.
+# many weights x tokens of it. Beyond, a graph saves little and its padding costs as much.
 LAUNCHES_HIDDEN_BY = 8e11
 
 

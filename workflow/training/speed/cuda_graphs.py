@@ -1,24 +1,25 @@
 """A training step's forward and backward pass as CUDA graphs: the same kernels, launched all at once.
 
 At a few hundred tokens a step a 7B model spends most of its time waiting for Python to launch some ten
-thousand kernels. A graph is captured once for each length of pack and then replayed; the bits are the same.
+thousand kernels, and at several thousand still a seventh of it. A graph is captured once for each size of pack and then
+replayed; the bits are the same.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from workflow.training.speed.packing import Pack
+from workflow.training.speed.packing import Pack, PackSize
 
 
 class GraphedSteps:
-    """Captured passes, one for each length. Gradients are summed into buffers that stay where they are.
+    """Captured passes, one for each size of pack. Gradients are summed into buffers that stay where they are.
 
     Args:
         model: its trainable parameters get a `.grad` buffer each.
         forward: a pack and the divisor of the loss (a tensor) to (loss, right predictions).
-        lengths: of the packs, in tokens; captured from the longest, so that all share its memory.
+        sizes: of the packs; captured from the largest, so that all share its memory.
         slots: rows of a pack, empty ones included.
     """
 
@@ -27,7 +28,7 @@ class GraphedSteps:
         model: nn.Module,
         forward: Callable[[Pack, Tensor], tuple[Tensor, Tensor]],
         *,
-        lengths: list[int],
+        sizes: Sequence[PackSize],
         slots: int,
         device: torch.device,
     ):
@@ -36,7 +37,8 @@ class GraphedSteps:
         self.divisor = torch.ones((), device=device)
         self.graphs: dict[int, tuple[torch.cuda.CUDAGraph, Pack, tuple[Tensor, Tensor]]] = {}
         self.use_buffers()
-        blanks = [_blank(length, slots, device) for length in sorted(lengths, reverse=True)]
+        blanks = [_blank(size, slots, device) for size in sorted(sizes, reverse=True)]
+        torch.cuda.empty_cache()  # what steps without a graph leave reserved, another stream cannot use
         # One stream for all: cuBLAS keeps a workspace for each stream that it has seen.
         self.stream = torch.cuda.Stream()
         self.stream.wait_stream(torch.cuda.current_stream())
@@ -81,14 +83,15 @@ class GraphedSteps:
         return loss.clone(), right.clone()
 
 
-def _blank(length: int, slots: int, device: torch.device) -> Pack:
-    """A pack of one row that stands for any: what a graph is captured with decides no shape but the length."""
-    boundaries = torch.full((slots + 1,), length, dtype=torch.int32, device=device)
+def _blank(size: PackSize, slots: int, device: torch.device) -> Pack:
+    """A pack of one row that stands for any: what a graph is captured with decides no shape but the size."""
+    boundaries = torch.full((slots + 1,), size.tokens, dtype=torch.int32, device=device)
     boundaries[0] = 0
     return Pack(
-        torch.zeros(1, length, dtype=torch.long, device=device),
-        torch.arange(length, device=device)[None],
-        torch.zeros(1, length, dtype=torch.long, device=device),
+        torch.zeros(1, size.tokens, dtype=torch.long, device=device),
+        torch.arange(size.tokens, device=device)[None],
+        torch.zeros(1, size.tokens, dtype=torch.long, device=device),
+        torch.zeros(size.learned, dtype=torch.long, device=device),
         boundaries,
-        torch.tensor(length, device=device),
+        torch.tensor(size.tokens, device=device),
     )

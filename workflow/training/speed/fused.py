@@ -4,6 +4,7 @@ Each computes what the layers of PEFT and transformers compute, up to the roundi
 (tests/training/test_fused.py holds each to them), in PyTorch's own operations, so it runs on a CPU as on a GPU.
 """
 
+from dataclasses import dataclass
 from functools import partial
 from types import MethodType
 
@@ -267,7 +268,21 @@ def _is_rms_norm(module: nn.Module) -> bool:
 
 
 def _rms_norm_forward(module: nn.Module, x: Tensor) -> Tensor:
+    out = rms_norm(module, x)
+    out.norm_of = NormOf(x.detach(), module)  # for a layer that rather computes it again than keeps it
+    return out
+
+
+def rms_norm(module: nn.Module, x: Tensor) -> Tensor:
     return functional.rms_norm(x, module.weight.shape, module.weight, module.variance_epsilon)
+
+
+@dataclass(frozen=True)
+class NormOf:
+    """What a root-mean-square norm made its output of."""
+
+    source: Tensor
+    norm: nn.Module
 
 
 def _is_gated_silu(module: nn.Module) -> bool:

@@ -1,8 +1,10 @@
 """Rows laid end to end in one sequence, each attending to itself alone, so that nothing is padded."""
 
 import inspect
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.attention.varlen import varlen_attn
@@ -21,12 +23,14 @@ NAMES_GROUPED = "enable_gqa" in inspect.signature(varlen_attn).parameters
 class Pack:
     """Rows end to end. Tensors are [1, tokens], but `boundaries` [rows + 1], int32: where each row begins.
 
-    A row may be empty: a pack of a fixed shape (for a CUDA graph) ends in empty rows.
+    A row may be empty: a pack of a fixed shape (for a CUDA graph) ends in empty rows. Its `learned` is filled up with the
+    last position, whose target is always IGNORED.
     """
 
     input_ids: Tensor
     position_ids: Tensor
     targets: Tensor  # the next token, IGNORED where it is not learned
+    learned: Tensor  # [n]: the positions that have a target
     boundaries: Tensor
     tokens: Tensor  # of the rows, without what fills the pack up; a number
 
@@ -44,11 +48,28 @@ class Pack:
         return self.input_ids.shape[1]
 
 
-def pack(rows: list[dict], *, length: int | None = None, slots: int | None = None, pad: int = 0) -> Pack:
+@dataclass(frozen=True, order=True)
+class PackSize:
+    """How much a pack holds, or can hold."""
+
+    tokens: int
+    learned: int  # tokens that have a target
+
+    @classmethod
+    def of(cls, rows: list[dict]) -> "PackSize":
+        """The size of a pack of tokenized rows (input_ids, labels)."""
+        learned = (sum(label != IGNORED for label in row["labels"][1:]) for row in rows)
+        return cls(sum(len(row["input_ids"]) for row in rows), sum(learned))
+
+    def holds(self, other: "PackSize") -> bool:
+        return self.tokens >= other.tokens and self.learned >= other.learned
+
+
+def pack(rows: list[dict], *, size: PackSize | None = None, slots: int | None = None, pad: int = 0) -> Pack:
     """Lay tokenized rows (input_ids, labels) end to end.
 
     Args:
-        length: tokens of the pack; what the rows leave free becomes a row of padding that nothing is learned from.
+        size: of the pack; the tokens that the rows leave free become a row of padding that nothing is learned from.
         slots: entries of `boundaries` less one, at least one more than the rows.
         pad: the token that fills up.
     """
@@ -56,14 +77,17 @@ def pack(rows: list[dict], *, length: int | None = None, slots: int | None = Non
     ids = [token for row in rows for token in row["input_ids"]]
     # The last token of a row predicts nothing: the first of the next is another row's.
     targets = [label for row in rows for label in (*row["labels"][1:], IGNORED)]
+    learned = [position for position, target in enumerate(targets) if target != IGNORED]
     positions = [position for count in lengths for position in range(count)]
-    free = 0 if length is None else length - len(ids)
-    if free < 0:
-        raise ValueError(f"{len(ids)} tokens do not fit into a pack of {length}")
+    tokens = sum(lengths)
+    if size is not None and not size.holds(PackSize(tokens, len(learned))):
+        raise ValueError(f"{tokens} tokens, {len(learned)} of them learned, do not fit into a pack of {size}")
+    free = 0 if size is None else size.tokens - tokens
     ids += [pad] * free
     targets += [IGNORED] * free
     positions += range(free)
-    tokens = sum(lengths)
+    if size is not None:
+        learned += [len(ids) - 1] * (size.learned - len(learned))
     starts = [0]
     for count in [*lengths, *([free] if free else [])]:
         starts.append(starts[-1] + count)
@@ -75,6 +99,7 @@ def pack(rows: list[dict], *, length: int | None = None, slots: int | None = Non
         torch.tensor([ids]),
         torch.tensor([positions]),
         torch.tensor([targets]),
+        torch.tensor(learned, dtype=torch.long),
         torch.tensor(starts, dtype=torch.int32),
         torch.tensor(tokens),
     )
@@ -83,32 +108,52 @@ def pack(rows: list[dict], *, length: int | None = None, slots: int | None = Non
 class PackingCollator:
     """Makes a pack of the rows of a forward pass."""
 
-    def __init__(self, *, lengths: list[int] | None = None, slots: int | None = None):
-        """lengths: ascending; a pack has the shortest that holds its rows, and their own length where none does."""
-        self.lengths, self.slots = lengths, slots
+    def __init__(self, *, sizes: Sequence[PackSize] = (), slots: int | None = None):
+        """sizes: ascending; a pack has the first that holds its rows, and their own size where none does."""
+        self.sizes, self.slots = sizes, slots
 
     def __call__(self, rows: list[dict]) -> Pack:
-        tokens = sum(len(row["input_ids"]) for row in rows)
-        length = (
-            None if self.lengths is None else next((size for size in self.lengths if size >= tokens), None)
-        )
-        return pack(rows, length=length, slots=self.slots)
+        own = PackSize.of(rows)
+        return pack(rows, size=next((size for size in self.sizes if size.holds(own)), None), slots=self.slots)
 
 
-def lengths_needed(totals: list[int], *, step: float = 0.125, multiple: int = 64) -> list[int]:
-    """Few lengths, ascending, that hold packs of these many tokens with little left free.
+def sizes_needed(passes: Sequence[PackSize], *, free: float = 1 / 20, multiple: int = 64) -> list[PackSize]:
+    """The fewest sizes of packs, ascending, that hold these passes and leave little free.
 
-    They are `multiple` apart, and further where that is less than `step` of the length.
+    A pass has the first size that holds its tokens, and that size holds the learned tokens of every such pass. The least
+    sum of free tokens for each number of sizes is found by dynamic programming over the different lengths.
+
+    Args:
+        free: share of all tokens that may be left free, beside the rounding.
+        multiple: of which the tokens of a size are.
     """
-    lengths, size = [], 0
-    while size < max(totals):
-        size += max(multiple, int(size * step) // multiple * multiple)
-        lengths.append(size)
-    return [
-        size
-        for below, size in zip([0, *lengths], lengths, strict=False)
-        if any(below < t <= size for t in totals)
-    ]
+    lengths, index = np.unique(
+        [-(-size.tokens // multiple) * multiple for size in passes], return_inverse=True
+    )
+    counts = np.bincount(index)
+    number, tokens = (
+        np.concatenate([[0], counts.cumsum()]),
+        np.concatenate([[0], (counts * lengths).cumsum()]),
+    )
+    # left[i, j]: tokens left free if the lengths from i to j all become lengths[j].
+    left = (number[None, 1:] - number[:-1, None]) * lengths - (tokens[None, 1:] - tokens[:-1, None])
+    left = np.where(np.arange(len(lengths))[:, None] <= np.arange(len(lengths)), left, np.inf)
+    least, starts = left[0], [np.zeros(len(lengths), dtype=int)]
+    while least[-1] > free * tokens[-1]:
+        # With one size more: the lengths before the start of its last size have the sizes found so far.
+        totals = np.concatenate([[np.inf], least[:-1]])[:, None] + left
+        starts.append(totals.argmin(0))
+        least = totals.min(0)
+    ends = [len(lengths) - 1]
+    for start in reversed(starts[1:]):
+        ends.append(int(start[ends[-1]]) - 1)
+    sizes, below = [], -1
+    for end in reversed(ends):
+        members = (size for size, place in zip(passes, index, strict=True) if below < place <= end)
+        learned = max(1, *(size.learned for size in [*members, *sizes[-1:]]))
+        sizes.append(PackSize(int(lengths[end]), learned))
+        below = end
+    return sizes
 
 
 def packed_attention(model: PreTrainedModel, compute: torch.dtype) -> str | None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from workflow.training.speed import fused
-from workflow.training.speed.fused import base_weight
+from workflow.training.speed.fused import NormOf, base_weight
 from workflow.training.speed.kernels import gated_silu, gated_silu_backward
 
 SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
@@ -31,11 +31,12 @@ class Adapted:
 class AdaptedLinears(torch.autograd.Function):
     """base(x) + scaling * x A^T B^T of several layers (Hu et al. 2021, equation 3).
 
-    The products with each A are one product, and the matrix products sum the gradients of x.
+    The products with each A are one product, and the matrix products sum the gradients of x. If x is the output of a
+    norm, the norm's input is kept in its place, which the norm itself and the residual stream keep anyway.
     """
 
     @staticmethod
-    def forward(ctx, x: Tensor, layers: tuple[Adapted, ...], *weights: Tensor):
+    def forward(ctx, x: Tensor, norm_of: NormOf | None, layers: tuple[Adapted, ...], *weights: Tensor):
         """x [..., in] in the compute type; weights: A [rank, in] of each layer, then B [out, rank] of each."""
         flat = x.reshape(-1, x.shape[-1])
         a, b = weights[: len(layers)], weights[len(layers) :]
@@ -45,13 +46,15 @@ class AdaptedLinears(torch.autograd.Function):
             bias = None if layer.base.bias is None else layer.base.bias.to(x.dtype)
             out = functional.linear(flat, base_weight(layer.base, x.dtype), bias)
             outs.append(out.addmm_(low, weight.to(x.dtype).t(), alpha=layer.scaling))
-        ctx.save_for_backward(x, *lows, *weights)
-        ctx.layers = layers
+        ctx.save_for_backward(x if norm_of is None else norm_of.source, *lows, *weights)
+        ctx.layers, ctx.norm = layers, None if norm_of is None else norm_of.norm
         return tuple(out.view(*x.shape[:-1], out.shape[-1]) for out in outs)
 
     @staticmethod
     def backward(ctx, *grads: Tensor):
         x, *saved = ctx.saved_tensors
+        if ctx.norm is not None:
+            x = fused.rms_norm(ctx.norm, x)
         count = len(ctx.layers)
         lows, a, b = saved[:count], saved[count : 2 * count], saved[2 * count :]
         flats = [grad.reshape(-1, grad.shape[-1]) for grad in grads]
@@ -67,7 +70,7 @@ class AdaptedLinears(torch.autograd.Function):
             for layer, flat in zip(ctx.layers, flats, strict=True):
                 grad_x.addmm_(flat, base_weight(layer.base, flat.dtype))
             grad_x = grad_x.view(x.shape)
-        return grad_x, None, *grad_a, *grad_b
+        return grad_x, None, None, *grad_a, *grad_b
 
 
 def _stacked(a: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
@@ -136,7 +139,7 @@ class Siblings:
 def adapted_linears(modules: list[LoraLayer], x: Tensor) -> tuple[Tensor, ...]:
     """What adapted layers without dropout make of one input."""
     a, b, layers = zip(*map(_parts, modules), strict=True)
-    return AdaptedLinears.apply(x, layers, *a, *b)
+    return AdaptedLinears.apply(x, getattr(x, "norm_of", None), layers, *a, *b)
 
 
 def share_inputs(model: nn.Module) -> int:
