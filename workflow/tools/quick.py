@@ -125,7 +125,7 @@ def estimate(shape: Shape, settings: params.Params, *, tokens: int, bases: int) 
 
 
 def measure(
-    settings: params.Params, runs: list[params.Run], *, rows: int
+    settings: params.Params, runs: list[params.Run], ratios: list[TrainedRatio], *, rows: int
 ) -> tuple["Loss", list[UntrainedBase]]:
     """Score the base in 16 bits and in each precision.
 
@@ -135,7 +135,6 @@ def measure(
     from workflow.evaluation.forms import SIXTEEN_BIT
     from workflow.tools import losses
 
-    ratios = trained_ratios()
     plain = params.Run(
         "16 bits", runs[0].variant.model_copy(update=SIXTEEN_BIT), None, settings.training, settings.hardware
     )
@@ -263,7 +262,7 @@ def main() -> None:
             f"{len(rows)} rows, {tokens:,} tokens, {1 + len(runs)} bases: about {cost.seconds / 60:.1f} minutes of matrix "
             f"products or more, besides loading; {cost.gib:.2f} GiB for the weights of the largest base"
         )
-        reference, bases = measure(settings, runs, rows=options.rows)
+        reference, bases = measure(settings, runs, ratios, rows=options.rows)
         if options.csv:
             write_text(options.csv, flat_table(reference, bases).to_csv(index=False))
     say(f"\n{table(reference, bases)}\n")

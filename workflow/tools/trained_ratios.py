@@ -56,7 +56,9 @@ def trained_ratios(folder: Path = STUDIES) -> list[TrainedRatio]:
     ratios = [
         found
         for items in sorted(folder.glob(f"*/{ITEMS}"))
-        for found in _ratios_of(items, params.load(items.parents[len(ITEMS.parts) - 1] / PARAMS, published=True))
+        for found in _ratios_of(
+            items, params.load(items.parents[len(ITEMS.parts) - 1] / PARAMS, published=True)
+        )
     ]
     if not ratios:
         raise UserError(
