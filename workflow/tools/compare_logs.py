@@ -285,7 +285,11 @@ def what_decides(compared: ComparedMetric) -> str:
     if compared.items_for_equivalence:
         ways.append(f"{_about(compared.items_for_equivalence)} items for equivalence, if there is none")
     if not ways:
-        return "more runs" if compared.measured.difference.seed_share else "a --margin: the two do not differ"
+        return (
+            "more items or runs"
+            if compared.measured.difference.seed_share
+            else "a --margin: the two do not differ"
+        )
     return "; ".join(ways)
 
 
