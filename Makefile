@@ -14,7 +14,7 @@ NUMBERS ?= $(addprefix tests/,whole/test_reference.py training/test_training.py 
 
 .DEFAULT_GOAL := help
 .PHONY: help report benchmark test test-locked test-lowest reference kills long-run lint audit format params schema lock environment \
-	diff env-diff benchmark-engines slurm torchao hqq gguf study publish
+	diff env-diff benchmark-engines slurm torchao hqq gguf study quick publish
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -29,8 +29,12 @@ benchmark: .venv/.installed ## measure memory and speed of this machine's GPU (s
 	.venv/bin/python -m workflow.hardware
 	.venv/bin/python -m workflow.hardware --variants seed_recipe --parts paths
 
-study: .venv/.installed ## run STUDY=reference_study, with PER_GPU=4 stages sharing a GPU, and pack it (see docs/method.md)
-	.venv/bin/python -m workflow.study run $(or $(STUDY),reference_study) --per-gpu $(or $(PER_GPU),1)
+study: .venv/.installed ## run STUDY=reference_study, with PER_GPU=4 stages sharing a GPU, and pack it (MODEL=params.yaml: on the model of these params; see docs/method.md)
+	.venv/bin/python -m workflow.study run $(or $(STUDY),reference_study) --per-gpu $(or $(PER_GPU),1) $(if $(MODEL),--model $(MODEL))
+
+quick: .venv/.installed ## measure the untrained base of params.yaml in each precision on ROWS=200 rows (see docs/tools.md)
+	.venv/bin/dvc repro fetch_model sample
+	.venv/bin/python -m workflow.quick --rows $(or $(ROWS),200)
 
 publish: .venv/.installed ## check STUDY=reference_study in PACKED=studies/reference_study.tar.gz, and publish it here
 	.venv/bin/python -m workflow.publish $(or $(STUDY),reference_study) $(or $(PACKED),studies/$(or $(STUDY),reference_study).tar.gz)

@@ -428,6 +428,18 @@ def test_a_study_has_the_code_the_params_and_links_to_the_data(tmp_path, monkeyp
     assert "no_scm = true" in (folder / ".dvc/config.local").read_text()
 
 
+def test_a_study_is_laid_out_on_the_model_of_other_params(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("mine.yaml").write_text(params.complete_text("tiny"))
+    study.lay_out("reference_study", folder=tmp_path / "study", repository=tmp_path, model=Path("mine.yaml"))
+    expected = params.preset("reference_study").model_copy(update={"model": params.preset("tiny").model})
+    assert params.load(tmp_path / "study" / "params.yaml") == expected
+    with pytest.raises(UserError, match="none.yaml is missing"):
+        study.lay_out(
+            "reference_study", folder=tmp_path / "study", repository=tmp_path, model=Path("none.yaml")
+        )
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [

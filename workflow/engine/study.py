@@ -68,13 +68,14 @@ def name_of(study: str) -> str:
     return name
 
 
-def lay_out(study: str, *, folder: Path, repository: Path) -> None:
+def lay_out(study: str, *, folder: Path, repository: Path, model: Path | None = None) -> None:
     """Put the code and the params of a study into its folder, and leave its results there alone.
 
     Args:
         study: a preset's name, or the path of a params file.
         folder: of the study.
         repository: the source of the code; relative paths in the params start there.
+        model: another params file, whose model the study is of.
 
     Raises:
         UserError: there are no such params, or they are invalid.
@@ -83,6 +84,9 @@ def lay_out(study: str, *, folder: Path, repository: Path) -> None:
         settings, text = params.load(Path(study)), Path(study).read_text(encoding="utf-8")
     else:
         settings, text = params.preset(study), params.complete_text(study)
+    if model is not None:
+        settings = settings.model_copy(update={"model": params.load(model).model})
+        text = params.with_section(text, "model", of=model.read_text(encoding="utf-8"))
     for name in CODE:
         _copy(repository / name, folder / name)
     # DVC would take a git repository above for the study's own, and refuse files that it ignores.
@@ -307,6 +311,11 @@ def main() -> None:
     for action in (run, last, again):
         action.add_argument("study", help="a preset's name, or the path of a params file")
         action.add_argument("--folder", type=Path, help=f"where it is run (default {STUDIES}/NAME)")
+        action.add_argument(
+            "--model",
+            type=Path,
+            help="a params file, such as params.yaml, whose model the study is of in place of its own",
+        )
     run.add_argument("--engine", choices=["snakemake", "dvc"], default="snakemake")
     run.add_argument(
         "--target", nargs="+", default=["report"], help="the stages to end with (default report)"
@@ -315,11 +324,13 @@ def main() -> None:
     run.add_argument("--per-gpu", type=int, default=1, help="stages that share a GPU (docs/cluster.md)")
     options = parser.parse_args()
     try:
-        folder = options.folder or STUDIES / name_of(options.study)
+        folder = options.folder or STUDIES / "_on_".join(
+            name_of(str(part)) for part in (options.study, options.model) if part
+        )
         if options.action == "run" and not _run(options, folder):
             return
         if options.action == "finish":
-            lay_out(options.study, folder=folder, repository=Path.cwd())
+            lay_out(options.study, folder=folder, repository=Path.cwd(), model=options.model)
             finish(folder)
         packed = folder.with_name(f"{folder.name}.tar.gz")
         files = pack(folder, packed)
@@ -332,7 +343,7 @@ def main() -> None:
 
 def _run(options: argparse.Namespace, folder: Path) -> bool:
     """Run a study up to its target stages, and return whether it is finished."""
-    lay_out(options.study, folder=folder, repository=Path.cwd())
+    lay_out(options.study, folder=folder, repository=Path.cwd(), model=options.model)
     settings = {"engine": options.engine, "per_gpu": options.per_gpu}
     record_environment(
         folder, study=name_of(options.study), **settings

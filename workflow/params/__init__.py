@@ -17,7 +17,7 @@ from workflow.params.model import (
     Variant,
     can_be_served,
 )
-from workflow.params.presets import complete_text
+from workflow.params.presets import complete_text, with_section
 from workflow.params.reading import (
     SINCE,
     check_variant,
@@ -97,4 +97,5 @@ __all__ = [
     "load",
     "preset",
     "schema",
+    "with_section",
 ]

@@ -34,3 +34,10 @@ def complete_text(name: str) -> str:
     # The first line of a preset says how it is merged; the second of the default, what the default is.
     merged_head = [default_head[0], *head[1:], *default_head[2:]]
     return commented.render(merged_head, commented.merge(default, changes))
+
+
+def with_section(text: str, section: str, *, of: str) -> str:
+    """Return a complete params file with one section, and its comments, of another."""
+    head, entries = commented.split_head(text)
+    other = next(entry for entry in commented.split_head(of)[1] if entry.key == section)
+    return commented.render(head, [other if entry.key == section else entry for entry in entries])
