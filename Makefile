@@ -80,6 +80,11 @@ format: .venv/.installed-dev ## format the code
 params: .venv/.installed ## write the complete params.yaml of PRESET=default, with its comments (see README.md)
 	.venv/bin/python -m workflow.params preset $(or $(PRESET),default)
 
+pin: .venv/.installed ## write MODEL=owner/name, DATASET=owner/name or FILE=path into params.yaml, pinned (see docs/your_own.md)
+	@.venv/bin/python -m workflow.pin $(if $(MODEL),--model "$(MODEL)") $(if $(DATASET),--dataset "$(DATASET)") \
+		$(if $(FILE),--file "$(FILE)") $(if $(REVISION),--revision "$(REVISION)") \
+		$(if $(COLUMNS_ARE),--columns "$(COLUMNS_ARE)")
+
 schema: .venv/.installed ## write the JSON schema of params.yaml, for editors
 	.venv/bin/python -m workflow.params schema > workflow/params/schemas/params.schema.json
 
