@@ -13,16 +13,16 @@ NUMBERS ?= $(addprefix tests/,whole/test_reference.py training/test_training.py 
 	evaluation whole/test_older_versions.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help report benchmark test test-locked test-lowest reference kills long-run lint audit format params schema lock environment \
+.PHONY: help report benchmark test test-locked test-lowest reference kills long-run lint audit format params pin schema lock environment \
 	diff env-diff benchmark-engines slurm torchao hqq gguf study publish
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
 
 report: .venv/.installed ## run the pipeline on params.yaml and render the report
-	@.venv/bin/python -m workflow.pipeline prune
-	@.venv/bin/python -m workflow.pipeline dvc repro
-	@echo "The report is at $(CURDIR)/report/index.html"
+	@.venv/bin/python -m workflow.pipeline report
+	@echo
+	@.venv/bin/python -m workflow.verdict
 
 benchmark: .venv/.installed ## measure memory and speed of this machine's GPU (see docs/speed.md)
 	.venv/bin/dvc repro sample
