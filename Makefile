@@ -114,9 +114,15 @@ gguf: .venv-gguf/.installed ## install what GGUF forms need (see docs/evaluation
 # pip's configuration; its CUDA build pins its own libraries.
 .venv/.installed: requirements.lock pyproject.toml
 	@test -n "$(PYTHON)" || { echo "Python 3.11, 3.12 or 3.13 is needed, and none is on PATH."; exit 1; }
-	test -x .venv/bin/python || $(PYTHON) -m venv .venv
-	$(PIP) --require-hashes --no-deps --requirement requirements.lock
-	$(PIP) $(TORCH)
+	@echo "Setting up .venv, once. What has to be downloaded and how long it takes is in README.md (What it costs)."
+	@test -x .venv/bin/python || $(PYTHON) -m venv .venv
+	@date +%s > .venv/.started
+	@echo "1 of 2: the $$(grep -c '^[a-z0-9].*==' requirements.lock) packages of requirements.lock"
+	@$(PIP) --require-hashes --no-deps --requirement requirements.lock
+	@echo "2 of 2: $(TORCH), after $$(( $$(date +%s) - $$(cat .venv/.started) )) s"
+	@$(PIP) $(TORCH)
+	@echo "Installed in $$(( $$(date +%s) - $$(cat .venv/.started) )) s: .venv holds $$(du -sh .venv | cut -f1)."
+	@rm .venv/.started
 	@touch $@
 
 .venv/.installed-dev: .venv/.installed requirements-dev.lock

@@ -48,7 +48,8 @@ def _run_shown(progress: Progress) -> Callable[..., None]:
         name = options["env"][DVC_STAGE]
         log = log_file(name)
         progress.begin(name)
-        with log.open("wb") as output:
+        log.write_bytes(b"")
+        with log.open("ab") as output:  # what a killed run's stage still writes cannot leave a hole
             process = subprocess.Popen(
                 runner._make_cmd(executable, command), stdout=output, stderr=subprocess.STDOUT, **options
             )
