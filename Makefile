@@ -13,16 +13,16 @@ NUMBERS ?= $(addprefix tests/,whole/test_reference.py training/test_training.py 
 	evaluation whole/test_older_versions.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help report benchmark test test-locked test-lowest reference kills long-run lint audit format params schema lock environment \
+.PHONY: help report benchmark test test-locked test-lowest reference kills long-run lint audit format params pin schema lock environment \
 	diff env-diff benchmark-engines slurm torchao hqq gguf study quick publish
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
 
 report: .venv/.installed ## run the pipeline on params.yaml and render the report
-	@.venv/bin/python -m workflow.pipeline prune
-	@.venv/bin/python -m workflow.pipeline dvc repro
-	@echo "The report is at $(CURDIR)/report/index.html"
+	@.venv/bin/python -m workflow.pipeline report
+	@echo
+	@.venv/bin/python -m workflow.verdict
 
 benchmark: .venv/.installed ## measure memory and speed of this machine's GPU (see docs/speed.md)
 	.venv/bin/dvc repro sample
@@ -84,6 +84,11 @@ format: .venv/.installed-dev ## format the code
 params: .venv/.installed ## write the complete params.yaml of PRESET=default, with its comments (see README.md)
 	.venv/bin/python -m workflow.params preset $(or $(PRESET),default)
 
+pin: .venv/.installed ## write MODEL=owner/name, DATASET=owner/name or FILE=path into params.yaml, pinned (see docs/your_own.md)
+	@.venv/bin/python -m workflow.pin $(if $(MODEL),--model "$(MODEL)") $(if $(DATASET),--dataset "$(DATASET)") \
+		$(if $(FILE),--file "$(FILE)") $(if $(REVISION),--revision "$(REVISION)") \
+		$(if $(COLUMNS_ARE),--columns "$(COLUMNS_ARE)")
+
 schema: .venv/.installed ## write the JSON schema of params.yaml, for editors
 	.venv/bin/python -m workflow.params schema > workflow/params/schemas/params.schema.json
 
@@ -113,9 +118,15 @@ gguf: .venv-gguf/.installed ## install what GGUF forms need (see docs/evaluation
 # pip's configuration; its CUDA build pins its own libraries.
 .venv/.installed: requirements.lock pyproject.toml
 	@test -n "$(PYTHON)" || { echo "Python 3.11, 3.12 or 3.13 is needed, and none is on PATH."; exit 1; }
-	test -x .venv/bin/python || $(PYTHON) -m venv .venv
-	$(PIP) --require-hashes --no-deps --requirement requirements.lock
-	$(PIP) $(TORCH)
+	@echo "Setting up .venv, once. What has to be downloaded and how long it takes is in README.md (What it costs)."
+	@test -x .venv/bin/python || $(PYTHON) -m venv .venv
+	@date +%s > .venv/.started
+	@echo "1 of 2: the $$(grep -c '^[a-z0-9].*==' requirements.lock) packages of requirements.lock"
+	@$(PIP) --require-hashes --no-deps --requirement requirements.lock
+	@echo "2 of 2: $(TORCH), after $$(( $$(date +%s) - $$(cat .venv/.started) )) s"
+	@$(PIP) $(TORCH)
+	@echo "Installed in $$(( $$(date +%s) - $$(cat .venv/.started) )) s: .venv holds $$(du -sh .venv | cut -f1)."
+	@rm .venv/.started
 	@touch $@
 
 .venv/.installed-dev: .venv/.installed requirements-dev.lock

@@ -1,5 +1,6 @@
 """Command line for what `make report` and Snakemake's jobs run.
 
+`python -m workflow.pipeline report` runs what is stale and shows one line for each stage; the rest is in logs/.
 `python -m workflow.pipeline prune` removes what is left of stages that dvc.yaml no longer has.
 `python -m workflow.pipeline dvc ...` runs `dvc ...` so that it can be killed at any moment and waits for other engines.
 """
@@ -7,8 +8,8 @@
 import argparse
 import sys
 
-from workflow.engine import dvc_patch_recording, dvc_patch_state
-from workflow.engine.dvc_repository import check_path
+from workflow.engine import dvc_patch_recording, dvc_patch_state, progress, quiet_dvc, stage_times
+from workflow.engine.dvc_repository import check_path, open_repo
 from workflow.engine.engine_locks import job_lock, only_engine
 from workflow.engine.prune import prune_and_report
 from workflow.params import load
@@ -34,10 +35,33 @@ def run_dvc(arguments: list[str]) -> int:
         return dvc_patch_state.run(arguments, say=say)
 
 
+def run_shown() -> int:
+    """Prune, and run what is stale with one line for each stage.
+
+    Returns:
+        DVC's exit code.
+
+    Raises:
+        UserError: params.yaml or the repository cannot be used.
+    """
+    load()
+    with only_engine():
+        prune_and_report()
+        with open_repo() as repo:
+            labels = progress.plan(repo)
+    shown = progress.Progress(labels, stage_times.load(), sys.stdout)
+    shown.introduce()
+    if not labels:
+        return 0
+    with quiet_dvc.shown_by(shown):
+        return run_dvc(["repro"])
+
+
 def main() -> None:
     """Parse the command line and run it; exit with code 1 and one sentence on a UserError."""
     parser = argparse.ArgumentParser(prog="python -m workflow.pipeline", description=__doc__)
     actions = parser.add_subparsers(dest="action", required=True)
+    actions.add_parser("report")
     actions.add_parser("prune")
     actions.add_parser("dvc", add_help=False)
     options, arguments = parser.parse_known_args()
@@ -45,6 +69,8 @@ def main() -> None:
         with faults.as_user_errors():
             if options.action == "dvc":
                 sys.exit(run_dvc(arguments))
+            if options.action == "report":
+                sys.exit(run_shown())
             load()
             with only_engine():
                 prune_and_report()

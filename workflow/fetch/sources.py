@@ -175,13 +175,7 @@ def local_path(source: params.File, *, key: str) -> Path:
         return path
     if key == "dataset":
         raise UserError(f"dataset.path is {source.path}, which is a folder; name the file in it.")
-    weights = sorted(path.glob("*.safetensors"))
-    if not weights:
-        pickles = sorted([*path.glob("*.bin"), *path.glob("*.pt"), *path.glob("*.pth")])
-        also = f"; {pickles[0].name} is a pickle, which is never read" if pickles else ""
-        raise UserError(f"{key}.path is {source.path}, a folder without a .safetensors file{also}.")
-    listing = "".join(f"{sha256(file)}  {file.name}\n" for file in weights)
-    actual = hashlib.sha256(listing.encode()).hexdigest()
+    actual = folder_sha256(path, name=f"{key}.path is {source.path}")
     if actual != source.sha256:
         raise UserError(
             f"the sha256 of `sha256sum *.safetensors` in {source.path} is {actual}, "
@@ -190,11 +184,29 @@ def local_path(source: params.File, *, key: str) -> Path:
     return path
 
 
+def folder_sha256(folder: Path, *, name: str) -> str:
+    """Return the hash of what `sha256sum *.safetensors` prints inside a folder.
+
+    Args:
+        name: of the folder, as the user gave it.
+
+    Raises:
+        UserError: the folder holds no safetensors.
+    """
+    weights = sorted(folder.glob("*.safetensors"))
+    if not weights:
+        pickles = sorted([*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")])
+        also = f"; {pickles[0].name} is a pickle, which is never read" if pickles else ""
+        raise UserError(f"{name}, a folder without a .safetensors file{also}.")
+    listing = "".join(f"{sha256(file)}  {file.name}\n" for file in weights)
+    return hashlib.sha256(listing.encode()).hexdigest()
+
+
 def hub_file(dataset: params.HubDataset) -> Path:
     """Download one file of a dataset repository at its pinned commit and check its hash."""
     from huggingface_hub import hf_hub_download
 
-    with _hub_errors(dataset.repository):
+    with hub_errors(dataset.repository):
         path = Path(
             hf_hub_download(dataset.repository, dataset.file, revision=dataset.revision, repo_type="dataset")
         )
@@ -212,7 +224,7 @@ def hub_snapshot(model: params.HubModel) -> Path:
     """Download a model repository at its pinned commit: safetensors, tokenizer and configs only."""
     from huggingface_hub import snapshot_download
 
-    with _hub_errors(model.repository):
+    with hub_errors(model.repository):
         folder = Path(
             snapshot_download(model.repository, revision=model.revision, allow_patterns=HUB_MODEL_FILES)
         )
@@ -224,7 +236,7 @@ def hub_snapshot(model: params.HubModel) -> Path:
 
 
 @contextmanager
-def _hub_errors(repository: str):
+def hub_errors(repository: str):
     """Turn an error of the hub or the network into one sentence, which never contains the token."""
     faults.keep_secrets_out_of_logs()
     try:

@@ -24,12 +24,14 @@ SUMMARY = RESULTS / "summary.md"
 SUMMARY_TABLE = RESULTS / "summary.csv"
 CARDS = RESULTS / "cards"
 LOGS = Path("logs")
+STAGE_SECONDS = RESULTS / "stage_seconds.json"  # of the published run
 # What stages keep for one another and for their next run; git and DVC ignore it.
 CACHE = Path(".cache")
 LOCKS = CACHE / "running"
 INPUT_RECORDS = CACHE / "inputs"
 DIGESTS = CACHE / "digests"
 SERVED = CACHE / "served"
+STAGE_SECONDS_HERE = CACHE / "stage_seconds.json"
 
 
 def environment_file(kind: str) -> Path:
