@@ -96,7 +96,8 @@ def run_stage(
         except Exception as error:
             traceback.print_exc()
             reason, advice = f"unforeseen {type(error).__name__}", "Please report it with the log."
-        faults.last_words(f"{label}: {FAILED}: {reason.removesuffix('.')}. Log: {log}. {advice}")
+        end = "." if "\n" not in reason else ".\n"  # below several problems, the advice has its own line
+        faults.last_words(f"{label}: {FAILED}: {reason.removesuffix('.')}{end} Log: {log}. {advice}")
         sys.exit(code)
 
 
