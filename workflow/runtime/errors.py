@@ -38,13 +38,16 @@ class UserErrors(UserError):
     """Several errors of one file: its text is a line that counts them, and one line for each."""
 
     def __init__(self, source: str, sentences: Sequence[str]):
-        super().__init__(f"{source} has {len(sentences)} problems:")
+        super().__init__(f"{source} has {len(sentences)} problems")
         self.sentences = tuple(sentences)
 
+    @property
+    def count(self) -> str:
+        """How many there are, without a full stop."""
+        return super().__str__()
+
     def __str__(self) -> str:
-        return "\n  ".join(
-            [super().__str__(), *(str(UserError(_ended(sentence))) for sentence in self.sentences)]
-        )
+        return "\n  ".join([f"{self.count}:", *(str(UserError(_ended(each))) for each in self.sentences)])
 
 
 def problems(source: str, sentences: Sequence[str]) -> UserError:

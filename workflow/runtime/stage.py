@@ -25,7 +25,7 @@ from workflow.runtime import (
     redaction,
     variables,
 )
-from workflow.runtime.errors import UserError
+from workflow.runtime.errors import UserError, UserErrors
 from workflow.runtime.lifetime import Terminated
 from workflow.runtime.paths import LOGS
 
@@ -87,6 +87,9 @@ def run_stage(
                 inputs.check()
                 say(f"{label}: done in {time.monotonic() - started:.0f} s")
                 return
+        except UserErrors as error:
+            faults.last_words(f"{label}: {error}")
+            reason, advice = f"{error.count}, which stand above", f"Mend them and {AGAIN}"
         except UserError as error:
             reason, advice = str(error), f"Mend it and {AGAIN}"
         except KeyboardInterrupt:
@@ -96,8 +99,7 @@ def run_stage(
         except Exception as error:
             traceback.print_exc()
             reason, advice = f"unforeseen {type(error).__name__}", "Please report it with the log."
-        end = "." if "\n" not in reason else ".\n"  # below several problems, the advice has its own line
-        faults.last_words(f"{label}: {FAILED}: {reason.removesuffix('.')}{end} Log: {log}. {advice}")
+        faults.last_words(f"{label}: {FAILED}: {reason.removesuffix('.')}. Log: {log}. {advice}")
         sys.exit(code)
 
 
