@@ -9,6 +9,7 @@ from pathlib import Path
 
 import networkx as nx
 from dvc.exceptions import DvcException
+from dvc.lock import LockError
 from dvc.repo import Repo
 from dvc.stage import PipelineStage
 
@@ -54,3 +55,18 @@ def stage_graph(repo: Repo) -> nx.DiGraph:
     """Return DVC's graph of stages, in which an edge points from a stage to one that it depends on."""
     graph = repo.index.graph
     return graph.subgraph(node for node in graph if isinstance(node, PipelineStage))
+
+
+def stale_stages(repo: Repo) -> set[PipelineStage]:
+    """Return the stages that changed since they ran, or that follow a changed one."""
+    with repo.lock:
+        graph = stage_graph(repo)
+        changed = [stage for stage in graph if _is_changed(stage)]
+    return set(changed).union(*(nx.ancestors(graph, stage) for stage in changed))
+
+
+def _is_changed(stage: PipelineStage) -> bool:
+    try:
+        return stage.changed()
+    except LockError:  # a job is writing its outputs right now
+        return True

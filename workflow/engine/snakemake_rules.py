@@ -11,12 +11,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import networkx as nx
-from dvc.lock import LockError
 from dvc.repo import Repo
 from dvc.stage import PipelineStage
 
-from workflow.engine.dvc_repository import stage_graph
+from workflow.engine.dvc_repository import stage_graph, stale_stages
 from workflow.engine.engine_locks import SNAKEMAKE
 from workflow.runtime.stage import FAILED, log_file
 
@@ -174,11 +172,8 @@ def mark_fresh_stages(repo: Repo) -> set[str]:
     Returns:
         The names of these stages.
     """
-    with repo.lock:
-        graph = stage_graph(repo)
-        changed = [stage for stage in graph if _is_changed(stage)]
-    stale = set(changed).union(*(nx.ancestors(graph, stage) for stage in changed))
-    fresh = {stage.name for stage in set(graph) - stale}
+    graph = stage_graph(repo)
+    fresh = {stage.name for stage in set(graph) - stale_stages(repo)}
     MARKS.mkdir(parents=True, exist_ok=True)
     # Correct marks are left alone, so that a dry run does not disturb a run in progress.
     for mark in MARKS.iterdir():
@@ -189,13 +184,6 @@ def mark_fresh_stages(repo: Repo) -> set[str]:
     report_paths = (Path(file.path) for stage in graph for file in _report_files(stage))
     _forget_metadata([*(MARKS / name for name in fresh), *report_paths])
     return fresh
-
-
-def _is_changed(stage: PipelineStage) -> bool:
-    try:
-        return stage.changed()
-    except LockError:  # a job is writing its outputs right now
-        return True
 
 
 def _forget_metadata(paths: Iterable[Path]) -> None:
