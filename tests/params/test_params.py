@@ -202,25 +202,31 @@ def test_a_key_is_described_by_its_comment_in_the_default_params():
         assert "as today's" in definitions[name]["properties"]["chat_date"]["description"]
     assert definitions["Grid"]["properties"]["lengths"]["description"] == "Tokens of each row."
     assert schema["properties"]["variants"]["description"].startswith("method: lora, dora (")
+    assert definitions["Variant"]["properties"]["processes"]["description"].startswith(
+        "that share the weights"
+    )
+    assert definitions["Task"]["properties"]["items"]["description"].endswith("null for all.")
+
+
+def test_every_key_is_described_in_the_schema():
+    schema = params.schema()
     undescribed = [
-        f"{section}.{key}"
-        for section in (
-            "Experiment",
-            "Sample",
-            "TrainingStep",
-            "TrainingSchedule",
-            "Evaluation",
-            "Benchmark",
-            "Comparison",
-            "Report",
-        )
-        for key, value in definitions[section]["properties"].items()
-        if "description" not in value
+        f"{name}.{key}"
+        for name, section in [("params", schema), *schema["$defs"].items()]
+        for key, value in section.get("properties", {}).items()
+        if not value.get("description")
     ]
     assert not undescribed
-    for name in ("params.yaml", "workflow/params/default.yaml"):
-        first_line = (ROOT / name).read_text().splitlines()[0]
-        assert (ROOT / first_line.removeprefix("# yaml-language-server: $schema=")).is_file()
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_complete_file_names_its_schema_in_its_first_line(name):
+    """An editor with a YAML language server completes and explains the file by it."""
+    files = [params.complete_text(name), (ROOT / "params.yaml").read_text()]
+    for text in files:
+        begins, _, schema = text.splitlines()[0].partition("=")
+        assert begins == "# yaml-language-server: $schema"
+        Draft202012Validator.check_schema(json.loads((ROOT / schema).read_text()))
 
 
 def test_the_committed_schema_is_that_of_the_model():

@@ -307,8 +307,10 @@ class Params(Strict):
     experiment: Experiment
     hardware: Hardware
     checkpoints: Checkpoints
-    model: Model
-    dataset: Dataset
+    model: Model = Field(description="The base model: where it comes from, and how its prompts look.")
+    dataset: Dataset = Field(
+        description="The instructions: where they come from, and which column holds what."
+    )
     sample: Sample
     training: MergedTraining
     variants: dict[Name, Variant]
