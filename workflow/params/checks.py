@@ -51,6 +51,16 @@ def _check_experiment(params: Params) -> Iterator[str]:
                 f"experiment.variants names {name}, which variants does not define; it defines {defined}"
                 f"{suggestion(name, params.variants)}"
             )
+    if params.experiment.baseline not in params.experiment.variants:
+        yield (
+            f"experiment.baseline is {params.experiment.baseline}, "
+            f"which must be one of experiment.variants: {', '.join(params.experiment.variants)}"
+            f"{suggestion(params.experiment.baseline, params.experiment.variants)}"
+        )
+
+
+def _check_device(params: Params) -> Iterator[str]:
+    """Yield a sentence if a variant that runs has a precision that no CPU has, and runs are on one."""
     running = [name for name in params.experiment.variants if name in params.variants]
     for name in running if params.hardware.device == "cpu" else ():
         precision = precisions.get(params.variants[name].precision)
@@ -59,12 +69,14 @@ def _check_experiment(params: Params) -> Iterator[str]:
                 f"variants.{name}.precision is {precision.name} and hardware.device cpu: {precision.name} needs a GPU of "
                 f"compute capability {'.'.join(map(str, precision.compute_capability))} or newer"
             )
-    if params.experiment.baseline not in params.experiment.variants:
-        yield (
-            f"experiment.baseline is {params.experiment.baseline}, "
-            f"which must be one of experiment.variants: {', '.join(params.experiment.variants)}"
-            f"{suggestion(params.experiment.baseline, params.experiment.variants)}"
-        )
+
+
+def _check_sample(params: Params) -> Iterator[str]:
+    """Yield a sentence if validation and test leave no row to train on."""
+    sample = params.sample
+    held_out = sample.validation_rows + sample.test_rows
+    if held_out >= sample.rows:
+        yield f"sample.validation_rows + test_rows is {held_out}, which must be below rows ({sample.rows})"
 
 
 def _check_conversations(params: Params) -> Iterator[str]:
@@ -254,7 +266,9 @@ def _served(params: Params) -> list[str]:
 
 # Each check with the keys that it reads: one whose keys are sound is made even if others are not.
 CHECKS: dict[Callable[[Params], Iterator[str]], str] = {
-    _check_experiment: "experiment variants hardware.device",
+    _check_experiment: "experiment variants",
+    _check_device: "experiment.variants hardware.device variants",
+    _check_sample: "sample.rows sample.test_rows sample.validation_rows",
     _check_own_tasks: "evaluation.tasks sample.test_rows",
     _check_comparison: "comparison.primary comparison.margins comparison.family evaluation.tasks",
     _check_divergence: "comparison.primary comparison.margins comparison.family evaluation.tasks "

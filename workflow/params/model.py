@@ -69,15 +69,6 @@ class Sample(Strict):
     near_duplicate_threshold: Annotated[float, Field(gt=0, le=1)]
     near_duplicates: Literal["report", "drop"]
 
-    @model_validator(mode="after")
-    def _something_to_train_on(self):
-        held_out = self.validation_rows + self.test_rows
-        if held_out >= self.rows:
-            raise ValueError(
-                f"validation_rows + test_rows is {held_out}, which must be below rows ({self.rows})"
-            )
-        return self
-
 
 class Variant(Strict):
     """A training method and the precision of its frozen base."""
