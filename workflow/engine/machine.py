@@ -1,5 +1,6 @@
 """What params ask for and this machine lacks, said before anything is computed and not by the stage that fails on it."""
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 
@@ -62,6 +63,7 @@ def _depends_on_device(settings: Params) -> bool:
 
 
 def _lacks_of_device(settings: Params) -> Iterator[str]:
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it says which of its kernels it cannot load
     import torch
 
     from workflow.models import load
