@@ -392,7 +392,7 @@ PARAMS = [
     ("one variant twice", param(put("experiment.variants", ["lora_16bit"] * 2)), "experiment.variants names lora_16bit more than once"),
     ("a variant that there is not", param(put("experiment.variants", ["lora_16bit", "qlora"])), "experiment.variants names qlora, which variants does not define"),
     ("a baseline that is not run", param(put("experiment.baseline", "full_16bit")), "experiment.baseline is full_16bit, which must be one of experiment.variants"),
-    ("a variant with a slash", param(put("variants", {"a/b": {}})), r"variants.a/b.*should match pattern '\^\[a-z0-9_\]"),
+    ("a variant with a slash", param(lambda whole: whole["variants"].update({"a/b": whole["variants"]["lora_16bit"]})), r"variants.a/b.*should match pattern '\^\[a-z0-9_\]"),
     ("a variant with a dash", param(put("experiment.variants", ["lora-16bit"])), "experiment.variants.0 is .lora-16bit.*should match pattern"),
     ("a variant with a long name", param(put("experiment.variants", ["a" * 300])), "experiment.variants.0 is .aaa.*at most 64 characters"),
     ("batches that do not divide", param(put("training.schedule.micro_batch_rows", 3)), "batch_rows is 2, which must be a multiple of micro_batch_rows .3."),
