@@ -6,14 +6,14 @@
 # starts, so `snakemake -n` and `dvc status` cannot disagree.
 
 import sys
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 from snakemake.utils import min_version
 
 sys.path.insert(0, str(workflow.basedir))
-from workflow.engine import engine_locks, prune, snakemake_options, snakemake_rules
+from workflow.engine import engine_locks, machine, prune, snakemake_options, snakemake_rules
 from workflow.engine.dvc_repository import open_repo
 from workflow.params import load
 from workflow.runtime.errors import UserError
@@ -46,6 +46,8 @@ try:
         )
         if workflow.is_main_process:  # a job on a cluster reads this file again
             until_exit.enter_context(engine_locks.snakemake_running())
+            if local:
+                machine.check(PARAMS, lambda: nullcontext(repo))
             snakemake_rules.mark_fresh_stages(repo)
 except UserError as error:
     raise WorkflowError(str(error)) from None

@@ -35,6 +35,7 @@ REAL_FILES = (
     "workflow/engine/dvc_repair.py",
     "workflow/engine/dvc_repository.py",
     "workflow/engine/engine_locks.py",
+    "workflow/engine/machine.py",
     "workflow/engine/pipeline.py",
     "workflow/engine/progress.py",
     "workflow/engine/prune.py",

@@ -233,7 +233,7 @@ TAMPERED = [
     (in_lock(lambda stages: stages.pop(f"evaluate@{QLORA}-2")), f"dvc.lock has no evaluate@{QLORA}-2, which params.yaml"),
     (a_param, "params.yaml has another value of sample than sample was run with."),
     (a_margin, "params.yaml has another value of comparison than compare was run with."),
-    (a_param_that_is_none, "params.yaml: sample.split_seed is missing (and 1 more problem)."),
+    (a_param_that_is_none, "params.yaml: sample.split_sed is not a key; did you mean split_seed?"),
     (a_version, "results/train/lora_16bit/1/result.json was made with torch 2.13.0+cpu, and environment.json has 2.14"),
     (no_date, "environment.json lacks finished."),
 ]  # fmt: skip

@@ -26,6 +26,16 @@ def content() -> dict:
     return YAML(typ="safe", pure=True).load((ROOT / "params.yaml").read_text())
 
 
+def running(variant: str, **values):
+    """Change a variant, and have it run."""
+
+    def change(changed: dict) -> None:
+        changed["experiment"]["variants"] = list(dict.fromkeys(["lora_16bit", variant]))
+        changed["variants"][variant].update(values)
+
+    return change
+
+
 def refused(tmp_path, change) -> str:
     """The sentence with which `load` refuses the default params after a change."""
     changed = content()
@@ -36,7 +46,7 @@ def refused(tmp_path, change) -> str:
     with pytest.raises(UserError) as error:
         params.load(path)
     sentence = str(error.value)
-    assert "\n" not in sentence and sentence.endswith(".")
+    assert "\n" not in sentence and sentence.endswith((".", "?"))
     return sentence.removeprefix(str(path))
 
 
@@ -57,20 +67,20 @@ def refused(tmp_path, change) -> str:
         (put("training.step.dropout", 1.0), ["training.step.dropout", "less than 1"]),
         (put("training.step.initialization", "pisa"), ["training.step.initialization", "pisa", "'default', 'pissa', 'olora' or 'loftq'"]),
         (put("training.schedule.b_rate_factor", 0), ["training.schedule.b_rate_factor", "0", "greater than 0"]),
-        (put("variants.qlora_nf4.training", {"initialization": "pissa"}),
+        (running("qlora_nf4", training={"initialization": "pissa"}),
          ["variants.qlora_nf4.precision is nf4 and its initialization pissa, whose residual weights cannot be written",
           "such a base allows default or loftq."]),
-        (put("variants.lora_int8.training", {"initialization": "olora"}), ["precision is int8 and its initialization olora"]),
-        (put("variants.lora_16bit.training", {"initialization": "loftq"}),
+        (running("lora_int8", training={"initialization": "olora"}), ["precision is int8 and its initialization olora"]),
+        (running("lora_16bit", training={"initialization": "loftq"}),
          ["variants.lora_16bit.precision is 16bit and its initialization loftq", "nothing is quantized",
           "such a base allows default or pissa or olora."]),
-        (put("variants.full_16bit.training", {"rank_stabilized": True}),
+        (running("full_16bit", training={"rank_stabilized": True}),
          ["variants.full_16bit.method is full, which has no adapter, and its rank_stabilized true",
           "set rank_stabilized to false in its training."]),
-        (put("variants.full_16bit.training", {"b_rate_factor": 16.0}), ["which has no adapter, and its b_rate_factor 16.0"]),
-        (put("variants.lora_pissa.processes", 2),
+        (running("full_16bit", training={"b_rate_factor": 16.0}), ["which has no adapter, and its b_rate_factor 16.0"]),
+        (running("lora_pissa", processes=2),
          ["variants.lora_pissa.processes is 2 and its initialization pissa, which was not tried in a sharded training"]),
-        (put("variants.lora_plus.processes", 2), ["processes is 2 and its b_rate_factor 16.0, which was not tried"]),
+        (running("lora_plus", processes=2), ["processes is 2 and its b_rate_factor 16.0, which was not tried"]),
         (put("variants.dora_16bit.precision", "int8"),
          ["variants.dora_16bit.precision is int8, whose layers do not multiply with their dequantized weight alone",
           "method dora needs the norms of what they multiply with; it allows 16bit, nf4, fp4"]),
@@ -110,12 +120,12 @@ def refused(tmp_path, change) -> str:
         (put("variants.qlora_nf4.precision", "nf5"), ["variants.qlora_nf4.precision", "nf5", "'nf4'"]),
         (put("variants.lora_int8.double_quantization", True), ["double_quantization is true", "int8"]),
         (put("variants.full_16bit.precision", "nf4"), ["precision is nf4", "full", "16bit alone"]),
-        (put("variants.full_16bit.training", {"ranc": 1}), ["variants.full_16bit.training.ranc", "not a known key"]),
+        (put("variants.full_16bit.training", {"ranc": 1}), ["variants.full_16bit.training.ranc is not a key; did you mean rank?"]),
         (put("variants.full_16bit.training", {"steps": 0}), ["variants.full_16bit.training.steps", "0"]),
-        (put("variants", {"My-Variant": {}}), ["variants.My-Variant", "[a-z0-9_]+"]),
+        (lambda changed: changed["variants"].update({"My-Variant": changed["variants"]["lora_16bit"]}), ["variants.My-Variant", "[a-z0-9_]+"]),
         (put("evaluation.tasks", ["mmlu"]), ["evaluation.tasks", "mmlu", "dictionary"]),
         (put("evaluation.tasks", {}), ["evaluation.tasks", "{}", "at least 1"]),
-        (put("evaluation.tasks.piqa", {"few_shot": 0}), ["evaluation.tasks.piqa.items", "missing"]),
+        (put("evaluation.tasks.piqa", {key: value for key, value in TASK.items() if key != "items"}), ["evaluation.tasks.piqa.items", "missing"]),
         (put("evaluation.tasks.holdout_loss.item", 1), ["tasks.holdout_loss.item", "not a known key", "few_shot"]),
         (put("evaluation.tasks.piqa", {**TASK, "files": {"test": {"path": "a.txt", "sha256": "0" * 64}}}),
          ["evaluation.tasks.piqa.files.test.path", "a.txt", "jsonl"]),
@@ -192,25 +202,31 @@ def test_a_key_is_described_by_its_comment_in_the_default_params():
         assert "as today's" in definitions[name]["properties"]["chat_date"]["description"]
     assert definitions["Grid"]["properties"]["lengths"]["description"] == "Tokens of each row."
     assert schema["properties"]["variants"]["description"].startswith("method: lora, dora (")
+    assert definitions["Variant"]["properties"]["processes"]["description"].startswith(
+        "that share the weights"
+    )
+    assert definitions["Task"]["properties"]["items"]["description"].endswith("null for all.")
+
+
+def test_every_key_is_described_in_the_schema():
+    schema = params.schema()
     undescribed = [
-        f"{section}.{key}"
-        for section in (
-            "Experiment",
-            "Sample",
-            "TrainingStep",
-            "TrainingSchedule",
-            "Evaluation",
-            "Benchmark",
-            "Comparison",
-            "Report",
-        )
-        for key, value in definitions[section]["properties"].items()
-        if "description" not in value
+        f"{name}.{key}"
+        for name, section in [("params", schema), *schema["$defs"].items()]
+        for key, value in section.get("properties", {}).items()
+        if not value.get("description")
     ]
     assert not undescribed
-    for name in ("params.yaml", "workflow/params/default.yaml"):
-        first_line = (ROOT / name).read_text().splitlines()[0]
-        assert (ROOT / first_line.removeprefix("# yaml-language-server: $schema=")).is_file()
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_complete_file_names_its_schema_in_its_first_line(name):
+    """An editor with a YAML language server completes and explains the file by it."""
+    files = [params.complete_text(name), (ROOT / "params.yaml").read_text()]
+    for text in files:
+        begins, _, schema = text.splitlines()[0].partition("=")
+        assert begins == "# yaml-language-server: $schema"
+        Draft202012Validator.check_schema(json.loads((ROOT / schema).read_text()))
 
 
 def test_the_committed_schema_is_that_of_the_model():

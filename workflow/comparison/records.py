@@ -87,6 +87,13 @@ class Measurement(Record):
     high: float | None
 
 
+class LoadRecord(Record):
+    """How busy the machine was while a benchmark ran."""
+
+    cores: int  # that the benchmark may use
+    cores_of_others: float  # that other processes kept busy, on average
+
+
 class BenchmarkRecord(RunRecord):
     """The memory and speed of one variant's training."""
 
@@ -96,6 +103,7 @@ class BenchmarkRecord(RunRecord):
     measurements: list[Measurement]
     epoch_longest_pass_tokens: int | None = None  # None if that pass was not run
     seconds_per_step: list[float]
+    load: LoadRecord | None = None  # None for an older benchmark, which did not record it
 
     def value_of(self, metric: str) -> float | None:
         """One of the measured costs; None if it was not measured."""

@@ -10,7 +10,9 @@ from transformers import AutoConfig
 
 from workflow import params
 from workflow.cost import architecture
+from workflow.cost import load as machine_load
 from workflow.cost.gauge import Gauge, Stopwatch, resident_gib, uncounted
+from workflow.cost.load import Load
 from workflow.cost.memory import GIB, Shape
 from workflow.data.model_files import load_tokenizer
 from workflow.data.rows import Instruction
@@ -48,6 +50,7 @@ class Measured:
     # Of each counted step, in the order of the batches, which is the same for every variant.
     seconds_per_step: list[float]
     peak_gib_per_step: list[float]
+    load: Load  # of the machine, while the steps were made
 
     def as_dict(self) -> dict:
         return asdict(self)
@@ -100,7 +103,8 @@ def benchmark(
         trainer, warmup_steps=benchmark.warmup_steps, steps=steps, device=precision.device, gauge=gauge
     )
     trainer.add_callback(stopwatch)
-    trainer.train()
+    with machine_load.measured() as load:
+        trainer.train()
     measurements = [
         *speed(stopwatch),
         *_memory(stopwatch, precision, load_seconds=load_seconds, loaded=loaded, before=before),
@@ -122,6 +126,7 @@ def benchmark(
         epoch_longest_pass_tokens=stopwatch.longest.tokens,
         seconds_per_step=stopwatch.seconds,
         peak_gib_per_step=stopwatch.peaks,
+        load=load,
     )
 
 

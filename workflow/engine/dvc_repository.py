@@ -58,9 +58,10 @@ def stage_graph(repo: Repo) -> nx.DiGraph:
 
 
 def stale_stages(repo: Repo) -> set[PipelineStage]:
-    """Return the stages that changed or follow a changed one; the caller holds the repository's lock."""
-    graph = stage_graph(repo)
-    changed = [stage for stage in graph if _is_changed(stage)]
+    """Return the stages that changed since they ran, or that follow a changed one."""
+    with repo.lock:
+        graph = stage_graph(repo)
+        changed = [stage for stage in graph if _is_changed(stage)]
     return set(changed).union(*(nx.ancestors(graph, stage) for stage in changed))
 
 

@@ -8,7 +8,7 @@
 import argparse
 import sys
 
-from workflow.engine import dvc_patch_recording, dvc_patch_state, progress, quiet_dvc, stage_times
+from workflow.engine import dvc_patch_recording, dvc_patch_state, machine, progress, quiet_dvc, stage_times
 from workflow.engine.dvc_repository import check_path, open_repo
 from workflow.engine.engine_locks import job_lock, only_engine
 from workflow.engine.prune import prune_and_report
@@ -31,6 +31,10 @@ def run_dvc(arguments: list[str]) -> int:
     runs_pipeline = (
         "repro" in arguments and "--single-item" not in arguments
     )  # else it is a job of Snakemake's
+    if runs_pipeline:
+        settings, options = load(), arguments[arguments.index("repro") + 1 :]
+        if all(option.startswith("-") for option in options):  # no target, which may compute nothing
+            machine.check(settings, open_repo)
     with only_engine() if runs_pipeline else job_lock().read_lock(), dvc_patch_recording.applied():
         return dvc_patch_state.run(arguments, say=say)
 

@@ -27,7 +27,7 @@ def plan(repo: Repo) -> dict[str, str]:
     with repo.lock:
         stages = collect_stages(repo, [PROJECT_FILE])
         order = plan_repro(get_active_graph(repo.index.graph), stages)
-        stale = stale_stages(repo)
+    stale = stale_stages(repo)
     return {stage.name: label_of(stage.cmd) for stage in order if stage in stale}
 
 

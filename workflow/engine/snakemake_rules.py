@@ -172,10 +172,8 @@ def mark_fresh_stages(repo: Repo) -> set[str]:
     Returns:
         The names of these stages.
     """
-    with repo.lock:
-        graph = stage_graph(repo)
-        stale = stale_stages(repo)
-    fresh = {stage.name for stage in set(graph) - stale}
+    graph = stage_graph(repo)
+    fresh = {stage.name for stage in set(graph) - stale_stages(repo)}
     MARKS.mkdir(parents=True, exist_ok=True)
     # Correct marks are left alone, so that a dry run does not disturb a run in progress.
     for mark in MARKS.iterdir():

@@ -131,7 +131,7 @@ def variant_of(
             double_quantization=double_quantization,
         )
     except ValidationError as error:
-        raise UserError(f"{messages.describe(error, params.Variant)}.") from None
+        raise UserError(f"{'; '.join(messages.describe(error.errors(), params.Variant))}.") from None
 
 
 def _variant(precision: str, block_size: int | None, *, double_quantization: bool = False) -> params.Variant:

@@ -1,11 +1,12 @@
 """What no single section of params can say: the checks of one section against another.
 
-Each raises a ValueError of one sentence, which pydantic takes for an error of the whole.
+Each yields a sentence, without its full stop, for each problem that it finds.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Collection, Iterator
 from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ from workflow import methods, precisions
 from workflow.methods import initializations
 from workflow.params import messages
 from workflow.params.sources import ChatColumns
+from workflow.params.training import Training
 from workflow.params.values import OWN_METRICS, OWN_TASKS
 from workflow.runtime.errors import suggestion
 from workflow.runtime.forms import AS_TRAINED
@@ -23,75 +25,99 @@ if TYPE_CHECKING:
     from workflow.params.model import Params
 
 
-def check(params: Params) -> None:
-    """Raise a ValueError for the first section that does not fit another."""
-    _check_experiment(params)
-    _check_own_tasks(params)
-    _check_comparison(params)
-    _check_divergence(params)
-    _check_repairs(params)
-    _check_conversations(params)
-    _check_variants(params)
+def check(params: Params, damaged: Collection[tuple] = ()) -> Iterator[str]:
+    """Yield a sentence for each section that does not fit another.
+
+    Args:
+        damaged: paths of keys that `params` lacks, as they were not sound; no check reads one of them.
+    """
+    for inspect, keys in CHECKS.items():
+        read = [tuple(key.split(".")) for key in keys.split()]
+        if not any(path[: len(key)] == key[: len(path)] for key in read for path in damaged):
+            yield from inspect(params)
 
 
-def _check_experiment(params: Params) -> None:
-    """Raise a ValueError if the experiment names a variant or seed twice, or a variant that is not defined."""
+def _check_experiment(params: Params) -> Iterator[str]:
+    """Yield a sentence if the experiment names a variant or seed twice, or a variant that is not defined."""
     defined = ", ".join(params.variants)
     for key in ("variants", "seeds"):
         values = getattr(params.experiment, key)
         twice = [value for value in values if values.count(value) > 1]
         if twice:
-            raise ValueError(f"experiment.{key} names {twice[0]} more than once")
+            yield f"experiment.{key} names {twice[0]} more than once"
     for name in params.experiment.variants:
         if name not in params.variants:
-            raise ValueError(
+            yield (
                 f"experiment.variants names {name}, which variants does not define; it defines {defined}"
                 f"{suggestion(name, params.variants)}"
             )
-    for name in params.experiment.variants if params.hardware.device == "cpu" else ():
-        precision = precisions.get(params.variants[name].precision)
-        if precision.compute_capability:
-            raise ValueError(
-                f"variants.{name}.precision is {precision.name} and hardware.device cpu: {precision.name} needs a GPU of "
-                f"compute capability {'.'.join(map(str, precision.compute_capability))} or newer"
-            )
     if params.experiment.baseline not in params.experiment.variants:
-        raise ValueError(
+        yield (
             f"experiment.baseline is {params.experiment.baseline}, "
             f"which must be one of experiment.variants: {', '.join(params.experiment.variants)}"
             f"{suggestion(params.experiment.baseline, params.experiment.variants)}"
         )
 
 
-def _check_conversations(params: Params) -> None:
-    """Raise a ValueError if a task of ours puts examples before a conversation."""
+def _check_device(params: Params) -> Iterator[str]:
+    """Yield a sentence if a variant that runs has a precision that no CPU has, and runs are on one."""
+    running = [name for name in params.experiment.variants if name in params.variants]
+    for name in running if params.hardware.device == "cpu" else ():
+        precision = precisions.get(params.variants[name].precision)
+        if precision.compute_capability:
+            yield (
+                f"variants.{name}.precision is {precision.name} and hardware.device cpu: {precision.name} needs a GPU of "
+                f"compute capability {'.'.join(map(str, precision.compute_capability))} or newer"
+            )
+
+
+def _check_sample(params: Params) -> Iterator[str]:
+    """Yield a sentence if validation and test leave no row to train on."""
+    sample = params.sample
+    held_out = sample.validation_rows + sample.test_rows
+    if held_out >= sample.rows:
+        yield f"sample.validation_rows + test_rows is {held_out}, which must be below rows ({sample.rows})"
+
+
+def _check_conversations(params: Params) -> Iterator[str]:
+    """Yield a sentence if a task of ours puts examples before a conversation."""
     for name in OWN_TASKS if isinstance(params.dataset.columns, ChatColumns) else ():
         if name in params.evaluation.tasks and params.evaluation.tasks[name].few_shot:
-            raise ValueError(
+            yield (
                 f"evaluation.tasks.{name}.few_shot is {params.evaluation.tasks[name].few_shot}, "
                 "which must be 0 where dataset.columns names messages: a conversation has its own turns before it"
             )
 
 
-def _check_variants(params: Params) -> None:
-    """Raise a ValueError if a variant's own training params do not fit the shared ones."""
+def _check_own_training(params: Params) -> Iterator[str]:
+    """Yield a sentence for each key of a variant's own training that there is not, or whose value cannot be."""
+    for name, variant in params.variants.items():
+        try:
+            Training.model_validate(variant.training)
+        except ValidationError as error:
+            errors = [each for each in error.errors() if each["loc"] and each["type"] != "missing"]
+            yield from messages.describe(errors, Training, prefix=f"variants.{name}.training")
+
+
+def _check_variants(params: Params) -> Iterator[str]:
+    """Yield a sentence if a variant's own training params do not fit the shared ones, or if it cannot run with them."""
     for name in params.variants:
         try:
             params.training_of(name)
         except ValidationError as error:
-            raise ValueError(
-                messages.describe(error, type(params.training), prefix=f"variants.{name}.training")
-            ) from None
-        _check_adapter(params, name)
-        _check_sharding(params, name)
-        if (
-            name in params.experiment.variants
-        ):  # dropout is shared, and others may be defined beside those that run
-            _check_dropout(params, name)
+            errors = [
+                each for each in error.errors() if not each["loc"]
+            ]  # of values, `_check_own_training` tells
+            yield from messages.describe(errors, Training, prefix=f"variants.{name}.training")
+            continue
+        if name in params.experiment.variants:  # others may be defined beside those that run
+            yield from _check_adapter(params, name)
+            yield from _check_sharding(params, name)
+            yield from _check_dropout(params, name)
 
 
-def _check_adapter(params: Params, name: str) -> None:
-    """Raise a ValueError if a variant's adapter cannot begin or learn as its training params say."""
+def _check_adapter(params: Params, name: str) -> Iterator[str]:
+    """Yield a sentence if a variant's adapter cannot begin or learn as its training params say."""
     variant, training = params.variants[name], params.training_of(name)
     method = methods.get(variant.method)
     own = {
@@ -101,12 +127,12 @@ def _check_adapter(params: Params, name: str) -> None:
     }
     for key, (value, plain) in own.items():
         if value != plain and not method.leaves_adapter:
-            raise ValueError(
+            yield (
                 f"variants.{name}.method is {method.name}, which has no adapter, and its {key} {_yaml(value)}; "
                 f"set {key} to {_yaml(plain)} in its training"
             )
         if value != plain and variant.processes > 1 and key != "rank_stabilized":
-            raise ValueError(
+            yield (
                 f"variants.{name}.processes is {variant.processes} and its {key} {_yaml(value)}, which was not tried "
                 f"in a sharded training; a sharded one has {key} {_yaml(plain)}"
             )
@@ -115,7 +141,7 @@ def _check_adapter(params: Params, name: str) -> None:
     if not (initialization.on_quantized if is_quantized else initialization.on_unquantized):
         others = [entry.name for entry in initializations.TABLE.values()
                   if (entry.on_quantized if is_quantized else entry.on_unquantized)]  # fmt: skip
-        raise ValueError(
+        yield (
             f"variants.{name}.precision is {variant.precision} and its initialization {initialization.name}, "
             f"{initialization.refusal}; such a base allows {' or '.join(others)}"
         )
@@ -126,81 +152,85 @@ def _yaml(value: object) -> str:
     return json.dumps(value) if isinstance(value, bool) else str(value)
 
 
-def _check_sharding(params: Params, name: str) -> None:
-    """Raise a ValueError if a variant's training cannot be spread over so many processes."""
+def _check_sharding(params: Params, name: str) -> Iterator[str]:
+    """Yield a sentence if a variant's training cannot be spread over so many processes."""
     processes, training = params.variants[name].processes, params.training_of(name)
     together = training.micro_batch_rows * processes
     if processes > 1 and training.batch_rows % together:
-        raise ValueError(
+        yield (
             f"variants.{name}.processes is {processes}: batch_rows ({training.batch_rows}) must be a multiple of "
             f"micro_batch_rows x processes ({together})"
         )
     if processes > 1 and training.optimizer.startswith("paged_"):
-        raise ValueError(
+        yield (
             f"variants.{name}.processes is {processes} and its optimizer {training.optimizer}, "
             "which cannot update a part of a weight; use adamw_torch or adamw_torch_fused"
         )
 
 
-def _check_dropout(params: Params, name: str) -> None:
-    """Raise a ValueError if an adapter is to drop inputs that it does not see alone."""
+def _check_dropout(params: Params, name: str) -> Iterator[str]:
+    """Yield a sentence if an adapter is to drop inputs that it does not see alone."""
     method, dropout = params.variants[name].method, params.training_of(name).dropout
     if methods.get(method).through_quantizer and dropout:
-        raise ValueError(
+        yield (
             f"variants.{name}.method is {method} and dropout {dropout}, which must be 0 here: base and adapter are one "
             "weight, so the adapter has no input of its own"
         )
 
 
-def _check_own_tasks(params: Params) -> None:
-    """Raise a ValueError if a task is to score, or to show, more test rows than the test split is asked for."""
+def _check_own_tasks(params: Params) -> Iterator[str]:
+    """Yield a sentence if a task is to score, or to show, more test rows than the test split is asked for."""
     rows = params.sample.test_rows
     for name in OWN_TASKS:
         task = params.evaluation.tasks.get(name)
         if task and (task.items or 0) > rows:
-            raise ValueError(
+            yield (
                 f"evaluation.tasks.{name}.items is {task.items}, and sample.test_rows only {rows}; null is for all"
             )
         if task and (task.few_shot or 0) >= rows:
-            raise ValueError(
+            yield (
                 f"evaluation.tasks.{name}.few_shot is {task.few_shot}, which must be below sample.test_rows ({rows})"
             )
 
 
-def _check_divergence(params: Params) -> None:
-    """Raise a ValueError if predictions are to be compared on rows of holdout_loss, which is not scored."""
+def _check_divergence(params: Params) -> Iterator[str]:
+    """Yield a sentence if predictions are to be compared on rows of holdout_loss, which is not scored."""
     items = params.evaluation.divergence_items
-    if items is not None and "holdout_loss" not in params.evaluation.tasks:
-        raise ValueError(
+    if items is None or "holdout_loss" in params.evaluation.tasks:
+        return
+    if close := _misspelled_task(params, "holdout_loss"):
+        yield f"evaluation.tasks names {close}, and there is holdout_loss; one of the two is misspelled"
+    else:
+        yield (
             f"evaluation.divergence_items is {items}, and evaluation.tasks has no holdout_loss, whose rows they are; "
             "null is for none"
         )
 
 
-def _check_comparison(params: Params) -> None:
-    """Raise a ValueError if the comparison names a task or metric that is not evaluated."""
+def _check_comparison(params: Params) -> Iterator[str]:
+    """Yield a sentence if the comparison names a task or metric that is not evaluated."""
     comparison = params.comparison
     named = [("primary", comparison.primary), *(("margins", m) for m in comparison.margins)]
     for key, metric in [*named, *(("family.metrics", metric) for metric in comparison.family.metrics)]:
         task, _, name = metric.partition("/")
         if task not in params.evaluation.tasks:
-            raise ValueError(_missing_task(params, key, metric, task))
+            yield _missing_task(params, key, metric, task)
         if name not in OWN_METRICS.get(task, [name]):
-            raise ValueError(
+            yield (
                 f"comparison.{key} names {metric}, and {task} has only {', '.join(OWN_METRICS[task])}"
                 f"{suggestion(name, OWN_METRICS[task])}"
             )
 
 
-def _check_repairs(params: Params) -> None:
-    """Raise a ValueError if a repair names a variant or form that is not evaluated."""
+def _check_repairs(params: Params) -> Iterator[str]:
+    """Yield a sentence if a repair names a variant or form that is not evaluated."""
     for name, repair in params.comparison.repairs.items():
         for key in ("faulty", "repaired"):
             served = getattr(repair, key)
             variant, _, form = served.partition("/")
             forms = params.forms_of(variant) if variant in params.variants else []
             if variant not in params.experiment.variants or (form or AS_TRAINED) not in forms:
-                raise ValueError(
+                yield (
                     f"comparison.repairs.{name}.{key} is {served}, which is not evaluated: "
                     "experiment.variants and evaluation.forms decide what is"
                     f"{suggestion(served, _served(params))}"
@@ -209,18 +239,42 @@ def _check_repairs(params: Params) -> None:
 
 def _missing_task(params: Params, key: str, metric: str, task: str) -> str:
     """The sentence of a metric whose task is not evaluated: the misspelled one of the two names comes first."""
-    tasks, used = params.evaluation.tasks, {params.comparison.primary, *params.comparison.margins}
-    used = {name.partition("/")[0] for name in [*used, *params.comparison.family.metrics]}
-    strange = [name for name in tasks if name not in OWN_TASKS and name not in used]
-    # Of two like names, the one that nothing else has is the slip: of our own tasks this is known for sure.
-    if close := get_close_matches(task, strange, n=1, cutoff=0.8):
-        ours = f"there is {task}" if task in OWN_TASKS else f"comparison.{key} names {metric}"
-        return f"evaluation.tasks names {close[0]}, and {ours}; one of the two is misspelled"
+    tasks = params.evaluation.tasks
+    ours = f"there is {task}" if task in OWN_TASKS else f"comparison.{key} names {metric}"
+    if close := _misspelled_task(params, task):
+        return f"evaluation.tasks names {close}, and {ours}; one of the two is misspelled"
     known = ", ".join(tasks)
     return f"comparison.{key} names {metric}, and evaluation.tasks has only {known}{suggestion(task, tasks)}"
+
+
+def _misspelled_task(params: Params, task: str) -> str | None:
+    """The evaluated task whose name is probably a misspelled `task`; None if there is none.
+
+    Of two like names, the one that nothing else has is the slip: of our own tasks this is known for sure.
+    """
+    used = {params.comparison.primary, *params.comparison.margins, *params.comparison.family.metrics}
+    known = {*OWN_TASKS, *(metric.partition("/")[0] for metric in used)}
+    strange = [name for name in params.evaluation.tasks if name not in known]
+    return next(iter(get_close_matches(task, strange, n=1, cutoff=0.8)), None)
 
 
 def _served(params: Params) -> list[str]:
     """Every variant, and every variant/form, that is evaluated."""
     names = [name for name in params.experiment.variants if name in params.variants]
     return [*names, *(f"{name}/{form}" for name in names for form in params.forms_of(name))]
+
+
+# Each check with the keys that it reads: one whose keys are sound is made even if others are not.
+CHECKS: dict[Callable[[Params], Iterator[str]], str] = {
+    _check_experiment: "experiment variants",
+    _check_device: "experiment.variants hardware.device variants",
+    _check_sample: "sample.rows sample.test_rows sample.validation_rows",
+    _check_own_tasks: "evaluation.tasks sample.test_rows",
+    _check_comparison: "comparison.primary comparison.margins comparison.family evaluation.tasks",
+    _check_divergence: "comparison.primary comparison.margins comparison.family evaluation.tasks "
+    "evaluation.divergence_items",
+    _check_repairs: "comparison.repairs evaluation.forms experiment.variants variants",
+    _check_conversations: "dataset evaluation.tasks",
+    _check_own_training: "variants",
+    _check_variants: "experiment.variants training variants",
+}

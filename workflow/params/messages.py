@@ -4,59 +4,104 @@ import json
 from itertools import islice
 from typing import Any, get_args
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
+from pydantic_core import ErrorDetails
 
+from workflow.params.problems import Problems
 from workflow.params.sources import KINDS_OF_COLUMNS
 from workflow.runtime.errors import suggestion
 
+UNION_OF_SOURCES = ("union_tag_invalid", "union_tag_not_found")
+MOST_LISTED = 12  # keys, beside the one that was probably meant
+# Sections whose own sentences begin with the section's name.
+SECTIONS = ("experiment.", "variants.", "comparison.", "evaluation.")
 
-def describe(error: ValidationError, model: type[BaseModel], prefix: str = "") -> str:
-    """Return one sentence for the first of pydantic's errors: the key, its value and what is allowed.
+
+def describe(errors: list[ErrorDetails], model: type[BaseModel], prefix: str = "") -> list[str]:
+    """Return a sentence for each of pydantic's errors, without its full stop: the key, its value and what is allowed.
 
     Args:
-        error: what pydantic raised.
+        errors: what pydantic found.
         model: the model that was validated.
         prefix: the key under which the model's own keys stand.
     """
-    errors = error.errors(include_url=False)
-    # Of a word or a list of words, what is wrong with the list says more than that it is not the word.
-    listed = [each for each in errors if any(str(part).startswith("list[") for part in each["loc"])]
-    first = listed[0] if listed and _is_of_a_choice(errors[0]) else errors[0]
-    path = [str(part) for part in first["loc"] if not str(part).startswith(("list[", "literal["))]
+    return [sentence for each in _one_for_a_choice(errors) for sentence in sentences(each, model, prefix)]
+
+
+def _one_for_a_choice(errors: list[ErrorDetails]) -> list[ErrorDetails]:
+    """The errors, where a value may be a word or a list of words, with those of the list alone.
+
+    What is wrong with a list says more than that it is not the word.
+    """
+    chosen = []
+    for error in errors:
+        at = next((n for n, part in enumerate(error["loc"]) if _is_alternative(part)), None)
+        if at is None:
+            chosen.append(error)
+        elif not _is_of_a_word(error):
+            word = next(
+                (e["msg"] for e in errors if e["loc"][:at] == error["loc"][:at] and _is_of_a_word(e)), ""
+            )
+            is_no_list = error["type"] == "list_type" and word
+            chosen.append(error | {"msg": f"{word} or a list"} if is_no_list else error)
+    return chosen
+
+
+def _is_alternative(part: object) -> bool:
+    return str(part).startswith(("list[", "literal["))
+
+
+def _is_of_a_word(error: ErrorDetails) -> bool:
+    return any(str(part).startswith("literal[") for part in error["loc"])
+
+
+def path_of(error: ErrorDetails) -> list[str | int]:
+    """Return where in the params an error is, without what pydantic adds for its unions."""
+    path = [part for part in error["loc"] if not _is_alternative(part)]
     # A discriminated union puts the tag of what was chosen into the path; the user did not.
     if len(path) > 1 and path[0] in ("model", "dataset") and path[1] in ("hub", "wheel", "file", "random"):
         del path[1]
-    columns = KINDS_OF_COLUMNS[path.pop(2)] if path[:2] == ["dataset", "columns"] and len(path) > 2 else None
+    if path[:2] == ["dataset", "columns"] and len(path) > 2:
+        del path[2]
+    return path
+
+
+def sentences(error: ErrorDetails, model: type[BaseModel], prefix: str = "") -> list[str]:
+    """Return what one of pydantic's errors says: one sentence, or more if a check of ours found more."""
+    path = [str(part) for part in path_of(error)]
     key = ".".join([*([prefix] if prefix else []), *path])
-    value = first.get("input")
-    match first["type"]:
+    value = error.get("input")
+    match error["type"]:
         case "extra_forbidden":
-            known = columns.model_fields if columns else _known_keys(path[:-1], model)
-            sentence = (
-                f"{key} is not a known key; known here are {', '.join(known)}{suggestion(path[-1], known)}"
-            )
+            return [_unknown_key(error, key, path, model)]
         case "missing":
-            sentence = f"{key} is missing"
+            return [f"{key} is missing"]
         case "value_error":
-            text = str(first["ctx"]["error"])
-            sentence = (
-                f"{key}.{text}"
-                if key and not text.startswith(("experiment.", "variants.", "comparison.", "evaluation."))
-                else text
-            )
-        case "union_tag_invalid" | "union_tag_not_found":
-            tag = value.get("source", "nothing") if isinstance(value, dict) else value
-            allowed = first["ctx"].get("expected_tags", "'hub', 'wheel', 'file', 'random'").replace("'", "")
-            sentence = f"{key}.source is {tag}; allowed is one of {allowed}"
-        case _:
-            allowed = first["msg"][0].lower() + first["msg"][1:]
-            sentence = f"{key} is {shortened(value)}: {allowed}"
-    more = len(errors) - 1
-    return sentence + (f" (and {more} more problem{'s' if more > 1 else ''})" if more else "")
+            reason = error["ctx"]["error"]
+            texts = reason.sentences if isinstance(reason, Problems) else [str(reason)]
+            return [text if not key or text.startswith(SECTIONS) else f"{key}.{text}" for text in texts]
+        case kind if kind in UNION_OF_SOURCES:
+            tag = value.get("source", "nothing") if isinstance(value, dict) else shortened(value)
+            allowed = error["ctx"].get("expected_tags", "'hub', 'wheel', 'file', 'random'").replace("'", "")
+            return [f"{key}.source is {tag}; allowed is one of {allowed}"]
+    allowed = error["msg"][0].lower() + error["msg"][1:]
+    return [f"{key} is {shortened(value)}: {allowed}"]
 
 
-def _is_of_a_choice(error: dict) -> bool:
-    return any(str(part).startswith("literal[") for part in error["loc"])
+def _unknown_key(error: ErrorDetails, key: str, path: list[str], model: type[BaseModel]) -> str:
+    """The sentence of a key that its section does not have, with the key or the place that was probably meant."""
+    models = _models_at(path[:-1], model, error["loc"])
+    known = list(dict.fromkeys(field for each in models for field in each.model_fields))
+    deeper = {
+        f"{field}.{path[-1]}"
+        for each in models
+        for field, about in each.model_fields.items()
+        if any(path[-1] in inner.model_fields for inner in _models(about.annotation))
+    }
+    if (near := suggestion(path[-1], known)) and len(known) > MOST_LISTED:
+        return f"{key} is not a key; {near.strip(' ()')}"
+    hint = near or (f" (did you mean {deeper.pop()}?)" if len(deeper) == 1 else "")
+    return f"{key} is not a known key; known here are {', '.join(known)}{hint}"
 
 
 def shortened(value: Any) -> str:
@@ -81,8 +126,8 @@ def _pruned(value: Any, depth: int = 3) -> Any:
     return value
 
 
-def _known_keys(path: list[str], root: type[BaseModel]) -> list[str]:
-    """The keys that the section of `root` at `path` allows."""
+def _models_at(path: list[str], root: type[BaseModel], location: tuple) -> list[type[BaseModel]]:
+    """The models that the section of `root` at `path` may be; `location` has pydantic's tags of what it is."""
     models = [root]
     for part in path:
         # A part that is no field is the key of a mapping, whose values `models` are already.
@@ -93,7 +138,15 @@ def _known_keys(path: list[str], root: type[BaseModel]) -> list[str]:
                 _models(model.model_fields[part].annotation) if part in model.model_fields else [model]
             )
         ]
-    return list(dict.fromkeys(key for model in models for key in model.model_fields))
+    if columns := [KINDS_OF_COLUMNS[part] for part in location if part in KINDS_OF_COLUMNS]:
+        return columns
+    return [model for model in models if _source(model) in location] or models
+
+
+def _source(model: type[BaseModel]) -> str:
+    """The tag of a model of `model` or `dataset` in params; empty for any other."""
+    source = model.model_fields.get("source")
+    return get_args(source.annotation)[0] if source else ""
 
 
 def _models(annotation: Any) -> list[type[BaseModel]]:

@@ -4,14 +4,14 @@ An unknown key, a wrong type or an impossible combination is an error. There are
 file is complete, so it is the whole record of a run.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, StringConstraints, model_validator
 
 from workflow import methods, precisions
-from workflow.params import checks
+from workflow.params import checks, problems
 from workflow.params.run import Run
 from workflow.params.sources import Dataset, Model
 from workflow.params.training import MergedTraining, Training
@@ -68,15 +68,6 @@ class Sample(Strict):
     choice_seed: Seed
     near_duplicate_threshold: Annotated[float, Field(gt=0, le=1)]
     near_duplicates: Literal["report", "drop"]
-
-    @model_validator(mode="after")
-    def _something_to_train_on(self):
-        held_out = self.validation_rows + self.test_rows
-        if held_out >= self.rows:
-            raise ValueError(
-                f"validation_rows + test_rows is {held_out}, which must be below rows ({self.rows})"
-            )
-        return self
 
 
 class Variant(Strict):
@@ -208,20 +199,23 @@ class Evaluation(Strict):
 
     @model_validator(mode="after")
     def _consistent(self):
+        problems.refuse(self._problems())
+        return self
+
+    def _problems(self) -> Iterator[str]:
         twice = [form for form in self.forms if self.forms.count(form) > 1]
         if twice:
-            raise ValueError(f"forms names {twice[0]} more than once")
+            yield f"forms names {twice[0]} more than once"
         if AS_TRAINED not in self.forms:
-            raise ValueError(f"forms is {', '.join(self.forms)}, which must have as_trained among them")
+            yield f"forms is {', '.join(self.forms)}, which must have as_trained among them"
         for name in OWN_TASKS:
             if name in self.tasks and (
                 self.tasks[name].files is not None or not self.tasks[name].chat_template
             ):
-                raise ValueError(
+                yield (
                     f"tasks.{name} scores the test split in the form that runs are trained in: "
                     "its files must be null and its chat_template true"
                 )
-        return self
 
 
 class Grid(Strict):
@@ -241,11 +235,11 @@ class Grid(Strict):
     @model_validator(mode="after")
     def _shapes_are_known(self):
         known = ["own", *sorted(path.stem for path in SHAPES.glob("*.json"))]
-        for name in self.shapes:
-            if name not in known:
-                raise ValueError(
-                    f"shapes names {name}; allowed is one of {', '.join(known)}{suggestion(name, known)}"
-                )
+        problems.refuse(
+            f"shapes names {name}; allowed is one of {', '.join(known)}{suggestion(name, known)}"
+            for name in self.shapes
+            if name not in known
+        )
         return self
 
 
@@ -304,8 +298,10 @@ class Params(Strict):
     experiment: Experiment
     hardware: Hardware
     checkpoints: Checkpoints
-    model: Model
-    dataset: Dataset
+    model: Model = Field(description="The base model: where it comes from, and how its prompts look.")
+    dataset: Dataset = Field(
+        description="The instructions: where they come from, and which column holds what."
+    )
     sample: Sample
     training: MergedTraining
     variants: dict[Name, Variant]
@@ -316,7 +312,7 @@ class Params(Strict):
 
     @model_validator(mode="after")
     def _sections_fit(self):
-        checks.check(self)
+        problems.refuse(checks.check(self))
         return self
 
     def forms_of(self, variant: str) -> list[str]:

@@ -10,11 +10,11 @@ from typing import Any
 from pydantic import ValidationError
 from ruamel.yaml import YAML
 
-from workflow.params import messages, presets
+from workflow.params import messages, presets, validation
 from workflow.params.model import Params
 from workflow.params.training import in_sections
 from workflow.runtime import inputs
-from workflow.runtime.errors import UserError
+from workflow.runtime.errors import UserError, problems
 from workflow.runtime.files import read_yaml
 from workflow.runtime.paths import PARAMS
 
@@ -87,9 +87,10 @@ def preset(name: str) -> Params:
 
 def _validated(content: dict, source: str) -> Params:
     try:
-        return Params.model_validate(content)
-    except ValidationError as error:
-        raise UserError(f"{source}: {messages.describe(error, Params)}.") from None
+        try:
+            return Params.model_validate(content)
+        except ValidationError:
+            raise problems(source, validation.problems_of(content)) from None
     except RecursionError:
         raise UserError(f"{source}: a value holds itself, by an alias.") from None
 

@@ -1,10 +1,12 @@
 """The section `training` of params: what a step computes, and the schedule of the steps."""
 
 import math
+from collections.abc import Iterator
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, NonNegativeFloat, PlainSerializer, PositiveFloat, model_validator
 
+from workflow.params import problems
 from workflow.params.values import Count, Fraction, InitializationName, Length, Line, Size, Strict
 
 
@@ -59,20 +61,21 @@ class TrainingSchedule(Strict):
 
     @model_validator(mode="after")
     def _consistent(self):
+        problems.refuse(self._problems())
+        return self
+
+    def _problems(self) -> Iterator[str]:
         if (self.epochs is None) == (self.steps is None):
-            raise ValueError(
-                f"epochs is {self.epochs} and steps is {self.steps}: exactly one of the two must be null"
-            )
+            yield (f"epochs is {self.epochs} and steps is {self.steps}: exactly one of the two must be null")
         if self.batch_rows % self.micro_batch_rows:
-            raise ValueError(
+            yield (
                 f"batch_rows is {self.batch_rows}, "
                 f"which must be a multiple of micro_batch_rows ({self.micro_batch_rows})"
             )
         if self.steps and math.ceil(self.steps * self.warmup_fraction) >= self.steps:
-            raise ValueError(
+            yield (
                 f"warmup_fraction is {self.warmup_fraction} and steps {self.steps}, which leaves no step after the warm-up"
             )
-        return self
 
 
 class Training(TrainingStep, TrainingSchedule):

@@ -34,6 +34,40 @@ def _escaped(character: str) -> str:
     return character if character.isprintable() else character.encode("unicode_escape").decode()
 
 
+class UserErrors(UserError):
+    """Several errors of one file: its text is a line that counts them, and one line for each."""
+
+    def __init__(self, source: str, sentences: Sequence[str]):
+        super().__init__(f"{source} has {len(sentences)} problems")
+        self.sentences = tuple(sentences)
+
+    @property
+    def count(self) -> str:
+        """How many there are, without a full stop."""
+        return super().__str__()
+
+    def __str__(self) -> str:
+        return "\n  ".join([f"{self.count}:", *(str(UserError(_ended(each))) for each in self.sentences)])
+
+
+def problems(source: str, sentences: Sequence[str]) -> UserError:
+    """The error for what is wrong with a file.
+
+    Args:
+        source: the file.
+        sentences: at least one, each without its full stop.
+    """
+    return (
+        UserErrors(source, sentences)
+        if len(sentences) > 1
+        else UserError(f"{source}: {_ended(sentences[0])}")
+    )
+
+
+def _ended(sentence: str) -> str:
+    return sentence if sentence.endswith("?") else f"{sentence}."
+
+
 def missing(path: object) -> UserError:
     """The error for a result that no stage has written yet."""
     return UserError(f"{path} is missing; `dvc repro` makes it.")

@@ -160,7 +160,8 @@ def read_yaml(path: Path) -> Any:
     """
     from ruamel.yaml import YAML
     from ruamel.yaml.error import YAMLError
-    from ruamel.yaml.reader import ReaderError
+
+    from workflow.runtime import yaml_errors
 
     try:
         return YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
@@ -169,12 +170,8 @@ def read_yaml(path: Path) -> Any:
     except IsADirectoryError:
         raise UserError(f"{path} is a folder, and must be a file.") from None
     except YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        at = f" (line {mark.line + 1})" if mark else ""
-        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-        if isinstance(error, ReaderError):
-            at = f" (line {path.read_text(encoding='utf-8').count(chr(10), 0, error.position) + 1})"
-        raise UserError(f"{path} is not valid YAML{at}: {problem}.") from None
+        text = path.read_text(encoding="utf-8")
+        raise UserError(f"{path} is not valid YAML{yaml_errors.explain(error, text)}.") from None
     except RecursionError:
         raise UserError(f"{path} is not valid YAML: it is nested too deeply.") from None
     except (ValueError, TypeError, AttributeError) as error:  # an impossible date or number

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING
 
 from workflow.runtime.errors import UserError
 from workflow.runtime.lifetime import PATIENCE
+from workflow.runtime.starting import LAUNCHER, is_launched
 
 if TYPE_CHECKING:  # torch is imported only to launch
     from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
-LAUNCHER = "WORKFLOW_LAUNCHER"  # set to the launcher's process id in the processes that `launch` starts
 SECONDS_TO_END = 20  # a training that is asked to end finishes its step and writes a checkpoint
 
 
@@ -31,12 +31,6 @@ def rank() -> int:
 def count() -> int:
     """Return how many processes compute together; 1 for a single process."""
     return int(os.environ["WORLD_SIZE"]) if is_launched() else 1
-
-
-def is_launched() -> bool:
-    """Return whether `launch` started this process. Variables of other launchers, such as a cluster's, do not count."""
-    own = str(os.getpid())
-    return os.environ.get(LAUNCHER, own) != own
 
 
 def launch(module: str, arguments: list[str], *, processes: int, label: str) -> None:

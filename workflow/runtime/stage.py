@@ -23,14 +23,13 @@ from workflow.runtime import (
     lifetime,
     locks,
     redaction,
+    starting,
     variables,
 )
-from workflow.runtime.errors import UserError
+from workflow.runtime.errors import UserError, UserErrors
 from workflow.runtime.lifetime import Terminated
 from workflow.runtime.paths import LOGS
-
-FAILED = "failed"  # Snakemake's jobs show the line of their log that says so
-AGAIN = "run the same command again: what is done is kept."
+from workflow.runtime.starting import AGAIN, FAILED, INTERRUPTED
 
 
 def run_stage(
@@ -61,7 +60,7 @@ def run_stage(
     for argument, kind in (arguments or {}).items():
         parser.add_argument(f"--{argument}", type=kind, required=True)
     options = vars(parser.parse_args())
-    label = ", ".join([name, *(f"{option} {value}" for option, value in options.items())])
+    label = starting.label(name, options)
     log = log_file("@".join([name, *(["-".join(map(str, options.values()))] if options else [])]))
     if not network:
         go_offline()
@@ -70,8 +69,8 @@ def run_stage(
         _run_launched(stage, options, label)
         return
     lifetime.end_with_engines()
-    started, code = time.monotonic(), 1
-    with lifetime.ends_on_sigterm(), ExitStack() as stack:
+    started = time.monotonic()
+    with lifetime.ends_on_signals() as received, ExitStack() as stack:
         try:
             with faults.as_user_errors(name):
                 _begin(name, options, label, log, stack)
@@ -87,17 +86,28 @@ def run_stage(
                 inputs.check()
                 say(f"{label}: done in {time.monotonic() - started:.0f} s")
                 return
-        except UserError as error:
-            reason, advice = str(error), f"Mend it and {AGAIN}"
-        except KeyboardInterrupt:
-            reason, advice = "interrupted", AGAIN.capitalize()
-        except Terminated as ended:
-            reason, advice, code = str(ended), AGAIN.capitalize(), 128 + signal.SIGTERM
-        except Exception as error:
-            traceback.print_exc()
-            reason, advice = f"unforeseen {type(error).__name__}", "Please report it with the log."
+        except (Exception, KeyboardInterrupt, Terminated) as error:
+            reason, advice, code = _end_of(received.error or error, label)
         faults.last_words(f"{label}: {FAILED}: {reason.removesuffix('.')}. Log: {log}. {advice}")
-        sys.exit(code)
+    if received.in_import:
+        os._exit(code)
+    sys.exit(code)
+
+
+def _end_of(error: BaseException, label: str) -> tuple[str, str, int]:
+    """Return why a stage ends, what to do, and its exit code; what the last line has no room for is printed."""
+    match error:
+        case UserErrors():
+            faults.last_words(f"{label}: {error}")
+            return f"{error.count}, which stand above", f"Mend them and {AGAIN}", 1
+        case UserError():
+            return str(error), f"Mend it and {AGAIN}", 1
+        case KeyboardInterrupt():
+            return INTERRUPTED, AGAIN.capitalize(), 1
+        case Terminated():
+            return str(error), AGAIN.capitalize(), 128 + signal.SIGTERM
+    traceback.print_exception(error)
+    return f"unforeseen {type(error).__name__}", "Please report it with the log.", 1
 
 
 def _begin(name: str, options: dict, label: str, log: Path, stack: ExitStack) -> None:
@@ -123,7 +133,7 @@ def _run_launched(stage: Callable[..., None], options: dict, label: str) -> None
     """Call the stage as one of several processes; their launcher writes the log and the last line."""
     launch.end_with_launcher()
     try:
-        with lifetime.ends_on_sigterm(), faults.as_user_errors(label.partition(",")[0]):
+        with lifetime.ends_on_signals(), faults.as_user_errors(label.partition(",")[0]):
             stage(**options)
     except UserError as error:
         sys.exit(f"{label}: {error}")

@@ -1,5 +1,6 @@
 """Cost: memory and time of each variant, measured in a process of its own."""
 
+import statistics
 from dataclasses import dataclass
 
 import seaborn
@@ -28,6 +29,8 @@ from workflow.report.english import (
 from workflow.report.formatting import quantity, ratio, significant
 from workflow.report.model import Facts, Variant
 
+BUSY = 0.1  # share of the cores, beyond which the work of others is told
+SPEEDS_DIFFER = 1.5  # factor between a benchmark's speed and its trainings', beyond which there is a warning
 FIRST_COSTS = ("peak_memory", "weights", "training_speed", "step_time")  # in this order, before the others
 
 
@@ -155,6 +158,61 @@ def _bar_words(variant: Variant, cost) -> str:
     return words + "."
 
 
+def load_sentence(facts: Facts) -> str:
+    """A sentence on the work that others did on the machine during the benchmarks. Empty if there was little or no record."""
+    busy = [
+        (variant.label, load.cores_of_others, load.cores)
+        for variant in facts.variants
+        if (load := facts.benchmarks[variant.name].load) and load.cores_of_others > BUSY * load.cores
+    ]
+    if not busy:
+        return ""
+    parts = [f"{significant(others, 2)} of {cores:,} for {label}" for label, others, cores in busy]
+    return (
+        "The machine was busy with other work during the benchmark, so times may be too long and speeds too low: "
+        f"other processes kept cores busy, on average {english.listed(parts)}."
+    )
+
+
+def speed_sentence(facts: Facts) -> str:
+    """A sentence that puts the speed of the trainings beside that of the benchmarks. Empty if none was measured."""
+    parts = [
+        f"{significant(benchmark, 2)} and {significant(training, 2)} for {variant.label}"
+        for variant, benchmark, training in _speeds(facts)
+    ]
+    return (
+        f"In tokens without padding per second, the benchmark and the run’s own trainings reached {english.listed(parts)}."
+        if parts
+        else ""
+    )
+
+
+def speed_warning(facts: Facts) -> str:
+    """A sentence on the variants whose trainings and benchmark differ widely in speed. Empty if there are none."""
+    apart = [
+        variant.label
+        for variant, benchmark, training in _speeds(facts)
+        if max(benchmark, training) > SPEEDS_DIFFER * min(benchmark, training)
+    ]
+    if not apart:
+        return ""
+    return (
+        f"The two differ by more than a factor of {SPEEDS_DIFFER} for {english.listed(apart)}: the machine did other work during "
+        "one of them, or their batches differ; do not rely on these speeds."
+    )
+
+
+def _speeds(facts: Facts) -> list[tuple[Variant, float, float]]:
+    """Each variant with the speed of its benchmark and the median of its trainings, in useful tokens/s."""
+    speeds = []
+    for variant in facts.variants:
+        benchmark = facts.benchmarks[variant.name].value_of("training_speed")
+        trainings = [run.tokens_seen / run.seconds for run in variant.trained if run.seconds > 0]
+        if benchmark and trainings:
+            speeds.append((variant, benchmark, statistics.median(trainings)))
+    return speeds
+
+
 @dataclass(frozen=True)
 class CostSection:
     """The cost table and bar charts."""
@@ -163,6 +221,9 @@ class CostSection:
     panels: list[Panel]
     peak_sentence: str
     weights_in_16_bits: str | None  # GiB, with its unit
+    load_sentence: str  # empty if the machine did nothing else, or that was not recorded
+    speed_sentence: str
+    speed_warning: str  # empty if benchmarks and trainings are about as fast
 
 
 def section(facts: Facts) -> CostSection:
@@ -172,4 +233,7 @@ def section(facts: Facts) -> CostSection:
         panels=cost_panels(facts),
         peak_sentence=peak_sentence(facts),
         weights_in_16_bits=gib(weights_in_16_bits(facts)),
+        load_sentence=load_sentence(facts),
+        speed_sentence=speed_sentence(facts),
+        speed_warning=speed_warning(facts),
     )
