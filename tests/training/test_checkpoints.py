@@ -7,13 +7,12 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
 
 import pytest
-from conftest import CPU, ROOT, run_stage_in
+from conftest import CPU, ROOT, run_stage_in, warm
 from edit_params import set_training
 from ruamel.yaml import YAML
 from safetensors.torch import load_file
@@ -89,22 +88,20 @@ def kept_steps(folder: Path) -> list[int]:
     return sorted(int(path.name.removeprefix("step-")) for path in (folder / "checkpoints").iterdir())
 
 
+UNPACKED = ("packing", "fused_adapters", "shared_inputs", "fused_layers", "fused_loss")
+# Each way to hold, adapt, step or log stands in one of them.
 CASES = {
     "16-bit LoRA": {},
-    "NF4": {"name": "qlora_nf4_dq"},
-    "FP4": {"name": "qlora_fp4"},
+    "NF4, between two lines of the curve": {"name": "qlora_nf4_dq", "log_every_steps": 4},
+    "FP4, in the third epoch": {"name": "qlora_fp4", "steps": None, "epochs": 3, "batch_rows": 8, "micro_batch_rows": 4},
     "merge-aware NF4": {"name": "qlora_nf4_dq_merge_aware"},
     "int8": {"name": "lora_int8"},
-    "full fine-tuning": {"name": "full_16bit"},
+    "full fine-tuning, fused AdamW, weight decay": {"name": "full_16bit", "optimizer": "adamw_torch_fused", "weight_decay": 0.1},
     "DoRA on NF4 that begins with LoftQ, LoRA+": {"name": "qdora_nf4_dq", "initialization": "loftq", "b_rate_factor": 4.0},
     "PiSSA, rank-stabilized": {"name": "lora_16bit", "initialization": "pissa", "rank_stabilized": True},
-    "OLoRA": {"name": "lora_16bit", "initialization": "olora"},
-    "dropout": {"dropout": 0.3},
+    "OLoRA, dropout": {"name": "lora_16bit", "initialization": "olora", "dropout": 0.3},
     "dropout and recomputation": {"dropout": 0.3, "gradient_checkpointing": True},
-    "in the third epoch": {"steps": None, "epochs": 3, "batch_rows": 8, "micro_batch_rows": 4},
-    "between two lines of the curve": {"log_every_steps": 4},
-    "TRL's own step": dict.fromkeys(("packing", "fused_adapters", "shared_inputs", "fused_layers", "fused_loss"), False) | {"log_every_steps": 3},
-    "fused AdamW, weight decay": {"optimizer": "adamw_torch_fused", "weight_decay": 0.1},
+    "TRL's own step": dict.fromkeys(UNPACKED, False) | {"log_every_steps": 3},
 }  # fmt: skip
 
 
@@ -329,7 +326,7 @@ def put_params(folder: Path, **training_changes) -> None:
 
 def started(folder: Path, *arguments: str) -> subprocess.Popen:
     return subprocess.Popen(
-        [sys.executable, "-m", "workflow.stages.train", "--variant", "lora_16bit", "--seed", "1"],
+        [warm().python, "-m", "workflow.stages.train", "--variant", "lora_16bit", "--seed", "1"],
         cwd=folder,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,

@@ -10,6 +10,7 @@ import hashlib
 import json
 import re
 import shutil
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -712,7 +713,7 @@ def test_the_same_without_the_fork(folder, name):
     (case,) = [case for case in TABLE if case.name == name]
     case.spoil(folder)
     before = contents(folder)
-    done = run_stage_in(folder, *case.stage)
+    done = run_stage_in(folder, *case.stage, python=sys.executable)
     check_refusal(case, folder, before, Ended(done.returncode, done.stdout, done.stderr))
 
 
