@@ -913,6 +913,6 @@ def test_proxies_of_socks_need_a_package(monkeypatch):
 
 @pytest.mark.parametrize("stage", ["fetch_model", "train --variant lora_16bit --seed 1", "report"])
 def test_a_stage_says_which_variable_is_wrong_before_a_library_reads_it(stage, tmp_path):
-    done = run_stage_in(tmp_path, *stage.split(), HF_HUB_ETAG_TIMEOUT="1e9")
+    done = run_stage_in(tmp_path, *stage.split(), python=sys.executable, HF_HUB_ETAG_TIMEOUT="1e9")
     assert done.returncode == 1 and len(done.stderr.splitlines()) == 1
     assert "failed: the environment variable HF_HUB_ETAG_TIMEOUT is '1e9'; it must be" in done.stderr
