@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
-from conftest import CPU, ROOT, run_stage_in, warm
+from conftest import CPU, ROOT, run_stage_in
 from edit_params import set_training
 from ruamel.yaml import YAML
 from safetensors.torch import load_file
@@ -326,7 +326,7 @@ def put_params(folder: Path, **training_changes) -> None:
 
 def started(folder: Path, *arguments: str) -> subprocess.Popen:
     return subprocess.Popen(
-        [warm().python, "-m", "workflow.stages.train", "--variant", "lora_16bit", "--seed", "1"],
+        [sys.executable, "-m", "workflow.stages.train", "--variant", "lora_16bit", "--seed", "1"],
         cwd=folder,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,

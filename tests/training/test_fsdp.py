@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import CPU, ROOT, run_stage_in, warm
+from conftest import CPU, ROOT, run_stage_in
 from edit_params import set_training
 from peft import PeftModel
 from ruamel.yaml import YAML
@@ -221,7 +221,7 @@ def test_a_shared_training_goes_on_with_the_same_bits(folder, tmp_path):
     variant = "qlora_nf4_dq_shared"
     assert train(whole, variant).returncode == 0
     stage = subprocess.Popen(
-        [warm().python, "-m", "workflow.stages.train", "--variant", variant, "--seed", "1"],
+        [sys.executable, "-m", "workflow.stages.train", "--variant", variant, "--seed", "1"],
         cwd=ended,
         env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
