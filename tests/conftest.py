@@ -1,5 +1,6 @@
 """What the tests share: a tiny random Llama of the real architecture, and rows that need no network."""
 
+import functools
 import hashlib
 import os
 import subprocess
@@ -10,6 +11,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # the workers share the cor
 
 import pytest
 from engine_fixture import EVERYTHING, VARIANT, Repository, create_repository
+from slow_libraries import compute_once
 from stub_hub import REVISION, start_hub, use_hub, without_waiting
 from warm_python import WarmPython
 
@@ -76,10 +78,32 @@ def digest_of(path: Path) -> str | None:
     return digests.known_digest(path, digests.digests(digests.files_of(path)))
 
 
-def run_stage_in(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
-    """Run a stage's command in a folder that holds params.yaml, with the code of this repository."""
+@functools.cache
+def warm() -> WarmPython:
+    """The process that stages fork from; the first of them starts it."""
+    return WarmPython()
+
+
+def pytest_collection_finish() -> None:
+    if "lm_eval" in sys.modules:
+        compute_once()
+
+
+def pytest_sessionfinish() -> None:
+    if warm.cache_info().currsize:
+        warm().close()
+
+
+def run_stage_in(
+    folder: Path, *arguments: str, python: str | Path | None = None, **environment: str
+) -> subprocess.CompletedProcess:
+    """Run a stage's command in a folder that holds params.yaml, with the code of this repository.
+
+    Args:
+        python: what runs it; a fork of `warm` unless a test names another.
+    """
     return subprocess.run(
-        [sys.executable, "-m", f"workflow.stages.{arguments[0]}", *arguments[1:]],
+        [python or warm().python, "-m", f"workflow.stages.{arguments[0]}", *arguments[1:]],
         cwd=folder,
         env=os.environ | {"PYTHONPATH": str(ROOT)} | environment,
         capture_output=True,
@@ -87,15 +111,15 @@ def run_stage_in(folder: Path, *arguments: str, **environment: str) -> subproces
     )
 
 
-# The files that take minutes, the longest first: one that began last would run alone at the end.
+# The files that take more than half a minute, the longest first: one that began last would run alone at the end.
 LONG = (
-    "test_end_to_end",
-    "test_your_own",
-    "test_kills",
-    "test_engines",
-    "test_aimed_kills",
-    "test_made_up_method",
-)
+    "test_end_to_end", "test_your_own", "test_kills", "test_engines", "test_scenarios", "test_bad_input",
+    "test_training", "test_aimed_kills", "test_evaluation", "test_made_up_tables", "test_slurm",
+    "test_inputs", "test_reference", "test_checkpoints", "test_fsdp", "test_faults",
+    "test_stored_precisions", "test_merge_aware", "test_adapters", "test_harness", "test_fused",
+    "test_gpus", "test_study", "test_security", "test_precision_variants", "test_serving",
+    "test_older_versions", "test_report_browser", "test_grid", "test_sources", "test_divergence",
+)  # fmt: skip
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -113,11 +137,9 @@ def _in_the_repository():
 
 
 @pytest.fixture(scope="session")
-def warm_python():
+def warm_python() -> WarmPython:
     """The process that the stages of a clone can fork from."""
-    python = WarmPython()
-    yield python
-    python.close()
+    return warm()
 
 
 @pytest.fixture(scope="session")

@@ -1,11 +1,12 @@
-"""A `.venv` for a clone whose stages begin at once: each forks from one process that has imported the libraries.
+"""A `python` whose stages begin at once, for this repository and for clones: they fork from a process with all libraries.
 
-The clone's `workflow/run` finds the `python` of this `.venv` and starts a stage with it, as ever. That `python` asks the
+A clone's `workflow/run` finds the `python` of this `.venv` and starts a stage with it, as ever. That `python` asks the
 one process for a fork, gives it its folder, variables, arguments and streams, and ends as the fork ends. The fork imports
-the clone's own `workflow`. So do the processes that measure the points of a grid. A stage that may use the network, and
-every other program, gets a fresh interpreter.
+the `workflow` of its folder. So do the processes that measure the points of a grid or save a served model; `lm_eval` is a
+fork too. Every other program gets a fresh interpreter.
 """
 
+import importlib
 import json
 import os
 import select
@@ -20,8 +21,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
-# Their libraries read the hub's address when they are imported; the first is done before a fork would be.
-FRESH = ("environment", "fetch_model", "fetch_dataset", "fetch_tasks")
+NETWORK = ("workflow.stages.fetch_model", "workflow.stages.fetch_dataset", "workflow.stages.fetch_tasks")
 # What stages import, and with it all libraries that they need.
 IMPORTED = ("workflow.training.train", "workflow.evaluation.score", "workflow.cost.trial", "workflow.cost.benchmark",
             "workflow.data.sample", "workflow.comparison.compare", "workflow.report.page", "workflow.report.cards",
@@ -49,6 +49,10 @@ class WarmPython:
             env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_WAIT_POLICY": "PASSIVE"},
         )
         listener.close()
+        folder = Path(self.folder.name)
+        self.python, self.lm_eval = (folder / name for name in ("python", "lm_eval"))
+        self._write_python(self.python)
+        self._write(self.lm_eval, f'exec {self._asking()} {shlex.quote(sys.executable)} -m lm_eval "$@"')
 
     def enter(self, clone: Path) -> None:
         """Give a clone a `.venv` with the programs of this environment, and this `python`."""
@@ -57,13 +61,26 @@ class WarmPython:
         for program in BIN.iterdir():
             if program.name != "python":
                 (programs / program.name).symlink_to(program)
-        ask = shlex.join([sys.executable, "-IS", __file__, "ask", str(self.address)])
-        fresh = "|".join(f"-m:workflow.stages.{stage}" for stage in FRESH)
-        (programs / "python").write_text(
-            f'#!/bin/sh\ncase "$1:$2" in\n{fresh}) ;;\n-m:workflow.stages.*|-m:workflow.cost.grid) exec {ask} "$0" "$@" ;;\nesac\n'
-            f'exec {shlex.quote(sys.executable)} "$@"\n'
+        self._write_python(programs / "python")
+
+    def _write_python(self, path: Path) -> None:
+        """Write a `python` that forks the programs that load libraries, and runs all else itself."""
+        self._write(
+            path,
+            'case "$1:$2" in\n'
+            "-m:workflow.stages.environment) ;;\n"  # it is done before a fork would be
+            f'-m:workflow.stages.*|-m:workflow.cost.grid|-m:workflow.save_served) exec {self._asking()} "$0" "$@" ;;\n'
+            "esac\n"
+            f'exec {shlex.quote(sys.executable)} "$@"',
         )
-        (programs / "python").chmod(0o755)
+
+    def _asking(self) -> str:
+        return shlex.join([sys.executable, "-IS", __file__, "ask", str(self.address)])
+
+    @staticmethod
+    def _write(program: Path, script: str) -> None:
+        program.write_text(f"#!/bin/sh\n{script}\n")
+        program.chmod(0o755)
 
     def close(self) -> None:
         self.process.stdin.close()
@@ -76,6 +93,7 @@ def ask(address: str, program: str, arguments: list[str]) -> None:
     connection = socket.socket(socket.AF_UNIX)
     connection.connect(address)
     request = {
+        "process": os.getpid(),
         "program": program,
         "arguments": arguments,
         "folder": os.getcwd(),
@@ -97,8 +115,11 @@ def ask(address: str, program: str, arguments: list[str]) -> None:
 
 def serve(listener: socket.socket) -> None:
     """Fork for each that asks, until the stream from the tests ends."""
+    from slow_libraries import compute_now
+
     for name in IMPORTED:
         __import__(name)
+    compute_now()
     for name in [name for name in sys.modules if name.partition(".")[0] == "workflow"]:
         del sys.modules[name]  # a clone has its own
     sys.path.remove(str(ROOT))
@@ -138,10 +159,23 @@ def keep(connection: socket.socket) -> int:
     return 0
 
 
+def read_the_hubs_variables() -> None:
+    """Let the hub's libraries read its address and their folders, as they do when they are imported."""
+    from datasets import config
+    from huggingface_hub import constants, hf_api
+
+    for module in (constants, config):
+        with suppress(ValueError):  # the stage refuses such a value
+            importlib.reload(module)
+    hf_api.api.endpoint = constants.ENDPOINT
+
+
 def be_stage(request: dict, descriptors: list[int]) -> None:
     """Be `python -m MODULE ARGUMENTS`, in the folder and with the variables and streams of the one that asked."""
     import runpy
     import traceback
+
+    import psutil
 
     for number, descriptor in enumerate(descriptors):
         os.dup2(descriptor, number)
@@ -153,11 +187,15 @@ def be_stage(request: dict, descriptors: list[int]) -> None:
         import torch
 
         torch.set_num_threads(int(threads))
+    # A process that computes with others ends when the one that started it is gone.
+    os.getppid = lambda: psutil.Process(request["process"]).ppid()
     _, module, *arguments = request["arguments"]
     sys.argv = [module, *arguments]
     sys.executable = request["program"]
     places = os.environ.get("PYTHONPATH")
     sys.path[:0] = [os.getcwd(), *(places.split(os.pathsep) if places else [])]
+    if module in NETWORK:
+        read_the_hubs_variables()
     sys.modules.pop("sitecustomize", None)
     with suppress(ImportError):
         import sitecustomize  # noqa: F401

@@ -9,6 +9,8 @@ import traceback
 from dataclasses import dataclass
 from pathlib import Path
 
+from slow_libraries import compute_now
+
 ROOT = Path(__file__).resolve().parents[1]
 IMPORTED = ("workflow.training.train", "workflow.evaluation.score", "workflow.evaluation.harness", "workflow.fetch.sources",
             "pyarrow.parquet", "transformers.modeling_gguf_pytorch_utils", "transformers.models.llama.modeling_llama")  # fmt: skip
@@ -63,7 +65,7 @@ def serve(answers: int) -> None:
     """Fork for each line of stdin, and write to the file descriptor `answers` how the child ended."""
     for name in IMPORTED:
         __import__(name)
-    _read_the_harness_once()
+    compute_now()
     for line in sys.stdin:
         asked = json.loads(line)
         captured = [os.memfd_create(name) for name in ("out", "err")]
@@ -79,18 +81,6 @@ def serve(answers: int) -> None:
         answer = json.dumps({"code": code, "out": texts[0], "err": texts[1]}) + "\n"
         with os.fdopen(os.dup(answers), "w", encoding="utf-8") as pipe:
             pipe.write(answer)
-
-
-def _read_the_harness_once() -> None:
-    """Read the thousands of files of lm-evaluation-harness' own tasks here, and in no child again."""
-    import lm_eval.tasks
-    from lm_eval.tasks._index import TaskIndex
-
-    build, folder = TaskIndex.build, Path(lm_eval.tasks.__file__).parent
-    own = build([folder])
-    TaskIndex.build = staticmethod(
-        lambda paths: (own if folder in paths else {}) | build([path for path in paths if path != folder])
-    )
 
 
 def _run(asked: dict, captured: list[int]) -> int:

@@ -16,7 +16,6 @@ from engine_fixture import (
     VARIANT,
     Repository,
     assert_clean,
-    create_repository,
     snakemake_command,
 )
 from real_pipeline import TINY, clone, run
@@ -46,10 +45,11 @@ def one_point(content: dict) -> None:
 
 
 def test_the_real_pipeline_trains_two_at_once_and_then_has_nothing_to_do(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    warm_python, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """On a cluster without GPUs, which `device: auto` does not ask for any."""
     folder = clone(tmp_path / "clone", TINY, one_point)
+    warm_python.enter(folder)
     trainings = [f"train@{VARIANT}-1", f"train@{OTHER}-1"]
     with running_slurm() as slurm:
         for name, value in slurm.environment.items():
@@ -74,19 +74,10 @@ def slurm() -> Iterator[Slurm]:
         yield slurm
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Repository:
-    repository = create_repository(tmp_path_factory.mktemp("finished"), variants=[VARIANT], seeds=[1])
-    repository.bring_up_to_date("dvc")
-    repository.commit()
-    return repository
-
-
 @pytest.fixture
 def repository(finished: Repository, tmp_path: Path) -> Repository:
     """A repository that is up to date, and two seeds that are then added."""
     repository = finished.copy(tmp_path / "copy")
-    repository.ran()
     repository.edit_params(lambda params: params["experiment"].update(seeds=[1, 2, 3]))
     return repository
 

@@ -6,7 +6,6 @@ import re
 import shlex
 import shutil
 import subprocess
-import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -14,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import CPU, ROOT, random_adapter
+from conftest import CPU, ROOT, random_adapter, warm
 from gguf_models import write_gguf
 from lm_eval.models.huggingface import HFLM
 from peft import PeftModel
@@ -285,8 +284,7 @@ def test_the_printed_commands_score_conversations_alike(chats, monkeypatch, tmp_
 
 def by_hand(scored: score.Scored, task: str, folder: Path) -> dict[str, float]:
     """Run the printed commands that one task needs, and read what the harness wrote."""
-    programs = Path(sys.executable).parent
-    environment = os.environ | {"PATH": f"{programs}:{os.environ['PATH']}"}
+    environment = os.environ | {"PATH": f"{warm().lm_eval.parent}:{os.environ['PATH']}"}
     commands = scored.result.harness.commands
     chosen = [command for command in commands if not command.startswith("lm_eval")]
     chosen += [command for command in commands if f"--tasks {task}" in command]

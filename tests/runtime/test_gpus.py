@@ -6,6 +6,7 @@ The stages are processes of their own that enter by the door of all stages; the 
 import json
 import os
 import selectors
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,10 +18,8 @@ import pytest
 from conftest import ROOT
 from engine_fixture import (
     OTHER,
-    VARIANT,
     Repository,
     add_variant,
-    create_repository,
     snakemake_command,
     wait_until,
 )
@@ -255,17 +254,11 @@ def test_a_variant_needs_a_gpu_unless_params_say_cpu(tmp_path: Path, monkeypatch
 COMPUTING = {f"benchmark@{OTHER}", f"benchmark_grid@{OTHER}-own"}
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Repository:
-    repository = create_repository(tmp_path_factory.mktemp("finished"), variants=[VARIANT], seeds=[1])
-    repository.bring_up_to_date("dvc")
-    return repository
-
-
 @contextmanager
 def snakemake(finished: Repository, folder: Path, gpus: int) -> Iterator[tuple[Repository, subprocess.Popen]]:
     """Run two stages that compute, and hang, and one that does not, on four cores and so many GPUs."""
     repository = finished.copy(folder)
+    shutil.rmtree(repository.root / ".snakemake")  # where `is_done` looks
     repository.edit_params(add_variant)
     repository.append("workflow/stages/fetch_tasks.py", "# changed")
     for stage in COMPUTING:

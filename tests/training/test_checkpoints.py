@@ -89,22 +89,20 @@ def kept_steps(folder: Path) -> list[int]:
     return sorted(int(path.name.removeprefix("step-")) for path in (folder / "checkpoints").iterdir())
 
 
+UNPACKED = ("packing", "fused_adapters", "shared_inputs", "fused_layers", "fused_loss")
+# Each way to hold, adapt, step or log stands in one of them.
 CASES = {
     "16-bit LoRA": {},
-    "NF4": {"name": "qlora_nf4_dq"},
-    "FP4": {"name": "qlora_fp4"},
+    "NF4, between two lines of the curve": {"name": "qlora_nf4_dq", "log_every_steps": 4},
+    "FP4, in the third epoch": {"name": "qlora_fp4", "steps": None, "epochs": 3, "batch_rows": 8, "micro_batch_rows": 4},
     "merge-aware NF4": {"name": "qlora_nf4_dq_merge_aware"},
     "int8": {"name": "lora_int8"},
-    "full fine-tuning": {"name": "full_16bit"},
+    "full fine-tuning, fused AdamW, weight decay": {"name": "full_16bit", "optimizer": "adamw_torch_fused", "weight_decay": 0.1},
     "DoRA on NF4 that begins with LoftQ, LoRA+": {"name": "qdora_nf4_dq", "initialization": "loftq", "b_rate_factor": 4.0},
     "PiSSA, rank-stabilized": {"name": "lora_16bit", "initialization": "pissa", "rank_stabilized": True},
-    "OLoRA": {"name": "lora_16bit", "initialization": "olora"},
-    "dropout": {"dropout": 0.3},
+    "OLoRA, dropout": {"name": "lora_16bit", "initialization": "olora", "dropout": 0.3},
     "dropout and recomputation": {"dropout": 0.3, "gradient_checkpointing": True},
-    "in the third epoch": {"steps": None, "epochs": 3, "batch_rows": 8, "micro_batch_rows": 4},
-    "between two lines of the curve": {"log_every_steps": 4},
-    "TRL's own step": dict.fromkeys(("packing", "fused_adapters", "shared_inputs", "fused_layers", "fused_loss"), False) | {"log_every_steps": 3},
-    "fused AdamW, weight decay": {"optimizer": "adamw_torch_fused", "weight_decay": 0.1},
+    "TRL's own step": dict.fromkeys(UNPACKED, False) | {"log_every_steps": 3},
 }  # fmt: skip
 
 

@@ -10,6 +10,7 @@ import hashlib
 import json
 import re
 import shutil
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -712,7 +713,7 @@ def test_the_same_without_the_fork(folder, name):
     (case,) = [case for case in TABLE if case.name == name]
     case.spoil(folder)
     before = contents(folder)
-    done = run_stage_in(folder, *case.stage)
+    done = run_stage_in(folder, *case.stage, python=sys.executable)
     check_refusal(case, folder, before, Ended(done.returncode, done.stdout, done.stderr))
 
 
@@ -912,6 +913,6 @@ def test_proxies_of_socks_need_a_package(monkeypatch):
 
 @pytest.mark.parametrize("stage", ["fetch_model", "train --variant lora_16bit --seed 1", "report"])
 def test_a_stage_says_which_variable_is_wrong_before_a_library_reads_it(stage, tmp_path):
-    done = run_stage_in(tmp_path, *stage.split(), HF_HUB_ETAG_TIMEOUT="1e9")
+    done = run_stage_in(tmp_path, *stage.split(), python=sys.executable, HF_HUB_ETAG_TIMEOUT="1e9")
     assert done.returncode == 1 and len(done.stderr.splitlines()) == 1
     assert "failed: the environment variable HF_HUB_ETAG_TIMEOUT is '1e9'; it must be" in done.stderr

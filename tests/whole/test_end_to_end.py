@@ -228,7 +228,7 @@ def test_another_seed_trains_only_what_is_new(by_dvc):
     assert comparison(by_dvc)["seeds"] == [1, 2]
 
 
-def test_the_default_model_and_data(tmp_path):
+def test_the_default_model_and_data(warm_python, tmp_path):
     """The embedded default at a reduced size: real weights, real rows, from the package index."""
 
     def smaller(content: dict) -> None:
@@ -243,6 +243,7 @@ def test_the_default_model_and_data(tmp_path):
         content["benchmark"] |= {"micro_batch_rows": 2, "warmup_steps": 0, "steps": 3}
 
     folder = clone(tmp_path, (ROOT / "params.yaml").read_text(), smaller)
+    warm_python.enter(folder)
     run(folder, "dvc", "repro")
     found = comparison(folder)
     assert found["precisions"]["qlora_nf4_dq"]["quantized_modules"] == 7 * 30

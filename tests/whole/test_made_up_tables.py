@@ -1,4 +1,4 @@
-"""Methods that this file makes up go through the whole pipeline to the page, and no other file knows of them."""
+"""A precision and methods that this file makes up go through every stage to the page, and no other file knows of them."""
 
 import hashlib
 import json
@@ -8,10 +8,73 @@ from pathlib import Path
 
 import pytest
 
-from workflow import methods
+from workflow import methods, params, precisions
 from workflow.methods.full import FULL, Full
 from workflow.methods.lora import LORA, Lora, adapted
+from workflow.precisions.base import Facts, Loading, Precision, dtype_name
 from workflow.runtime.errors import UserError
+
+STEP = 1 / 256
+
+
+def linears(model):
+    """The linear layers besides the output head."""
+    from torch import nn
+
+    head = model.get_output_embeddings()
+    return [m for m in model.modules() if isinstance(m, nn.Linear) and m is not head]
+
+
+def on_grid(weight):
+    return (weight / STEP).round() * STEP
+
+
+def quantize(model, loading):
+    for layer in linears(model):
+        layer.weight.data = on_grid(layer.weight.data)
+        layer.step = STEP
+    return model
+
+
+def dequantize(model, compute):
+    for layer in linears(model):
+        del layer.step
+    return model.to(compute)
+
+
+def facts(layer) -> Facts:
+    is_on_grid = bool((on_grid(layer.weight) == layer.weight).all())
+    return {"quantization": "grid", "storage": dtype_name(layer.weight.dtype), "on the grid": is_on_grid}
+
+
+def expected_facts(loading: Loading) -> Facts:
+    return {"quantization": "grid", "storage": dtype_name(loading.weights), "on the grid": True}
+
+
+GRID = Precision(
+    name="grid",
+    label=lambda method, quantization: f"{method} on a coarse grid",
+    short=lambda quantization: "Grid",
+    in_words="multiples of 1/256",
+    is_quantized=True,
+    is_4_bit=False,
+    can_be_double_quantized=False,
+    can_be_trained=False,
+    can_be_sharded=False,
+    can_be_packed=True,
+    can_be_fused=True,
+    can_be_captured=True,
+    can_be_merged=True,
+    can_be_requantized=True,
+    recognizes=lambda layer: hasattr(layer, "step"),
+    expected_facts=expected_facts,
+    facts=facts,
+    storage=lambda layer: "a grid of float32",
+    tensor_bytes=lambda inputs, outputs, quantization: ([4 * inputs * outputs], []),
+    quantize=quantize,
+    dequantize=dequantize,
+    requantize=quantize,
+)
 
 
 @dataclass(frozen=True)
@@ -45,6 +108,7 @@ class PlainDora(Lora):
 
 
 def register() -> None:
+    precisions.register(GRID)
     shared = {field: getattr(FULL, field) for field in FULL.__dataclass_fields__}
     methods.register(
         Norms(**shared | {"name": "norms", "label": "norm tuning", "short": "norms", "tag": "norm-tuning", "passes": 2,
@@ -64,9 +128,23 @@ def test_an_unknown_method_is_refused_by_name():
         methods.get("vera")
 
 
+def test_an_unknown_precision_is_refused_by_name(tmp_path):
+    from real_pipeline import TINY
+
+    known = ", ".join(precisions.names())
+    with pytest.raises(UserError, match=rf"^nf5 is not a known precision; known are {known} \(did"):
+        precisions.get("nf5")
+    path = tmp_path / "params.yaml"
+    path.write_text(TINY.replace("precision: int8", "precision: grid"))
+    *others, last = map(repr, precisions.names())
+    sentence = f'variants.lora_int8.precision is "grid": input should be {", ".join(others)} or {last}'
+    with pytest.raises(UserError, match=sentence):
+        params.load(path)
+
+
 @pytest.fixture(scope="module")
 def pipeline(warm_python, tmp_path_factory) -> Path:
-    """A finished pipeline of LoRA and the two methods, in a clone whose processes import this file first."""
+    """A finished pipeline of LoRA, the precision and the methods, in a clone whose processes import this file first."""
     from real_pipeline import TINY, clone, run
 
     folder, hook = tmp_path_factory.mktemp("clone"), tmp_path_factory.mktemp("hook")
@@ -84,8 +162,9 @@ def pipeline(warm_python, tmp_path_factory) -> Path:
             "norms": content["variants"]["full_16bit"]
             | {"method": "norms", "training": {"learning_rate": 0.05}},
             "dora_nf4": content["variants"]["qlora_nf4"] | {"method": "plain_dora"},
+            "lora_grid": content["variants"]["lora_16bit"] | {"precision": GRID.name},
         }
-        content["experiment"]["variants"] = ["lora_16bit", "norms", "dora_nf4"]
+        content["experiment"]["variants"] = ["lora_16bit", "norms", "dora_nf4", "lora_grid"]
         content["benchmark"]["grid"] |= {
             "micro_batch_rows": [1],
             "gradient_checkpointing": [False],
@@ -132,3 +211,13 @@ def test_made_up_methods_are_served_in_their_own_forms(pipeline):
 def test_made_up_methods_are_called_by_their_labels_on_the_page(pipeline):
     page = (pipeline / "report/index.html").read_text()
     assert "16-bit norm tuning" in page and "4-bit plain QDoRA (NF4)" in page
+
+
+def test_a_made_up_precision_goes_through_every_stage_to_the_page(pipeline):
+    comparison = json.loads((pipeline / "results/compare/comparison.json").read_text())
+    precision = comparison["precisions"]["lora_grid"]
+    assert (precision["base"], precision["storage"]) == ("grid", "a grid of float32")
+    assert precision["quantized_modules"] == precision["linear_modules"] == 7 * 4
+    forms = {score["form"] for score in comparison["scores"] if score["variant"] == "lora_grid"}
+    assert forms == {"base", "as_trained", "merged_16bit", "merged_dequantized", "requantized"}
+    assert "LoRA on a coarse grid" in (pipeline / "report/index.html").read_text()
