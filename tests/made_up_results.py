@@ -170,6 +170,7 @@ def write(
             "primary": "holdout_loss/nats_per_token",
             "margins": {"holdout_loss/nats_per_token": MARGIN} if margins is None else margins,
             "family": {"kinds": ["to_baseline"], "metrics": ["holdout_loss/nats_per_token"]},
+            "claims": {"far_less": 0.75},
             "repairs": repairs or {},
         },
         "experiment": {"variants": list(variants), "baseline": BASELINE, "seeds": list(seeds)},
@@ -693,7 +694,12 @@ def made_up_difference(value: float, half_width: float, *, items: int, seeds: in
         seed_variance_measured=bool(seeds and seeds > 1),
         detectable=1.4 * half_width,
         seed_share=0.2 if seeds and seeds > 1 else 0.0,
-        group_freedom=min(items, GROUPS) - 1.0,
+        low_freedom=min(items, GROUPS) - 1.0,
+        high_freedom=min(items, GROUPS) - 1.0,
+        effective_groups=0.8 * min(items, GROUPS),
+        largest_weight=0.03,
+        largest_share=0.04,
+        skewness=0.4,
     )
 
 
