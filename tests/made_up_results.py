@@ -570,6 +570,9 @@ class MadeUp:
             found += [
                 c for f in forms if f != "as_trained" for c in self.taken("form", (variant, f), trained)
             ]
+        if len(self.seeds) >= 4:
+            trained = (BASELINE, "as_trained")
+            found += self.taken("control", trained, trained, name="seeds 1 and 2 less seeds 3 and 4")
         for name, pair in self.asked.comparison.repairs.items():
             arms = [(*served.split("/"), "as_trained")[:2] for served in (pair.faulty, pair.repaired)]
             found += self.taken("repair", *arms, name=name)

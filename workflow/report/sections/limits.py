@@ -21,7 +21,7 @@ from workflow.report.formatting import NARROW, quantity, ratio
 from workflow.report.model import Facts, Variant
 from workflow.runtime.forms import AS_TRAINED
 
-FEW_SEEDS = 5
+FEW_SEEDS, MANY_SEEDS = 5, 20
 FEW_INSTRUCTIONS = 1000
 HALF, LARGE_SHARE = 0.5, 0.05  # effective rows, as a share of all; the largest row's share of the weight
 KINDS = {
@@ -46,6 +46,7 @@ def limits(facts: Facts) -> list[Limit]:
     candidates = [
         _random_model(facts),
         _few_seeds(facts),
+        _rare_divergence(facts),
         _few_instructions(facts),
         _unequal_rows(facts),
         _narrow_intervals(facts),
@@ -73,7 +74,7 @@ def _random_model(facts: Facts) -> Limit | None:
 
 def _few_seeds(facts: Facts) -> Limit | None:
     seeds = len(facts.params.experiment.seeds)
-    if seeds > FEW_SEEDS:
+    if seeds >= FEW_SEEDS:
         return None
     if seeds == 1:
         return Limit(
@@ -84,8 +85,19 @@ def _few_seeds(facts: Facts) -> Limit | None:
     return Limit(
         f"{seeds} seeds",
         f"The intervals allow for the variance over seeds, but {seeds} trainings tell little of it: that "
-        "makes the intervals wide, and their width itself uncertain. Of trainings that diverge rarely they tell nothing: "
-        f"if one in {round(1 / (1 - 0.5 ** (1 / seeds)))} did, half of such studies would see none.",
+        "makes the intervals wide, and their width itself uncertain.",
+    )
+
+
+def _rare_divergence(facts: Facts) -> Limit | None:
+    """How rarely trainings would have to diverge for half of such studies to see none."""
+    seeds = len(facts.params.experiment.seeds)
+    if not 1 < seeds < MANY_SEEDS:
+        return None
+    return Limit(
+        "Trainings that diverge rarely would not be seen",
+        f"Had one training in {round(1 / (1 - 0.5 ** (1 / seeds)))} diverged, half of all studies with {seeds} seeds would see "
+        "none, and their intervals would leave it out.",
     )
 
 
