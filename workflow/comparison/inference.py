@@ -170,7 +170,7 @@ def difference(
     sums = np.stack([np.bincount(codes, weights=row, minlength=count) for row in numerators])
     sizes = np.bincount(codes, weights=denominators, minlength=count)
     value = float(sums.sum(axis=1).mean() / sizes.sum())
-    reference = _reference(sums, sizes, bootstrap)
+    reference = _reference(sums, sizes, bootstrap, symmetric=bool(span))
     if span:
         reference = _at_least(reference, 2 * span / (count + 2))
     probability = (1 + bootstrap.confidence) / 2
@@ -236,13 +236,17 @@ def _numbered_groups(
     return codes, len(labels)
 
 
-def _reference(sums: np.ndarray, sizes: np.ndarray, bootstrap: Bootstrap) -> Reference:
-    """Run the two-level bootstrap over sums [seeds, groups] of differences and sizes [groups] of denominators."""
+def _reference(sums: np.ndarray, sizes: np.ndarray, bootstrap: Bootstrap, *, symmetric: bool) -> Reference:
+    """Run the two-level bootstrap over sums [seeds, groups] of differences and sizes [groups] of denominators.
+
+    Args:
+        symmetric: whether both ends have the same degrees of freedom.
+    """
     random, resamples = np.random.default_rng(bootstrap.seed), bootstrap.resamples
     seeds, groups = sums.shape
     ratios = sums.sum(axis=1) / sizes.sum()
     drawn, studentised = _drawn(sums, sizes, resamples, random)
-    freedoms = _group_freedoms(studentised, groups, bootstrap.confidence)
+    freedoms = _group_freedoms(studentised, groups, bootstrap.confidence, symmetric=symmetric)
     by_group = drawn.mean(axis=1).var(ddof=1) * groups / (groups - 1)
     if seeds == 1:
         return Reference(math.sqrt(by_group), 0.0, 0, *freedoms)
@@ -295,16 +299,21 @@ def _drawn(
     return np.concatenate(ratios), np.concatenate(studentised)
 
 
-def _group_freedoms(studentised: np.ndarray, groups: int, confidence: float) -> tuple[float, float]:
+def _group_freedoms(
+    studentised: np.ndarray, groups: int, confidence: float, *, symmetric: bool
+) -> tuple[float, float]:
     """Degrees of freedom at the low and the high end: those of the t distributions with the quantiles of the t*.
 
     Each end has the fewer of those that fit |t*| at `confidence` (the symmetric bootstrap-t) and t* on its own side at the
-    same level (the equal-tailed one; Hall 1988). The low end rests on large t*, and the high end on small ones.
+    same level (the equal-tailed one; Hall 1988). The low end rests on large t*, and the high end on small ones. Symmetric ends
+    have the first alone: scores with a fixed range, of which few differ, have too few values of t* for one tail.
     """
     known = studentised[np.isfinite(studentised)]
     if not len(known):
         return groups - 1.0, groups - 1.0
     both = _freedom_of(float(np.quantile(np.abs(known), confidence)), groups, (1 + confidence) / 2)
+    if symmetric:
+        return both, both
     low = _freedom_of(float(np.quantile(known, confidence)), groups, confidence)
     high = _freedom_of(-float(np.quantile(known, 1 - confidence)), groups, confidence)
     return min(both, low), min(both, high)
