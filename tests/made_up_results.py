@@ -170,6 +170,7 @@ def write(
             "primary": "holdout_loss/nats_per_token",
             "margins": {"holdout_loss/nats_per_token": MARGIN} if margins is None else margins,
             "family": {"kinds": ["to_baseline"], "metrics": ["holdout_loss/nats_per_token"]},
+            "claims": {"far_less": 0.75},
             "repairs": repairs or {},
         },
         "experiment": {"variants": list(variants), "baseline": BASELINE, "seeds": list(seeds)},
@@ -569,6 +570,9 @@ class MadeUp:
             found += [
                 c for f in forms if f != "as_trained" for c in self.taken("form", (variant, f), trained)
             ]
+        if len(self.seeds) >= 4:
+            trained = (BASELINE, "as_trained")
+            found += self.taken("control", trained, trained, name="seeds 1 and 2 less seeds 3 and 4")
         for name, pair in self.asked.comparison.repairs.items():
             arms = [(*served.split("/"), "as_trained")[:2] for served in (pair.faulty, pair.repaired)]
             found += self.taken("repair", *arms, name=name)
@@ -693,7 +697,12 @@ def made_up_difference(value: float, half_width: float, *, items: int, seeds: in
         seed_variance_measured=bool(seeds and seeds > 1),
         detectable=1.4 * half_width,
         seed_share=0.2 if seeds and seeds > 1 else 0.0,
-        group_freedom=min(items, GROUPS) - 1.0,
+        low_freedom=min(items, GROUPS) - 1.0,
+        high_freedom=min(items, GROUPS) - 1.0,
+        effective_groups=0.8 * min(items, GROUPS),
+        largest_weight=0.03,
+        largest_share=0.04,
+        skewness=0.4,
     )
 
 

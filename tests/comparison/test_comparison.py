@@ -176,23 +176,27 @@ def test_categories_and_those_held_out(compared):
 
 def test_the_claims_are_checked(compared):
     assert [(c.claim, c.text, c.form, c.holds) for c in compared.claims] == [
-        ("a", "better than before tuning", "as_trained", "yes"),
-        ("a", "better than before tuning", "requantized", "yes"),
-        ("b", "less memory than 16-bit", "as_trained", "measured once"),
-        ("b", "less compute than 16-bit", "as_trained", "measured once"),
+        ("a", "better than before tuning", "as_trained", "in part"),
+        ("a", "better than before tuning", "requantized", "in part"),
+        ("b", "far less memory than 16-bit", "as_trained", "measured once"),
+        ("b", "far less compute than 16-bit", "as_trained", "measured once"),
         ("c", "no quality lost to 4 bits", "as_trained", "no"),
         ("c", "no quality lost to 4 bits", "requantized", "no"),
         ("d", "gains on categories not trained on", "as_trained", "yes"),
         ("d", "gains on categories not trained on", "requantized", "yes"),
     ]
     assert compared.claims[0].difference == one(compared, "to_base", "qlora_nf4_dq").difference
+    assert compared.claims[0].sentence.endswith(
+        "But holdout_generation/ended and holdout_generation/rouge_l were not measured, so whether the answers got worse is "
+        "not known."
+    )
     assert compared.claims[3].sentence == (
         "qlora_nf4_dq took 1.45 times the time per optimizer step of lora_16bit (3.2 against 2.2 s), measured in one "
         "process each: steps of one process say nothing of another, so this is no verdict."
     )
 
 
-@pytest.mark.parametrize(("peak", "holds"), [(2.0, "yes"), (2.98, "no"), (3.4, "no")])
+@pytest.mark.parametrize(("peak", "holds"), [(2.0, "yes"), (2.25, "yes"), (2.4, "no"), (3.4, "no")])
 def test_costs_are_claimed_without_a_test_on_the_steps_of_one_process(folder, peak, holds):
     """By steps the time would be better with a p value far below the level, however little it says of another process."""
 

@@ -236,9 +236,7 @@ def test_the_two_levels_are_those_of_the_analysis_of_variance():
     assert estimate.standard_error == pytest.approx(math.sqrt(variance), rel=0.02)
     assert estimate.seed_share == pytest.approx(by_seed / variance, rel=0.04)
     share = estimate.seed_share
-    critical = share * stats.t.ppf(0.975, seeds - 1) + (1 - share) * stats.t.ppf(
-        0.975, estimate.group_freedom
-    )
+    critical = share * stats.t.ppf(0.975, seeds - 1) + (1 - share) * stats.t.ppf(0.975, estimate.high_freedom)
     assert (estimate.high - estimate.value) / estimate.standard_error == pytest.approx(critical)
     assert stats.t.ppf(0.975, estimate.degrees_of_freedom) == pytest.approx(critical)
 

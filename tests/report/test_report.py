@@ -13,7 +13,7 @@ from made_up_results import AFTER, BASELINE, BEFORE, HALF_WIDTH, MARGIN, PEAK_GI
 from report_reader import Reader, facts, read, spaced
 
 from workflow import params
-from workflow.comparison.model import ALL, Comparison, Contrast
+from workflow.comparison.model import ALL, Comparison, Contrast, RowWeights
 from workflow.report import drawing, formatting
 from workflow.report.answers import marked
 from workflow.report.facts import inputs, shape_of
@@ -331,6 +331,7 @@ def test_limits_on_a_cpu():
     bodies = {limit.head: limit.body for limit in limits(facts())}
     assert set(bodies) == {
         "2 seeds",
+        "Trainings that diverge rarely would not be seen",
         "A small test set",
         "What this design can find",
         "Differences are not corrected for all of their number",
@@ -381,6 +382,36 @@ def test_a_margin_that_the_design_can_decide_is_no_limit():
     write(margins={})
     found = {limit.head: limit.body for limit in limits(facts())}["What this design can find"]
     assert found.endswith("No margin is set for this metric, so nothing is called equivalent in it.")
+
+
+def test_limits_of_unequal_rows_and_of_intervals_that_may_be_too_narrow():
+    write(seeds=(1, 2, 3, 4, 5))
+    plain = facts()
+    heads = {"Some rows weigh far more than others", "Some intervals may be too narrow"}
+    assert not heads & {limit.head for limit in limits(plain)}
+    assert {limit.head: limit.body for limit in limits(plain)}[
+        "Trainings that diverge rarely would not be seen"
+    ] == (
+        "Had one training in 8 diverged, half of all studies with 5 seeds would see none, and their intervals would leave it out."
+    )
+    weights = RowWeights("holdout_loss", "nats_per_token", 134, 31.7, 0.0723, 256, 3, 0.189)
+    contrasts = [
+        replace(c, warning="too narrow", difference=replace(c.difference, largest_share=0.374))
+        if c.kind == "to_baseline"
+        else c
+        for c in plain.compared.contrasts
+    ]
+    compared = replace(plain.compared, row_weights=weights, contrasts=contrasts)
+    bodies = {limit.head: spaced(limit.body) for limit in limits(replace(plain, compared=compared))}
+    assert bodies["Some rows weigh far more than others"] == (
+        "By tokens, the 134 test rows weigh like 32 of equal weight (Kish’s number), and the largest holds 7 % of the weight. 3 "
+        "rows with a response of more than 256 tokens, where training cuts a row, hold 19 %. The differences by rows stand "
+        "beside those by tokens."
+    )
+    assert "the largest makes: " in bodies["Some intervals may be too narrow"]
+    assert "37 %" in bodies["Some intervals may be too narrow"]
+    control = read().row("Control")
+    assert "seeds 1 and 2 less seeds 3 and 4" in control[0] and "equivalent" in control[-1]
 
 
 def test_limits_that_do_not_apply_on_a_gpu_are_left_out():

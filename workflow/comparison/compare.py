@@ -12,6 +12,7 @@ from workflow.comparison.records import RunRecord
 from workflow.comparison.results import Results, measure_scores
 from workflow.comparison.rises import find_rises
 from workflow.comparison.shares import measure_shares
+from workflow.comparison.weights import weigh_rows
 from workflow.runtime.errors import UserError
 
 
@@ -56,6 +57,7 @@ def compare(settings: params.Params) -> tuple[Comparison, pd.DataFrame]:
         rises=rises,
         shares=measure_shares(results, settings),
         divergences=measure_divergences(results, settings),
+        row_weights=weigh_rows(results, settings),
     ), results.items
 
 

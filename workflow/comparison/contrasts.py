@@ -18,13 +18,14 @@ from workflow.comparison.inference import (
 )
 from workflow.comparison.model import ALL, CLAIMED_FORMS, Arm, Contrast, Part, Rise
 from workflow.comparison.results import Metric, Results, subsets
-from workflow.comparison.sentences import rise_sentence, sentence, weighting_sentence
+from workflow.comparison.sentences import inequality_sentence, rise_sentence, sentence, weighting_sentence
 from workflow.runtime.errors import CheckError
 from workflow.runtime.forms import AS_TRAINED, BASE
 
 SPANS = {"rouge_l": 1.0, "chrf": 100.0}  # from the worst to the best score of an item
 
 FEWEST_GROUPS = 2  # that an interval needs
+FEWEST_SEEDS = 4  # of a control: two halves of two
 
 PARTS = {
     "base_to_base": "Quantizing the untouched base",
@@ -42,8 +43,10 @@ class PlannedContrast:
     arms: list[tuple[int, Arm]]
     other: str
     subject: str | None = None  # of the sentence, if it is not the first arm
+    other_subject: str | None = None  # what the sentence compares it with, if it is not `other`
     name: str | None = None
     by_category: bool = False
+    by_halves: bool = False  # of the seeds: the first half's scores minus the second's
 
 
 @dataclass(frozen=True)
@@ -127,7 +130,27 @@ def planned_contrasts(settings: params.Params) -> list[PlannedContrast]:
             for variant, _, form in (served.partition("/") for served in (pair.faulty, pair.repaired))
         )
         contrasts.append(PlannedContrast("repair", [(1, faulty), (-1, repaired)], str(repaired), name=repair))
+    if len(experiment.seeds) >= FEWEST_SEEDS:
+        contrasts.append(_control(baseline, sorted(experiment.seeds)))
     return contrasts
+
+
+def _control(baseline: Arm, seeds: list[int]) -> PlannedContrast:
+    """The baseline against itself with other seeds, which should not differ; an odd seed is left out."""
+    half = len(seeds) // 2
+    first, second = (
+        f"seeds {', '.join(map(str, part[:-1]))} and {part[-1]}"
+        for part in (seeds[:half], seeds[half : 2 * half])
+    )
+    return PlannedContrast(
+        "control",
+        [(1, baseline), (-1, baseline)],
+        str(baseline),
+        subject=f"{baseline} with {first}",
+        other_subject=f"itself with {second}",
+        name=f"{first} less {second}",
+        by_halves=True,
+    )
 
 
 def take_contrasts(results: Results, settings: params.Params, rises: list[Rise]) -> list[Contrast]:
@@ -198,14 +221,14 @@ def _contrast(judged: JudgedContrast, *, in_family: bool, over: int, rises: list
     contrast, metric, arm = measured.contrast, measured.metric, measured.arm
     text = sentence(
         contrast.subject or str(arm),
-        contrast.other,
+        contrast.other_subject or contrast.other,
         measured.difference,
         judgment,
         unit=metric.unit,
         higher_is_better=metric.higher_is_better,
         corrected=over > 1,
     )
-    text = text[0].upper() + text[1:] if contrast.subject else text
+    text = text[0].upper() + text[1:] if contrast.kind == "recovery" else text
     caveat = _caveat(judged, rises)
     return Contrast(
         kind=contrast.kind,
@@ -230,6 +253,7 @@ def _contrast(judged: JudgedContrast, *, in_family: bool, over: int, rises: list
         by_rows=measured.by_rows,
         verdict_by_rows=judged.by_rows.verdict if judged.by_rows else None,
         caveat=caveat,
+        warning=inequality_sentence(measured.difference),
     )
 
 
@@ -243,7 +267,7 @@ def _caveat(judged: JudgedContrast, rises: list[Rise]) -> str | None:
         rise_sentence(rise)
         for rise in rises
         if rise.variant in trained
-        and measured.contrast.kind != "form"  # its two arms are the same checkpoint
+        and measured.contrast.kind not in ("form", "control")  # both arms are the same checkpoints
     ]
     if by_rows and by_rows.verdict != judged.by_tokens.verdict:
         parts.append(weighting_sentence(measured.by_rows, verdict=by_rows.verdict))
@@ -266,9 +290,11 @@ def _differences(
             raise CheckError(
                 f"{contrast.arms[0][1]} and {contrast.other} were not scored on the same items of {metric.task}"
             )
-    numerators = sum(
-        sign * table.numerators for sign, table in tables
-    )  # a base's one row counts for each seed
+    if contrast.by_halves:
+        half = len(first.seeds) // 2
+        numerators = first.numerators[:half] - first.numerators[half : 2 * half]
+    else:  # a base's one row counts for each seed
+        numerators = sum(sign * table.numerators for sign, table in tables)
     groups = first.items["group"].to_numpy()
     accuracy = (
         all(np.isin(table.numerators, (0, 1)).all() for _, table in tables)
@@ -295,13 +321,14 @@ def _differences(
                 numerators[:, chosen], groups[chosen], resamples=comparison.resamples, seed=comparison.seed
             )
         by_rows = None
-        if subset == ALL and metric.name == comparison.primary and np.ptp(first.denominators):
+        if np.ptp(first.denominators[chosen]):
             by_rows = difference(
-                numerators / first.denominators,
-                np.ones(len(first.denominators)),
-                groups,
+                (numerators / first.denominators)[:, chosen],
+                np.ones(int(chosen.sum())),
+                groups[chosen],
                 bootstrap(comparison),
                 trained=any(table.seeds for _, table in tables),
+                span=span and span * len(tables) / 2,
             )
         yield MeasuredContrast(
             contrast=contrast,

@@ -15,6 +15,12 @@ from scipy import optimize, special, stats
 from workflow.runtime.errors import CheckError
 
 Verdict = Literal["equivalent", "worse", "better", "undecided"]
+Side = Literal["low", "high"]  # of an interval
+
+# Beyond these, intervals cover less than their confidence in simulations (docs/statistics.md).
+SKEWED = 1.0  # absolute skewness of the groups' contributions
+FEW_GROUPS = 30  # effective groups
+GUARD = 4  # the tests' level is divided by this in tests of equivalence beyond them
 
 BATCH_WEIGHTS = 2_000_000  # group draws in memory at a time: bounds the memory of a bootstrap over many items
 
@@ -55,33 +61,50 @@ class Difference:
         float  # the smallest true difference, in either direction, that is detected with the set power
     )
     seed_share: float = 0.0  # share of the squared standard error that is due to seeds
-    group_freedom: float = math.inf  # degrees of freedom of the rest
+    low_freedom: float = math.inf  # degrees of freedom of the rest, at the interval's low end
+    high_freedom: float = math.inf  # and at its high end
+    # How unequal the groups are; None in a comparison that is older than these fields.
+    effective_groups: float | None = (
+        None  # Kish's number, (sum w)^2 / sum w^2 over the groups' denominators w
+    )
+    largest_weight: float | None = None  # the largest group's share of the denominators
+    largest_share: float | None = None  # the largest group's share of the variance over groups
+    skewness: float | None = None  # of the groups' contributions: 0 if they are symmetric
+    bounded: bool = False  # whether the scores have a fixed range, so that the standard error has a floor
 
 
 class Reference(NamedTuple):
-    """The reference distribution of a difference's distance to its true value (see docs/statistics.md)."""
+    """The reference distribution of a difference's distance to its true value (see docs/statistics.md).
+
+    It has two sides, because a skewed sample says more about one end of its interval than about the other.
+    """
 
     error: float  # sqrt(V)
     seed_share: float  # h
     seed_freedom: int  # S - 1
-    group_freedom: float  # f
+    low_freedom: float  # f of an estimate above the true difference, which the low end rests on
+    high_freedom: float  # f of an estimate below it
 
-    def quantile(self, probability: float) -> float:
-        """q, in units of the standard error."""
-        over_groups = float(special.stdtrit(self.group_freedom, probability))
+    def freedom(self, side: Side) -> float:
+        """f at one end of the interval."""
+        return self.low_freedom if side == "low" else self.high_freedom
+
+    def quantile(self, probability: float, side: Side) -> float:
+        """q at one end of the interval, in units of the standard error."""
+        over_groups = float(special.stdtrit(self.freedom(side), probability))
         if self.seed_share == 0:
             return over_groups
         over_seeds = float(special.stdtrit(self.seed_freedom, probability))
         return self.seed_share * over_seeds + (1 - self.seed_share) * over_groups
 
-    def upper_tail(self, distance: float) -> float:
-        """The probability that the estimate is `distance` or more above the true difference."""
+    def tail(self, distance: float, side: Side) -> float:
+        """The probability that the estimate is `distance` or more above the true difference (low side) or below it."""
         if self.error == 0:
             return float(distance <= 0)
         if distance < 0:
-            return 1 - self.upper_tail(-distance)
+            return 1 - self.tail(-distance, side)
         statistic = distance / self.error
-        over_groups = float(special.stdtr(self.group_freedom, -statistic))
+        over_groups = float(special.stdtr(self.freedom(side), -statistic))
         if self.seed_share == 0:
             return over_groups
         over_seeds = float(special.stdtr(self.seed_freedom, -statistic))
@@ -90,7 +113,7 @@ class Reference(NamedTuple):
         ends = sorted(math.log(max(tail, 1e-300)) for tail in (over_groups, over_seeds))
         return math.exp(
             optimize.brentq(
-                lambda log: statistic + self.quantile(math.exp(log)), ends[0] - 1e-6, ends[1] + 1e-6
+                lambda log: statistic + self.quantile(math.exp(log), side), ends[0] - 1e-6, ends[1] + 1e-6
             )
         )
 
@@ -100,9 +123,10 @@ class Equivalence:
     """Whether a difference lies within a margin of zero."""
 
     margin: float
-    p_value: float  # the larger of the two one-sided tests
-    low: float  # of the interval at 1 - 2 alpha, which lies within the margin if p < alpha
+    p_value: float  # the larger of the two one-sided tests, times the guard
+    low: float  # of the interval at 1 - 2 alpha / guard, which lies within the margin if p < alpha
     high: float
+    confidence: float | None = None  # of this interval; None, in older comparisons, for 1 - 2 alpha
 
 
 @dataclass(frozen=True)
@@ -146,29 +170,52 @@ def difference(
     sums = np.stack([np.bincount(codes, weights=row, minlength=count) for row in numerators])
     sizes = np.bincount(codes, weights=denominators, minlength=count)
     value = float(sums.sum(axis=1).mean() / sizes.sum())
-    reference = _reference(sums, sizes, bootstrap)
+    reference = _reference(sums, sizes, bootstrap, symmetric=bool(span))
     if span:
         reference = _at_least(reference, 2 * span / (count + 2))
-    critical = reference.quantile((1 + bootstrap.confidence) / 2)
-    freedom = reference.group_freedom
+    probability = (1 + bootstrap.confidence) / 2
+    low, high = (reference.quantile(probability, side) for side in ("low", "high"))
+    critical, freedom = max(low, high), min(reference.low_freedom, reference.high_freedom)
     if reference.seed_share:
-        freedom = float(special.stdtridf((1 + bootstrap.confidence) / 2, critical))
+        freedom = float(special.stdtridf(probability, critical))
     return Difference(
         value=value,
-        low=value - critical * reference.error,
-        high=value + critical * reference.error,
+        low=value - low * reference.error,
+        high=value + high * reference.error,
         confidence=bootstrap.confidence,
         standard_error=reference.error,
         degrees_of_freedom=freedom,
-        p_value=min(1.0, 2 * reference.upper_tail(abs(value))),
+        p_value=min(1.0, 2 * reference.tail(abs(value), "low" if value > 0 else "high")),
         seeds=seeds if trained else None,
         items=items,
         groups=count,
         seed_variance_measured=seeds > 1,
         detectable=reference.error * float(special.nctdtrinc(freedom, 1 - bootstrap.power, critical)),
         seed_share=reference.seed_share,
-        group_freedom=reference.group_freedom,
+        low_freedom=reference.low_freedom,
+        high_freedom=reference.high_freedom,
+        **_inequality(sums, sizes),
+        bounded=bool(span),
     )
+
+
+def _inequality(sums: np.ndarray, sizes: np.ndarray) -> dict[str, float]:
+    """How unequal the groups are, as the fields of `Difference` that say so.
+
+    A group's contribution is its part of the linearized difference: its sum, mean over the seeds, less its size times the
+    difference (Taylor's linearization of a ratio; Woodruff, J. Am. Stat. Assoc. 66, 1971). Contributions sum to zero.
+    The effective number is Kish's (Survey Sampling, 1965).
+    """
+    mean = sums.mean(axis=0)
+    rest = mean - mean.sum() / sizes.sum() * sizes
+    squares = rest**2
+    varies = squares.sum() > 1e-18 * (mean**2).sum()  # smaller values are rounding errors of zero
+    return {
+        "effective_groups": float(sizes.sum() ** 2 / (sizes**2).sum()),
+        "largest_weight": float(sizes.max() / sizes.sum()),
+        "largest_share": float(squares.max() / squares.sum()) if varies else 0.0,
+        "skewness": float((rest**3).mean() / squares.mean() ** 1.5) if varies else 0.0,
+    }
 
 
 def _numbered_groups(
@@ -189,23 +236,27 @@ def _numbered_groups(
     return codes, len(labels)
 
 
-def _reference(sums: np.ndarray, sizes: np.ndarray, bootstrap: Bootstrap) -> Reference:
-    """Run the two-level bootstrap over sums [seeds, groups] of differences and sizes [groups] of denominators."""
+def _reference(sums: np.ndarray, sizes: np.ndarray, bootstrap: Bootstrap, *, symmetric: bool) -> Reference:
+    """Run the two-level bootstrap over sums [seeds, groups] of differences and sizes [groups] of denominators.
+
+    Args:
+        symmetric: whether both ends have the same degrees of freedom.
+    """
     random, resamples = np.random.default_rng(bootstrap.seed), bootstrap.resamples
     seeds, groups = sums.shape
     ratios = sums.sum(axis=1) / sizes.sum()
     drawn, studentised = _drawn(sums, sizes, resamples, random)
-    freedom = _group_freedom(studentised, groups, bootstrap.confidence)
+    freedoms = _group_freedoms(studentised, groups, bootstrap.confidence, symmetric=symmetric)
     by_group = drawn.mean(axis=1).var(ddof=1) * groups / (groups - 1)
     if seeds == 1:
-        return Reference(math.sqrt(by_group), 0.0, 0, freedom)
+        return Reference(math.sqrt(by_group), 0.0, 0, *freedoms)
     excess = random.multinomial(seeds, np.full(seeds, 1 / seeds), size=resamples) - 1
     correction = seeds / (seeds - 1)
     by_seed = (excess @ (ratios - ratios.mean()) / seeds).var(ddof=1) * correction
     both = (excess * (drawn - ratios)).mean(axis=1).var(ddof=1) * correction * groups / (groups - 1)
     variance = by_seed + max(by_group - both, 0.0)
     share = float(by_seed / variance) if variance > 0 else 0.0
-    return Reference(math.sqrt(variance), share, seeds - 1, freedom)
+    return Reference(math.sqrt(variance), share, seeds - 1, *freedoms)
 
 
 def _at_least(reference: Reference, error: float) -> Reference:
@@ -248,15 +299,32 @@ def _drawn(
     return np.concatenate(ratios), np.concatenate(studentised)
 
 
-def _group_freedom(studentised: np.ndarray, groups: int, confidence: float) -> float:
-    """Degrees of freedom of the t distribution whose quantile exceeds a share `confidence` of the |t*|.
+def _group_freedoms(
+    studentised: np.ndarray, groups: int, confidence: float, *, symmetric: bool
+) -> tuple[float, float]:
+    """Degrees of freedom at the low and the high end: those of the t distributions with the quantiles of the t*.
 
-    They are at most G - 1, and at least two if G allows it. If single groups make most of the sum, resamples
-    without them would make the interval arbitrarily wide.
+    Each end has the fewer of those that fit |t*| at `confidence` (the symmetric bootstrap-t) and t* on its own side at the
+    same level (the equal-tailed one; Hall 1988). The low end rests on large t*, and the high end on small ones. Symmetric ends
+    have the first alone: scores with a fixed range, of which few differ, have too few values of t* for one tail.
     """
-    known = np.abs(studentised[np.isfinite(studentised)])
-    critical = float(np.quantile(known, confidence)) if len(known) else 0.0
-    probability, most = (1 + confidence) / 2, groups - 1.0
+    known = studentised[np.isfinite(studentised)]
+    if not len(known):
+        return groups - 1.0, groups - 1.0
+    both = _freedom_of(float(np.quantile(np.abs(known), confidence)), groups, (1 + confidence) / 2)
+    if symmetric:
+        return both, both
+    low = _freedom_of(float(np.quantile(known, confidence)), groups, confidence)
+    high = _freedom_of(-float(np.quantile(known, 1 - confidence)), groups, confidence)
+    return min(both, low), min(both, high)
+
+
+def _freedom_of(critical: float, groups: int, probability: float) -> float:
+    """Degrees of freedom of the t distribution with this quantile, at most G - 1, and at least two if G allows it.
+
+    If single groups make most of the sum, resamples without them would make the interval arbitrarily wide.
+    """
+    most = groups - 1.0
     if critical <= special.stdtrit(most, probability):
         return most
     return min(most, max(2.0, float(special.stdtridf(probability, critical))))
@@ -265,18 +333,42 @@ def _group_freedom(studentised: np.ndarray, groups: int, confidence: float) -> f
 def equivalence(difference: Difference, *, margin: float) -> Equivalence:
     """Test -margin < true difference < margin by two one-sided tests at the level 1 - confidence.
 
-    The larger p value belongs to the nearer margin.
+    The p value is the larger of the two. Where a difference may be covered too rarely, it is multiplied by `GUARD`: a sample
+    that lacks the tail of a skewed distribution looks precise, and nearer to zero than the truth.
     """
-    seeds = difference.seeds or 1
-    # Without a share of the seeds, the difference has a single t distribution.
-    freedom = difference.group_freedom if difference.seed_share else difference.degrees_of_freedom
-    reference = Reference(difference.standard_error, difference.seed_share, seeds - 1, freedom)
-    half = reference.error * reference.quantile(difference.confidence)
+    reference, value = _reference_of(difference), difference.value
+    guard = GUARD if may_cover_too_little(difference) else 1
+    tail = max(reference.tail(margin + value, "low"), reference.tail(margin - value, "high"))
+    level = level_of(difference) / guard
     return Equivalence(
         margin=margin,
-        p_value=reference.upper_tail(margin - abs(difference.value)),
-        low=difference.value - half,
-        high=difference.value + half,
+        p_value=min(1.0, guard * tail),
+        low=value - reference.error * reference.quantile(1 - level, "low"),
+        high=value + reference.error * reference.quantile(1 - level, "high"),
+        confidence=1 - 2 * level,
+    )
+
+
+def may_cover_too_little(difference: Difference) -> bool:
+    """Whether the groups are so few or so skewed that the interval may cover less than its confidence.
+
+    Scores with a fixed range are exempt: the floor of their standard error keeps their coverage.
+    """
+    if (
+        difference.bounded or difference.skewness is None
+    ):  # None: of a comparison that is older than the field
+        return False
+    return abs(difference.skewness) >= SKEWED or difference.effective_groups < FEW_GROUPS
+
+
+def _reference_of(difference: Difference) -> Reference:
+    """The reference distribution that a difference was estimated with."""
+    return Reference(
+        difference.standard_error,
+        difference.seed_share,
+        (difference.seeds or 1) - 1,
+        difference.low_freedom,
+        difference.high_freedom,
     )
 
 

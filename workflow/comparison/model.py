@@ -11,6 +11,7 @@ Its kinds are:
     recovery       to_baseline minus base_to_base: how much of that damage training changed
     form           a variant in another form, minus the variant as trained: the effect of that form
     repair         a variant with a fault, minus the one without it (the pairs are in params)
+    control        the baseline as trained with the first half of its seeds, minus itself with the second half
 
 Its subset is the items that it covers: `all`, `category/NAME`, `held_out` (the categories that no run was
 trained on) or `seen` (the others).
@@ -64,7 +65,7 @@ class Contrast:
     """A difference between arms in one metric, with its uncertainty, its tests and its verdict."""
 
     kind: str
-    name: str | None  # of a repair
+    name: str | None  # of a repair, or the seeds of a control
     variant: str
     form: str
     other: str  # the arm that is subtracted: variant/form
@@ -82,10 +83,25 @@ class Contrast:
     verdict: Verdict
     sentence: str
     corrected_over: int = 1
-    # With the same weight for every item; only for the primary metric over all items.
+    # With the same weight for every item; None if they weigh the same already.
     by_rows: Difference | None = None
     verdict_by_rows: Verdict | None = None
     caveat: str | None = None  # what the verdict rests on; it ends the sentence too
+    warning: str | None = None  # why the interval may cover less than its confidence
+
+
+@dataclass(frozen=True)
+class RowWeights:
+    """How unequally the test rows weigh in the primary metric."""
+
+    task: str
+    metric: str
+    rows: int
+    effective_rows: float  # Kish's number: so many rows of equal weight say as much
+    largest_share: float  # of the weight, in one row
+    max_length: int  # tokens: of the longest row that the baseline is trained on
+    longer_rows: int | None  # rows whose response alone has more tokens; None if tokens were not scored
+    longer_share: float | None  # of the weight, in these rows
 
 
 @dataclass(frozen=True)
@@ -200,8 +216,9 @@ class Cost:
 class Claim:
     """One claim of the recipe that this project grew out of, checked for one variant.
 
-    `holds` is yes, no, mixed (the primary metric says yes, but the answers got worse), undecided, measured once (a
-    cost without a second process to compare it with) or not tested. The verdict belongs to the claim's difference.
+    `holds` is yes, no, mixed (the primary metric says yes, but the answers got worse), in part (the primary metric says
+    yes, and a metric of the answers was not measured), undecided, measured once (a cost without a second process to
+    compare it with) or not tested. The verdict belongs to the claim's difference.
     """
 
     claim: str
@@ -239,6 +256,7 @@ class Comparison:
     rises: list[Rise] = field(default_factory=list)
     shares: list[Share] = field(default_factory=list)
     divergences: list[Divergence] = field(default_factory=list)
+    row_weights: RowWeights | None = None
 
     def as_dict(self) -> dict:
         return asdict(self)

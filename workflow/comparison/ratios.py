@@ -52,9 +52,10 @@ def ratio(
         difference(dividends - (value + step) * divisors, denominators, groups, bootstrap, span=span)
         for step in (0, 1)
     )
-    # q, the quantile of the differences near the estimate, is the half-width over the standard error.
+    # q, the quantile of the differences near the estimate, is the wider half over the standard error.
     source = here if here.standard_error > 0 else divisor
-    quantile = (source.high - source.value) / source.standard_error if source.standard_error > 0 else 0.0
+    half = max(source.high - source.value, source.value - source.low)
+    quantile = half / source.standard_error if source.standard_error > 0 else 0.0
     constant, square = here.standard_error**2, divisor.standard_error**2
     linear = beyond.standard_error**2 - constant - square
     # The ends are value + t where (t divisor)^2 = q^2 (constant + linear t + square t^2).

@@ -135,6 +135,7 @@ class Results:
         self._tables = {
             key: frame for key, frame in self.items.groupby(["variant", "form", "task", "metric"], sort=False)
         }
+        self._arranged: dict[tuple[str, str, str, str], Table] = {}
 
     @property
     def metrics_per_item(self) -> set[str]:
@@ -147,10 +148,12 @@ class Results:
         Raises:
             CheckError: the arm has no such scores, or its seeds were not scored on the same items.
         """
-        frame = self._tables.get((arm.variant, arm.form, task, metric))
-        if frame is None:
+        key = (arm.variant, arm.form, task, metric)
+        if key not in self._tables:
             raise CheckError(f"{arm} has no items with {task}/{metric}, which other arms have")
-        return table_of(frame, arm)
+        if key not in self._arranged:  # many differences share an arm
+            self._arranged[key] = table_of(self._tables[key], arm)
+        return self._arranged[key]
 
 
 def _divergences(runs: list[tuple[str, int]], baseline: str) -> list[ComparedRun]:

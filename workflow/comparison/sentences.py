@@ -4,7 +4,7 @@ import math
 
 from scipy import special
 
-from workflow.comparison.inference import Difference, Judgment, Verdict, level_of
+from workflow.comparison.inference import Difference, Judgment, Verdict, level_of, may_cover_too_little
 from workflow.comparison.model import Rise
 from workflow.runtime.errors import CheckError
 
@@ -53,7 +53,7 @@ def sentence(
     tested += f"; margin {equivalence.margin:g}" if equivalence else ""
     if verdict == "equivalent":
         ends, within = (equivalence.low, equivalence.high), equivalence.margin
-        confidence, tested = 1 - 2 * alpha, ""
+        confidence, tested = equivalence.confidence or 1 - 2 * alpha, ""
     elif has_direction and value <= 0:
         value, ends = -value, (-difference.high, -difference.low)
     digits = _digits(value, *ends, within=within)
@@ -81,6 +81,17 @@ def weighting_sentence(by_rows: Difference, *, verdict: Verdict) -> str:
     return (
         f"It depends on the weighting: by rows, each weighing the same, it is {verdict}, {value} "
         f"({_percent(by_rows.confidence)} interval {low} to {high})."
+    )
+
+
+def inequality_sentence(difference: Difference) -> str | None:
+    """State why an interval may be narrower than its confidence promises; None if there is no reason."""
+    if not may_cover_too_little(difference):
+        return None
+    return (
+        f"Its interval may be too narrow: its {difference.groups:,} groups of items weigh like "
+        f"{difference.effective_groups:,.0f}, one of them makes {100 * difference.largest_share:.0f} % of the variance, "
+        f"and the skewness is {difference.skewness:.1f}."
     )
 
 

@@ -267,6 +267,12 @@ class Repair(Strict):
     repaired: Served
 
 
+class Claims(Strict):
+    """When a claim of the recipe holds."""
+
+    far_less: Annotated[float, Field(gt=0, lt=1)]
+
+
 class Comparison(Strict):
     """How differences get their uncertainty and their verdict."""
 
@@ -277,6 +283,7 @@ class Comparison(Strict):
     primary: MetricName
     margins: dict[MetricName, PositiveFloat]
     family: Family
+    claims: Claims
     repairs: dict[Name, Repair]
 
 

@@ -22,6 +22,7 @@ from workflow.runtime.paths import PARAMS
 SINCE = {
     "model": {"chat_date": "2024-07-26", "end_token": None},
     "evaluation": {"divergence_items": None},
+    "comparison": {"claims": {"far_less": 0.99}},
 }
 SINCE_OF_TRAINING = {
     "step": {"initialization": "default", "rank_stabilized": False, "shared_inputs": False},

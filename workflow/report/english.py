@@ -85,6 +85,7 @@ class Change:
     p: Number
     by_rows: Markup | None = None  # the difference with equal weight for every row
     caveat: str | None = None  # what the verdict rests on
+    warning: str | None = None  # that the interval may be too narrow
 
     @property
     def interval(self) -> str:
@@ -146,6 +147,7 @@ def change(facts: Facts, contrast: Contrast, decimals: int) -> Change:
         p=_p_value(facts, contrast),
         by_rows=_by_rows(facts, contrast, decimals),
         caveat=contrast.caveat,
+        warning="interval may be too narrow" if contrast.warning else None,
     )
 
 

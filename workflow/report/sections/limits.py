@@ -21,8 +21,9 @@ from workflow.report.formatting import NARROW, quantity, ratio
 from workflow.report.model import Facts, Variant
 from workflow.runtime.forms import AS_TRAINED
 
-FEW_SEEDS = 5
+FEW_SEEDS, MANY_SEEDS = 5, 20
 FEW_INSTRUCTIONS = 1000
+HALF, LARGE_SHARE = 0.5, 0.05  # effective rows, as a share of all; the largest row's share of the weight
 KINDS = {
     "to_baseline": "variants to the baseline",
     "to_base": "runs to their untouched base",
@@ -45,7 +46,10 @@ def limits(facts: Facts) -> list[Limit]:
     candidates = [
         _random_model(facts),
         _few_seeds(facts),
+        _rare_divergence(facts),
         _few_instructions(facts),
+        _unequal_rows(facts),
+        _narrow_intervals(facts),
         _near_duplicates(facts),
         _detectable(facts),
         _not_corrected(facts),
@@ -85,6 +89,18 @@ def _few_seeds(facts: Facts) -> Limit | None:
     )
 
 
+def _rare_divergence(facts: Facts) -> Limit | None:
+    """How rarely trainings would have to diverge for half of such studies to see none."""
+    seeds = len(facts.params.experiment.seeds)
+    if not 1 < seeds < MANY_SEEDS:
+        return None
+    return Limit(
+        "Trainings that diverge rarely would not be seen",
+        f"Had one training in {round(1 / (1 - 0.5 ** (1 / seeds)))} diverged, half of all studies with {seeds} seeds would see "
+        "none, and their intervals would leave it out.",
+    )
+
+
 def _few_instructions(facts: Facts) -> Limit | None:
     score = facts.score(facts.baseline.name, AS_TRAINED, facts.primary)
     if not score or not score.groups or score.groups >= FEW_INSTRUCTIONS:
@@ -94,6 +110,55 @@ def _few_instructions(facts: Facts) -> Limit | None:
         f"The primary metric is over {count(score.items, 'test item')} with "
         f"{group_count(score)}. Intervals say what other items of the same kind "
         "could have given, and nothing of other data or other models.",
+    )
+
+
+def _unequal_rows(facts: Facts) -> Limit | None:
+    """How many rows the test split is worth by its weights, and the rows that are longer than any trained on."""
+    weights = facts.compared.row_weights
+    if not weights:
+        return None
+    unequal = weights.effective_rows < HALF * weights.rows or weights.largest_share >= LARGE_SHARE
+    if not unequal and not weights.longer_rows:
+        return None
+    body = (
+        f"By {weights.metric.rpartition('_')[2]}s, the {count(weights.rows, 'test row')} weigh like "
+        f"{formatting.significant(weights.effective_rows, 2)} of equal weight (Kish’s number), and the largest holds "
+        f"{formatting.percent(round(weights.largest_share, 2))} of the weight."
+    )
+    if weights.longer_rows:
+        body += (
+            f" {count(weights.longer_rows, 'row')} with a response of more than {weights.max_length:,} tokens, where training "
+            f"cuts a row, {'holds' if weights.longer_rows == 1 else 'hold'} {formatting.percent(round(weights.longer_share, 2))}."
+        )
+    return Limit(
+        "Some rows weigh far more than others",
+        f"{body} The differences by rows stand beside those by tokens.",
+    )
+
+
+def _narrow_intervals(facts: Facts) -> Limit | None:
+    """The variants whose interval in the primary metric rests on few items."""
+    contrasts = [
+        (other, contrast)
+        for other in facts.others
+        if (contrast := facts.contrast("to_baseline", other.name, AS_TRAINED, facts.primary))
+        and contrast.warning
+    ]
+    if not contrasts:
+        return None
+    shares = listed(
+        [
+            f"{other.label} {formatting.percent(round(c.difference.largest_share, 2))}"
+            for other, c in contrasts
+        ]
+    )
+    promised = formatting.percent(facts.compared.confidence)
+    return Limit(
+        "Some intervals may be too narrow",
+        f"In the primary metric, few items make much of the variance of a difference; the largest makes: {shares}. "
+        f"Intervals that promise {promised} cover 89 to 95 % in simulations of such items. Equivalence is tested there at a "
+        "quarter of the level.",
     )
 
 

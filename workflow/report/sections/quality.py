@@ -65,6 +65,8 @@ class QualityBlock:
     test_set: str
     tally: str
     rows: list[QualityRow]
+    control: Change | None  # the baseline against itself with other seeds
+    control_name: str
 
 
 def quality_blocks(facts: Facts) -> list[QualityBlock]:
@@ -109,6 +111,7 @@ def _block(facts: Facts, metric: tuple[str, str]) -> QualityBlock:
                 )
             )
     contrasts = [facts.contrast("to_baseline", v.name, AS_TRAINED, metric) for v in facts.others]
+    control = facts.contrast("control", facts.baseline.name, AS_TRAINED, metric)
     margin = facts.compared.margins.get("/".join(metric))
     return QualityBlock(
         name=metric_title(metric, first),
@@ -117,6 +120,8 @@ def _block(facts: Facts, metric: tuple[str, str]) -> QualityBlock:
         test_set=_test_set(first),
         tally=tally([contrast for contrast in contrasts if contrast]),
         rows=rows,
+        control=control and english.change(facts, control, decimals),
+        control_name=f"{facts.baseline.label} against itself: {control.name}" if control else "",
     )
 
 
