@@ -30,6 +30,7 @@ from workflow.report.sections import (
     limits,
     made,
     quality,
+    speed_ups,
     training,
 )
 
@@ -63,6 +64,7 @@ SECTIONS = (  # in the order of the page
     Section("faults", "Faults", faults.section, lambda content: bool(content.blocks)),
     Section("training", "Training", training.section),
     Section("cost", "Memory and time", cost.section),
+    Section("speed_ups", "Speed-ups", speed_ups.section, lambda content: bool(content.rows)),
     Section("hardware", None, hardware.section, lambda content: bool(content.blocks)),
     Section("answers", "Answers", answers.section),
     Section("changes", "Changes", lambda facts: facts.changes, bool),
