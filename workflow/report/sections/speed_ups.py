@@ -22,6 +22,7 @@ BY_MODEL = {
     "fused_loss": "the output head is more than one matrix",
     "cuda_graphs": "its passes take longer to compute than to launch",
 }
+OF_ADAPTERS = ("fused_adapters", "shared_inputs")
 SPEED = "training_speed"
 
 
@@ -169,7 +170,12 @@ def _warnings(facts: Facts) -> list[str]:
     sentences = []
     for variant in facts.others:
         ours = in_force(variant)
-        lacking = [NAMES[name] for name in NAMES if name in theirs and ours.get(name) is False]
+        adapter = methods.get(facts.params.variants[variant.name].method).leaves_adapter
+        lacking = [
+            NAMES[name]
+            for name in NAMES
+            if name in theirs and ours.get(name) is False and (adapter or name not in OF_ADAPTERS)
+        ]
         if lacking:
             sentences.append(
                 f"{variant.label} trained without {listed(lacking)}, which {facts.baseline.label} had: its speed is no "
