@@ -776,9 +776,15 @@ def test_labels_differ():
     )
     PARAMS.write_text(text.replace(f"- {QLORA}", "- lora_int8"))
     assert variant_labels(params.load()) == {
-        "lora_16bit": "16-bit LoRA, lora_16bit",
-        "lora_int8": "16-bit LoRA, lora_int8",
+        "lora_16bit": "16-bit LoRA, lora 16bit",
+        "lora_int8": "16-bit LoRA, lora int8",
     }
+
+
+def test_of_two_variants_with_one_label_the_one_with_params_of_its_own_says_its_name():
+    labels = variant_labels(params.preset("reference_study"))
+    assert labels["qlora_nf4"] == "4-bit QLoRA (NF4)"
+    assert labels["seed_recipe"] == "4-bit QLoRA (NF4), seed recipe"
 
 
 def test_a_variant_is_named_by_what_sets_its_adapter_apart():
