@@ -184,8 +184,7 @@ document.addEventListener("keydown", (event) => {
   event.preventDefault();
 });
 
-const firstText = document.querySelector("header data[data-key]");
-firstText?.setAttribute("tabindex", "0");
+for (const part of document.querySelectorAll("header, section")) part.querySelector("data[data-key]")?.setAttribute("tabindex", "0");
 document.querySelector(".hint").hidden = false;
 equip();
 document.addEventListener("toggle", equip, true);
