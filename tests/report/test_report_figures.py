@@ -191,7 +191,7 @@ def test_the_page_is_sound_html(page):
     assert all(after - before <= 1 for before, after in pairwise(levels))
     assert all(a.get("scope") for tag, a in tags if tag == "th")
     assert dict(tags)["html"] == {"lang": "en"}
-    assert page.count("<table") == page.count("<caption>")
+    assert page.count("<table") == page.count('<caption id="table-')
     assert len(page.encode()) < 5_000_000
 
 
@@ -226,4 +226,7 @@ def test_nothing_is_loaded_from_anywhere(page):
     digest = base64.b64encode(
         hashlib.sha256(re.search("<script>(.*?)</script>", page, re.S)[1].encode()).digest()
     )
-    assert policy == f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest.decode()}'"
+    assert (
+        policy
+        == f"default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src 'sha256-{digest.decode()}'"
+    )
