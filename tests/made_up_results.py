@@ -741,11 +741,25 @@ def _costs(variant: str, device: str) -> list[Cost]:
     ]  # fmt: skip
 
 
+def _speed_ups(variant: str, device: str) -> dict[str, bool]:
+    """What a training of the default model records as in force."""
+    full, int8 = VARIANTS[variant]["method"] == "full", VARIANTS[variant]["precision"] == "int8"
+    return {
+        "packing": not int8,
+        "fused_adapters": not full,
+        "shared_inputs": not full and not int8,
+        "fused_layers": True,
+        "fused_loss": True,
+        "cuda_graphs": device == "cuda" and not full and not int8,
+    }
+
+
 def _trained(variant: str, seed: int, device: str) -> dict:
     return {
         "variant": variant,
         "seed": seed,
         "precision": _precision(variant, device),
+        "speed_ups": _speed_ups(variant, device),
         "deterministic": device == "cpu",
         "rows": {"rows": 822, "rows_dropped": 0, "rows_cut": 3, "tokens": 46032, "tokens_in_loss": 15190,
                  "longest": 256, "bos_per_row": 1, "end_token_in_loss": True},

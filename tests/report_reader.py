@@ -1,5 +1,7 @@
 """Reads a page as a browser's user would, and renders one from the results in the working directory."""
 
+import json
+import re
 from html.parser import HTMLParser
 
 from workflow import params
@@ -23,6 +25,8 @@ class Reader(HTMLParser):
         for row in self.rows:
             row[:] = [cell.strip() for cell in row]
         self.text = spaced("".join(self.words))
+        block = re.search('<script type="application/json" id="origins">(.*?)</script>', page)
+        self.origins = json.loads(block[1]) if block else {"files": [], "numbers": []}
 
     def handle_starttag(self, tag, attrs):
         self.apart(tag)
@@ -53,6 +57,12 @@ class Reader(HTMLParser):
         self.words.append(data)
         if {"td", "th"} & set(self.inside):
             self.rows[-1][-1] = _spaced_within(self.rows[-1][-1] + data)
+
+    def numbers(self) -> dict[str, float]:
+        """The value of each number of the page, by its place as file#key."""
+        files = [path for path, *_ in self.origins["files"]]
+        in_tables = {f"{files[file]}#{key}": value for value, file, key in self.origins["numbers"]}
+        return in_tables | {a["data-key"]: float(a["value"]) for tag, a in self.tags if tag == "data"}
 
     def row(self, *starts: str) -> list[str]:
         """The first table row whose first cells begin so."""

@@ -167,8 +167,7 @@ def the_page(folder: Path) -> None:
 def the_page_and_its_digest(folder: Path) -> None:
     page = folder / REPORT
     before = hashlib.md5(page.read_bytes()).hexdigest()
-    value = next(part for part in page.read_text().split('<data value="') if "scores[" in part[:90])
-    edited(page, f'<data value="{value[:60]}', f'<data value="9{value[:60]}')
+    edited(page, '"numbers":[[', '"numbers":[[9')
     edited(folder / LOCK, before, hashlib.md5(page.read_bytes()).hexdigest())
 
 

@@ -93,7 +93,7 @@ def cell(contrast: Contrast) -> str:
     p = contrast.p_equivalence_adjusted if contrast.verdict == "equivalent" else contrast.p_adjusted
     tested = "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
     return (
-        f"{shown(one.value, '+')} {shown(one.low, '+')} to {shown(one.high, '+')} {contrast.verdict} , "
+        f"{shown(one.value, '+')} {shown(one.low, '+')} to {shown(one.high, '+')} {contrast.verdict}, "
         f"{'adjusted ' if contrast.in_family else ''}{tested}"
     )
 
@@ -130,7 +130,7 @@ def test_every_difference_in_a_quality_table_has_the_comparisons_verdict():
         name = f"{label} {form}" if contrast.form == "as_trained" else f"{label}, {form}"
         (row,) = [row for row in page.tables[tables[contrast.metric]] if row[0] == name]
         shown_there = row[columns.get(contrast.kind, columns["to_baseline"])]
-        assert re.search(rf" {contrast.verdict} , (adjusted )?p ", shown_there), (contrast, row)
+        assert re.search(rf" {contrast.verdict}, (adjusted )?p ", shown_there), (contrast, row)
         found.append(contrast.verdict)
     assert set(found) == {"equivalent", "worse", "better", "undecided"}
     rows = [row for name in tables.values() for row in page.tables[name]]
@@ -152,7 +152,7 @@ def test_the_decomposition_is_that_of_the_comparison(page, comparison):
         assert row[0].startswith(part.part)
         assert row[1:3] == [shown(part.value, "+" if part.value >= 0.0005 else ""),
                             f"{shown(part.low, '+')} to {shown(part.high, '+')}"]  # fmt: skip
-        assert row[3].startswith(f"{part.verdict} ")
+        assert row[3].startswith(f"{part.verdict}, ")
     assert rows[4][0] == "Serving it in another form merged, dequantized"
 
 
@@ -176,7 +176,7 @@ def test_repairs_are_shown_where_there_are_some():
     repairs = [c for c in comparison.contrasts if c.kind == "repair"]
     assert len(rows) == 1 + len(repairs) == 4
     for row, repair in zip(rows[1:], repairs, strict=True):
-        assert row[5].startswith(f"{repair.verdict} p ")
+        assert row[5].startswith(f"{repair.verdict}, p ")
     assert rows[1][1:4] == [shown(AFTER[QLORA] + 0.0102), shown(AFTER[QLORA]), "+0.010"]
 
 
@@ -556,7 +556,7 @@ def test_text_from_models_and_data_is_only_text():
     page = render(facts())
     reader = Reader(page)
     assert not {"img", "iframe", "object", "embed", "link", "base"} & {t for t, _ in reader.tags}
-    assert [t for t, _ in reader.tags].count("script") == 1  # the page's own
+    assert [t for t, _ in reader.tags].count("script") == 2  # the page's own, and its data
     assert not [name for _, attributes in reader.tags for name in attributes if name.startswith("on")]
     assert 'alert("x")' in reader.text
     assert "\x00" not in page
@@ -567,7 +567,7 @@ def test_a_category_of_the_data_is_only_text():
     page = render(facts())
     reader = Reader(page)
     tags = [tag for tag, _ in reader.tags]
-    assert "img" not in tags and tags.count("script") == 1
+    assert "img" not in tags and tags.count("script") == 2
     assert "\x00" not in page
     name = clean(HOSTILE)
     assert f"{name} held out of training" in [row[0] for row in reader.tables["Table by category"]]
@@ -586,7 +586,7 @@ def test_every_figure_and_table_says_where_it_is_from(page):
         assert f"--model_args pretrained=results/evaluate/qlora_nf4_dq/2/{form}," in page.text
     assert f"{QLORA_LABEL}, seed 2, merged, quantized again" in page.text
     assert "learning_rate: 0.001" in page.text
-    digests = {row[0] for row in page.rows if re.fullmatch("[0-9a-f]{64}", row[-1])}
+    digests = set(re.findall("[0-9a-f]{64} ([^ ]+)", page.text[page.text.index("sha256 of every file") :]))
     assert digests == {path.as_posix() for path in inputs(params.load())}
 
 
@@ -701,7 +701,7 @@ def test_a_point_that_was_not_measured_says_why():
         "does not fit: another 1.25 GiB could not be allocated"
     )
     assert page.row("without fused_loss")[1] == "timed out: it was ended after 600 s"
-    assert page.row("4 × 512 with checkpointing", "died")[1] == "died: killed by SIGKILL"
+    assert page.row("4 × 512, with checkpointing", "died")[1] == "died: killed by SIGKILL"
     assert "Of 11 points, 3 could not be measured." in page.text
 
 
@@ -760,7 +760,7 @@ def test_the_runs_own_grid_is_shown_too():
     assert "3.21 GiB" in page.row("4 × 512")
     assert "Peak, resident" in page.text
     assert prediction_sentence(facts()) is None
-    assert "results/benchmark_grid/lora_16bit/own.json" in {row[0] for row in page.rows}
+    assert "results/benchmark_grid/lora_16bit/own.json" in page.text
     assert not ids_used_twice(page)
 
 
@@ -786,7 +786,7 @@ def test_text_of_a_measured_device_is_only_text():
     made_up_results.write_hardware(points, device=HOSTILE)
     page = render(facts())
     tags = [tag for tag, _ in Reader(page).tags]
-    assert "img" not in tags and tags.count("script") == 1
+    assert "img" not in tags and tags.count("script") == 2
     assert "\x00" not in page
     assert "died: <script>" in Reader(page).text
 
@@ -807,9 +807,15 @@ def test_labels_differ():
     )
     PARAMS.write_text(text.replace(f"- {QLORA}", "- lora_int8"))
     assert variant_labels(params.load()) == {
-        "lora_16bit": "16-bit LoRA, lora_16bit",
-        "lora_int8": "16-bit LoRA, lora_int8",
+        "lora_16bit": "16-bit LoRA, lora 16bit",
+        "lora_int8": "16-bit LoRA, lora int8",
     }
+
+
+def test_of_two_variants_with_one_label_the_one_with_params_of_its_own_says_its_name():
+    labels = variant_labels(params.preset("reference_study"))
+    assert labels["qlora_nf4"] == "4-bit QLoRA (NF4)"
+    assert labels["seed_recipe"] == "4-bit QLoRA (NF4), seed recipe"
 
 
 def test_a_variant_is_named_by_what_sets_its_adapter_apart():

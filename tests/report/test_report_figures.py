@@ -23,7 +23,7 @@ from workflow.report.sections.cost import cost_panels
 from workflow.report.sections.decomposition import waterfall_panels
 from workflow.report.sections.faults import repair_panel
 from workflow.report.sections.hardware_figure import hardware_panels
-from workflow.report.sections.quality import forest_panels, quality_panels
+from workflow.report.sections.quality import forest_panel, quality_blocks, quality_panels
 from workflow.report.sections.training import curve_panels
 from workflow.runtime.paths import CARDS, REPORT, SUMMARY, SUMMARY_TABLE
 
@@ -58,12 +58,12 @@ def test_figures_say_their_numbers_and_take_the_pages_colors(usual):
         *curve_panels(usual),
         *cost_panels(usual),
         answer_panel(usual),
-        *forest_panels(usual),
+        *filter(None, (forest_panel(usual, metric) for metric in usual.compared_metrics)),
         *waterfall_panels(usual),
         *category_panels(usual),
         repair_panel(usual),
     ]
-    assert len(panels) == 15
+    assert len(panels) == 13
     for panel in panels:
         assert not re.search(r"#[0-9a-f]{6}\b", panel.svg)  # no color that dark mode could not change
         assert 'role="img" aria-label="' in panel.svg
@@ -131,6 +131,23 @@ def test_curves_have_a_band_over_the_seeds_and_with_one_seed_none(usual):
     assert several.count("fill-opacity: 0.18") > one.count("fill-opacity: 0.18") == 0
 
 
+def test_curves_go_over_the_tokens_seen(usual):
+    baseline = usual.variants[0]
+    tokens = sum(run.tokens_seen for run in baseline.trained) / len(baseline.trained)
+    assert f"over the first {tokens:,.0f} tokens" in alt_of(curve_panels(usual)[0])
+
+
+def test_a_metric_in_which_nothing_was_decided_is_told_in_one_line(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write(half_width=9.0)
+    undecided = facts()
+    for metric in undecided.compared_metrics[1:]:
+        assert forest_panel(undecided, metric) is None
+    (block, *_) = quality_blocks(undecided)[1:]
+    assert re.fullmatch(r"undecided, with intervals from −\d+\.\d to \+\d+\.\d", block.tally), block.tally
+    assert {row.as_trained for row in block.rows} == {True} and block.omitted > 0
+
+
 def loss_curve(found) -> str:
     return curve_panels(found)[0].svg
 
@@ -174,7 +191,7 @@ def test_the_page_is_sound_html(page):
     assert all(after - before <= 1 for before, after in pairwise(levels))
     assert all(a.get("scope") for tag, a in tags if tag == "th")
     assert dict(tags)["html"] == {"lang": "en"}
-    assert page.count("<table") == page.count("<caption>")
+    assert page.count("<table") == page.count('<caption id="table-')
     assert len(page.encode()) < 5_000_000
 
 
@@ -209,4 +226,7 @@ def test_nothing_is_loaded_from_anywhere(page):
     digest = base64.b64encode(
         hashlib.sha256(re.search("<script>(.*?)</script>", page, re.S)[1].encode()).digest()
     )
-    assert policy == f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest.decode()}'"
+    assert (
+        policy
+        == f"default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src 'sha256-{digest.decode()}'"
+    )

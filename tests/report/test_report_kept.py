@@ -50,7 +50,7 @@ def test_the_share_of_the_gain_comes_first_and_then_nats():
     value = kept("as_trained")
     half = 100 * made_up_results.HALF_WIDTH / GAIN
     assert row[1] == f"{value:.1f} % {value - half:.1f} % to {value + half:.1f} %"
-    assert row[2] == "1.060" and row[3].startswith("+0.058 ") and " worse " in row[3]
+    assert row[2] == "1.060" and row[3].startswith("+0.058 ") and " worse, " in row[3]
     forms = len([s for s in comparison.shares if s.measure == "share_of_gain"])
     assert len(table) == 2 + forms
 
@@ -58,9 +58,8 @@ def test_the_share_of_the_gain_comes_first_and_then_nats():
 def test_numbers_of_the_section_name_their_place():
     comparison = write()
     page = read()
-    keys = [attributes["data-key"] for tag, attributes in page.tags if tag == "data"]
-    values = {a["data-key"]: float(a["value"]) for tag, a in page.tags if tag == "data"}
-    places = {key.partition("#")[2] for key in keys}
+    values = page.numbers()
+    places = {key.partition("#")[2] for key in values}
     for index, share in enumerate(comparison.shares):
         assert {f"shares[{index}].{name}" for name in ("value", "low", "high")} <= places
         assert values[f"{COMPARISON.as_posix()}#shares[{index}].value"] == share.value
@@ -102,7 +101,7 @@ def test_what_was_forgotten_is_told_by_verdicts_against_the_untouched_base(monke
         if (c.kind, c.form, c.task, c.subset) == ("to_base", "as_trained", "piqa", "all")
     ]  # fmt: skip
     for row, contrast in zip(table[1:], contrasts, strict=True):
-        assert f" {contrast.verdict} " in row[3] and row[1] and row[2]
+        assert f" {contrast.verdict}, " in row[3] and row[1] and row[2]
     others = page.tables["forgetting of other forms in piqa, accuracy (share of items)"]
     assert len(others) == 1 + 1 + 3 and not any(row[0].endswith("as trained") for row in others)
     assert "scored no standard task" not in page.text

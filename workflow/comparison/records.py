@@ -71,6 +71,7 @@ class TrainingRecord(RunRecord):
     steps: int
     tokens_seen: int  # without padding
     seconds: float
+    speed_ups: dict[str, bool] = {}  # by name, whether it was in force; empty if that was not recorded
 
 
 class Measurement(Record):

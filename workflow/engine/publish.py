@@ -32,6 +32,7 @@ from workflow.report.drawing import INK, MUTED, PAPER, RULE, SETTINGS
 from workflow.report.figure_forms import SHORT_FORMS
 from workflow.report.formatting import number, percent, signed
 from workflow.report.labels import dataset_name, model_name
+from workflow.report.origins import table_numbers
 from workflow.runtime import dvc_lock, markdown
 from workflow.runtime.dvc_lock import LockedStage
 from workflow.runtime.errors import CheckError, UserError
@@ -136,7 +137,7 @@ def _check_files(stages: Mapping[str, LockedStage], files: Files) -> None:
 
 
 class _Page(HTMLParser):
-    """The numbers of a page, with the places that they are from."""
+    """The numbers of a page's text, with the places that they are from."""
 
     def __init__(self, text: str):
         super().__init__()
@@ -153,15 +154,20 @@ class _Page(HTMLParser):
 
 def _check_page(files: Files) -> None:
     """Check that every number on the page is the one that stands at the place that it names."""
-    page = _Page(files[REPORT].read_text(encoding="utf-8"))
+    text = files[REPORT].read_text(encoding="utf-8")
+    page = _Page(text)
     if page.has_warning:
         raise CheckError(
             "the page says that it does not match dvc.lock: `dvc repro` mends it where it was run."
         )
-    if not page.numbers:
+    try:
+        numbers = [*page.numbers, *table_numbers(text)]
+    except (ValueError, LookupError, TypeError):
+        raise CheckError("the numbers of the page's tables cannot be read.") from None
+    if not numbers:
         raise CheckError("the page has no numbers.")
     contents: dict[Path, Any] = {}
-    for key, value in page.numbers:
+    for key, value in numbers:
         name, _, place = key.partition("#")
         path = Path(name)
         if path not in contents:

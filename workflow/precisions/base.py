@@ -135,6 +135,8 @@ class Precision:
     spreading_bytes: Callable[[int], int] | None = None
     # Bytes read and written for each weight to dequantize it before a matrix product.
     dequantization_bytes: float = 0.0
+    # Why it cannot be packed, fused or captured where it cannot, as a clause.
+    no_speed_ups: str = ""
     # Whether weights that were rounded to the format are held and multiplied in 16 bits: its quality, not its costs.
     is_emulated: bool = False
     # Of which a variant chooses one: weights that share a quantization constant.

@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from workflow.report.model import MeasuredVariant, Variant
+from workflow.report.svg import compact
 
 INK, MUTED, RULE, PAPER = "#1a1a1b", "#6a6a6b", "#d8d8d9", "#fefefd"
 # Colors of seaborn's color-blind palette with enough contrast on light and on dark.
@@ -47,6 +48,7 @@ SETTINGS = {
     "axes.grid": True,
     "grid.color": RULE,
     "grid.linewidth": 0.7,
+    "xtick.bottom": False,
     "xtick.color": RULE,
     "xtick.labelcolor": INK,
     "xtick.labelsize": 11,
@@ -144,15 +146,13 @@ def draw_svg(
         height: in units of about one CSS pixel, as `width`.
         bare: leave no room for axes.
     """
-    svg = matplotlib_svg(key, draw, height=height, width=width, bare=bare)
+    svg = compact(matplotlib_svg(key, draw, height=height, width=width, bare=bare))
     svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>|<!--.*?-->", "", svg, flags=re.DOTALL)
     svg = (
         re.sub(r'\s+(xmlns(:\w+)?|version|width|height)="[^"]*"', "", svg[: svg.index(">")])
         + svg[svg.index(">") :]
     )
     svg = svg.replace("xlink:href", "href")
-    svg = re.sub(r'<g id="[^"]*"', "<g", svg)
     svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{key}-", svg)
     svg = re.sub(r" font-family: [^;]*;", "", svg)
     svg = re.sub(r"\s*\n\s*", "\n", svg)

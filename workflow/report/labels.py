@@ -11,10 +11,17 @@ LONGEST_SHORT = 14  # characters of a variant's name within a figure
 def variant_labels(settings: params.Params) -> dict[str, str]:
     """The display name of each variant of the experiment, by variant. All are different."""
     labels = {name: variant_label(settings, name) for name in settings.experiment.variants}
-    all_labels = list(labels.values())
     return {
-        name: label if all_labels.count(label) == 1 else f"{label}, {name}" for name, label in labels.items()
+        name: label if _is_plain(settings, name, labels) else f"{label}, {name.replace('_', ' ')}"
+        for name, label in labels.items()
     }
+
+
+def _is_plain(settings: params.Params, name: str, labels: dict[str, str]) -> bool:
+    """Whether a variant needs no addition to its label: of those with the same, it alone changes no training param."""
+    same = [other for other, label in labels.items() if label == labels[name]]
+    unchanged = [other for other in same if not settings.variants[other].training]
+    return same == [name] or unchanged == [name]
 
 
 def short_labels(settings: params.Params) -> dict[str, str]:
@@ -30,8 +37,10 @@ def short_labels(settings: params.Params) -> dict[str, str]:
         dynamic = "dynamic" if variant.layers_in_16_bits else ""
         parts = [precision, dynamic, method.short, *method.traits(settings.training_of(name))]
         shorts[name] = ", ".join(filter(None, parts))
-    all_shorts = list(shorts.values())
-    unique = {name: short if all_shorts.count(short) == 1 else name for name, short in shorts.items()}
+    unique = {
+        name: short if _is_plain(settings, name, shorts) else name.replace("_", " ")
+        for name, short in shorts.items()
+    }
     if max(map(len, unique.values())) > LONGEST_SHORT:
         return dict(zip(unique, string.ascii_uppercase, strict=False))
     return unique

@@ -14,6 +14,8 @@ from workflow.report import english, formatting
 from workflow.report.facts import ENVIRONMENT
 from workflow.report.labels import dataset_name, model_name
 from workflow.report.model import Facts
+from workflow.report.numbering import number_parts
+from workflow.report.origins import move_origins
 from workflow.report.provenance import sources
 from workflow.report.sections import (
     answer,
@@ -30,8 +32,10 @@ from workflow.report.sections import (
     limits,
     made,
     quality,
+    speed_ups,
     training,
 )
+from workflow.runtime.paths import COMPARISON
 
 HERE = Path(__file__).parent
 
@@ -63,6 +67,7 @@ SECTIONS = (  # in the order of the page
     Section("faults", "Faults", faults.section, lambda content: bool(content.blocks)),
     Section("training", "Training", training.section),
     Section("cost", "Memory and time", cost.section),
+    Section("speed_ups", "Speed-ups", speed_ups.section, lambda content: bool(content.rows)),
     Section("hardware", None, hardware.section, lambda content: bool(content.blocks)),
     Section("answers", "Answers", answers.section),
     Section("changes", "Changes", lambda facts: facts.changes, bool),
@@ -84,12 +89,14 @@ def render(facts: Facts) -> str:
     environment.filters["text"] = formatting.fold
     script = (HERE / "script.js").read_text(encoding="utf-8")
     digest = hashlib.sha256(script.encode()).digest()
-    return environment.get_template("template.html.jinja").render(
+    variables = _variables(facts)
+    page = environment.get_template("template.html.jinja").render(
         style=Markup((HERE / "style.css").read_text(encoding="utf-8")),
         script=Markup(script),
         script_digest=base64.b64encode(digest).decode(),
-        **_variables(facts),
+        **variables,
     )
+    return number_parts(move_origins(page, variables["sources"]))
 
 
 def _variables(facts: Facts) -> dict[str, Any]:
@@ -111,6 +118,7 @@ def _variables(facts: Facts) -> dict[str, Any]:
         "in_family": sum(contrast.in_family for contrast in facts.compared.contrasts),
         "seeds": english.listed(facts.params.experiment.seeds),
         "devices": english.listed(facts.devices),
+        "comparison_digest": facts.digests[COMPARISON.as_posix()],
         "model_name": model_name(facts.params.model),
         "dataset_name": dataset_name(facts.params.dataset),
         "environment_lock": ENVIRONMENT.as_posix(),

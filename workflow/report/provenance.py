@@ -55,6 +55,7 @@ def sources(facts: Facts) -> dict[str, Source]:
     evaluated = [evaluate_folder(*run) / "result.json" for run in runs]
     benchmarks = [benchmark_file(name) for name in experiment.variants]
     divergences = [divergence_folder(*run) / "result.json" for run in runs]
+    devices = [Path(file) for file in dict.fromkeys(file for block in facts.hardware for file in block.files)]
     compare, evaluate = "dvc repro compare", "dvc repro evaluate_base evaluate"
 
     def source(files: list[Path], keys: list[str], command: str) -> Source:
@@ -89,6 +90,11 @@ def sources(facts: Facts) -> dict[str, Source]:
             "dvc repro train",
         ),
         "cost": source([COMPARISON, *benchmarks], ["cost[variant, metric]", "measurements[metric]"], "dvc repro benchmark compare"),
+        "speed_ups": source(
+            [COMPARISON, *(folder / "result.json" for folder in trained), *devices],
+            ["speed_ups (of a training)", "cost[variant, metric]", "points[setting, variant].useful_tokens_per_second"],
+            "dvc repro train benchmark compare",
+        ),
         "answers": source(answer_files(facts.params), ["answer, by id and form", "numerator / denominator, by item"], f"{evaluate} compare"),
         "work": source(
             [*(folder / "result.json" for folder in trained), *bases, *evaluated, *benchmarks],
@@ -96,7 +102,7 @@ def sources(facts: Facts) -> dict[str, Source]:
             "dvc repro --force train evaluate_base evaluate benchmark",
         ),
         "hardware": source(
-            [Path(file) for file in dict.fromkeys(file for block in facts.hardware for file in block.files)],
+            devices,
             ["points[setting, variant, shape, rows, length].useful_tokens_per_second, .memory_gib, .predicted_gib and .joules_per_1000_tokens"],
             "make benchmark (on the device) and dvc repro benchmark_grid",
         ),

@@ -21,7 +21,6 @@ from workflow.report.drawing import (
 from workflow.report.english import (
     cost_name,
     direction,
-    float32_variants,
     gib,
     peak_sentence,
     weights_in_16_bits,
@@ -86,18 +85,15 @@ def cost_rows(facts: Facts) -> list[CostRow]:
 
 
 def cost_panels(facts: Facts) -> list[Panel]:
-    """Bar charts of memory, and of speed with its quartiles."""
+    """Bar charts of peak memory, and of speed with its quartiles."""
     return [
-        _bars(facts, metric)
-        for metric in ("peak_memory", "weights", "training_speed", "step_time")
-        if metric in facts.cost_metrics
+        _bars(facts, metric) for metric in ("peak_memory", "training_speed") if metric in facts.cost_metrics
     ]
 
 
 def _bars(facts: Facts, metric: str) -> Panel:
     costs = [(v, c) for v in facts.variants if (c := facts.cost_of(v.name, metric))]
     first = costs[0][1]
-    sixteen = weights_in_16_bits(facts) if metric == "weights" else None
 
     def draw(axes: Axes) -> None:
         seaborn.barplot(
@@ -114,10 +110,6 @@ def _bars(facts: Facts, metric: str) -> Panel:
         for row, (variant, cost) in enumerate(costs):
             if metric == "peak_memory":
                 _inner_bars(axes, facts, variant, row)
-            if sixteen and variant in float32_variants(facts):
-                axes.plot(
-                    [sixteen] * 2, [row - 0.22, row + 0.22], color=INK, linewidth=1.6, linestyle=(0, (2, 2))
-                )
             if cost.low is not None and cost.high is not None:
                 axes.plot([cost.low, cost.high], [row, row], color=INK, linewidth=1.6)
             relative = "" if variant.is_baseline else f" ({ratio(cost.ratio_to_baseline)})"
@@ -135,8 +127,6 @@ def _bars(facts: Facts, metric: str) -> Panel:
         axes.set_xlabel(f"{first.unit} ({direction(first.higher_is_better)})")
 
     alt = f"{cost_name(metric)} in {first.unit}. " + " ".join(_bar_words(v, c) for v, c in costs)
-    if sixteen:
-        alt += f" A dashed mark shows {quantity(sixteen, 'GiB')}, the size of the parameters in real 16-bit storage."
     title = cost_name(metric)
     return Panel(title, draw_svg(f"cost-{metric.replace('_', '-')}", draw, alt, height=len(costs) * ROW + 52))
 

@@ -42,6 +42,7 @@ class HardwareBlock:
     """A device at a model shape. The rows of its tables are grouped by sample and variant."""
 
     name: str
+    points: str  # how many there are
     words: str
     settings: list[tuple[str, list[PointRow]]]
     setting_steps: str
@@ -66,18 +67,24 @@ class FitRow:
 
 
 def hardware_blocks(facts: Facts) -> list[HardwareBlock]:
-    """The measurements by device and shape."""
-    return [_hardware_block(block, f"hardware-{index}") for index, block in enumerate(facts.hardware)]
+    """The measurements by device and shape. The first with a grid, on the run's own device, has figures."""
+    own = [block for block in facts.hardware if block.own_run or block.device in facts.devices]
+    drawn = next((block for block in own if any(point.measured for point in block.grid)), None)
+    return [
+        _hardware_block(block, f"hardware-{index}", is_drawn=block is drawn)
+        for index, block in enumerate(facts.hardware)
+    ]
 
 
-def _hardware_block(block: Device, key: str) -> HardwareBlock:
-    panels = hardware_panels(block, key)
+def _hardware_block(block: Device, key: str, *, is_drawn: bool) -> HardwareBlock:
+    panels = hardware_panels(block, key) if is_drawn else []
     grid_variants = [v for v in block.variants if any(point.variant == v.name for point in block.grid)]
     steps = dict.fromkeys(
         f"{english.count(p.steps, 'step')} after {p.warmup_steps:,} of warm-up" for p in block.settings
     )
     return HardwareBlock(
         name=block_name(block),
+        points=count(len(block.points), "point"),
         words=block_words(block),
         settings=_point_rows(block, block.settings, fastest_first=True),
         setting_steps=english.listed(list(steps)) if steps else "",

@@ -35,7 +35,7 @@ from workflow.report.english import (
     quality_name,
     unit_label,
 )
-from workflow.report.formatting import number
+from workflow.report.formatting import number, signed
 from workflow.report.model import Facts, Variant
 from workflow.runtime.forms import AS_TRAINED, BASE
 
@@ -67,6 +67,8 @@ class QualityBlock:
     rows: list[QualityRow]
     control: Change | None  # the baseline against itself with other seeds
     control_name: str
+    omitted: int  # forms of which nothing was decided, in a metric that decided nothing as trained
+    forest: Panel | None  # of the differences; None for the primary metric, and where nothing was decided
 
 
 def quality_blocks(facts: Facts) -> list[QualityBlock]:
@@ -110,19 +112,45 @@ def _block(facts: Facts, metric: tuple[str, str]) -> QualityBlock:
                     to_baseline=to_baseline and english.change(facts, to_baseline, decimals),
                 )
             )
-    contrasts = [facts.contrast("to_baseline", v.name, AS_TRAINED, metric) for v in facts.others]
+    contrasts = _as_trained(facts, metric)
     control = facts.contrast("control", facts.baseline.name, AS_TRAINED, metric)
+    telling = rows if metric == facts.primary or not contrasts or _decided(contrasts) else _telling(rows)
     margin = facts.compared.margins.get("/".join(metric))
     return QualityBlock(
         name=metric_title(metric, first),
         direction="" if first.higher_is_better is None else english.direction(first.higher_is_better),
         margin="" if margin is None else f"{margin:g}{formatting.NARROW}{first.unit}",
         test_set=_test_set(first),
-        tally=tally([contrast for contrast in contrasts if contrast]),
-        rows=rows,
+        tally=_in_short(contrasts, decimals),
+        rows=telling,
         control=control and english.change(facts, control, decimals),
         control_name=f"{facts.baseline.label} against itself: {control.name}" if control else "",
+        omitted=len(rows) - len(telling),
+        forest=forest_panel(facts, metric),
     )
+
+
+def _decided(contrasts: list[Contrast]) -> bool:
+    return any(contrast.verdict != "undecided" for contrast in contrasts)
+
+
+def _telling(rows: list[QualityRow]) -> list[QualityRow]:
+    """Without the other forms of which nothing was decided."""
+    return [
+        row
+        for row in rows
+        if row.as_trained or any(c and c.verdict != "undecided" for c in (row.by_training, row.to_baseline))
+    ]
+
+
+def _in_short(contrasts: list[Contrast], decimals: int) -> str:
+    """The verdicts, and where none was decided how far the intervals reach."""
+    words = tally(contrasts)
+    if not contrasts or _decided(contrasts):
+        return words
+    low = min(contrast.difference.low for contrast in contrasts)
+    high = max(contrast.difference.high for contrast in contrasts)
+    return f"{words}, with intervals from {signed(low, decimals)} to {signed(high, decimals)}"
 
 
 def _test_set(score: Score) -> str:
@@ -148,13 +176,20 @@ def quality_panels(facts: Facts) -> list[Panel]:
     return panels
 
 
-def forest_panels(facts: Facts) -> list[Panel]:
-    """Each variant's difference to the baseline as trained, in all metrics but the primary one."""
-    return [
-        _differences(facts, metric)
-        for metric in facts.compared_metrics
-        if metric != facts.primary and _contrasts_by_variant(facts, metric)
-    ]
+def forest_panel(facts: Facts, metric: tuple[str, str]) -> Panel | None:
+    """Each variant's difference to the baseline as trained in a metric other than the primary one.
+
+    None where no difference was decided: the verdicts are told in one line then.
+    """
+    contrasts = [] if metric == facts.primary else _as_trained(facts, metric)
+    if not _decided(contrasts):
+        return None
+    return _differences(facts, metric)
+
+
+def _as_trained(facts: Facts, metric: tuple[str, str]) -> list[Contrast]:
+    differences = [facts.to_baseline(variant.name, AS_TRAINED, metric) for variant in facts.others]
+    return [contrast for contrast in differences if contrast]
 
 
 def _before_after(facts: Facts) -> Panel:
@@ -292,7 +327,6 @@ class Quality:
     blocks: list[QualityBlock]  # of metrics with differences
     values: list[QualityBlock]  # of metrics without
     panels: list[Panel]
-    forests: list[Panel]
 
 
 def section(facts: Facts) -> Quality:
@@ -301,5 +335,4 @@ def section(facts: Facts) -> Quality:
         blocks=quality_blocks(facts),
         values=value_blocks(facts),
         panels=quality_panels(facts),
-        forests=forest_panels(facts),
     )

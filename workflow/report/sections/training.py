@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import pandas as pd
 import seaborn
 from matplotlib.axes import Axes
-from matplotlib.ticker import FixedLocator, MaxNLocator
+from matplotlib.ticker import FixedLocator, MaxNLocator, StrMethodFormatter
 
 from workflow import methods
 from workflow.comparison.records import RowsRecord
@@ -91,7 +91,7 @@ def _beginnings(facts: Facts) -> str:
 
 
 def curve_panels(facts: Facts) -> list[Panel]:
-    """Loss and token accuracy over the optimizer steps: lines for training rows, points for validation rows."""
+    """Loss and token accuracy over the tokens seen: lines for training rows, points for validation rows."""
     return [
         _curves(facts, "loss", "validation_loss", "Loss, in nats per token (lower is better)", 1),
         _curves(facts, "token_accuracy", "validation_token_accuracy",
@@ -104,11 +104,13 @@ def _curves(facts: Facts, column: str, validation_column: str, title: str, scale
     history = facts.history.assign(value=facts.history[column] * scale)
     validation = facts.validation.assign(value=facts.validation[validation_column] * scale)
     several = len(facts.params.experiment.seeds) > 1
+    for curve in (history, validation):
+        curve["tokens"] = curve["step"] * curve["variant"].map(_tokens_per_step(facts))
 
     def draw(axes: Axes) -> None:
         seaborn.lineplot(
             history,
-            x="step",
+            x="tokens",
             y="value",
             hue="variant",
             palette=palette,
@@ -120,10 +122,10 @@ def _curves(facts: Facts, column: str, validation_column: str, title: str, scale
             ax=axes,
         )
         for variant in facts.variants:
-            points = validation[validation["variant"] == variant.name].groupby("step")["value"]
+            points = validation[validation["variant"] == variant.name].groupby("tokens")["value"]
             color, middle = color_of(variant), points.mean()
-            for step, low, high in zip(middle.index, points.min(), points.max(), strict=True):
-                axes.plot([step] * 2, [low, high], color=color, linewidth=1.6)
+            for tokens, low, high in zip(middle.index, points.min(), points.max(), strict=True):
+                axes.plot([tokens] * 2, [low, high], color=color, linewidth=1.6)
             axes.plot(
                 middle.index,
                 middle,
@@ -135,24 +137,25 @@ def _curves(facts: Facts, column: str, validation_column: str, title: str, scale
                 zorder=3,
             )
         _name_lines(axes, facts, history)
-        axes.xaxis.set_major_locator(FixedLocator(_steps(history["step"])))
+        axes.xaxis.set_major_locator(FixedLocator(_ticks(history["tokens"])))
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
         axes.yaxis.set_major_locator(MaxNLocator(6))
         axes.set_ylabel("%" if scale == 100 else "nats per token")
-        axes.set_xlabel("optimizer step")
+        axes.set_xlabel("tokens seen")
 
-    first, last = history["step"].min(), history["step"].max()
+    last = history["tokens"].max()
     parts = []
     for variant in facts.variants:
         for seed, run in validation[validation["variant"] == variant.name].groupby("seed"):
             ends = significant(run["value"].iloc[0]), significant(run["value"].iloc[-1])
             parts.append(f"{variant.label}, seed {seed}: validation rows from {ends[0]} to {ends[1]}.")
-    alt = f"{title}, over the optimizer steps {first} to {last}. " + " ".join(parts)
+    alt = f"{title}, over the first {last:,.0f} tokens. " + " ".join(parts)
     return Panel(title, draw_svg(f"curve-{column.replace('_', '-')}", draw, alt, height=CURVE_HEIGHT))
 
 
 def _name_lines(axes: Axes, facts: Facts, history: pd.DataFrame) -> None:
     """Write each variant's name at the end of its line, in its color."""
-    last = history["step"].max()
+    last = history["tokens"].max()
     ends = [
         float(run[run["step"] == run["step"].max()]["value"].mean())
         for variant in facts.variants
@@ -174,9 +177,20 @@ def _name_lines(axes: Axes, facts: Facts, history: pd.DataFrame) -> None:
     axes.set_xlim(None, last * NAME_ROOM)
 
 
-def _steps(steps: pd.Series) -> list[float]:
-    """Ticks at whole steps, up to the last one."""
-    return [tick for tick in MaxNLocator(5, integer=True).tick_values(0, steps.max()) if tick <= steps.max()]
+def _tokens_per_step(facts: Facts) -> dict[str, float]:
+    """By variant, the tokens that its runs saw in an optimizer step, on average."""
+    return {
+        variant.name: sum(run.tokens_seen for run in variant.trained)
+        / sum(run.steps for run in variant.trained)
+        for variant in facts.variants
+    }
+
+
+def _ticks(tokens: pd.Series) -> list[float]:
+    """Ticks at whole numbers, up to the last one."""
+    return [
+        tick for tick in MaxNLocator(4, integer=True).tick_values(0, tokens.max()) if tick <= tokens.max()
+    ]
 
 
 @dataclass(frozen=True)

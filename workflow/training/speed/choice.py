@@ -7,10 +7,10 @@ from transformers import (
     PreTrainedModel,
 )
 
-from workflow import params, precisions
-from workflow.methods import Method
+from workflow import precisions
 from workflow.models.load import LoadedPrecision, base_linears
 from workflow.params import Run
+from workflow.training.speed.obstacles import obstacles
 from workflow.training.speed.packing import can_be_packed
 
 # Launching the kernels of a decoder layer, forward and backward, takes a CPU about as long as an H100 computes this
@@ -42,29 +42,22 @@ def choose_speed_ups(model: PreTrainedModel, run: Run, precision: LoadedPrecisio
     for every batch (the base's products too), no scale that float16's gradients are multiplied by,
     and no random state that a recomputation would go back to.
     """
-    training, method = run.training, run.method
-    if run.variant.processes > 1:
-        return _sharded(training, method)
-    base = precisions.get(precision.base)
-    fused = training.fused_adapters and not method.no_fused_adapters(training)
-    packing = training.packing and base.can_be_packed and can_be_packed(model, longest=training.max_length)
+    reasons = obstacles(
+        run.variant,
+        run.training,
+        method=run.method,
+        base=precisions.get(precision.base),
+        device=precision.device,
+        compute=precision.compute,
+    )
+    packing = not reasons["packing"] and can_be_packed(model, longest=run.training.max_length)
     return SpeedUps(
         packing=packing,
-        fused_adapters=fused,
-        shared_inputs=training.shared_inputs
-        and fused
-        and method.may_share_inputs
-        and base.can_be_fused
-        and not training.dropout,
-        fused_layers=training.fused_layers,
-        fused_loss=training.fused_loss and _has_plain_head(model),
-        cuda_graphs=training.cuda_graphs
-        and packing
-        and precision.device == "cuda"
-        and not method.no_graphs(training)
-        and base.can_be_captured
-        and precision.compute != "float16"
-        and not (training.gradient_checkpointing and training.dropout),
+        fused_adapters=not reasons["fused_adapters"],
+        shared_inputs=not reasons["shared_inputs"],
+        fused_layers=not reasons["fused_layers"],
+        fused_loss=not reasons["fused_loss"] and _has_plain_head(model),
+        cuda_graphs=packing and not reasons["cuda_graphs"],
     )
 
 
@@ -72,23 +65,6 @@ def graphs_pay(model: PreTrainedModel, tokens: float) -> bool:
     """Whether launching a pass of this many tokens takes longer than computing it."""
     weights = sum(layer.in_features * layer.out_features for layer in base_linears(model).values())
     return tokens * weights / model.config.get_text_config().num_hidden_layers < LAUNCHES_HIDDEN_BY
-
-
-def _sharded(training: params.Training, method: Method) -> SpeedUps:
-    """Those of params' speed-ups that a sharded training can have.
-
-    Fused adapters find their weights gathered, as they compute inside a decoder layer. The fused loss would use
-    the output head's weight past its module, where it is not gathered. Packing and fused layers are tried on the
-    model before they are used, and a model that is to be sharded is in host memory then, where a pass takes minutes.
-    """
-    return SpeedUps(
-        packing=False,
-        fused_adapters=training.fused_adapters and not method.no_fused_adapters(training),
-        shared_inputs=False,
-        fused_layers=False,
-        fused_loss=False,
-        cuda_graphs=False,
-    )
 
 
 def _has_plain_head(model: PreTrainedModel) -> bool:
