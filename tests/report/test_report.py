@@ -16,10 +16,11 @@ from workflow import params
 from workflow.comparison.model import ALL, Comparison, Contrast
 from workflow.report import drawing, formatting
 from workflow.report.answers import marked
-from workflow.report.facts import inputs, shape_of
+from workflow.report.facts import inputs
 from workflow.report.formatting import clean
 from workflow.report.labels import short_labels, variant_labels
 from workflow.report.page import render
+from workflow.report.planned import shape_of
 from workflow.report.sections.answer import headline
 from workflow.report.sections.hardware import prediction_sentence
 from workflow.report.sections.limits import limits
@@ -776,8 +777,8 @@ def test_labels_differ():
     )
     PARAMS.write_text(text.replace(f"- {QLORA}", "- lora_int8"))
     assert variant_labels(params.load()) == {
-        "lora_16bit": "16-bit LoRA, lora_16bit",
-        "lora_int8": "16-bit LoRA, lora_int8",
+        "lora_16bit": "16-bit LoRA, lora 16bit",
+        "lora_int8": "16-bit LoRA, lora int8",
     }
 
 

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from workflow.comparison.model import Contrast, Cost
-from workflow.report.drawing import Panel
 from workflow.report.english import (
     RANDOM_MODEL,
     VERDICTS,
@@ -19,7 +18,8 @@ from workflow.report.english import (
 from workflow.report.formatting import NARROW, Number, number, quantity, ratio
 from workflow.report.labels import dataset_name, model_name
 from workflow.report.model import Facts, Variant
-from workflow.report.sections.answer_figure import answer_legend, answer_panel
+from workflow.report.sections.answer_decision import Decision, decision
+from workflow.report.sections.answer_figure import AnswerFigure, answer_figure
 from workflow.report.sections.answer_verdict import (
     caveat_of,
     difference_with_unit,
@@ -280,17 +280,17 @@ def _parameters(amount: int) -> str:
 class Answer:
     """The first screen."""
 
+    decision: Decision
     headline: Headline
     setting: list[Markup]
-    panel: Panel | None
-    legend: list[tuple[str, Markup]]
+    figure: AnswerFigure | None
 
 
 def section(facts: Facts) -> Answer:
     """The content of this section's template."""
     return Answer(
+        decision=decision(facts),
         headline=headline(facts),
         setting=setting(facts),
-        panel=answer_panel(facts),
-        legend=answer_legend(facts),
+        figure=answer_figure(facts),
     )
