@@ -29,7 +29,7 @@ def sentences(*candidates: Candidate) -> list[str]:
 def test_a_clear_win_is_taken_wherever_it_fits():
     better = candidate("DoRA", 10.0, "better", kept="keeps 120 % of the gain")
     assert sentences(LORA, NF4, better) == [
-        "8 GB: train NF4, serve it as trained. It keeps 97 % of the gain.",
+        "8 GB: train NF4, serve it as trained. It is worse than 16-bit LoRA: it keeps 97 % of the gain.",
         "16 GB or more: train DoRA, serve it as trained. It is better than 16-bit LoRA: it keeps 120 % of the gain.",
     ]
 

@@ -15,7 +15,7 @@ TEMPLATES: dict[Outcome, str] = {
     "reference": "train {variant}, serve it {form}: the reference, so nothing is lost.",
     "better": "train {variant}, serve it {form}. It is better than {baseline}: it {kept}.",
     "equivalent": "train {variant}, serve it {form}. It is equivalent to {baseline}: it {kept}.",
-    "worse": "train {variant}, serve it {form}. It {kept}.",
+    "worse": "train {variant}, serve it {form}. It is worse than {baseline}: it {kept}.",
     "undecided": "{variant}, served {form}, fits; whether it loses quality is undecided. It {kept}.",
     "lost": "nothing that fits keeps what fine-tuning gained: {variant}, served {form}, {kept}.",
     "nothing": "nothing fits; {variant}, served {form}, needs the least, {least}.",

@@ -85,6 +85,7 @@ class Change:
     p: Number
     by_rows: Markup | None = None  # the difference with equal weight for every row
     caveat: str | None = None  # what the verdict rests on
+    correction: str | None = None  # that the correction for several tests changed the verdict
 
     @property
     def interval(self) -> str:
@@ -146,7 +147,16 @@ def change(facts: Facts, contrast: Contrast, decimals: int) -> Change:
         p=_p_value(facts, contrast),
         by_rows=_by_rows(facts, contrast, decimals),
         caveat=contrast.caveat,
+        correction=correction_sentence(contrast),
     )
+
+
+def correction_sentence(contrast: Contrast) -> str | None:
+    """State that a difference is undecided although its interval excludes zero. None if that is not so."""
+    difference = contrast.difference
+    if contrast.verdict != "undecided" or difference.low <= 0 <= difference.high:
+        return None
+    return f"Its interval excludes zero; with {count(contrast.corrected_over, 'test')} together it is not decided."
 
 
 def _by_rows(facts: Facts, contrast: Contrast, decimals: int) -> Markup | None:
@@ -256,7 +266,6 @@ def unit_label(score: Score) -> str:
 
 
 def difference_axis_label(contrast: Contrast) -> str:
-    """The label of an axis of differences: the unit, and arrows to the worse and the better side."""
-    sides = ("worse", "better") if contrast.higher_is_better else ("better", "worse")
+    """The label of an axis of differences: the unit, and arrows to the worse side, always the left, and the better."""
     gap = "\N{EM SPACE}"
-    return f"← {sides[0]}{gap}{contrast.unit}{gap}{sides[1]} →"
+    return f"← worse{gap}{contrast.unit}{gap}better →"

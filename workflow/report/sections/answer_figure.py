@@ -111,7 +111,11 @@ def _quality_axis(facts: Facts, arms: list[_Arm], *, of_gain: bool) -> Axis:
         ends += [reference - margin, reference + margin]
     gap = 0.04 * (max(ends) - min(ends)) or 1.0
     low, high = min(ends) - gap, max(ends) + gap
-    ticks = [tick for tick in MaxNLocator(4).tick_values(low, high) if low <= tick <= high]
+    ticks = [
+        tick
+        for tick in MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)
+        if low <= tick <= high
+    ]
     decimals = next((n for n in range(6) if all(abs(round(tick, n) - tick) < 1e-9 for tick in ticks)), 6)
     write = (lambda tick: f"{number(tick, 0)}{NARROW}%") if of_gain else (lambda tick: signed(tick, decimals))
     return Axis(
@@ -127,7 +131,11 @@ def _quality_axis(facts: Facts, arms: list[_Arm], *, of_gain: bool) -> Axis:
 
 def _memory_axis(arms: list[_Arm]) -> Axis:
     highest = 1.06 * max(arm.peak.value for arm in arms)
-    ticks = [tick for tick in MaxNLocator(3).tick_values(0, highest) if 0 <= tick <= highest]
+    ticks = [
+        tick
+        for tick in MaxNLocator(3, steps=[1, 2, 2.5, 5, 10]).tick_values(0, highest)
+        if 0 <= tick <= highest
+    ]
     return Axis(0.0, highest, [(tick, f"{tick:g}") for tick in ticks], label="peak GiB →")
 
 
