@@ -312,9 +312,10 @@ def test_several_variants_each_get_a_line():
     write(variants=tuple(made_up_results.VARIANTS), device="cuda")
     page = read()
     assert (
-        "8-bit LoRA: equivalent (+0.001, 90 % interval −0.014 to +0.016), 0.88× the peak memory" in page.text
+        "8-bit LoRA: equivalent, keeps 99.9 % of the gain (95 % interval 97.8 % to 102.1 %; perplexity 1.001×, +0.001 nats "
+        "per token), 0.88× the peak memory" in page.text
     )
-    assert "16-bit full fine-tuning: better by 0.023 nats per token" in page.text
+    assert "16-bit full fine-tuning: better, keeps 102.7 % of the gain" in page.text
     assert "(margin of equivalence 0.02 nats per token)" in page.text
     assert len(page.row("Peak memory")) == 1 + len(made_up_results.VARIANTS)
 

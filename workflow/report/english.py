@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from workflow import methods, precisions
+from workflow.comparison.inference import level_of
 from workflow.comparison.model import Contrast, Score
 from workflow.params import OWN_TASKS
 from workflow.report import formatting
@@ -154,7 +155,9 @@ def change(facts: Facts, contrast: Contrast, decimals: int) -> Change:
 def correction_sentence(contrast: Contrast) -> str | None:
     """State that a difference is undecided although its interval excludes zero. None if that is not so."""
     difference = contrast.difference
-    if contrast.verdict != "undecided" or difference.low <= 0 <= difference.high:
+    alone = max(difference.p_value, contrast.p_accuracy or 0.0)
+    excludes_zero = not difference.low <= 0 <= difference.high
+    if contrast.verdict != "undecided" or not excludes_zero or alone >= level_of(difference):
         return None
     return f"Its interval excludes zero; with {count(contrast.corrected_over, 'test')} together it is not decided."
 

@@ -21,14 +21,13 @@ def share_of_gain(facts: Facts, variant: str, form: str) -> Share | None:
 
 
 def kept_share(facts: Facts, share: Share) -> tuple[Number, Number, Number]:
-    """A share as percentages: value, low, high. The half-width has two significant digits; the last has the unit."""
+    """A share as percentages: value, low, high. The half-width has two significant digits."""
     decimals = decimals_of(100 * share.low, 100 * share.high)
-    value, low, high = (number(100 * getattr(share, name), decimals) for name in ("value", "low", "high"))
-    return (
-        facts.cite(f"{value}{PERCENT}", share, "value"),
-        facts.cite(low, share, "low"),
-        facts.cite(f"{high}{PERCENT}", share, "high"),
+    value, low, high = (
+        facts.cite(f"{number(100 * getattr(share, name), decimals)}{PERCENT}", share, name)
+        for name in ("value", "low", "high")
     )
+    return value, low, high
 
 
 def perplexity_factor(contrast: Contrast) -> str | None:
@@ -53,7 +52,7 @@ def kept_in_words(facts: Facts, contrast: Contrast) -> Markup:
     unit = f"{NARROW}{contrast.unit.replace(' ', NARROW)}"
     share = share_of_gain(facts, contrast.variant, contrast.form)
     factor = perplexity_factor(contrast)
-    confidence = percent(difference.confidence)
+    confidence = facts.cite(percent(difference.confidence), contrast, "difference", "confidence")
     if share:
         kept, share_low, share_high = kept_share(facts, share)
         perplexity = f"perplexity {factor}, " if factor else ""
