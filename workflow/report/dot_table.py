@@ -7,7 +7,7 @@ from matplotlib.markers import MarkerStyle
 
 WIDTH = 345  # units, about one CSS pixel each
 ROW, FOOT = 36, 34  # heights of a row, and of the ticks and labels of the axes
-QUALITY, MEMORY = (8.0, 226.0), (250.0, 337.0)  # where the axes begin and end
+QUALITY, MEMORY = (18.0, 226.0), (250.0, 337.0)  # where the axes begin and end
 TEXT, POINT = 12, 23  # distances of a row's text and points from its top
 SIZE = 4.2  # half of a marker's width
 
