@@ -16,10 +16,11 @@ from workflow import params
 from workflow.comparison.model import ALL, Comparison, Contrast, RowWeights
 from workflow.report import drawing, formatting
 from workflow.report.answers import marked
-from workflow.report.facts import inputs, shape_of
+from workflow.report.facts import inputs
 from workflow.report.formatting import clean
 from workflow.report.labels import short_labels, variant_labels
 from workflow.report.page import render
+from workflow.report.planned import shape_of
 from workflow.report.sections.answer import headline
 from workflow.report.sections.hardware import prediction_sentence
 from workflow.report.sections.limits import limits
@@ -311,9 +312,10 @@ def test_several_variants_each_get_a_line():
     write(variants=tuple(made_up_results.VARIANTS), device="cuda")
     page = read()
     assert (
-        "8-bit LoRA: equivalent (+0.001, 90 % interval −0.014 to +0.016), 0.88× the peak memory" in page.text
+        "8-bit LoRA: equivalent, keeps 99.9 % of the gain (95 % interval 97.8 % to 102.1 %; perplexity 1.001×, +0.001 nats "
+        "per token), 0.88× the peak memory" in page.text
     )
-    assert "16-bit full fine-tuning: better by 0.023 nats per token" in page.text
+    assert "16-bit full fine-tuning: better, keeps 102.7 % of the gain" in page.text
     assert "(margin of equivalence 0.02 nats per token)" in page.text
     assert len(page.row("Peak memory")) == 1 + len(made_up_results.VARIANTS)
 

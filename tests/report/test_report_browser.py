@@ -142,7 +142,8 @@ def test_every_number_of_the_first_screen_is_that_of_the_results(open_page, fold
         "(document.querySelector('header').cloneNode(true))"
     )
     for known in (r"16-bit|8-bit|4-bit|NF4|FP4|CPU, 2 threads", r"\d of the 5 variants|, \d are|and \d is", r"seeds 1, 2 and 3|seeds 1 and 2",
-                  r"of 16 rows|float32", r"90\xa0% interval", r"Made-Up-135M.Q4_1"):  # fmt: skip
+                  r"of 16 rows|float32", r"90\xa0% interval", r"Made-Up-135M.Q4_1", r"\d+( to \d+)?\xa0GB", r"(merged into|in) 16 bits",
+                  r"perplexity [\d.]+×", r"llama2_7b|6\.7\xa0billion|pass of 128 tokens|any(\d+ GB)+", r"\d seeds", r"probability 0\.8"):  # fmt: skip
         left = re.sub(known, "", left)
     assert not re.findall(r"\d+", left), left
 
@@ -186,7 +187,7 @@ def test_answers_are_found_by_category_by_who_won_and_by_search(open_page):
     assert len(tab.evaluate(titles)) == 2  # the rest is folded until something is looked for
     tab.locator("[name=category]").select_option("other")
     assert tab.evaluate(titles) == ["What is the capital of France?"]
-    assert tab.locator("form output").inner_text() == "1 of 3 shown"
+    assert tab.locator("form.filters output").inner_text() == "1 of 3 shown"
     tab.locator("[name=category]").select_option("")
     tab.locator("[name=winner]").select_option("qlora_nf4/as_trained")
     assert tab.evaluate(titles) == ["How many legs has a spider?"]
@@ -195,6 +196,25 @@ def test_answers_are_found_by_category_by_who_won_and_by_search(open_page):
     assert tab.evaluate(titles) == ["How many legs has a spider?"]
     tab.locator("[name=text]").fill("no such words")
     assert tab.evaluate(titles) == []
+
+
+def test_a_budget_dims_what_does_not_fit_and_marks_its_advice(open_page):
+    tab = open_page()
+    dimmed = "[...document.querySelectorAll('.dots-row.out')].map(r => Number(r.dataset.planned))"
+    limit = "Number(document.querySelector('form.budget [name=budget]').selectedOptions[0].dataset.planned)"
+    chosen = "[...document.querySelectorAll('li.chosen')].map(i => i.dataset.budgets.split(' '))"
+    rows = tab.evaluate("[...document.querySelectorAll('.dots-row')].map(r => Number(r.dataset.planned))")
+    assert tab.evaluate(dimmed) == [] and tab.evaluate(chosen) == []
+    tab.locator("form.budget [name=model]").select_option("planned")
+    for budget in ("8", "24", "80"):
+        tab.locator("form.budget [name=budget]").select_option(budget)
+        assert tab.evaluate(dimmed) == [gib for gib in rows if gib > tab.evaluate(limit)]
+        marked = tab.evaluate(chosen)
+        assert len(marked) == 2 and all(budget in budgets for budgets in marked)  # for each model
+    tab.locator("form.budget [name=budget]").select_option("8")
+    assert 0 < len(tab.evaluate(dimmed)) < len(rows)
+    tab.locator("form.budget [name=budget]").select_option("")
+    assert tab.evaluate(dimmed) == []
 
 
 def test_a_click_on_a_number_says_where_it_is_from(open_page):
@@ -271,7 +291,7 @@ def test_a_mark_opens_the_panel_of_its_numbers(open_page):
 
 def test_it_is_complete_without_a_script(open_page, folder):
     tab = open_page(script=False)
-    assert tab.locator("form.filters").is_hidden()
+    assert tab.locator("form.filters").is_hidden() and tab.locator("form.budget").is_hidden()
     assert tab.locator("th button, .tools").count() == 0 and tab.locator(".hint").is_hidden()
     assert tab.locator("#answers article").count() == 3
     assert tab.locator("table").count() == (folder / "index.html").read_text(encoding="utf-8").count("<table")

@@ -17,7 +17,7 @@ from report_reader import Reader, facts
 from workflow.report.drawing import Panel
 from workflow.report.model import Facts
 from workflow.report.page import render
-from workflow.report.sections.answer_figure import answer_legend, answer_panel
+from workflow.report.sections.answer_figure import answer_figure
 from workflow.report.sections.categories import category_panels
 from workflow.report.sections.cost import cost_panels
 from workflow.report.sections.decomposition import waterfall_panels
@@ -57,13 +57,13 @@ def test_figures_say_their_numbers_and_take_the_pages_colors(usual):
         *quality_panels(usual),
         *curve_panels(usual),
         *cost_panels(usual),
-        answer_panel(usual),
+        *answer_figure(usual).panels,
         *filter(None, (forest_panel(usual, metric) for metric in usual.compared_metrics)),
         *waterfall_panels(usual),
         *category_panels(usual),
         repair_panel(usual),
     ]
-    assert len(panels) == 13
+    assert len(panels) == 17
     for panel in panels:
         assert not re.search(r"#[0-9a-f]{6}\b", panel.svg)  # no color that dark mode could not change
         assert 'role="img" aria-label="' in panel.svg
@@ -75,27 +75,6 @@ def test_figures_say_their_numbers_and_take_the_pages_colors(usual):
     assert "A band marks the margin of equivalence, 0.02 either way." in alt
     assert f"{QLORA_LABEL}, as trained: +0.058, interval +0.040 to +0.077, worse." in alt
     assert "16-bit LoRA, merged, 16-bit: +0.010, interval −0.008 to +0.029, undecided." in alt
-
-
-def test_the_answers_figure_has_a_point_for_each_form_at_its_memory(usual):
-    alt = alt_of(answer_panel(usual))
-    assert "16-bit LoRA, as trained, 0.501 GiB: the baseline." in alt
-    assert f"{QLORA_LABEL}, as trained, 0.161 GiB: +0.058, interval +0.040 to +0.077, worse." in alt
-    assert f"{QLORA_LABEL}, merged, dequantized, 0.501 GiB: +0.059, interval +0.040 to +0.078, worse." in alt
-    assert f"{QLORA_LABEL}, merged, quantized again, 0.161 GiB: +0.090" in alt
-    assert alt.count(" GiB: ") == 6
-    assert "A dashed line marks 0.251 GiB, the size of the parameters in real 16-bit storage." in alt
-    assert answer_legend(usual) == []  # each point has its label
-
-
-def test_the_ticks_of_the_answers_figure_stand_where_they_say(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    write(half_width=0.3)  # which gives ticks at quarters
-    svg = answer_panel(facts()).svg
-    ticks = [text.replace("−", "-") for text in re.findall(r">([+−]?\d\.\d+)</text>", svg)]
-    vertical = sorted(float(tick) for tick in ticks if tick[0] in "+-" or float(tick) == 0)
-    steps = {round(after - before, 9) for before, after in pairwise(sorted(set(vertical)))}
-    assert len(steps) == 1 and len(set(vertical)) > 2
 
 
 def test_the_waterfall_adds_up(usual):

@@ -20,7 +20,7 @@ from workflow.report.model import MeasuredVariant, Variant
 from workflow.report.svg import compact
 
 INK, MUTED, RULE, PAPER = "#1a1a1b", "#6a6a6b", "#d8d8d9", "#fefefd"
-# Colors of seaborn's color-blind palette with enough contrast on light and on dark.
+# Placeholders: the page's style has their true colors, for light and for dark.
 PALETTE = [seaborn.color_palette("colorblind").as_hex()[index] for index in (0, 1, 2, 3, 4, 5, 9, 7)]
 MARKERS = ("o", "s", "D", "^", "v", "P", "X", "h")
 STYLE = {INK: "currentColor", MUTED: "var(--muted)", RULE: "var(--rule)", PAPER: "var(--paper)"} | {
@@ -126,6 +126,12 @@ def rows_axis(axes: Axes, rows: int) -> None:
     axes.grid(False, axis="y")
     axes.set_ylabel("")
     axes.xaxis.set_major_locator(MaxNLocator(5))
+
+
+def put_worse_left(axes: Axes, *, higher_is_better: bool | None) -> None:
+    """Turn the horizontal axis, if lower is better, so that worse is on the left in every figure."""
+    if higher_is_better is False:
+        axes.invert_xaxis()
 
 
 def draw_svg(

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from workflow import methods, precisions
+from workflow.comparison.inference import level_of
 from workflow.comparison.model import Contrast, Score
 from workflow.params import OWN_TASKS
 from workflow.report import formatting
@@ -86,6 +87,7 @@ class Change:
     by_rows: Markup | None = None  # the difference with equal weight for every row
     caveat: str | None = None  # what the verdict rests on
     warning: str | None = None  # that the interval may be too narrow
+    correction: str | None = None  # that the correction for several tests changed the verdict
 
     @property
     def interval(self) -> str:
@@ -148,7 +150,18 @@ def change(facts: Facts, contrast: Contrast, decimals: int) -> Change:
         by_rows=_by_rows(facts, contrast, decimals),
         caveat=contrast.caveat,
         warning="interval may be too narrow" if contrast.warning else None,
+        correction=correction_sentence(contrast),
     )
+
+
+def correction_sentence(contrast: Contrast) -> str | None:
+    """State that a difference is undecided although its interval excludes zero. None if that is not so."""
+    difference = contrast.difference
+    alone = max(difference.p_value, contrast.p_accuracy or 0.0)
+    excludes_zero = not difference.low <= 0 <= difference.high
+    if contrast.verdict != "undecided" or not excludes_zero or alone >= level_of(difference):
+        return None
+    return f"Its interval excludes zero; with {count(contrast.corrected_over, 'test')} together it is not decided."
 
 
 def _by_rows(facts: Facts, contrast: Contrast, decimals: int) -> Markup | None:
@@ -258,7 +271,6 @@ def unit_label(score: Score) -> str:
 
 
 def difference_axis_label(contrast: Contrast) -> str:
-    """The label of an axis of differences: the unit, and arrows to the worse and the better side."""
-    sides = ("worse", "better") if contrast.higher_is_better else ("better", "worse")
+    """The label of an axis of differences: the unit, and arrows to the worse side, always the left, and the better."""
     gap = "\N{EM SPACE}"
-    return f"← {sides[0]}{gap}{contrast.unit}{gap}{sides[1]} →"
+    return f"← worse{gap}{contrast.unit}{gap}better →"

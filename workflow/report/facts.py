@@ -2,7 +2,6 @@
 
 import itertools
 import re
-from dataclasses import dataclass, fields
 from pathlib import Path
 
 import pandas as pd
@@ -29,6 +28,7 @@ from workflow.report.model import (
     Variant,
     Work,
 )
+from workflow.report.planned import plan, shape_of
 from workflow.runtime import environment
 from workflow.runtime.errors import UserError, missing
 from workflow.runtime.files import read_json, sha256
@@ -118,6 +118,7 @@ def gather(settings: params.Params) -> Facts:
         digests={path.as_posix(): sha256(path) for path in files},
         hardware=hardware,
         fits=_fits(settings, hardware),
+        planned=plan(settings),
         work=_work(trained, bases, list(results.values()), benchmarks)
         + _divergence_work([read_json(path) for path in _divergence_files(settings)]),
         lock=lock.read(files),
@@ -304,29 +305,6 @@ def _fits(settings: params.Params, hardware: list[Device]) -> list[Fit]:
             }
             fits.append(Fit(shape, variant, checkpointing, rank, tokens))
     return fits
-
-
-@dataclass(frozen=True)
-class _Config:
-    """The keys of a config.json, with the defaults of transformers. Its own reader would import torch."""
-
-    hidden_size: int
-    intermediate_size: int
-    num_attention_heads: int
-    num_hidden_layers: int
-    vocab_size: int
-    num_key_value_heads: int | None = None
-    head_dim: int | None = None
-    tie_word_embeddings: bool = False
-
-    def get_text_config(self) -> "_Config":
-        return self
-
-
-def shape_of(config: Path) -> memory.Shape:
-    """The shape of a Llama-like model from its config.json."""
-    known = {field.name for field in fields(_Config)}
-    return memory.Shape.of(_Config(**{k: v for k, v in read_json(config).items() if k in known}))
 
 
 def _curves(runs: list[tuple[str, int]], file: str) -> pd.DataFrame:

@@ -1,4 +1,4 @@
-"""Markers and short names of the serving forms in figures, and the colors of better and worse."""
+"""Short names of the serving forms in figures, and the colors of better and worse."""
 
 from workflow.report.drawing import PALETTE
 from workflow.runtime.forms import (
@@ -11,15 +11,6 @@ from workflow.runtime.forms import (
     REQUANTIZED,
 )
 
-FORM_MARKERS = {
-    AS_TRAINED: "o",
-    MERGED_16BIT: "s",
-    MERGED_DEQUANTIZED: "D",
-    REQUANTIZED: "^",
-    GGUF_Q8_0: "P",
-    GGUF_Q4_K_M: "X",
-    GGUF_Q4_0: "v",
-}
 SHORT_FORMS = {
     AS_TRAINED: "as trained",
     MERGED_16BIT: "merged 16-bit",

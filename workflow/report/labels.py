@@ -1,6 +1,7 @@
 """Display names of variants, models and datasets."""
 
 import string
+from collections.abc import Callable
 from pathlib import PurePosixPath
 
 from workflow import methods, params, precisions
@@ -11,17 +12,29 @@ LONGEST_SHORT = 14  # characters of a variant's name within a figure
 def variant_labels(settings: params.Params) -> dict[str, str]:
     """The display name of each variant of the experiment, by variant. All are different."""
     labels = {name: variant_label(settings, name) for name in settings.experiment.variants}
+    return _told_apart(settings, labels, lambda label, name: f"{label}, {_spelled_out(name)}")
+
+
+def _told_apart(
+    settings: params.Params, labels: dict[str, str], distinguished: Callable[[str, str], str]
+) -> dict[str, str]:
+    """Labels that are all different. Of equal ones, a variant without training params of its own keeps its label."""
+    all_labels = list(labels.values())
+    plain = {
+        label: names[0]
+        for label in labels.values()
+        if len(names := [n for n in labels if labels[n] == label and not settings.variants[n].training]) == 1
+    }
     return {
-        name: label if _is_plain(settings, name, labels) else f"{label}, {name.replace('_', ' ')}"
+        name: label
+        if all_labels.count(label) == 1 or plain.get(label) == name
+        else distinguished(label, name)
         for name, label in labels.items()
     }
 
 
-def _is_plain(settings: params.Params, name: str, labels: dict[str, str]) -> bool:
-    """Whether a variant needs no addition to its label: of those with the same, it alone changes no training param."""
-    same = [other for other, label in labels.items() if label == labels[name]]
-    unchanged = [other for other in same if not settings.variants[other].training]
-    return same == [name] or unchanged == [name]
+def _spelled_out(name: str) -> str:
+    return name.replace("_", " ")
 
 
 def short_labels(settings: params.Params) -> dict[str, str]:
@@ -37,10 +50,7 @@ def short_labels(settings: params.Params) -> dict[str, str]:
         dynamic = "dynamic" if variant.layers_in_16_bits else ""
         parts = [precision, dynamic, method.short, *method.traits(settings.training_of(name))]
         shorts[name] = ", ".join(filter(None, parts))
-    unique = {
-        name: short if _is_plain(settings, name, shorts) else name.replace("_", " ")
-        for name, short in shorts.items()
-    }
+    unique = _told_apart(settings, shorts, lambda _, name: _spelled_out(name))
     if max(map(len, unique.values())) > LONGEST_SHORT:
         return dict(zip(unique, string.ascii_uppercase, strict=False))
     return unique

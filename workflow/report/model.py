@@ -12,6 +12,7 @@ from workflow.report.answers import Answers
 from workflow.report.changes import Changes
 from workflow.report.formatting import Number
 from workflow.report.lock import Lock
+from workflow.report.planned import Planned
 from workflow.runtime.forms import AS_TRAINED, BASE
 from workflow.runtime.paths import COMPARISON
 
@@ -204,6 +205,7 @@ class Facts:
     digests: dict[str, str]
     hardware: list[Device]
     fits: list[Fit]
+    planned: Planned | None  # None if the training's memory cannot be predicted
     work: list[Work]
     lock: Lock
     before: str | None  # the commit of report.compare_to

@@ -189,6 +189,21 @@ document.querySelector(".hint").hidden = false;
 equip();
 document.addEventListener("toggle", equip, true);
 
+// Dim what does not fit into the chosen memory, and mark the advice for it.
+const budget = document.querySelector("form.budget");
+if (budget) {
+  const fit = () => {
+    const option = budget.elements.budget.selectedOptions[0];
+    const model = budget.elements.model.value;
+    const limit = option.value ? Number(option.dataset[model]) : Infinity;
+    for (const row of document.querySelectorAll(".dots-row")) row.classList.toggle("out", !(Number(row.dataset[model] ?? 0) <= limit));
+    for (const item of document.querySelectorAll("li[data-budgets]")) item.classList.toggle("chosen", item.dataset.budgets.split(" ").includes(option.value));
+  };
+  budget.hidden = false;
+  budget.addEventListener("input", fit);
+  budget.addEventListener("submit", (event) => event.preventDefault());
+}
+
 // Show the answers that match the filters.
 const form = document.querySelector("form.filters");
 if (form) {

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from workflow.comparison.model import Contrast, Cost
-from workflow.report.drawing import Panel
 from workflow.report.english import (
     RANDOM_MODEL,
     VERDICTS,
@@ -19,7 +18,9 @@ from workflow.report.english import (
 from workflow.report.formatting import NARROW, Number, number, quantity, ratio
 from workflow.report.labels import dataset_name, model_name
 from workflow.report.model import Facts, Variant
-from workflow.report.sections.answer_figure import answer_legend, answer_panel
+from workflow.report.scale import kept_in_words, share_of_gain
+from workflow.report.sections.answer_decision import Decision, decision
+from workflow.report.sections.answer_figure import AnswerFigure, answer_figure
 from workflow.report.sections.answer_verdict import (
     caveat_of,
     difference_with_unit,
@@ -55,14 +56,23 @@ def headline(facts: Facts) -> Headline:
     elif len(facts.others) == 1:
         (other,) = facts.others
         quality = verdict_sentence(facts, other, metric)
+        kept = _kept_sentence(facts, other, metric)
         cost = _cost_sentence(facts, other, "it" if quality else other.label)
         served = _forms_sentence(facts, other, metric)
-        sentences += [sentence for sentence in (quality, cost, served) if sentence]
+        sentences += [sentence for sentence in (quality, kept, cost, served) if sentence]
     else:
         sentences += [sentence for sentence in (_all_quality(facts, metric), _all_costs(facts)) if sentence]
         lines = [_line(facts, other, metric) for other in facts.others]
     notes = [_training_sentence(facts, metric), _seed_sentence(facts, metric), _float32_sentence(facts)]
     return Headline(sentences, lines, [note for note in notes if note])
+
+
+def _kept_sentence(facts: Facts, other: Variant, metric: tuple[str, str] | None) -> Markup | None:
+    """What a variant keeps of the gain, as trained. None if no share is stated."""
+    contrast = metric and facts.contrast("to_baseline", other.name, AS_TRAINED, metric)
+    if not contrast or not share_of_gain(facts, other.name, AS_TRAINED):
+        return None
+    return Markup("As trained, it {}.").format(kept_in_words(facts, contrast))
 
 
 def _forms_sentence(facts: Facts, other: Variant, metric: tuple[str, str] | None) -> Markup | None:
@@ -176,7 +186,10 @@ def _line(facts: Facts, other: Variant, metric: tuple[str, str] | None) -> Marku
     """The short answer for a variant."""
     parts = []
     contrast = metric and facts.contrast("to_baseline", other.name, AS_TRAINED, metric)
-    if contrast:
+    if contrast and share_of_gain(facts, other.name, AS_TRAINED):
+        kept = kept_in_words(facts, contrast)
+        parts.append(Markup("<strong>{}</strong>, {}").format(contrast.verdict, kept))
+    elif contrast:
         value = change(facts, contrast, decimals_for(facts, metric)).value
         prefix = "" if contrast.verdict in ("worse", "better") else Markup("{}, ").format(value)
         marked = marked_verdict(facts, contrast)
@@ -280,17 +293,17 @@ def _parameters(amount: int) -> str:
 class Answer:
     """The first screen."""
 
+    decision: Decision
     headline: Headline
     setting: list[Markup]
-    panel: Panel | None
-    legend: list[tuple[str, Markup]]
+    figure: AnswerFigure | None
 
 
 def section(facts: Facts) -> Answer:
     """The content of this section's template."""
     return Answer(
+        decision=decision(facts),
         headline=headline(facts),
         setting=setting(facts),
-        panel=answer_panel(facts),
-        legend=answer_legend(facts),
+        figure=answer_figure(facts),
     )

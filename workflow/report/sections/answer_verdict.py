@@ -5,7 +5,14 @@ from markupsafe import Markup
 from workflow.comparison.model import Contrast, Score
 from workflow.comparison.sentences import TEMPLATES
 from workflow.report import formatting
-from workflow.report.english import MEASURES, TASKS, change, decimals_for, equivalence_confidence
+from workflow.report.english import (
+    MEASURES,
+    TASKS,
+    change,
+    correction_sentence,
+    decimals_for,
+    equivalence_confidence,
+)
 from workflow.report.formatting import NARROW, number, signed
 from workflow.report.model import Facts, Variant
 from workflow.runtime.forms import AS_TRAINED
@@ -95,5 +102,5 @@ def item_count(facts: Facts, score: Score) -> Markup:
 
 
 def caveat_of(contrast: Contrast) -> str:
-    """The caveat of a verdict, to follow its sentence."""
-    return f" {contrast.caveat}" if contrast.caveat else ""
+    """The caveats of a verdict, to follow its sentence."""
+    return "".join(f" {text}" for text in (correction_sentence(contrast), contrast.caveat) if text)

@@ -7,7 +7,7 @@ from matplotlib.ticker import MaxNLocator
 
 from workflow.comparison.model import Contrast, Part
 from workflow.report import english, formatting
-from workflow.report.drawing import INK, MUTED, RULE, Panel, color_of, draw_svg, write_at_side
+from workflow.report.drawing import INK, MUTED, RULE, Panel, color_of, draw_svg, put_worse_left, write_at_side
 from workflow.report.english import (
     Change,
     change,
@@ -96,6 +96,7 @@ def _waterfall(
         axes.grid(False, axis="y")
         gap = 0.06 * (highest - lowest) or 1.0
         axes.set_xlim(lowest - gap, highest + gap)
+        put_worse_left(axes, higher_is_better=first.higher_is_better)
         axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.set_xlabel(difference_axis_label(first))
 

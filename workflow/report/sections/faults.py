@@ -6,7 +6,17 @@ from matplotlib.axes import Axes
 
 from workflow.comparison.model import ALL
 from workflow.report import english, formatting
-from workflow.report.drawing import PAPER, ROW, Panel, color_of, draw_svg, rows_axis, write_over_row
+from workflow.report.drawing import (
+    PAPER,
+    ROW,
+    Panel,
+    color_of,
+    draw_svg,
+    marker_of,
+    put_worse_left,
+    rows_axis,
+    write_over_row,
+)
 from workflow.report.english import Change, decimals_for, metric_title, quality_name, unit_label
 from workflow.report.formatting import number
 from workflow.report.model import Facts
@@ -78,7 +88,7 @@ def repair_panel(facts: Facts) -> Panel | None:
 
     def draw(axes: Axes) -> None:
         for row, (contrast, faulty, repaired) in enumerate(repairs):
-            color = color_of(variants[contrast.variant])
+            color, marker = (look(variants[contrast.variant]) for look in (color_of, marker_of))
             difference = contrast.difference
             axes.annotate("", xy=(repaired.value, row), xytext=(faulty.value, row),
                           arrowprops={"arrowstyle": "-|>", "color": color, "linewidth": 1.2, "shrinkA": 5, "shrinkB": 7})  # fmt: skip
@@ -90,8 +100,8 @@ def repair_panel(facts: Facts) -> Panel | None:
                 alpha=0.55,
                 solid_capstyle="butt",
             )
-            axes.plot(faulty.value, row, color=color, marker="o", markersize=8, markerfacecolor=PAPER)
-            axes.plot(repaired.value, row, color=color, marker="o", markersize=8)
+            axes.plot(faulty.value, row, color=color, marker=marker, markersize=8, markerfacecolor=PAPER)
+            axes.plot(repaired.value, row, color=color, marker=marker, markersize=8)
             write_over_row(axes, row, contrast.name.replace("_", " ").capitalize())
             write_over_row(
                 axes,
@@ -101,6 +111,7 @@ def repair_panel(facts: Facts) -> Panel | None:
             )
         rows_axis(axes, len(repairs))
         axes.margins(x=0.08)
+        put_worse_left(axes, higher_is_better=repairs[0][1].higher_is_better)
         axes.set_xlabel(unit_label(repairs[0][1]))
 
     alt = f"{quality_name(facts.primary)} with each fault and without it. " + " ".join(

@@ -19,6 +19,7 @@ from workflow.report.drawing import (
     color_of,
     draw_svg,
     marker_of,
+    put_worse_left,
     rows_axis,
     write_at_side,
     write_over_row,
@@ -240,6 +241,7 @@ def _before_after(facts: Facts) -> Panel:
             write_over_row(axes, row, ends, right=True)
         rows_axis(axes, len(results))
         axes.margins(x=0.08)
+        put_worse_left(axes, higher_is_better=first.higher_is_better)
         axes.set_xlabel(unit_label(first))
 
     def seeds(score: Score) -> str:
@@ -293,6 +295,7 @@ def _differences(facts: Facts, metric: tuple[str, str]) -> Panel:
         ]
         reach = max(abs(end) for end in [*ends, margin or 0]) or 1
         axes.set_xlim(-1.15 * reach, 1.15 * reach)
+        put_worse_left(axes, higher_is_better=first.higher_is_better)
         axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.set_xlabel(difference_axis_label(first))
 
