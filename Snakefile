@@ -13,7 +13,13 @@ from snakemake.exceptions import WorkflowError
 from snakemake.utils import min_version
 
 sys.path.insert(0, str(workflow.basedir))
-from workflow.engine import engine_locks, machine, prune, snakemake_options, snakemake_rules
+from workflow.engine import (
+    engine_locks,
+    machine,
+    prune,
+    snakemake_options,
+    snakemake_rules,
+)
 from workflow.engine.dvc_repository import open_repo
 from workflow.params import load
 from workflow.runtime.errors import UserError

@@ -232,6 +232,7 @@ def test_the_default_model_and_data(warm_python, tmp_path):
     """The embedded default at a reduced size: real weights, real rows, from the package index."""
 
     def smaller(content: dict) -> None:
+        content["experiment"]["seeds"] = [1, 2]
         content["sample"] |= {"rows": 60, "validation_rows": 4, "test_rows": 10}
         set_training(content, steps=3, batch_rows=4, micro_batch_rows=4, max_length=96)
         content["sample"]["held_out_categories"] = []
