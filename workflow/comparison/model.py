@@ -145,7 +145,7 @@ class Share:
     groups: int
     seeds: int
     confidence: float
-    value: float | None  # None if the baseline's own gain or score is not clearly above zero
+    value: float | None  # None if the baseline's own gain or score is too uncertain to divide by
     low: float | None
     high: float | None
     divisor: Difference  # the baseline's own gain or score, and its interval

@@ -40,7 +40,7 @@ def ratio(
         span: the largest difference that one item can make, if scores have a fixed range.
 
     Returns:
-        None if the divisor is not clearly above zero: its interval includes zero, so that the ratio's interval has no ends.
+        None if the divisor is too uncertain: if its interval includes zero, the ratio's interval has no ends.
 
     Raises:
         CheckError: as for `difference`.

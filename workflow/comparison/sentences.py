@@ -104,7 +104,7 @@ def unstated_share_sentence(baseline: str, quantity: str, divisor: Difference, *
     ends = divisor.value, divisor.low, divisor.high
     value, low, high = (_number(end, _digits(*ends), signed=True) for end in ends)
     return (
-        f"No share is stated: the {quantity} of {baseline} itself is not clearly above zero, {value} {unit} "
+        f"No share is stated: the {quantity} of {baseline} itself is too uncertain to divide by, {value} {unit} "
         f"({_percent(divisor.confidence)} interval {low} to {high})."
     )
 
