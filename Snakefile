@@ -52,7 +52,7 @@ try:
         )
         if workflow.is_main_process:  # a job on a cluster reads this file again
             until_exit.enter_context(engine_locks.snakemake_running())
-            if local:
+            if local and not snakemake_options.only_plans():
                 machine.check(PARAMS, lambda: nullcontext(repo))
             snakemake_rules.mark_fresh_stages(repo)
 except UserError as error:

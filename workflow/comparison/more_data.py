@@ -72,13 +72,16 @@ def _detectable(difference: Difference, *, seeds: int, growth: float, power: flo
     variance = difference.standard_error**2 * (of_seeds + of_groups)
     if variance == 0:
         return 0.0
-    groups_freedom = min(growth * difference.group_freedom, growth * difference.groups - 1)
+    low, high = (
+        min(growth * freedom, growth * difference.groups - 1)
+        for freedom in (difference.low_freedom, difference.high_freedom)
+    )
     reference = Reference(
-        math.sqrt(variance), of_seeds / (of_seeds + of_groups), max(1, seeds - 1), groups_freedom
+        math.sqrt(variance), of_seeds / (of_seeds + of_groups), max(1, seeds - 1), low, high
     )
     probability = (1 + difference.confidence) / 2
-    critical = reference.quantile(probability)
-    freedom = reference.group_freedom
+    critical = max(reference.quantile(probability, side) for side in ("low", "high"))
+    freedom = min(low, high)
     if reference.seed_share:
         freedom = float(special.stdtridf(probability, critical))
     return reference.error * float(special.nctdtrinc(freedom, 1 - power, critical))

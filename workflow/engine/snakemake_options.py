@@ -1,6 +1,7 @@
 """Options of Snakemake that would mislead here, because DVC alone decides what is up to date."""
 
 import sys
+from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 from snakemake.cli import get_argument_parser
@@ -47,13 +48,26 @@ def check(folder: Path, workdir: Path | str | None) -> None:
             f"--directory {workdir} is not the folder of the Snakefile ({folder}), and DVC works there alone: leave "
             f"it out, or clone the repository into {workdir}."
         )
-    if Path(sys.argv[0]).name not in ("snakemake", "__main__.py"):  # Snakemake's API
-        return
     parser = get_argument_parser()
-    options, _ = parser.parse_known_args(sys.argv[1:])
+    options = _parsed(parser)
+    if options is None:
+        return
     for name, reason in REFUSED.items():
         # `--config` without a value, or `--forcerun` without a target, is an empty list.
         if (value := getattr(options, name)) != parser.get_default(name) and value is not False:
             raise UserError(f"Snakemake's --{name.replace('_', '-')} is refused here: {reason}.")
     if options.executor == "touch":
         raise UserError(f"Snakemake's --executor touch is refused here: {_TOUCH}.")
+
+
+def only_plans() -> bool:
+    """Return whether the command line asks for a plan alone (`--dry-run`)."""
+    options = _parsed(get_argument_parser())
+    return options is not None and bool(options.dryrun)
+
+
+def _parsed(parser: ArgumentParser) -> Namespace | None:
+    """Return the options of Snakemake's command line; None where it was called by its API."""
+    if Path(sys.argv[0]).name not in ("snakemake", "__main__.py"):
+        return None
+    return parser.parse_known_args(sys.argv[1:])[0]
