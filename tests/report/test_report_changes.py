@@ -68,4 +68,4 @@ def test_every_locked_version_is_named(committed):
     LOCK.write_text("torchlike==1.2.3 ; python_version < '3.12'\nother==4.5\n")
     shown = page()
     assert "All 2 locked versions" in shown
-    assert "<code>torchlike</code></th><td>1.2.3 (python_version &lt; &#39;3.12&#39;)</td>" in shown
+    assert "torchlike 1.2.3 (python_version &lt; &#39;3.12&#39;)\n" in shown

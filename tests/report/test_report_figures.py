@@ -63,7 +63,7 @@ def test_figures_say_their_numbers_and_take_the_pages_colors(usual):
         *category_panels(usual),
         repair_panel(usual),
     ]
-    assert len(panels) == 17
+    assert len(panels) == 16
     for panel in panels:
         assert not re.search(r"#[0-9a-f]{6}\b", panel.svg)  # no color that dark mode could not change
         assert 'role="img" aria-label="' in panel.svg
