@@ -606,7 +606,10 @@ def test_a_damaged_result_is_named(folder, content, reason):
 
 
 def test_what_a_training_recorded_reaches_the_comparison_as_it_was_written(folder):
-    edit(train_folder("qlora_nf4_dq", 2), lambda result: result.update(inputs={"params": {}}, speed_ups=[1]))
+    edit(
+        train_folder("qlora_nf4_dq", 2),
+        lambda result: result.update(inputs={"params": {}}, speed_ups={"packing": True}),
+    )
     recorded = json.loads((train_folder("qlora_nf4_dq", 2) / "result.json").read_text())
     del recorded["inputs"]
     compared = compare.compare(params.load())[0]

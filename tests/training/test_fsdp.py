@@ -342,6 +342,7 @@ def test_processes_do_not_outlive_their_launcher(tmp_path, number):
 def test_what_cannot_be_shared_is_refused_in_one_sentence(tmp_path, change, words):
     asked = content()
     asked["variants"]["shared"] = asked["variants"]["qlora_nf4_dq_shared"] | change
+    asked["experiment"]["variants"] = [*asked["experiment"]["variants"], "shared"]
     put_params(tmp_path, asked)
     with pytest.raises(UserError) as error:
         params.load(tmp_path / "params.yaml")

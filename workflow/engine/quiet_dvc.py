@@ -50,9 +50,8 @@ def _run_shown(progress: Progress) -> Callable[..., None]:
         progress.begin(name)
         log.write_bytes(b"")
         with log.open("ab") as output:  # what a killed run's stage still writes cannot leave a hole
-            process = subprocess.Popen(
-                runner._make_cmd(executable, command), stdout=output, stderr=subprocess.STDOUT, **options
-            )
+            arguments = runner._make_cmd(executable, command)
+            process = subprocess.Popen(arguments, stdout=output, stderr=subprocess.STDOUT, **options)
             with _interrupt_left_to_stage():
                 while process.poll() is None:
                     try:

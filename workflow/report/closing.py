@@ -65,8 +65,8 @@ def lines_since_commit() -> list[str]:
     files = _changed_files() if before is not None else []
     if not files or not COMPARISON.exists():
         return []
-    yaml = YAML(typ="safe", pure=True)
-    if yaml.load(read_at("HEAD", PARAMS)) != yaml.load(PARAMS.read_text(encoding="utf-8")):
+    parsed = YAML(typ="safe", pure=True).load
+    if parsed(read_at("HEAD", PARAMS)) != parsed(PARAMS.read_text(encoding="utf-8")):
         lines = ["The results in git are of other params; `make diff` compares the two runs."]
     else:
         lines = change_lines(before, read_json(COMPARISON), commit=resolved("HEAD")[:9])
