@@ -278,7 +278,7 @@ def test_a_long_table_is_filtered_and_saved_and_a_figure_is_saved(open_page):
 
 def test_the_page_is_short(open_page, folder):
     tab = open_page(width=1440, script=False)
-    assert tab.evaluate("document.documentElement.scrollHeight") < 18_000
+    assert tab.evaluate("document.documentElement.scrollHeight") < 19_000
     assert tab.evaluate("document.querySelectorAll('*').length") < 8_000
     assert (folder / "index.html").stat().st_size < 1_500_000
 

@@ -84,6 +84,8 @@ def counted_shape(model: nn.Module) -> Shape:
         UserError: its linear layers, embeddings or other weights do not match the formulas, or its attention is not
             supported in training.
     """
+    from workflow.training.speed.fused import is_named_rms_norm
+
     config = model.config
     difference, others = _difference(model)
     if difference:
@@ -93,7 +95,12 @@ def counted_shape(model: nn.Module) -> Shape:
         )
     check_attention(model)
     normed = any(_last(name) == "q_norm" for name, _ in model.named_modules())
-    return replace(Shape.of(config), others=others, query_key_norms=normed)
+    # OLMo's norms are others, and OLMo 2 has them after attention and MLP.
+    again = any(
+        _last(name) == "input_layernorm" and is_named_rms_norm(module)
+        for name, module in model.named_modules()
+    )
+    return replace(Shape.of(config), others=others, query_key_norms=normed, norms_again=again)
 
 
 def known_shape(config: PreTrainedConfig) -> Shape | None:

@@ -46,6 +46,9 @@ class Shape:
     tied: bool
     others: int | None = None  # parameters of norms and biases, if they were counted in the model itself
     query_key_norms: bool = False  # query and key are normalized, so they are kept before their norms too
+    norms_again: bool = (
+        True  # attention and MLP read norms that shared inputs compute again in place of keeping them
+    )
 
     @classmethod
     def of(cls, config: PreTrainedConfig) -> Shape:
@@ -184,7 +187,9 @@ def kept_of_a_layer(
         wide += masks
     else:
         for readers in ({"q_proj", "k_proj", "v_proj"}, {"gate_proj", "up_proj"}):
-            is_kept = not names.keys().isdisjoint(readers) and not (shared_inputs and names.keys() >= readers)
+            is_kept = not names.keys().isdisjoint(readers) and not (
+                shared_inputs and shape.norms_again and names.keys() >= readers
+            )
             wide += shape.hidden * is_kept
         wide += shape.intermediate * ("down_proj" in names and not shared_inputs)
     return 2 * tokens * wide + tokens * masks + 4 * tokens * (shape.heads + 2)

@@ -259,8 +259,13 @@ def fuse_layers(model: nn.Module) -> int:
     return fused
 
 
+def is_named_rms_norm(module: nn.Module) -> bool:
+    """Whether a module is named and built as a root-mean-square norm; how it behaves is not tried."""
+    return type(module).__name__.endswith("RMSNorm") and hasattr(module, "variance_epsilon")
+
+
 def _is_rms_norm(module: nn.Module) -> bool:
-    if not type(module).__name__.endswith("RMSNorm") or not hasattr(module, "variance_epsilon"):
+    if not is_named_rms_norm(module):
         return False
     size = module.weight.shape[0]
     probe = torch.linspace(-2, 3, 2 * size, device=module.weight.device).view(2, size).to(module.weight.dtype)
