@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 from dvc.env import DVC_STAGE
@@ -23,6 +23,7 @@ from dvc.ui import Console
 
 from workflow.engine.dvc_patch_state import replaced
 from workflow.engine.progress import Progress, failure_in
+from workflow.runtime import lifetime
 from workflow.runtime.paths import LOGS
 from workflow.runtime.stage import FAILED, log_file
 
@@ -66,17 +67,11 @@ def _run_shown(progress: Progress) -> Callable[..., None]:
     return run
 
 
-@contextmanager
-def _interrupt_left_to_stage() -> Iterator[None]:
+def _interrupt_left_to_stage() -> AbstractContextManager[None]:
     """Ignore Ctrl-C in the block: the terminal sends it to the stage as well, which ends with its own line."""
     if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
+        return nullcontext()
+    return lifetime.handled_by(signal.SIGINT, signal.SIG_IGN)
 
 
 @contextmanager

@@ -48,8 +48,8 @@ def ends_on_signals() -> Iterator[Signal]:
     """
     received = Signal()
     with (
-        _handled_by(signal.SIGTERM, _raising(Terminated, received)),
-        _handled_by(signal.SIGINT, _raising(KeyboardInterrupt, received)),
+        handled_by(signal.SIGTERM, _raising(Terminated, received)),
+        handled_by(signal.SIGINT, _raising(KeyboardInterrupt, received)),
     ):
         yield received
 
@@ -58,12 +58,13 @@ def ends_on_signals() -> Iterator[Signal]:
 def sigterm_noted() -> Iterator[Callable[[], bool]]:
     """Only note a SIGTERM in the block; yields a function that returns whether there was one."""
     received = threading.Event()
-    with _handled_by(signal.SIGTERM, lambda number, frame: received.set()):
+    with handled_by(signal.SIGTERM, lambda number, frame: received.set()):
         yield received.is_set
 
 
 @contextmanager
-def _handled_by(number: int, handler: Handler) -> Iterator[None]:
+def handled_by(number: int, handler: Handler | signal.Handlers) -> Iterator[None]:
+    """Let `handler` take a signal in the block, which must be in the main thread; then the one before takes it again."""
     before = signal.signal(number, handler)
     try:
         yield

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from workflow import params, precisions
-from workflow.cost.memory import Shape
+from workflow.cost.memory import GIB, Shape
 from workflow.cost.plan import read_shape
 from workflow.precisions.base import Precision
 from workflow.runtime import markdown, outputs
@@ -33,7 +33,6 @@ if TYPE_CHECKING:  # they take seconds to import
     from workflow.comparison.inference import Difference
     from workflow.tools.losses import Loss
 
-GIB = 2**30
 MATRIX_ROWS, MATRIX_SECONDS = 512, 0.5  # of the products that are timed
 
 
