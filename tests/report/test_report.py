@@ -225,6 +225,16 @@ def test_costs_of_several_processes_have_intervals_and_are_nowhere_called_measur
     assert "95 % interval over processes" in page.text and "Memory was measured once" not in page.text
     assert "quartiles" not in page.text and "measured once in" not in page.text
     assert {cost.processes for cost in comparison.cost} == {5}
+    assert "the interval over 5 processes each decides" in page.text
+
+
+def test_two_processes_give_a_mean_without_an_interval():
+    write(processes=2)
+    page = Reader(render(facts()))
+    assert page.row("Peak memory")[1:] == ["2.21 GiB", "1.87 GiB 0.84×"]
+    assert page.row("Training speed ↑ higher is better")[1] == "131 tokens/s"
+    assert "two processes have measured each, too few for an interval" in page.text
+    assert "Memory was measured once" not in page.text
 
 
 def test_the_answer_is_made_from_the_numbers(page, comparison):
