@@ -182,6 +182,12 @@ def write_results(folder: Path) -> None:
     for place, variant in enumerate(asked.experiment.variants):
         write_evaluation(evaluate_base_folder(variant), variant, None, ["base"])
         seconds = [2.0 + place + step / 10 for step in range(5)]
+        measurements = [
+            {"metric": "peak_memory", "value": 3.0 - place, "unit": "GiB", "higher_is_better": False,
+             "definition": "made up", "low": None, "high": None},
+            {"metric": "step_time", "value": 2.2 + place, "unit": "s", "higher_is_better": False,
+             "definition": "made up", "low": 2.1 + place, "high": 2.3 + place},
+        ]  # fmt: skip
         write_json(
             benchmark_file(variant),
             {
@@ -190,14 +196,9 @@ def write_results(folder: Path) -> None:
                 "micro_batch_rows": 4,
                 "warmup_steps": 1,
                 "steps": 5,
-                "measurements": [
-                    {"metric": "peak_memory", "value": 3.0 - place, "unit": "GiB", "higher_is_better": False,
-                     "definition": "made up", "low": None, "high": None},
-                    {"metric": "step_time", "value": 2.2 + place, "unit": "s", "higher_is_better": False,
-                     "definition": "made up", "low": 2.1 + place, "high": 2.3 + place},
-                ],
-                "seconds_per_step": seconds,
-                "peak_gib_per_step": [3.0 - place + step / 1000 for step in range(5)],
+                "measurements": measurements,
+                "processes": [{"measurements": measurements, "seconds_per_step": seconds,
+                               "peak_gib_per_step": [3.0 - place + step / 1000 for step in range(5)]}],
             },
         )  # fmt: skip
         for seed in SEEDS:

@@ -69,7 +69,7 @@ class WarmPython:
             path,
             'case "$1:$2" in\n'
             "-m:workflow.stages.environment) ;;\n"  # it is done before a fork would be
-            f'-m:workflow.stages.*|-m:workflow.cost.grid|-m:workflow.save_served) exec {self._asking()} "$0" "$@" ;;\n'
+            f'-m:workflow.stages.*|-m:workflow.cost.grid|-m:workflow.cost.repeated|-m:workflow.save_served) exec {self._asking()} "$0" "$@" ;;\n'
             "esac\n"
             f'exec {shlex.quote(sys.executable)} "$@"',
         )

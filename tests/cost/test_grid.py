@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from workflow import params
-from workflow.cost import benchmark, grid, hardware, memory
+from workflow.cost import benchmark, grid, hardware, memory, processes
 from workflow.cost.gauge import uncounted
 from workflow.runtime.errors import UserError
 from workflow.runtime.files import write_jsonl
@@ -81,13 +81,13 @@ def test_the_peak_is_that_of_the_epochs_longest_pass_whatever_the_order_of_the_r
 
 
 def test_a_process_that_hangs_is_ended_and_one_that_is_killed_is_named(job):
-    worker = grid.Worker()
-    assert worker.run(job, time_limit=0.2)["outcome"] == "timed out"
+    worker = processes.Worker("workflow.cost.grid")
+    assert worker.ask(job.as_dict(), time_limit=0.2)["outcome"] == "timed out"
     assert worker.process.returncode == -signal.SIGKILL
-    worker = grid.Worker()
+    worker = processes.Worker("workflow.cost.grid")
     os.kill(worker.process.pid, signal.SIGKILL)
     worker.process.wait()
-    answer = worker.run(job, time_limit=60)
+    answer = worker.ask(job.as_dict(), time_limit=60)
     assert (answer["outcome"], answer["detail"]) == ("died", "killed by SIGKILL")
 
 

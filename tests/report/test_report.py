@@ -214,6 +214,29 @@ def test_costs_are_those_of_the_comparison_absolute_and_relative(page):
     assert round(SPEED[QLORA] / SPEED[BASELINE], 2) == 0.77
 
 
+def test_costs_of_several_processes_have_intervals_and_are_nowhere_called_measured_once():
+    comparison = write(processes=5)
+    page = Reader(render(facts()))
+    memory = page.row("Peak memory")
+    assert memory[1:] == ["2.21 GiB 2.17 to 2.26", "1.87 GiB 1.83 to 1.91 0.84× (0.827 to 0.861)"]
+    assert page.row("Training speed ↑ higher is better")[1] == "131 tokens/s 129 to 134"
+    assert "(95 % interval 0.827 to 0.861; Python included: 1.87 GiB against 2.21 GiB)" in page.text
+    assert "as the mean over 5 processes each." in page.text
+    assert "95 % interval over processes" in page.text and "Memory was measured once" not in page.text
+    assert "quartiles" not in page.text and "measured once in" not in page.text
+    assert {cost.processes for cost in comparison.cost} == {5}
+    assert "the interval over 5 processes each decides" in page.text
+
+
+def test_two_processes_give_a_mean_without_an_interval():
+    write(processes=2)
+    page = Reader(render(facts()))
+    assert page.row("Peak memory")[1:] == ["2.21 GiB", "1.87 GiB 0.84×"]
+    assert page.row("Training speed ↑ higher is better")[1] == "131 tokens/s"
+    assert "two processes have measured each, too few for an interval" in page.text
+    assert "Memory was measured once" not in page.text
+
+
 def test_the_answer_is_made_from_the_numbers(page, comparison):
     text = Reader(page).text
     one = of(comparison, "to_baseline").difference

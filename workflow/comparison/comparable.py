@@ -14,6 +14,7 @@ from workflow.runtime.paths import (
     divergence_folder,
     evaluate_base_folder,
     evaluate_folder,
+    grid_file,
     train_folder,
 )
 
@@ -147,6 +148,8 @@ def check_inputs(settings: params.Params) -> None:
     for name in experiment.variants:
         files[f"evaluate_base@{name}"] = evaluate_base_folder(name) / "result.json"
         files[f"benchmark@{name}"] = benchmark_file(name)
+        for shape in settings.benchmark.grid.named_shapes:
+            files[f"benchmark_grid@{name}-{shape}"] = grid_file(name, shape)
         for seed in experiment.seeds:
             files[f"train@{name}-{seed}"] = train_folder(name, seed) / "result.json"
             files[f"evaluate@{name}-{seed}"] = evaluate_folder(name, seed) / "result.json"

@@ -4,8 +4,9 @@ import pandas as pd
 
 from workflow import params
 from workflow.comparison import comparable
-from workflow.comparison.claims import check_claims, compare_costs
+from workflow.comparison.claims import check_claims
 from workflow.comparison.contrasts import decompose, take_contrasts
+from workflow.comparison.costs import compare_costs
 from workflow.comparison.divergences import measure_divergences
 from workflow.comparison.model import Comparison
 from workflow.comparison.records import RunRecord
@@ -35,7 +36,7 @@ def compare(settings: params.Params) -> tuple[Comparison, pd.DataFrame]:
     _check_metrics(results, settings)
     rises = find_rises(results, settings)
     contrasts = take_contrasts(results, settings, rises)
-    cost = compare_costs(results.benchmarks, experiment.baseline)
+    cost = compare_costs(results.benchmarks, experiment.baseline, confidence=comparison.confidence)
     return Comparison(
         baseline=experiment.baseline,
         seeds=list(experiment.seeds),
@@ -52,7 +53,7 @@ def compare(settings: params.Params) -> tuple[Comparison, pd.DataFrame]:
         scores=measure_scores(results),
         contrasts=contrasts,
         decomposition=decompose(contrasts, settings),
-        claims=check_claims(contrasts, cost, results.benchmarks, settings),
+        claims=check_claims(contrasts, cost, results.benchmarks, results.grids, settings),
         cost=cost,
         rises=rises,
         shares=measure_shares(results, settings),
@@ -72,6 +73,9 @@ def check_alike(results: Results, settings: params.Params) -> dict[str, list[str
     comparable.check_same_surroundings("training", "trained", runs)
     measured = [(name, f"benchmark@{name}", result) for name, result in results.benchmarks.items()]
     comparable.check_same_surroundings("training", "measured", measured)
+    for shape in settings.benchmark.grid.named_shapes:
+        if grids := _grid_runs(results, shape):
+            comparable.check_same_surroundings("training", "measured", grids)
     forms = [
         (f"{arm} seed {form.seed}" if form.seed is not None else str(arm), form)
         for arm, evaluations in results.evaluated.items()
@@ -93,6 +97,19 @@ def check_alike(results: Results, settings: params.Params) -> dict[str, list[str
     if compared:
         comparable.check_same_surroundings("evaluation", "compared", compared)
     return otherwise
+
+
+def _grid_runs(results: Results, shape: str) -> list[tuple[str, str, RunRecord]]:
+    """The name, the stage and the record of each variant's grid at a shape, of those that measured a point."""
+    return [
+        (
+            f"{name} at {shape}",
+            f"benchmark_grid@{name}-{shape}",
+            RunRecord(precision=next(iter(grid.measured.values())).precision, versions=grid.versions),
+        )
+        for (name, measured_shape), grid in results.grids.items()
+        if measured_shape == shape and grid.measured
+    ]
 
 
 def _check_metrics(results: Results, settings: params.Params) -> None:

@@ -8,7 +8,7 @@ from workflow.comparison.inference import Difference, Equivalence
 from workflow.comparison.model import ALL, Comparison, Contrast, Divergence, Part, Share
 from workflow.runtime.forms import AS_TRAINED
 
-COUNTS = ("items", "groups", "seed", "seeds")  # integers with missing values
+COUNTS = ("items", "groups", "seed", "seeds", "processes")  # integers with missing values
 
 
 def headline(comparison: Comparison) -> dict:
@@ -50,7 +50,9 @@ def tables(comparison: Comparison) -> dict[str, pd.DataFrame]:
 def _summary(comparison: Comparison) -> pd.DataFrame:
     """Every score and cost as a tidy table: one row per variant, form, metric, subset and seed.
 
-    If `seed` is empty, the value is the mean over `seeds` seeds. `seeds` is 0 for an untouched base and empty for a cost.
+    If `seed` is empty, the value is the mean over `seeds` seeds. `seeds` is 0 for an untouched base and empty for a cost,
+    which is the geometric mean over `processes` processes; its interval and that of its ratio are over these, and empty
+    for fewer than three.
     """
     rows = []
     for score in comparison.scores:
@@ -72,10 +74,16 @@ def _summary(comparison: Comparison) -> pd.DataFrame:
                 "split": "train",
                 "subset": ALL,
                 "value": cost.value,
+                "low": cost.mean_low,
+                "high": cost.mean_high,
+                "confidence": None if cost.mean_low is None else comparison.confidence,
+                "processes": cost.processes,
+                **{key: getattr(cost, key) for key in ("ratio_to_baseline", "ratio_low", "ratio_high")},
             }
         )
     columns = ("variant", "form", "task", "metric", "unit", "higher_is_better", "split", "subset", "items", "groups",
-               "value", "seed", "seeds")  # fmt: skip
+               "value", "seed", "seeds", "low", "high", "confidence", "processes", "ratio_to_baseline", "ratio_low",
+               "ratio_high")  # fmt: skip
     table = pd.DataFrame(rows, columns=list(columns))
     table = table.astype({**dict.fromkeys(COUNTS, "Int64"), "higher_is_better": "boolean"})
     for key in ("device_name", "storage", "compute"):

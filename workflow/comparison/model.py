@@ -198,8 +198,24 @@ class Part:
 
 
 @dataclass(frozen=True)
+class Interval:
+    """The two ends of a confidence interval."""
+
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
 class Cost:
-    """One measured cost of one variant, and its ratio to the baseline's."""
+    """One measured cost of one variant, and its ratio to the baseline's.
+
+    Attributes:
+        value: the geometric mean over the processes.
+        low, high: quartiles over the steps of the one process, no confidence interval; None of several processes.
+        mean_low, mean_high: the interval of `value` over processes; None of fewer than three.
+        ratio_low, ratio_high: the interval of `ratio_to_baseline` over processes; None of fewer than three, and for the
+            baseline.
+    """
 
     variant: str
     metric: str
@@ -207,9 +223,14 @@ class Cost:
     higher_is_better: bool
     definition: str
     value: float
-    low: float | None  # quartiles over the steps of one process, not a confidence interval
+    low: float | None
     high: float | None
     ratio_to_baseline: float
+    processes: int = 1
+    mean_low: float | None = None
+    mean_high: float | None = None
+    ratio_low: float | None = None
+    ratio_high: float | None = None
 
 
 @dataclass(frozen=True)
@@ -217,8 +238,8 @@ class Claim:
     """One claim of the recipe that this project grew out of, checked for one variant.
 
     `holds` is yes, no, mixed (the primary metric says yes, but the answers got worse), in part (the primary metric says
-    yes, and a metric of the answers was not measured), undecided, measured once (a cost without a second process to
-    compare it with) or not tested. The verdict belongs to the claim's difference.
+    yes, and a metric of the answers was not measured), undecided, measured once or measured twice (a cost with too few
+    processes for an interval) or not tested. The verdict belongs to the claim's difference.
     """
 
     claim: str

@@ -4,9 +4,9 @@ What a record holds beside the fields here is kept, so that it reaches compariso
 """
 
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationError
 from pydantic_core import from_json
 
 from workflow.runtime.errors import damaged, missing
@@ -75,12 +75,15 @@ class TrainingRecord(RunRecord):
 
 
 class Measurement(Record):
-    """One measured cost with its definition; `low` and `high` are quartiles over the counted steps."""
+    """One measured cost with its definition.
+
+    `low` and `high` are quartiles over the counted steps of one process, None for a mean over processes.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
     metric: str
-    value: float
+    value: PositiveFloat
     unit: str
     higher_is_better: bool
     definition: str
@@ -95,20 +98,78 @@ class LoadRecord(Record):
     cores_of_others: float  # that other processes kept busy, on average
 
 
+class ProcessRecord(Record):
+    """What one process of a benchmark measured."""
+
+    measurements: list[Measurement]
+    seconds_per_step: list[float]
+    load: LoadRecord | None = None  # None if it was not recorded
+
+    def value_of(self, metric: str) -> float | None:
+        """One of the measured costs; None if it was not measured."""
+        return next((m.value for m in self.measurements if m.metric == metric), None)
+
+
 class BenchmarkRecord(RunRecord):
     """The memory and speed of one variant's training."""
 
     micro_batch_rows: int
     warmup_steps: int
-    steps: int  # counted
-    measurements: list[Measurement]
+    steps: int  # counted, of each process
+    measurements: list[Measurement]  # means over the processes
     epoch_longest_pass_tokens: int | None = None  # None if that pass was not run
-    seconds_per_step: list[float]
-    load: LoadRecord | None = None  # None for an older benchmark, which did not record it
+    processes: Annotated[list[ProcessRecord], Field(min_length=1)]
+
+    @property
+    def load(self) -> LoadRecord | None:
+        """The load of the machine during the process that others disturbed most; None if none was recorded."""
+        loads = [process.load for process in self.processes if process.load]
+        return max(loads, key=lambda load: load.cores_of_others, default=None)
 
     def value_of(self, metric: str) -> float | None:
-        """One of the measured costs; None if it was not measured."""
+        """The mean of one of the measured costs; None if it was not measured."""
         return next((m.value for m in self.measurements if m.metric == metric), None)
+
+    def values_of(self, metric: str) -> list[float]:
+        """One of the measured costs, of each process that measured it."""
+        return [value for process in self.processes if (value := process.value_of(metric)) is not None]
+
+
+class PointRecord(Record):
+    """One point of a grid; without memory and time if it was not measured."""
+
+    outcome: str
+    micro_batch_rows: int
+    length: int  # tokens of each row
+    vocabulary: int | None = None  # tokens, in place of the shape's own
+    gradient_checkpointing: bool
+    precision: PrecisionRecord | None = None
+    memory_gib: dict[str, float] = {}
+    step_seconds: dict[str, float] = {}  # median and quartiles over the steps of one process
+
+    @property
+    def key(self) -> tuple[int, int, bool]:
+        """What two variants' points must share to be compared."""
+        return self.micro_batch_rows, self.length, self.gradient_checkpointing
+
+    @property
+    def peak_gib(self) -> float:
+        """The peak memory: allocated on a GPU, resident on a CPU."""
+        return self.memory_gib.get("peak_allocated") or self.memory_gib["peak_resident"]
+
+
+class GridRecord(Record):
+    """One variant's grid at one model shape."""
+
+    variant: str
+    shape: str
+    versions: dict[str, str]
+    points: list[PointRecord]
+
+    @property
+    def measured(self) -> dict[tuple[int, int, bool], PointRecord]:
+        """The points that were measured."""
+        return {point.key: point for point in self.points if point.outcome == "measured"}
 
 
 def read_record(file: Path, kind: type[AnyRecord]) -> AnyRecord:

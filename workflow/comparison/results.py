@@ -10,7 +10,7 @@ from pydantic import TypeAdapter
 
 from workflow import params
 from workflow.comparison.model import ALL, HELD_OUT, SEEN, Arm, Score
-from workflow.comparison.records import BenchmarkRecord, FormRecord, TrainingRecord, read_record
+from workflow.comparison.records import BenchmarkRecord, FormRecord, GridRecord, TrainingRecord, read_record
 from workflow.runtime.errors import CheckError, missing
 from workflow.runtime.files import read_json
 from workflow.runtime.forms import BASE
@@ -19,6 +19,7 @@ from workflow.runtime.paths import (
     divergence_folder,
     evaluate_base_folder,
     evaluate_folder,
+    grid_file,
     train_folder,
 )
 
@@ -112,6 +113,11 @@ class Results:
         }
         self.benchmarks = {
             name: read_record(benchmark_file(name), BenchmarkRecord) for name in experiment.variants
+        }
+        self.grids = {
+            (name, shape): read_record(grid_file(name, shape), GridRecord)
+            for shape in settings.benchmark.grid.named_shapes
+            for name in experiment.variants
         }
         folders = [
             *(evaluate_base_folder(name) for name in experiment.variants),

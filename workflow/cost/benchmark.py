@@ -37,7 +37,7 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Measured:
-    """The result of a benchmark."""
+    """What one process measured."""
 
     precision: LoadedPrecision
     micro_batch_rows: int

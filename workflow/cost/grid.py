@@ -6,12 +6,8 @@ not fit, crashes or takes too long is recorded with that outcome, and the grid c
 
 from __future__ import annotations
 
-import json
 import re
-import signal
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -21,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from workflow import params
+from workflow.cost import processes
 from workflow.runtime.files import read_jsonl
 
 if TYPE_CHECKING:  # a worker imports them when it has a job
@@ -33,7 +30,6 @@ if TYPE_CHECKING:  # a worker imports them when it has a job
     from workflow.training.trainer import RunTrainer
 
 GIB = 2**30
-ANSWER = "POINT "  # begins the line of a process' output that has its result
 POINT = (
     "variant",
     "shape",
@@ -105,76 +101,25 @@ def jobs(settings: params.Params, variant: str, shape: str, *, model_folder: Pat
         )
 
 
-class Worker:
-    """A process that has imported the libraries and waits for a job; it uses no GPU before it has one."""
-
-    def __init__(self):
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "workflow.cost.grid"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-
-    def run(self, job: Job, *, time_limit: float) -> dict:
-        """Measure a point; `outcome` says whether it was measured, or why not.
-
-        Args:
-            time_limit: seconds from now, after which the process is killed.
-
-        Returns:
-            The job's settings, its number of rows (null if they are random), and the result of `measure`.
-        """
-        point = {key: value for key, value in job.as_dict().items() if key in POINT}
-        point["rank"] = job.training["rank"]
-        point["rows"] = None if job.rows_file is None else len(read_jsonl(Path(job.rows_file)))
-        started = time.monotonic()
-        try:
-            out, err = self.process.communicate(json.dumps(job.as_dict()), timeout=time_limit)
-        except subprocess.TimeoutExpired:
-            self.stop()
-            return point | _missing("timed out", f"it was ended after {time_limit:g} s")
-        answers = [line for line in out.splitlines() if line.startswith(ANSWER)]
-        if not answers:
-            return point | _missing("died", _cause_of_death(self.process.returncode, err))
-        wall = {"process_seconds": round(time.monotonic() - started, 1)}
-        return point | json.loads(answers[-1].removeprefix(ANSWER)) | wall
-
-    def stop(self) -> None:
-        self.process.kill()
-        self.process.communicate()
-
-
 def run(waiting: list[Job], *, time_limit: float, ahead: int = 0) -> Iterator[dict]:
     """Measure points one after the other, each in its own process.
 
     Args:
         waiting: the points to measure, in order.
-        time_limit: seconds per point, after which its process is killed.
-        ahead: number of processes to start while another one measures, so that their imports cost no time. Use this
-            only on a GPU; on a CPU the imports would slow the measurement.
+        time_limit, ahead: as for `processes.answers`.
+
+    Yields:
+        The job's settings, its number of rows (null if they are random), and the result of `measure`; `outcome` says
+        whether the point was measured, or why not.
     """
-    workers: list[Worker] = []
-    try:
-        for index, job in enumerate(waiting):
-            while len(workers) < min(1 + ahead, len(waiting) - index):
-                workers.append(Worker())
-            yield workers.pop(0).run(job, time_limit=time_limit)
-    finally:
-        for worker in workers:
-            worker.stop()
-
-
-def _missing(outcome: str, detail: str) -> dict:
-    return {"outcome": outcome, "detail": detail}
-
-
-def _cause_of_death(code: int, errors: str) -> str:
-    if code < 0:
-        return f"killed by {signal.Signals(-code).name}"
-    last = [line for line in errors.splitlines() if line.strip()][-1:] or ["it said nothing"]
-    return f"exit code {code}: {last[0][:300]}"
+    results = processes.answers(
+        "workflow.cost.grid", [job.as_dict() for job in waiting], time_limit=time_limit, ahead=ahead
+    )
+    for job, result in zip(waiting, results, strict=True):
+        point = {key: value for key, value in job.as_dict().items() if key in POINT}
+        point["rank"] = job.training["rank"]
+        point["rows"] = None if job.rows_file is None else len(read_jsonl(Path(job.rows_file)))
+        yield point | result
 
 
 def measure(job: Job) -> dict:
@@ -226,7 +171,7 @@ def _no_room(message: str) -> dict:
         requested = float(on_gpu[1]) / {"KiB": 2**20, "MiB": 2**10, "GiB": 1}[on_gpu[2]]
     elif on_cpu:
         requested = int(on_cpu[1]) / GIB
-    return _missing("does not fit", (message.splitlines() or ["memory ran out"])[0][:300]) | {
+    return processes.missing("does not fit", (message.splitlines() or ["memory ran out"])[0][:300]) | {
         "requested_gib": requested
     }
 
@@ -440,4 +385,4 @@ if __name__ == "__main__":
     go_offline()
     quiet_libraries()
 
-    print(ANSWER + json.dumps(measure(Job(**json.load(sys.stdin)))), flush=True)
+    processes.answer(lambda job: measure(Job(**job)))

@@ -317,10 +317,16 @@ def section(name: str) -> str:
         f"![Each variant’s difference to {settings.experiment.baseline}, with its interval]({PAGES / f'{name}.svg'})",
         _headline_table(table, settings),
         *_caveats(files, settings),
-        "Memory and time were measured once, in one process for each variant.",
+        _costs_were_measured(settings.benchmark.processes),
         f"{_verdicts(files)} [Page]({PAGES / f'{name}.html'}), [numbers]({PUBLISHED / name}), [method](docs/method.md).",
     ]
     return "\n\n".join(parts)
+
+
+def _costs_were_measured(processes: int) -> str:
+    if processes == 1:
+        return "Memory and time were measured once, in one process for each variant."
+    return f"Memory and time are means over {processes:,} processes for each variant."
 
 
 def _headline_table(table: pd.DataFrame, settings: params.Params) -> str:

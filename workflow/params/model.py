@@ -242,6 +242,11 @@ class Grid(Strict):
         )
         return self
 
+    @property
+    def named_shapes(self) -> list[str]:
+        """The shapes that are not the run's own model."""
+        return [shape for shape in self.shapes if shape != "own"]
+
 
 class Benchmark(Strict):
     """How memory and throughput are measured."""
@@ -249,6 +254,7 @@ class Benchmark(Strict):
     micro_batch_rows: Count
     warmup_steps: Annotated[int, Field(ge=0, le=10**9)]
     steps: Annotated[int, Field(ge=3, le=10**9)]
+    processes: Annotated[int, Field(ge=1, le=1000)]
     seed: Seed
     grid: Grid
 

@@ -309,7 +309,7 @@ def _costs(before: State, after: State) -> Changes:
         rows.append((variant, metric.replace("_", " "), *values, change))
     devices = [_devices(state.comparison) for state in (before, after)]
     note = "" if devices[0] == devices[1] else f"Before on {devices[0]}, after on {devices[1]}."
-    return Changes("Cost", ("variant", "measured once", "before", "after", "after / before"), rows, note)
+    return Changes("Cost", ("variant", "measured", "before", "after", "after / before"), rows, note)
 
 
 def _devices(comparison: dict) -> str:

@@ -226,6 +226,13 @@ def weights_in_16_bits(facts: Facts) -> float | None:
     return facts.model["parameters"] * 2 / 2**30 if float32_variants(facts) else None
 
 
+def measured_in(facts: Facts) -> str:
+    """In how many processes costs were measured, as the end of a sentence, for example `measured once in one process each`."""
+    if facts.processes == 1:
+        return "measured once in one process each"
+    return f"as the mean over {facts.processes:,} processes each"
+
+
 def peak_sentence(facts: Facts) -> str:
     """A sentence that says which forward pass the peaks of the run's benchmark are from."""
     longest = [result.epoch_longest_pass_tokens for result in facts.benchmarks.values()]

@@ -322,7 +322,8 @@ def _work(
 ) -> list[Work]:
     """The recorded times by stage. Stages that fetch, draw rows or compare record none."""
     trainings = list(itertools.chain(*trained.values()))
-    loading = [seconds for b in benchmarks.values() if (seconds := b.value_of("load_time")) is not None]
+    processes = list(itertools.chain.from_iterable(b.processes for b in benchmarks.values()))
+    loading = [seconds for p in processes if (seconds := p.value_of("load_time")) is not None]
 
     def scoring(evaluated: list[dict]) -> float:
         return sum(form["seconds"] for result in evaluated for form in result["forms"])
@@ -339,7 +340,7 @@ def _work(
         Work(
             "benchmark",
             len(benchmarks),
-            sum(loading) + sum(sum(b.seconds_per_step) for b in benchmarks.values()),
+            sum(loading) + sum(sum(p.seconds_per_step) for p in processes),
             "loading and the counted steps",
         ),
     ]

@@ -82,6 +82,12 @@ def ratio(value: float) -> str:
     return f"{number(value, 2 if value < 10 else 1)}{TIMES}"
 
 
+def span(low: float, high: float) -> str:
+    """The two ends of an interval: three significant digits, or up to five if three do not tell them apart."""
+    ends = [(significant(low, digits), significant(high, digits)) for digits in (3, 4, 5)]
+    return " to ".join(next((pair for pair in ends if pair[0] != pair[1]), ends[0]))
+
+
 def percent(fraction: float) -> str:
     """A fraction as a percentage, for example 95 %."""
     return f"{fraction * 100:g}{NARROW}%"

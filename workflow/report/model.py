@@ -328,6 +328,11 @@ class Facts:
         shared = [key for key, points in by_size.items() if set(names) <= points.keys()]
         return {name: by_size[max(shared)][name] for name in names} if shared else {}
 
+    @property
+    def processes(self) -> int:
+        """Number of processes that measured each variant's costs; the smallest, if they differ."""
+        return min((cost.processes for cost in self.compared.cost), default=1)
+
     def cost_of(self, variant: str, metric: str) -> Cost | None:
         """A variant's measured cost. None if it was not measured."""
         return next((c for c in self.compared.cost if (c.variant, c.metric) == (variant, metric)), None)

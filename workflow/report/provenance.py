@@ -98,7 +98,7 @@ def sources(facts: Facts) -> dict[str, Source]:
         "answers": source(answer_files(facts.params), ["answer, by id and form", "numerator / denominator, by item"], f"{evaluate} compare"),
         "work": source(
             [*(folder / "result.json" for folder in trained), *bases, *evaluated, *benchmarks],
-            ["seconds (of a training)", "forms[form].seconds", "seconds_per_step and measurements[load_time]"],
+            ["seconds (of a training)", "forms[form].seconds", "seconds_per_step and measurements[load_time] of each of processes"],
             "dvc repro --force train evaluate_base evaluate benchmark",
         ),
         "hardware": source(

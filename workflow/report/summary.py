@@ -16,7 +16,7 @@ from workflow.runtime.markdown import escaped
 COSTS = ("peak_memory", "training_speed", "step_time")
 COLUMNS = ("variant", "label", "form", "task", "metric", "unit", "higher_is_better", "value", "seeds", "items",
            "difference", "low", "high", "confidence", "p_adjusted", "verdict", "margin", "ratio_to_baseline",
-           "device")  # fmt: skip
+           "ratio_low", "ratio_high", "processes", "device")  # fmt: skip
 
 
 def summary_markdown(facts: Facts) -> str:
@@ -102,8 +102,9 @@ def summary_table(facts: Facts) -> pd.DataFrame:
     """A tidy table with one row per variant, form and metric: the value, and its difference to the baseline.
 
     Columns: variant, label, form, task, metric, unit, higher_is_better, value, seeds, items, difference, low, high,
-    confidence, p_adjusted, verdict, margin (of the difference; empty if there is none), ratio_to_baseline (of
-    a cost), device. Shares and divergences have no difference: low and high are the ends of their own interval.
+    confidence, p_adjusted, verdict, margin (of the difference; empty if there is none), ratio_to_baseline, ratio_low,
+    ratio_high and processes (of a cost), device. Shares, divergences and costs have no difference: low and high are the
+    ends of their own interval. That of a cost is over processes, and empty for fewer than three.
     """
     variants = {variant.name: variant for variant in facts.variants}
     rows = []
@@ -112,14 +113,14 @@ def summary_table(facts: Facts) -> pd.DataFrame:
             metric = (score.task, score.metric)
             contrast = None if score.form == BASE else facts.to_baseline(score.variant, score.form, metric)
             rows.append(_score_row(score) | _contrast_row(contrast))
-    rows += [_cost_row(cost) for cost in facts.compared.cost]
+    rows += [_cost_row(cost, facts.compared.confidence) for cost in facts.compared.cost]
     rows += [_share_row(share) for share in facts.compared.shares]
     rows += [_divergence_row(divergence) for divergence in facts.compared.divergences]
     for row in rows:
         row["label"] = variants[row["variant"]].label
         row["device"] = variants[row["variant"]].precision.device_name
     return pd.DataFrame(rows, columns=list(COLUMNS)).astype(
-        {"seeds": "Int64", "items": "Int64", "higher_is_better": "boolean"}
+        {"seeds": "Int64", "items": "Int64", "processes": "Int64", "higher_is_better": "boolean"}
     )
 
 
@@ -128,9 +129,14 @@ def _score_row(score: Score) -> dict:
     return {column: getattr(score, column) for column in columns} | {"seeds": len(score.per_seed)}
 
 
-def _cost_row(cost: Cost) -> dict:
-    columns = ("variant", "metric", "unit", "higher_is_better", "value", "ratio_to_baseline")
-    return {"form": "training", "task": "benchmark"} | {column: getattr(cost, column) for column in columns}
+def _cost_row(cost: Cost, confidence: float) -> dict:
+    columns = ("variant", "metric", "unit", "higher_is_better", "value", "ratio_to_baseline", "ratio_low", "ratio_high",
+               "processes")  # fmt: skip
+    interval = {"low": cost.mean_low, "high": cost.mean_high}
+    if cost.mean_low is not None:
+        interval["confidence"] = confidence
+    about = {"form": "training", "task": "benchmark"}
+    return about | {column: getattr(cost, column) for column in columns} | interval
 
 
 def _share_row(share: Share) -> dict:

@@ -1,38 +1,32 @@
 """Stage benchmark: measure one variant's memory and training throughput."""
 
-import tempfile
-from pathlib import Path
-
 from workflow import params
-from workflow.data.rows import from_rows
+from workflow.cost import repeated
 from workflow.runtime import inputs
-from workflow.runtime.files import read_jsonl, write_json
+from workflow.runtime.files import write_json
 from workflow.runtime.paths import MODEL, benchmark_file, split_file
 from workflow.runtime.stage import run_stage, say
 from workflow.runtime.versions import installed
 
 
 def benchmark(variant: str) -> None:
-    """Train some steps of one variant and measure what they cost."""
+    """Train some steps of one variant and measure what they cost, `benchmark.processes` times."""
     settings = params.load()
     params.check_variant(settings, variant)
-    from workflow.cost import benchmark as benchmarking
-
-    with tempfile.TemporaryDirectory() as scratch:
-        measured = benchmarking.benchmark(
-            settings.run(variant, settings.benchmark.seed),
-            model_folder=MODEL,
-            train_rows=from_rows(read_jsonl(split_file("train"))),
-            benchmark=settings.benchmark,
-            scratch=Path(scratch),
-        )
-    for m in measured.measurements:
-        say(f"  {m.metric}: {m.value:.4g} {m.unit} ({m.definition})")
+    job = repeated.Job(variant, settings.model_dump(mode="json"), str(MODEL), str(split_file("train")))
+    count, results = settings.benchmark.processes, []
+    for result in repeated.benchmark(job, count=count):
+        results.append(result)
+        if count > 1:
+            say(f"  measured in process {len(results)} of {count}")
+    combined = repeated.combined(results)
+    for m in combined["measurements"]:
+        say(f"  {m['metric']}: {m['value']:.4g} {m['unit']} ({m['definition']})")
     write_json(
         benchmark_file(variant),
         {
             "variant": variant,
-            **measured.as_dict(),
+            **combined,
             "versions": installed(),
             "inputs": inputs.recorded(),
         },

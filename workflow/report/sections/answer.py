@@ -13,9 +13,10 @@ from workflow.report.english import (
     decimals_for,
     form_name,
     listed,
+    measured_in,
     weights_in_16_bits,
 )
-from workflow.report.formatting import NARROW, Number, number, quantity, ratio
+from workflow.report.formatting import NARROW, Number, number, percent, quantity, ratio, span
 from workflow.report.labels import dataset_name, model_name
 from workflow.report.model import Facts, Variant
 from workflow.report.scale import kept_in_words, share_of_gain
@@ -102,22 +103,23 @@ def _cost_sentence(facts: Facts, other: Variant, called: str) -> Markup | None:
     parts = []
     if memory:
         parts.append(
-            Markup("held <strong>{}</strong> the memory at its peak ({}{})").format(
+            Markup("held <strong>{}</strong> the memory at its peak ({}{}{})").format(
                 _ratio(facts, memory),
+                _interval_of_ratio(facts, memory),
                 "Python included: " if facts.on_cpu else "",
                 _against(facts, memory),
             )
         )
     if speed:
         parts.append(
-            Markup("trained at <strong>{}</strong> the speed ({})").format(
-                _ratio(facts, speed), _against(facts, speed)
+            Markup("trained at <strong>{}</strong> the speed ({}{})").format(
+                _ratio(facts, speed), _interval_of_ratio(facts, speed), _against(facts, speed)
             )
         )
     if not parts:
         return None
-    return Markup("On {}, {} {}, measured once in one process each.").format(
-        _device(facts), called, Markup(" and ").join(parts)
+    return Markup("On {}, {} {}, {}.").format(
+        _device(facts), called, Markup(" and ").join(parts), measured_in(facts)
     )
 
 
@@ -177,8 +179,8 @@ def _all_costs(facts: Facts) -> Markup | None:
             parts.append(Markup(template).format(Markup("<strong>{}</strong>").format(between)))
     if not parts:
         return None
-    return Markup("On {}, they {}, measured once in one process each.").format(
-        _device(facts), Markup(" and ").join(parts)
+    return Markup("On {}, they {}, {}.").format(
+        _device(facts), Markup(" and ").join(parts), measured_in(facts)
     )
 
 
@@ -252,6 +254,13 @@ def _against(facts: Facts, cost: Cost) -> Markup:
     theirs = facts.cost_of(facts.baseline.name, cost.metric)
     ours, other = (facts.cite(quantity(item.value, item.unit), item, "value") for item in (cost, theirs))
     return Markup("{} against {}").format(ours, other)
+
+
+def _interval_of_ratio(facts: Facts, cost: Cost) -> str:
+    """The interval of a cost's ratio over processes, as the begin of a parenthesis; empty if there is none."""
+    if cost.ratio_low is None:
+        return ""
+    return f"{percent(facts.compared.confidence)} interval {span(cost.ratio_low, cost.ratio_high)}; "
 
 
 def setting(facts: Facts) -> list[Markup]:

@@ -174,8 +174,9 @@ def _advice_for_this_model(facts: Facts) -> Advice | None:
         heading=Markup("{}, by {}").format(model_name(facts.params.model), where),
         sentences=_sentences(facts, choices),
         condition=Markup(
-            "Memory: the peak of training, measured once on {}; the served model must fit too. Quality: {} on {}, {}."
+            "Memory: the peak of training, {} on {}; the served model must fit too. Quality: {} on {}, {}."
         ).format(
+            "measured once" if facts.processes == 1 else f"the mean over {facts.processes:,} processes",
             listed(facts.devices),
             metric_in_sentence(score),
             item_count(facts, score),

@@ -1,4 +1,4 @@
-"""Cost: memory and time of each variant, measured in a process of its own."""
+"""Cost: memory and time of each variant, measured in processes of their own."""
 
 import statistics
 from dataclasses import dataclass
@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import seaborn
 from matplotlib.axes import Axes
 
-from workflow.report import english, formatting
+from workflow.comparison.model import Cost
+from workflow.report import english
 from workflow.report.drawing import (
     BAR_SHARE,
     INK,
@@ -25,7 +26,7 @@ from workflow.report.english import (
     peak_sentence,
     weights_in_16_bits,
 )
-from workflow.report.formatting import quantity, ratio, significant
+from workflow.report.formatting import quantity, ratio, significant, span
 from workflow.report.model import Facts, Variant
 
 BUSY = 0.1  # share of the cores, beyond which the work of others is told
@@ -35,9 +36,12 @@ FIRST_COSTS = ("peak_memory", "weights", "training_speed", "step_time")  # in th
 
 @dataclass(frozen=True)
 class CostCell:
+    """A variant's cost: with its interval over processes, or the quartiles over the steps of the only one."""
+
     value: str
-    quartiles: str
+    span: str
     ratio: str
+    ratio_span: str  # the ratio's interval over processes
 
 
 @dataclass(frozen=True)
@@ -61,12 +65,11 @@ def cost_rows(facts: Facts) -> list[CostRow]:
         cells = [
             CostCell(
                 value=facts.cite(quantity(cost.value, cost.unit), cost, "value"),
-                quartiles=""
-                if cost.low is None or cost.high is None
-                else f"{formatting.significant(cost.low)} to {formatting.significant(cost.high)}",
+                span=cost_span(cost),
                 ratio=""
                 if variant.is_baseline
                 else facts.cite(ratio(cost.ratio_to_baseline), cost, "ratio_to_baseline"),
+                ratio_span="" if cost.ratio_low is None else span(cost.ratio_low, cost.ratio_high),
             )
             if cost
             else None
@@ -84,8 +87,25 @@ def cost_rows(facts: Facts) -> list[CostRow]:
     return rows
 
 
+def cost_ends(cost: Cost) -> tuple[float, float] | None:
+    """The interval over processes; of one process, the quartiles over its steps if it has any."""
+    low, high = (cost.low, cost.high) if cost.processes == 1 else (cost.mean_low, cost.mean_high)
+    return None if low is None or high is None else (low, high)
+
+
+def cost_span(cost: Cost) -> str:
+    """The ends as text; empty if there are none."""
+    ends = cost_ends(cost)
+    return span(*ends) if ends else ""
+
+
+def _right(cost: Cost) -> float:
+    """The right end of a bar with its line."""
+    return max([cost.value, *(cost_ends(cost) or ())])
+
+
 def cost_panels(facts: Facts) -> list[Panel]:
-    """Bar charts of peak memory, and of speed with its quartiles."""
+    """Bar charts of peak memory and of speed, with the lines of `cost_ends`."""
     return [
         _bars(facts, metric) for metric in ("peak_memory", "training_speed") if metric in facts.cost_metrics
     ]
@@ -110,19 +130,19 @@ def _bars(facts: Facts, metric: str) -> Panel:
         for row, (variant, cost) in enumerate(costs):
             if metric == "peak_memory":
                 _inner_bars(axes, facts, variant, row)
-            if cost.low is not None and cost.high is not None:
-                axes.plot([cost.low, cost.high], [row, row], color=INK, linewidth=1.6)
+            if ends := cost_ends(cost):
+                axes.plot(ends, [row, row], color=INK, linewidth=1.6)
             relative = "" if variant.is_baseline else f" ({ratio(cost.ratio_to_baseline)})"
             write_over_row(axes, row, variant.label)
             axes.annotate(
                 quantity(cost.value, cost.unit) + relative,
-                xy=(max(cost.value, cost.high or 0), row),
+                xy=(_right(cost), row),
                 xytext=(6, 0),
                 textcoords="offset points",
                 va="center",
             )
         rows_axis(axes, len(costs))
-        right = max(max(cost.value, cost.high or 0) for _, cost in costs)
+        right = max(_right(cost) for _, cost in costs)
         axes.set_xlim(0, right / BAR_SHARE)
         axes.set_xlabel(f"{first.unit} ({direction(first.higher_is_better)})")
 
@@ -139,12 +159,13 @@ def _inner_bars(axes: Axes, facts: Facts, variant: Variant, row: int) -> None:
             axes.barh(row, cost.value, height=0.3, color=PAPER, alpha=0.4)
 
 
-def _bar_words(variant: Variant, cost) -> str:
+def _bar_words(variant: Variant, cost: Cost) -> str:
     words = f"{variant.label}: {quantity(cost.value, cost.unit)}"
-    if cost.low is not None and cost.high is not None:
-        words += f" (quartiles {significant(cost.low)} to {significant(cost.high)})"
+    if cost_ends(cost):
+        words += f" ({'quartiles' if cost.processes == 1 else 'interval'} {cost_span(cost)})"
     if not variant.is_baseline:
         words += f", {ratio(cost.ratio_to_baseline)} the baseline"
+        words += "" if cost.ratio_low is None else f" (interval {span(cost.ratio_low, cost.ratio_high)})"
     return words + "."
 
 

@@ -9,6 +9,7 @@ from workflow.report import drawing, english, formatting
 from workflow.report.english import Change
 from workflow.report.formatting import Number, number, ratio
 from workflow.report.model import Facts, Variant
+from workflow.report.sections.cost import cost_span
 from workflow.runtime.forms import AS_TRAINED
 
 EVIDENCE_COSTS = ("peak_memory", "training_speed", "step_time")
@@ -148,15 +149,13 @@ def _decided_best(facts: Facts, arms: list[tuple[Variant, str]]) -> tuple[str, s
 
 
 def _cost_cell(facts: Facts, variant: Variant, metric: str) -> EvidenceCell | None:
-    """A cost. No cost is the best, because each was measured in one process."""
+    """A cost. No cost is the best, because that is a word for quality, and one process gives no interval."""
     cost = facts.cost_of(variant.name, metric)
     if cost is None:
         return None
     return EvidenceCell(
         number=facts.cite(formatting.significant(cost.value), cost, "value"),
-        note=""
-        if cost.low is None
-        else f"{formatting.significant(cost.low)} to {formatting.significant(cost.high)}",
+        note=cost_span(cost),
         ratio=None
         if variant.is_baseline
         else facts.cite(ratio(cost.ratio_to_baseline), cost, "ratio_to_baseline"),

@@ -372,9 +372,9 @@ def _one_device(facts: Facts) -> Limit:
     rows = min(result.micro_batch_rows for result in facts.benchmarks.values())
     return Limit(
         "Time and memory are of this device",
-        f"They were measured on {listed(facts.devices)} over {count(steps, 'step')} of {count(rows, 'row')}, in one process "
-        "for each variant. Steps of one process are no independent units, so no interval, p value or verdict is made of "
-        f"them. {peak_sentence(facts)} Another device, batch or length of text has other ratios.",
+        f"They were measured on {listed(facts.devices)} over {count(steps, 'step')} of {count(rows, 'row')}, in "
+        f"{'one process' if facts.processes == 1 else f'{facts.processes:,} processes'} for each variant. Steps of one process "
+        f"are no independent units, so no interval, p value or verdict is made of them. {peak_sentence(facts)} Another device, batch or length of text has other ratios.",
     )
 
 
