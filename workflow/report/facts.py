@@ -13,7 +13,7 @@ from workflow.comparison.records import BenchmarkRecord, PrecisionRecord, Traini
 from workflow.cost import memory
 from workflow.report import answers, lock
 from workflow.report.formatting import clean
-from workflow.report.labels import model_name, short_labels, variant_label, variant_labels
+from workflow.report.labels import compact_labels, model_name, short_labels, variant_label, variant_labels
 from workflow.report.model import (
     GPU_SIZES,
     GRID,
@@ -130,11 +130,12 @@ def _variants(
     settings: params.Params, compared: Comparison, trained: dict[str, list[TrainingRecord]]
 ) -> list[Variant]:
     """The variants of the experiment, in its order."""
-    labels, shorts = variant_labels(settings), short_labels(settings)
+    labels, compact, shorts = (make(settings) for make in (variant_labels, compact_labels, short_labels))
     return [
         Variant(
             name=name,
             label=labels[name],
+            compact=compact[name],
             short=shorts[name],
             position=position,
             is_baseline=name == settings.experiment.baseline,
@@ -275,8 +276,9 @@ def _measured_variants(
     others = sorted({point.variant for point in points} - labels.keys())
     all_labels = dict(labels)
     for name in others:
-        own = variant_label(settings, name) if name in settings.variants else clean(name)
-        all_labels[name] = f"{own}, {clean(name)}" if own in all_labels.values() else own
+        in_words = clean(name).replace("_", " ")
+        own = variant_label(settings, name) if name in settings.variants else in_words
+        all_labels[name] = f"{own}, {in_words}" if own in all_labels.values() else own
     return [MeasuredVariant(name, all_labels[name], index) for index, name in enumerate([*known, *others])]
 
 

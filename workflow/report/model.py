@@ -31,6 +31,7 @@ class Variant:
 
     name: str
     label: str
+    compact: str  # the label where a row has room for one line
     short: str  # the label in figures
     position: int  # in experiment.variants; decides its color and marker
     is_baseline: bool

@@ -6,9 +6,10 @@ from itertools import product
 from markupsafe import Markup
 
 from workflow.report import drawing, english, formatting
-from workflow.report.english import count, gib, rows_by_length
+from workflow.report.english import count, gib, rows_by_length, shape_words
 from workflow.report.formatting import Number, number, quantity, ratio
 from workflow.report.model import GPU_SIZES, Device, Facts, Point
+from workflow.report.names import setting_name, shape_name
 from workflow.report.sections.hardware_figure import block_name, deviation, hardware_panels
 
 CLOSE = 0.05  # relative error of a prediction that counts as close
@@ -135,7 +136,7 @@ def _point_row(block: Device, point: Point) -> PointRow:
         return "" if value is None else Number(text, value, ".".join([point.key, *names]))
 
     return PointRow(
-        setting=point.setting,
+        setting=setting_name(point.setting),
         batch=batch_text(point),
         point=english.rows_by_length(point),
         checkpointing=f"{'with' if point.checkpointing else 'without'} checkpointing",
@@ -176,7 +177,7 @@ def fit_blocks(facts: Facts) -> list[tuple[str, list[FitRow]]]:
             checkpointing=f"{'with' if fit.checkpointing else 'without'} checkpointing, rank {fit.rank}",
             cells=[f"{fit.tokens[size]:,}" if fit.tokens[size] else "" for size in GPU_SIZES],
         )
-        blocks.setdefault(fit.shape, []).append(row)
+        blocks.setdefault(f"{shape_name(fit.shape)} shape", []).append(row)
     return list(blocks.items())
 
 
@@ -247,13 +248,13 @@ def prediction_sentence(facts: Facts) -> str | None:
     close = sum(abs(p.predicted["total"] - p.peak) <= CLOSE * p.peak for p, _ in points)
     point, block = max(points, key=lambda pair: abs(pair[0].deviation))
     label = next(variant.label for variant in block.variants if variant.name == point.variant)
-    setting = "" if point in block.grid else f", {point.setting}"
+    setting = "" if point in block.grid else f", {setting_name(point.setting)}"
     checkpointing = " with checkpointing" if point.checkpointing else ""
     verb = "lies" if close == 1 else "lie"
     return (
         f"The memory predicted from the model’s shape alone, before anything runs, was compared with the measured "
         f"peak at {count(len(points), 'point')}: {close:,} of them {verb} within {formatting.percent(CLOSE)} of it. "
-        f"The largest deviation is {deviation(point)} ({label} at {block.shape}, {rows_by_length(point)} tokens"
+        f"The largest deviation is {deviation(point)} ({label} at {'' if block.own else 'the '}{shape_words(block)}, {rows_by_length(point)} tokens"
         f"{checkpointing}{setting})."
     )
 
