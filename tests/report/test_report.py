@@ -707,8 +707,37 @@ def ids_used_twice(page: Reader) -> list[str]:
     return [name for name in set(ids) if ids.count(name) > 1]
 
 
-def test_a_point_that_was_not_measured_says_why():
+def test_the_page_links_the_license_and_the_repository_that_pyproject_names():
     write()
+    links = [a.get("href") for tag, a in read().tags if tag == "a"]
+    assert "https://www.apache.org/licenses/LICENSE-2.0" in links
+    assert not any("made-up" in link for link in links)
+    project = '[project]\nname = "made-up"\n[project.urls]\nRepository = "{}made-up.example/code"\n'
+    Path("pyproject.toml").write_text(project.format("https://"))
+    page = read()
+    assert "https://made-up.example/code" in [a.get("href") for tag, a in page.tags if tag == "a"]
+    assert "url = {https://made-up.example/code}," in page.text
+    Path("pyproject.toml").write_text(project.format("javascript:"))
+    assert "made-up.example" not in read().text
+
+
+def test_the_grid_of_another_device_is_in_its_file_alone():
+    write()
+    made_up_results.write_hardware()
+    page = read()
+    assert not any(name.startswith("the grid") for name in page.tables)
+    assert (
+        "6 points over rows and length are in results/hardware/made_up_gpu.json , and in no table here"
+        in page.text
+    )
+    write(device="cuda")
+    page = read()
+    assert len(page.tables["the grid, TinyLlama-1.1B shape on Made-up GPU 80GB"]) == 9
+    assert "in no table here" not in page.text
+
+
+def test_a_point_that_was_not_measured_says_why():
+    write(device="cuda")
     made_up_results.write_hardware()
     page = read()
     assert page.row("plain loop", "does not fit")[1] == (
@@ -781,7 +810,7 @@ def test_the_runs_own_grid_is_shown_too():
 
 
 def test_a_variant_of_a_device_need_not_be_one_of_the_experiment():
-    write()
+    write(device="cuda")
     points = [made_up_results.point("grid", name) for name in (QLORA, "qlora_fp4", "of_another_project")]
     made_up_results.write_hardware(points)
     (block,) = facts().hardware

@@ -122,6 +122,7 @@ def gather(settings: params.Params) -> Facts:
         work=_work(trained, bases, list(results.values()), benchmarks)
         + _divergence_work([read_json(path) for path in _divergence_files(settings)]),
         lock=lock.read(files),
+        repository=environment.repository(),
         **_changes(settings.report.compare_to),
     )
 
@@ -158,6 +159,7 @@ def inputs(settings: params.Params) -> list[Path]:
             ]
             files.append(evaluate_folder(name, seed) / "result.json")
     files += answers.files(settings)
+    files += [environment.PROJECT] if environment.PROJECT.is_file() else []
     return files + _divergence_files(settings) + _grid_files(settings) + _hardware_files()
 
 

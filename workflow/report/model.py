@@ -209,6 +209,7 @@ class Facts:
     planned: Planned | None  # None if the training's memory cannot be predicted
     work: list[Work]
     lock: Lock
+    repository: str | None  # its address, if pyproject.toml names one
     before: str | None  # the commit of report.compare_to
     changes: list["Changes"]  # since then
 

@@ -48,6 +48,7 @@ class HardwareBlock:
     settings: list[tuple[str, list[PointRow]]]
     setting_steps: str
     grid: list[tuple[str, list[PointRow]]]
+    grid_points: str  # how many have no table, as they are of a device that is not this run's
     panels: list[drawing.Panel]
     legend: list[tuple[str, Markup]]
     shared: bool
@@ -68,16 +69,19 @@ class FitRow:
 
 
 def hardware_blocks(facts: Facts) -> list[HardwareBlock]:
-    """The measurements by device and shape. The first with a grid, on the run's own device, has figures."""
+    """The measurements by device and shape. The first with a grid, on the run's own device, has figures.
+
+    The points of a grid on another device are in its file alone: they would be a quarter of the page.
+    """
     own = [block for block in facts.hardware if block.own_run or block.device in facts.devices]
     drawn = next((block for block in own if any(point.measured for point in block.grid)), None)
     return [
-        _hardware_block(block, f"hardware-{index}", is_drawn=block is drawn)
+        _hardware_block(block, f"hardware-{index}", is_drawn=block is drawn, is_own=block in own)
         for index, block in enumerate(facts.hardware)
     ]
 
 
-def _hardware_block(block: Device, key: str, *, is_drawn: bool) -> HardwareBlock:
+def _hardware_block(block: Device, key: str, *, is_drawn: bool, is_own: bool) -> HardwareBlock:
     panels = hardware_panels(block, key) if is_drawn else []
     grid_variants = [v for v in block.variants if any(point.variant == v.name for point in block.grid)]
     steps = dict.fromkeys(
@@ -89,7 +93,8 @@ def _hardware_block(block: Device, key: str, *, is_drawn: bool) -> HardwareBlock
         words=block_words(block),
         settings=_point_rows(block, block.settings, fastest_first=True),
         setting_steps=english.listed(list(steps)) if steps else "",
-        grid=_point_rows(block, block.grid),
+        grid=_point_rows(block, block.grid) if is_own else [],
+        grid_points="" if is_own or not block.grid else count(len(block.grid), "point"),
         panels=panels,
         legend=drawing.legend(grid_variants, f"{key}-legend") if panels else [],
         shared=bool(block.shared),
