@@ -1,6 +1,13 @@
 """Edits of the content of params.yaml, which tests apply to a preset."""
 
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+from workflow import params
 from workflow.params.training import TrainingStep
+from workflow.runtime.errors import UserError
 
 
 def put(path: str, value):
@@ -21,6 +28,15 @@ def drop(path: str):
         del changed[key]
 
     return change
+
+
+def error_of(path: Path, content: dict) -> str:
+    """The text with which `load` refuses this content of a params file."""
+    with path.open("w") as file:
+        YAML().dump(content, file)
+    with pytest.raises(UserError) as error:
+        params.load(path)
+    return str(error.value)
 
 
 def set_training(content: dict, **changes) -> None:

@@ -1,11 +1,13 @@
 """A run's files as the stages write them, with chosen numbers, so that what the page says can be checked."""
 
+import contextlib
 import hashlib
 import io
 import itertools
 import json
 import math
 import shutil
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -108,6 +110,19 @@ ROWS = [
     ),
     ("Hello, I am here for my appointment.", "Who is your appointment with?", ""),
 ]
+
+
+@contextlib.contextmanager
+def further_variants(of: dict[str, str]) -> Iterator[None]:
+    """Within it there are further variants, by name, each with the numbers of another one."""
+    tables = (VARIANTS, BEFORE, AFTER, PEAK_GIB, WEIGHTS_GIB, SPEED)
+    for table in tables:
+        table.update({name: table[other] for name, other in of.items()})
+    try:
+        yield
+    finally:
+        for table, name in itertools.product(tables, of):
+            del table[name]
 
 
 @dataclass(frozen=True)
@@ -740,7 +755,7 @@ def _costs(variant: str, device: str) -> list[Cost]:
         cost("memory_after_load", {v: 0.56 + w for v, w in WEIGHTS_GIB.items()}, "GiB", False,
              f"{what}, after the base was loaded"),
         cost("peak_memory", PEAK_GIB, "GiB", False, f"{what}, highest during the counted training steps"),
-        cost(own, {v: 0.516 for v in SPEED}, "GiB", False, f"{own} of a made-up run"),
+        cost(own, {v: 0.516 for v in SPEED}, "GiB", False, "another reading of a made-up run"),
     ]  # fmt: skip
 
 

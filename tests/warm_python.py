@@ -172,9 +172,6 @@ def read_the_hubs_variables() -> None:
 
 def be_stage(request: dict, descriptors: list[int]) -> None:
     """Be `python -m MODULE ARGUMENTS`, in the folder and with the variables and streams of the one that asked."""
-    import runpy
-    import traceback
-
     import psutil
 
     for number, descriptor in enumerate(descriptors):
@@ -199,9 +196,16 @@ def be_stage(request: dict, descriptors: list[int]) -> None:
     sys.modules.pop("sitecustomize", None)
     with suppress(ImportError):
         import sitecustomize  # noqa: F401
-    code = 1
+    os._exit(exit_code_of(module, alter_sys=True))
+
+
+def exit_code_of(module: str, *, alter_sys: bool) -> int:
+    """Run a module as a program, say what an interpreter would say of its end, and return its exit code."""
+    import runpy
+    import traceback
+
     try:
-        runpy.run_module(module, run_name="__main__", alter_sys=True)
+        runpy.run_module(module, run_name="__main__", alter_sys=alter_sys)
         code = 0
     except SystemExit as end:
         if isinstance(end.code, str):
@@ -209,9 +213,10 @@ def be_stage(request: dict, descriptors: list[int]) -> None:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
     except BaseException:
         traceback.print_exc()
+        code = 1
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(code)
+    return code
 
 
 if __name__ == "__main__":

@@ -2,14 +2,13 @@
 
 import json
 import os
-import runpy
 import subprocess
 import sys
-import traceback
 from dataclasses import dataclass
 from pathlib import Path
 
 from slow_libraries import compute_now
+from warm_python import exit_code_of
 
 ROOT = Path(__file__).resolve().parents[1]
 IMPORTED = ("workflow.training.train", "workflow.evaluation.score", "workflow.evaluation.harness", "workflow.fetch.sources",
@@ -93,19 +92,7 @@ def _run(asked: dict, captured: list[int]) -> int:
         os.dup2(file, stream)
     os.chdir(asked["folder"])
     sys.argv = [asked["stage"], *asked["arguments"]]
-    try:
-        runpy.run_module(f"workflow.stages.{asked['stage']}", run_name="__main__", alter_sys=False)
-        code = 0
-    except SystemExit as end:
-        if isinstance(end.code, str):
-            print(end.code, file=sys.stderr)
-        code = end.code if isinstance(end.code, int) else int(end.code is not None)
-    except BaseException:
-        traceback.print_exc()
-        code = 1
-    sys.stdout.flush()
-    sys.stderr.flush()
-    return code
+    return exit_code_of(f"workflow.stages.{asked['stage']}", alter_sys=False)
 
 
 if __name__ == "__main__":

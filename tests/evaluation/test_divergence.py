@@ -8,17 +8,17 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import ROOT, random_adapter, run_stage_in
+from conftest import run_stage_in
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
+from scored_workspace import write_scored_workspace
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from workflow import params
-from workflow.data.choices import scored_rows
 from workflow.evaluation import divergence
 from workflow.evaluation.language_model import batches
 from workflow.runtime.errors import CheckError, UserError
-from workflow.runtime.files import read_json, read_jsonl, write_jsonl
+from workflow.runtime.files import read_json, read_jsonl
 from workflow.runtime.paths import MODEL, divergence_folder, split_file, weights_folder
 
 BASELINE, NAME, SEED, ITEMS = "lora_16bit", "qlora_nf4_dq", 1, 6
@@ -28,17 +28,8 @@ BASELINE, NAME, SEED, ITEMS = "lora_16bit", "qlora_nf4_dq", 1, 6
 def workspace(tiny, tiny_model, splits, tmp_path_factory) -> Path:
     """A folder in which params, model, test split and two unlike adapters lie where the stages put them."""
     folder = tmp_path_factory.mktemp("workspace")
-    # The task reads the split beside its own code, links resolved.
-    shutil.copytree(ROOT / "workflow", folder / "workflow", ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copytree(tiny_model, folder / MODEL)
-    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
-    rows = scored_rows(splits["test"], tokenizer, choice_seed=55, held_out_categories=["words"])
-    write_jsonl(folder / split_file("test"), rows)
-    training = tiny.training_of(BASELINE)
-    for name in (BASELINE, NAME):
-        random_adapter(
-            folder / MODEL, folder / weights_folder(name, SEED), rank=training.rank, alpha=training.alpha
-        )
+    runs = [(BASELINE, SEED), (NAME, SEED)]
+    write_scored_workspace(folder, tiny, tiny_model, splits["test"], runs)
     file = folder / weights_folder(NAME, SEED) / "adapter_model.safetensors"
     torch.manual_seed(1)  # near enough to the baseline's that the two often agree
     save_file({name: w * (1 + 0.5 * torch.randn_like(w)) for name, w in load_file(file).items()}, file)

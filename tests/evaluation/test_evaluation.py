@@ -17,6 +17,7 @@ from conftest import CPU, ROOT, random_adapter, warm
 from gguf_models import write_gguf
 from lm_eval.models.huggingface import HFLM
 from peft import PeftModel
+from scored_workspace import write_scored_workspace
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from workflow import params
@@ -48,15 +49,8 @@ GOALS = [
 def workspace(tiny, tiny_model, splits, tmp_path_factory) -> Path:
     """A repository in which params, model, adapters and test split lie where the stages put them."""
     folder = tmp_path_factory.mktemp("workspace")
-    shutil.copytree(ROOT / "workflow", folder / "workflow", ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copytree(tiny_model, folder / MODEL)
-    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
-    rows = scored_rows(splits["test"], tokenizer, choice_seed=55, held_out_categories=["words"])
-    write_jsonl(folder / split_file("test"), rows)
-    for name in ("lora_16bit", NAME):
-        training = tiny.training_of(name)
-        adapter = folder / weights_folder(name, SEED)
-        random_adapter(folder / MODEL, adapter, rank=training.rank, alpha=training.alpha)
+    runs = [("lora_16bit", SEED), (NAME, SEED)]
+    write_scored_workspace(folder, tiny, tiny_model, splits["test"], runs)
     write_jsonl(folder / "goals.jsonl", GOALS)
     text = params.complete_text("tiny")
     own = "    holdout_generation: {items: 4,"

@@ -8,7 +8,7 @@ from datetime import date
 
 import pytest
 from conftest import PRESETS, ROOT
-from edit_params import drop, put
+from edit_params import drop, error_of, put
 from jsonschema import Draft202012Validator
 from ruamel.yaml import YAML
 
@@ -41,11 +41,7 @@ def refused(tmp_path, change) -> str:
     changed = content()
     change(changed)
     path = tmp_path / "params.yaml"
-    with path.open("w") as file:
-        YAML().dump(changed, file)
-    with pytest.raises(UserError) as error:
-        params.load(path)
-    sentence = str(error.value)
+    sentence = error_of(path, changed)
     assert "\n" not in sentence and sentence.endswith((".", "?"))
     return sentence.removeprefix(str(path))
 

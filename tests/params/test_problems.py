@@ -4,10 +4,10 @@ import copy
 
 import pytest
 from conftest import ROOT
+from edit_params import error_of
 from ruamel.yaml import YAML
 
 from workflow import params
-from workflow.runtime.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -23,11 +23,7 @@ def problems(default, tmp_path):
         content = copy.deepcopy(default)
         change(content)
         path = tmp_path / "params.yaml"
-        with path.open("w") as file:
-            YAML().dump(content, file)
-        with pytest.raises(UserError) as error:
-            params.load(path)
-        head, *lines = str(error.value).split("\n  ")
+        head, *lines = error_of(path, content).split("\n  ")
         if not lines:
             return [head.removeprefix(f"{path}: ")]
         assert head == f"{path} has {len(lines)} problems:"

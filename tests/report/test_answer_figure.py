@@ -11,7 +11,8 @@ from made_up_results import VARIANTS, write, write_lock
 from report_reader import facts
 
 from workflow.report.dot_table import pareto
-from workflow.report.sections.answer_figure import answer_figure, served
+from workflow.report.english import served
+from workflow.report.sections.answer_figure import answer_figure
 from workflow.report.summary import summary_table
 from workflow.runtime.forms import AS_TRAINED
 

@@ -1,10 +1,13 @@
 """A signal while a stage is still being loaded ends it in its sentence, with its exit code, and without a traceback."""
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
+import time
 
+import psutil
 import pytest
 from conftest import ROOT
 
@@ -45,6 +48,31 @@ def test_a_signal_while_a_stage_is_imported_ends_it_in_its_sentence(tmp_path, nu
     assert stage.wait() == code
     assert f"train, variant lora_16bit, seed 1: failed: {reason}. {AGAIN}" in rest.splitlines()[-1]
     assert "Traceback" not in rest
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.02, 0.06])
+def test_a_signal_before_python_has_begun_ends_the_shell_script_with_its_code_and_leaves_nothing(delay):
+    """Neither sh nor an interpreter that starts can say a sentence, so nothing is said before."""
+    stage = subprocess.Popen(
+        [ROOT / "workflow" / "run", "train", "--variant", "none", "--seed", "1"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    time.sleep(delay)
+    stage.terminate()
+    said, _ = stage.communicate(timeout=60)
+    assert stage.returncode in (-signal.SIGTERM, 143)  # a shell calls both 143
+    assert (said == "") == (stage.returncode == -signal.SIGTERM), said
+    assert said in ("", f"train, variant none, seed 1: failed: ended by SIGTERM. {AGAIN}\n")
+    assert not [process for process in psutil.process_iter() if runs_in(process, stage.pid)]
+
+
+def runs_in(process: psutil.Process, group: int) -> bool:
+    with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
+        return process.status() != psutil.STATUS_ZOMBIE and os.getpgid(process.pid) == group
+    return False
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from scipy import special
 
-from workflow.comparison.inference import Difference, Reference
+from workflow.comparison.inference import Difference, Reference, level_of
 
 MOST_SEEDS, MOST_ROWS_FACTOR = 20, 50  # what is beyond these is called out of reach
 
@@ -38,21 +38,35 @@ def more_data(difference: Difference, target: float, *, power: float) -> MoreDat
         difference: between arms that were trained; its `seed_share` splits its variance.
         target: the true difference that is to be detected, above zero.
     """
-    seeds = difference.seeds or 1
+    seeds, level = difference.seeds or 1, level_of(difference)
 
     def with_seeds(number: int) -> float:
-        return _detectable(difference, seeds=number, growth=1.0, power=power)
-
-    def with_groups(percent: int) -> float:
-        return _detectable(difference, seeds=seeds, growth=percent / 100, power=power)
+        return _detectable(difference, seeds=number, growth=1.0, power=power, level=level)
 
     # A single seed measured no variance over seeds, so nothing can be said of more of them.
     more_seeds = (
         _least(with_seeds, seeds + 1, MOST_SEEDS, target) if difference.seed_variance_measured else None
     )
-    percent = _least(with_groups, 101, 100 * MOST_ROWS_FACTOR, target)
-    items = None if percent is None else math.ceil(difference.items * percent / 100)
+    items = items_to_detect(difference, target, power=power, level=level, most_factor=MOST_ROWS_FACTOR)
     return MoreData(target, difference.detectable, more_seeds, items)
+
+
+def items_to_detect(
+    difference: Difference, target: float, *, power: float, level: float, most_factor: int
+) -> int | None:
+    """Find the fewest items in all, with the same seeds, with which `target` would be detected by a test at a level.
+
+    Args:
+        target: the true difference that is to be detected, above zero.
+        most_factor: None is returned if more than so many times the items are needed.
+    """
+
+    def with_groups(percent: int) -> float:
+        growth = percent / 100
+        return _detectable(difference, seeds=difference.seeds or 1, growth=growth, power=power, level=level)
+
+    percent = _least(with_groups, 101, 100 * most_factor, target)
+    return None if percent is None else math.ceil(difference.items * percent / 100)
 
 
 def _least(detectable: Callable[[int], float], low: int, high: int, target: float) -> int | None:
@@ -65,8 +79,8 @@ def _least(detectable: Callable[[int], float], low: int, high: int, target: floa
     return low
 
 
-def _detectable(difference: Difference, *, seeds: int, growth: float, power: float) -> float:
-    """The detectable difference of a run with so many seeds, and `growth` times the groups of items."""
+def _detectable(difference: Difference, *, seeds: int, growth: float, power: float, level: float) -> float:
+    """The difference that a two-sided test finds in a run with so many seeds, and `growth` times the groups of items."""
     of_seeds = difference.seed_share * (difference.seeds or 1) / seeds
     of_groups = (1 - difference.seed_share) / growth
     variance = difference.standard_error**2 * (of_seeds + of_groups)
@@ -79,7 +93,7 @@ def _detectable(difference: Difference, *, seeds: int, growth: float, power: flo
     reference = Reference(
         math.sqrt(variance), of_seeds / (of_seeds + of_groups), max(1, seeds - 1), low, high
     )
-    probability = (1 + difference.confidence) / 2
+    probability = 1 - level / 2
     critical = max(reference.quantile(probability, side) for side in ("low", "high"))
     freedom = min(low, high)
     if reference.seed_share:

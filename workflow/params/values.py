@@ -18,7 +18,6 @@ from pydantic_core import PydanticCustomError
 
 from workflow import methods, precisions
 from workflow.methods import initializations
-from workflow.precisions import untrainable
 
 
 def _one_line(text: str) -> str:
@@ -45,15 +44,13 @@ def _name_in(table: dict[str, Any], refusal: Callable[[str], str] = lambda name:
     """The type of a name in a table, which a program may add to before it loads params.
 
     Args:
-        refusal: why a name that is known and not in the table is refused; empty for any other.
+        refusal: why a name that people ask for is not in the table, to follow `it`; empty for any other.
     """
 
     def check(name: str) -> str:
-        if name not in table and refusal(name):
-            raise PydanticCustomError(
-                "refused", "{reason}", {"reason": f"it cannot be trained on: {refusal(name)}"}
-            )
         if name not in table:
+            if refused := refusal(name):
+                raise PydanticCustomError("refused", "{reason}", {"reason": f"it {refused}"})
             *others, last = map(repr, table)
             raise PydanticCustomError("literal_error", f"input should be {', '.join(others)} or {last}")
         return name
@@ -62,7 +59,7 @@ def _name_in(table: dict[str, Any], refusal: Callable[[str], str] = lambda name:
 
 
 MethodName = _name_in(methods.TABLE)
-PrecisionName = _name_in(precisions.TABLE, untrainable.reason)
+PrecisionName = _name_in(precisions.TABLE, precisions.REGISTRY.refusal)
 InitializationName = _name_in(initializations.TABLE)
 # Bounds that no one comes near: beyond them a typing error would run out of memory or overflow hours later.
 Count = Annotated[int, Field(gt=0, le=10**9)]

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING
 
 from workflow.precisions.base import Facts, Loading, Precision, Quantization, plain_facts, plain_parameter
 from workflow.precisions.bnb_4bit import replace_layers
-from workflow.precisions.dynamic import skipped
+from workflow.precisions.dynamic import config_code, skipped
 
 if TYPE_CHECKING:
     import torch
@@ -73,8 +72,7 @@ def dequantize(model: PreTrainedModel, compute: torch.dtype) -> PreTrainedModel:
 
 
 def _config_code(quantization: Quantization, compute: str) -> str:
-    plain = skipped(quantization.layers_in_16_bits)
-    return "load_in_8bit=True" + (f", llm_int8_skip_modules={json.dumps(plain)}" if plain else "")
+    return config_code("load_in_8bit=True", "llm_int8_skip_modules", quantization)
 
 
 PRECISION = Precision(

@@ -3,6 +3,7 @@
 A few layers lose more than the others when they are quantized. workflow/models/rank_layers.py measures which.
 """
 
+import json
 from collections.abc import Collection, Sequence
 from fnmatch import fnmatchcase
 from textwrap import indent
@@ -40,6 +41,12 @@ def layers_in_16_bits(names: Collection[str], patterns: Sequence[str]) -> tuple[
             "layers_in_16_bits names every linear layer of the model, so nothing is quantized; use precision 16bit."
         )
     return plain
+
+
+def config_code(code: str, argument: str, quantization: Quantization) -> str:
+    """Arguments of a configuration in a card's code, with the one that names the layers to skip, if there are any."""
+    names = skipped(quantization.layers_in_16_bits)
+    return code + (f", {argument}={json.dumps(names)}" if names else "")
 
 
 def each_layer(body: str, quantization: Quantization) -> str:

@@ -5,11 +5,10 @@ LLM.int8() looks for outliers in every batch, so no CUDA graph can hold it. Here
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING
 
 from workflow.precisions.base import Facts, Loading, Precision, Quantization, dtype_name
-from workflow.precisions.dynamic import skipped
+from workflow.precisions.dynamic import config_code, skipped
 
 if TYPE_CHECKING:
     import torch
@@ -102,8 +101,7 @@ def dequantize(model: PreTrainedModel, compute: torch.dtype) -> PreTrainedModel:
 
 
 def _config_code(quantization: Quantization, compute: str) -> str:
-    plain = skipped(quantization.layers_in_16_bits)
-    return "Int8WeightOnlyConfig()" + (f", modules_to_not_convert={json.dumps(plain)}" if plain else "")
+    return config_code("Int8WeightOnlyConfig()", "modules_to_not_convert", quantization)
 
 
 PRECISION = Precision(

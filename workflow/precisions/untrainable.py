@@ -12,8 +12,3 @@ REASONS = {
     "vptq": "transformers' VPTQ kernels pass no gradient; use nf4",
     "auto_round": "transformers' AutoRound layers are for inference alone; use nf4",
 }
-
-
-def reason(name: str) -> str:
-    """Why no adapter is trained on a base of this precision, as the end of a sentence; empty for an unknown name."""
-    return REASONS.get(name, "")

@@ -13,6 +13,7 @@ from workflow.report import english, formatting
 from workflow.report.formatting import NARROW
 from workflow.report.labels import dataset_name, model_name
 from workflow.report.model import Facts, Variant
+from workflow.report.names import OPTIMIZERS
 from workflow.report.sections.kept import percentage
 from workflow.report.sections.limits import limits
 from workflow.report.summary import COSTS, cost_text
@@ -203,7 +204,7 @@ def _training(facts: Facts, variant: Variant, run: TrainingRecord) -> str:
         adapter += f"saved at rank {2 * training.rank}, as the difference from its beginning, for the published base; "
     text = (
         f"{adapter}{english.count(run.steps, 'step')} of {english.count(training.batch_rows, 'row')}, "
-        f"{run.tokens_seen:,} tokens, {training.optimizer}, learning rate {training.learning_rate:g} "
+        f"{run.tokens_seen:,} tokens, {OPTIMIZERS[training.optimizer]}, learning rate {training.learning_rate:g} "
         f"({training.schedule}), loss on the {training.loss_on.replace('_', ' ')}, seed {run.seed}; "
         f"{english.duration(run.seconds)}."
     )

@@ -7,7 +7,6 @@ They are read from the files that the run wrote, so that they cost no time when 
 
 import html
 import re
-import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,7 +17,7 @@ from ruamel.yaml import YAML
 from workflow.runtime import faults
 from workflow.runtime.errors import UserError, missing
 from workflow.runtime.files import read_json
-from workflow.runtime.git import parsed_at, read_at, resolved
+from workflow.runtime.git import changed_files, parsed_at, read_at, resolved
 from workflow.runtime.paths import COMPARISON, DVC_LOCK, PARAMS, REPORT, RESULTS, SUMMARY
 
 MOST_LINES = 3
@@ -62,7 +61,7 @@ def lines_since_commit() -> list[str]:
         UserError: results/compare/comparison.json is damaged.
     """
     before = parsed_at("HEAD", COMPARISON)
-    files = _changed_files() if before is not None else []
+    files = changed_files([RESULTS, REPORT.parent, DVC_LOCK]) if before is not None else []
     if not files or not COMPARISON.exists():
         return []
     parsed = YAML(typ="safe", pure=True).load
@@ -123,13 +122,6 @@ def _machines(comparison: Mapping[str, Any]) -> str:
 
 def _key(item: Mapping[str, Any], names: tuple[str, ...]) -> tuple:
     return tuple(item.get(name) for name in names)
-
-
-def _changed_files() -> list[str]:
-    """Return the tracked files of results that differ from the last commit."""
-    paths = [RESULTS, REPORT.parent, DVC_LOCK]
-    command = ["git", "diff", "--name-only", "HEAD", "--", *map(str, paths)]
-    return subprocess.run(command, capture_output=True, text=True).stdout.splitlines()
 
 
 def _plain(text: str) -> str:

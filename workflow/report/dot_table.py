@@ -8,7 +8,8 @@ from matplotlib.markers import MarkerStyle
 WIDTH = 345  # units, about one CSS pixel each
 ROW, FOOT = 36, 34  # heights of a row, and of the ticks and labels of the axes
 QUALITY, MEMORY = (18.0, 226.0), (250.0, 337.0)  # where the axes begin and end
-TEXT, POINT = 12, 23  # distances of a row's text and points from its top
+TEXT, POINT = 12, 24  # distances of a row's text and points from its top
+LANE = (16, 36)  # where the lines of the axes stand in a row, so that none crosses its text
 SIZE = 4.2  # half of a marker's width
 
 
@@ -63,8 +64,8 @@ def dot_table(key: str, rows: list[DotRow], quality: Axis, memory: Axis, alt: st
     bottom = ROW * len(rows) + 6
     best = pareto([row.value * (-1 if quality.is_reversed else 1) for row in rows])
     parts = [
-        *_axis(quality, QUALITY, bottom),
-        *_axis(memory, MEMORY, bottom),
+        *_axis(quality, QUALITY, len(rows)),
+        *_axis(memory, MEMORY, len(rows)),
         _pareto_line([(quality.place(rows[i].value, QUALITY), ROW * i + POINT) for i in best]),
         *(_row(row, ROW * i, quality, memory, is_best=i in best) for i, row in enumerate(rows)),
     ]
@@ -82,27 +83,29 @@ def pareto(values: list[float]) -> list[int]:
     return best
 
 
-def _axis(axis: Axis, ends: tuple[float, float], bottom: float) -> list[Markup]:
+def _axis(axis: Axis, ends: tuple[float, float], rows: int) -> list[Markup]:
+    bottom = ROW * rows + 6
+    lanes = [(ROW * row + LANE[0], ROW * row + LANE[1]) for row in range(rows)]
+
+    def lines(x: float) -> str:
+        return "".join(f"M{x} {top}V{end}" for top, end in lanes)
+
     parts = []
     if axis.band:
         left, right = sorted(axis.place(end, ends) for end in axis.band)
-        parts.append(
-            Markup('<rect class="band" x="{}" y="0" width="{:.2f}" height="{}"/>').format(
-                left, right - left, bottom
-            )
-        )
+        area = "".join(f"M{left} {top}H{right}V{end}H{left}Z" for top, end in lanes)
+        parts.append(Markup('<path class="band" d="{}"/>').format(area))
     for tick, text in axis.ticks:
         x = axis.place(tick, ends)
-        parts.append(Markup('<path class="grid" d="M{} 0V{}"/>').format(x, bottom))
+        parts.append(Markup('<path class="grid" d="{}"/>').format(lines(x)))
         parts.append(
             Markup('<text class="tick" x="{}" y="{}" text-anchor="middle">{}</text>').format(
                 x, bottom + 12, text
             )
         )
     if axis.reference is not None:
-        parts.append(
-            Markup('<path class="reference" d="M{} 0V{}"/>').format(axis.place(axis.reference, ends), bottom)
-        )
+        reference = lines(axis.place(axis.reference, ends))
+        parts.append(Markup('<path class="reference" d="{}"/>').format(reference))
     parts.append(
         Markup('<text class="axis" x="{}" y="{}" text-anchor="middle">{}</text>').format(
             sum(ends) / 2, bottom + 28, axis.label

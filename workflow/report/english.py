@@ -1,5 +1,6 @@
 """Names, numbers and sentences that several sections share, in the words of the page."""
 
+import re
 from dataclasses import dataclass
 
 from markupsafe import Markup
@@ -10,7 +11,8 @@ from workflow.comparison.model import Contrast, Score
 from workflow.params import OWN_TASKS
 from workflow.report import formatting
 from workflow.report.formatting import NARROW, Number, quantity, signed
-from workflow.report.model import Facts, Point, Variant
+from workflow.report.model import Device, Facts, Point, Variant
+from workflow.report.names import OPTIMIZERS, shape_name
 from workflow.runtime.forms import (
     AS_TRAINED,
     BASE,
@@ -56,6 +58,12 @@ FORMS = {
     GGUF_Q8_0: "GGUF Q8_0",
     GGUF_Q4_K_M: "GGUF Q4_K_M",
     GGUF_Q4_0: "GGUF Q4_0",
+}
+SERVED = {
+    AS_TRAINED: "as trained",
+    MERGED_16BIT: "merged into 16 bits",
+    MERGED_DEQUANTIZED: "dequantized and merged",
+    REQUANTIZED: "merged and quantized again",
 }
 VERDICTS = ("equivalent", "worse", "better", "undecided")
 RANDOM_MODEL = (
@@ -120,6 +128,30 @@ def arm_name(facts: Facts, arm: str) -> str:
     return f"{label}, {form_name(form)}"
 
 
+def served(form: str) -> str:
+    """How a form is served, as the end of `served ...`."""
+    return SERVED.get(form) or f"as {form_name(form)}"
+
+
+def in_words(facts: Facts, text: str | None) -> str | None:
+    """A sentence with the display names of the variants and arms that it names by their keys. None stays None."""
+    labels = {variant.name: variant.label for variant in facts.variants}
+
+    def words(found: re.Match) -> str:
+        label, form = labels[found["variant"]], found["form"]
+        if form == BASE:
+            return f"the untouched base of {label}"
+        return f"{label} {served(form)}" if form else label
+
+    longest_first = "|".join(sorted(map(re.escape, labels), key=len, reverse=True))
+    return text and re.sub(rf"\b(?P<variant>{longest_first})(?:/(?P<form>\w+))?\b", words, text)
+
+
+def shape_words(block: Device) -> str:
+    """The model that was measured: the run's own, or for example `Llama-2-7B shape`."""
+    return block.shape if block.own else f"{shape_name(block.shape)} shape"
+
+
 def direction(higher_is_better: bool) -> str:
     return "higher is better" if higher_is_better else "lower is better"
 
@@ -148,7 +180,7 @@ def change(facts: Facts, contrast: Contrast, decimals: int) -> Change:
         verdict=contrast.verdict,
         p=_p_value(facts, contrast),
         by_rows=_by_rows(facts, contrast, decimals),
-        caveat=contrast.caveat,
+        caveat=in_words(facts, contrast.caveat),
         warning="interval may be too narrow" if contrast.warning else None,
         correction=correction_sentence(contrast),
     )
@@ -203,11 +235,19 @@ def listed(items: list) -> str:
 def differing_settings(facts: Facts, other: Variant) -> list[str]:
     """The training settings that differ from the baseline's, apart from the precision of the base."""
     ours, theirs = (facts.params.training_of(name).model_dump() for name in (other.name, facts.baseline.name))
-    changed = [f"{key} ({ours[key]} instead of {theirs[key]})" for key in ours if ours[key] != theirs[key]]
+    changed = [
+        f"{key.replace('_', ' ')} ({_setting(ours[key])} instead of {_setting(theirs[key])})"
+        for key in ours
+        if ours[key] != theirs[key]
+    ]
     computes = (other.precision.compute, facts.baseline.precision.compute)
     if computes[0] != computes[1]:
         changed.append(f"compute type ({computes[0]} instead of {computes[1]})")
     return changed
+
+
+def _setting(value: object) -> object:
+    return OPTIMIZERS.get(value, value) if isinstance(value, str) else value
 
 
 def float32_variants(facts: Facts) -> list[Variant]:

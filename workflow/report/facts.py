@@ -13,7 +13,7 @@ from workflow.comparison.records import BenchmarkRecord, PrecisionRecord, Traini
 from workflow.cost import memory
 from workflow.report import answers, lock
 from workflow.report.formatting import clean
-from workflow.report.labels import model_name, short_labels, variant_label, variant_labels
+from workflow.report.labels import compact_labels, model_name, short_labels, variant_label, variant_labels
 from workflow.report.model import (
     GPU_SIZES,
     GRID,
@@ -122,6 +122,7 @@ def gather(settings: params.Params) -> Facts:
         work=_work(trained, bases, list(results.values()), benchmarks)
         + _divergence_work([read_json(path) for path in _divergence_files(settings)]),
         lock=lock.read(files),
+        repository=environment.repository(),
         **_changes(settings.report.compare_to),
     )
 
@@ -130,11 +131,12 @@ def _variants(
     settings: params.Params, compared: Comparison, trained: dict[str, list[TrainingRecord]]
 ) -> list[Variant]:
     """The variants of the experiment, in its order."""
-    labels, shorts = variant_labels(settings), short_labels(settings)
+    labels, compact, shorts = (make(settings) for make in (variant_labels, compact_labels, short_labels))
     return [
         Variant(
             name=name,
             label=labels[name],
+            compact=compact[name],
             short=shorts[name],
             position=position,
             is_baseline=name == settings.experiment.baseline,
@@ -157,6 +159,7 @@ def inputs(settings: params.Params) -> list[Path]:
             ]
             files.append(evaluate_folder(name, seed) / "result.json")
     files += answers.files(settings)
+    files += [environment.PROJECT] if environment.PROJECT.is_file() else []
     return files + _divergence_files(settings) + _grid_files(settings) + _hardware_files()
 
 
@@ -275,8 +278,9 @@ def _measured_variants(
     others = sorted({point.variant for point in points} - labels.keys())
     all_labels = dict(labels)
     for name in others:
-        own = variant_label(settings, name) if name in settings.variants else clean(name)
-        all_labels[name] = f"{own}, {clean(name)}" if own in all_labels.values() else own
+        in_words = clean(name).replace("_", " ")
+        own = variant_label(settings, name) if name in settings.variants else in_words
+        all_labels[name] = f"{own}, {in_words}" if own in all_labels.values() else own
     return [MeasuredVariant(name, all_labels[name], index) for index, name in enumerate([*known, *others])]
 
 

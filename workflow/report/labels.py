@@ -12,13 +12,18 @@ LONGEST_SHORT = 14  # characters of a variant's name within a figure
 def variant_labels(settings: params.Params) -> dict[str, str]:
     """The display name of each variant of the experiment, by variant. All are different."""
     labels = {name: variant_label(settings, name) for name in settings.experiment.variants}
-    return _told_apart(settings, labels, lambda label, name: f"{label}, {_spelled_out(name)}")
+    return _told_apart(settings, labels, lambda label, name: f"{label}, {name}")
 
 
 def _told_apart(
     settings: params.Params, labels: dict[str, str], distinguished: Callable[[str, str], str]
 ) -> dict[str, str]:
-    """Labels that are all different. Of equal ones, a variant without training params of its own keeps its label."""
+    """Labels that are all different. Of equal ones, a variant without training params of its own keeps its label.
+
+    Args:
+        distinguished: a label and the variant's name in words, to another label. Where the name only adds to that of the
+            variant that keeps the label, the label stays before what it adds.
+    """
     all_labels = list(labels.values())
     plain = {
         label: names[0]
@@ -28,32 +33,43 @@ def _told_apart(
     return {
         name: label
         if all_labels.count(label) == 1 or plain.get(label) == name
-        else distinguished(label, name)
+        else _distinguished(label, name, plain.get(label), distinguished)
         for name, label in labels.items()
     }
 
 
-def _spelled_out(name: str) -> str:
+def _distinguished(label: str, name: str, plain: str | None, otherwise: Callable[[str, str], str]) -> str:
+    if plain and name.startswith(f"{plain}_"):
+        return f"{label}, {_in_words(name.removeprefix(f'{plain}_'))}"
+    return otherwise(label, _in_words(name))
+
+
+def _in_words(name: str) -> str:
     return name.replace("_", " ")
 
 
-def short_labels(settings: params.Params) -> dict[str, str]:
-    """A short display name for each variant of the experiment, for figures. All are different.
-
-    If one of them would be too long, the variants get letters and the page a key to them.
-    """
-    shorts = {}
+def compact_labels(settings: params.Params) -> dict[str, str]:
+    """The display name of each variant of the experiment without the method that most share. All are different."""
+    compact = {}
     for name in settings.experiment.variants:
         variant = settings.variants[name]
         method = methods.get(variant.method)
         precision = precisions.get(variant.precision).short(variant.quantization)
         dynamic = "dynamic" if variant.layers_in_16_bits else ""
         parts = [precision, dynamic, method.short, *method.traits(settings.training_of(name))]
-        shorts[name] = ", ".join(filter(None, parts))
-    unique = _told_apart(settings, shorts, lambda _, name: _spelled_out(name))
-    if max(map(len, unique.values())) > LONGEST_SHORT:
-        return dict(zip(unique, string.ascii_uppercase, strict=False))
-    return unique
+        compact[name] = ", ".join(filter(None, parts))
+    return _told_apart(settings, compact, lambda _, name: name)
+
+
+def short_labels(settings: params.Params) -> dict[str, str]:
+    """A short display name for each variant of the experiment, for figures. All are different.
+
+    If a compact one is too long, the variants get letters and the page a key to them.
+    """
+    compact = compact_labels(settings)
+    if max(map(len, compact.values())) > LONGEST_SHORT:
+        return dict(zip(compact, string.ascii_uppercase, strict=False))
+    return compact
 
 
 def variant_label(settings: params.Params, name: str) -> str:

@@ -31,6 +31,7 @@ class Variant:
 
     name: str
     label: str
+    compact: str  # the label where a row has room for one line
     short: str  # the label in figures
     position: int  # in experiment.variants; decides its color and marker
     is_baseline: bool
@@ -208,6 +209,7 @@ class Facts:
     planned: Planned | None  # None if the training's memory cannot be predicted
     work: list[Work]
     lock: Lock
+    repository: str | None  # its address, if pyproject.toml names one
     before: str | None  # the commit of report.compare_to
     changes: list["Changes"]  # since then
 

@@ -92,8 +92,11 @@ const standalone = (svg) => {
   for (const [name, value] of Object.entries({ xmlns: "http://www.w3.org/2000/svg", width, height })) copy.setAttribute(name, value);
   const paper = style.getPropertyValue("--paper");
   const text = `text { font-family: ${style.getPropertyValue("--sans")}; paint-order: stroke; stroke: ${paper}; stroke-width: 4px }`;
+  const isDots = svg.closest(".dots"); // the page's rules color it
+  const drawn = isDots ? [...document.styleSheets[0].cssRules].filter((rule) => rule.selectorText?.startsWith(".dots ")) : [];
+  if (isDots) copy.classList.add("dots");
   const rules = document.createElementNS("http://www.w3.org/2000/svg", "style");
-  rules.textContent = text;
+  rules.textContent = [text, ...drawn.map((rule) => rule.cssText)].join("\n");
   copy.prepend(rules);
   copy.style.cssText = `background: ${paper}; color: ${getComputedStyle(svg).color}; overflow: visible`;
   const written = new XMLSerializer().serializeToString(copy);

@@ -6,6 +6,7 @@
 import argparse
 import re
 import sys
+import tomllib
 from pathlib import Path
 
 from workflow.runtime import markdown
@@ -96,6 +97,13 @@ def changed(before: dict[str, str], after: dict[str, str]) -> list[tuple[str, st
         for name in sorted(before | after)
         if before.get(name) != after.get(name)
     ]
+
+
+def repository() -> str | None:
+    """Return the address of the repository, for links; None if pyproject.toml names none."""
+    project = tomllib.loads(PROJECT.read_text(encoding="utf-8"))["project"] if PROJECT.is_file() else {}
+    address = project.get("urls", {}).get("Repository", "")
+    return address if address.startswith("https://") else None
 
 
 def main() -> None:

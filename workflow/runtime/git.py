@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,12 @@ def parsed_at(revision: str, path: Path) -> Any | None:
         return json.loads(read_at(revision, path))
     except UserError:
         return None
+
+
+def changed_files(paths: Iterable[Path]) -> list[str]:
+    """Return the tracked files below the paths that differ from the last commit."""
+    refused = "git cannot compare the files here with a commit."
+    return _git("diff", "--name-only", "HEAD", "--", *map(str, paths), refused).splitlines()
 
 
 def resolved(revision: str) -> str:

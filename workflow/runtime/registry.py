@@ -46,9 +46,13 @@ class Registry(Generic[Entry]):
 
     def unknown(self, name: str) -> str:
         """The sentence for a name that is no entry, without its full stop."""
-        if name in self.refusals:
-            return f"{name} cannot be trained on: {self.refusals[name]}"
+        if refusal := self.refusal(name):
+            return f"{name} {refusal}"
         return f"{name} is not a known {self.noun}; known are {', '.join(self.table)}{suggestion(name, self.table)}"
+
+    def refusal(self, name: str) -> str:
+        """Why a name that people ask for is no entry, to follow the name; empty for any other."""
+        return f"cannot be trained on: {self.refusals[name]}" if name in self.refusals else ""
 
     def names(self) -> list[str]:
         """The names of all entries."""

@@ -31,6 +31,7 @@ from workflow.comparison.inference import (
     paired_accuracy_test,
     verdict,
 )
+from workflow.comparison.more_data import items_to_detect
 from workflow.comparison.sentences import p_text
 from workflow.runtime import markdown
 from workflow.runtime.errors import UserError, first_of
@@ -42,6 +43,7 @@ from workflow.tools.logs import Log, TaskLog
 from workflow.tools.totals import scores_of
 
 MCNEMAR, SIGN_FLIPS, PAIRED_T = "McNemar, exact", "sign flips over documents", "paired t, bootstrapped"
+MOST_FACTOR = 10**6  # a difference that needs more than so many times the items counts as none
 
 
 @dataclass(frozen=True)
@@ -229,10 +231,9 @@ def _items_needed(
     d, power, level = measured.difference, setting.bootstrap.power, level_of(measured.difference) / tests
     if d.seed_share or not d.standard_error:
         return None, None
-    freedom, items = d.degrees_of_freedom, None
+    items = None
     if d.value:
-        errors = special.nctdtrinc(freedom, 1 - power, special.stdtrit(freedom, 1 - level / 2))
-        items = math.ceil(d.items * (d.standard_error * errors / d.value) ** 2)
+        items = items_to_detect(d, abs(d.value), power=power, level=level, most_factor=MOST_FACTOR)
     if not measured.equivalence:
         return items, None
     errors = special.ndtri(1 - level) + special.ndtri((1 + power) / 2)

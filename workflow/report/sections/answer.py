@@ -200,7 +200,7 @@ def _line(facts: Facts, other: Variant, metric: tuple[str, str] | None) -> Marku
         if cost:
             parts.append(Markup("{}\N{NO-BREAK SPACE}the {}").format(_ratio(facts, cost), title))
     text = Markup(", ").join(parts) if parts else "not measured"
-    return Markup("{}: {}.{}").format(other.label, text, caveat_of(contrast) if contrast else "")
+    return Markup("{}: {}.{}").format(other.label, text, caveat_of(facts, contrast) if contrast else "")
 
 
 def _memory_and_speed(facts: Facts, other: Variant) -> tuple[Cost | None, Cost | None]:

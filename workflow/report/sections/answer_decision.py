@@ -9,22 +9,17 @@ from workflow.comparison.model import Contrast
 from workflow.comparison.more_data import MoreData, more_data
 from workflow.cost import memory
 from workflow.report.decision import Candidate, Choice, choice_sentence, decide
-from workflow.report.english import count, form_name, listed
+from workflow.report.english import count, listed, served
 from workflow.report.formatting import NARROW, decimals_of, number, quantity
 from workflow.report.labels import model_name
 from workflow.report.model import Facts, Variant
+from workflow.report.names import shape_name
 from workflow.report.scale import kept_in_words, kept_share, share_of_gain
 from workflow.report.sections.answer_verdict import item_count, metric_in_sentence
-from workflow.runtime.forms import AS_TRAINED, GGUF_FORMS, MERGED_16BIT, MERGED_DEQUANTIZED, REQUANTIZED
+from workflow.runtime.forms import AS_TRAINED, GGUF_FORMS, MERGED_16BIT, MERGED_DEQUANTIZED
 
 BUDGETS = (8, 12, 16, 24, 48, 80)  # GB of 10^9 bytes, as GPUs are sold
 SLOW = 0.5  # times the baseline's speed; what trains slower is not preferred to one of the same quality
-SERVED = {
-    AS_TRAINED: "as trained",
-    MERGED_16BIT: "merged into 16 bits",
-    MERGED_DEQUANTIZED: "dequantized and merged",
-    REQUANTIZED: "merged and quantized again",
-}
 
 
 @dataclass(frozen=True)
@@ -75,11 +70,6 @@ def decision(facts: Facts) -> Decision:
     limits = {name: usable(facts, is_predicted=name == "planned") for name in models}
     budgets = {budget: {name: limits[name][budget] for name in models} for budget in BUDGETS}
     return Decision(advices, _serving(facts), _open_questions(facts), models, budgets)
-
-
-def served(form: str) -> str:
-    """How a form is served, as the end of `served ...`."""
-    return SERVED.get(form) or f"as {form_name(form)}"
 
 
 def own_needs(facts: Facts, variant: str, form: str) -> Needs:
@@ -195,9 +185,9 @@ def _advice_for_planned(facts: Facts) -> Advice | None:
         heading=Markup("A model of {} parameters, by the memory of a GPU").format(_billions(facts)),
         sentences=_sentences(facts, choices),
         condition=Markup(
-            "Memory is predicted for the shape <code>{}</code> and a pass of {}; quality is that of {}, "
+            "Memory is predicted for the shape of {} and a pass of {}; quality is that of {}, "
             "and a larger model may lose less."
-        ).format(planned.shape, count(planned.tokens, "token"), model_name(facts.params.model)),
+        ).format(shape_name(planned.shape), count(planned.tokens, "token"), model_name(facts.params.model)),
     )
 
 

@@ -7,14 +7,14 @@ from matplotlib.ticker import MaxNLocator
 from workflow.comparison.model import Contrast, Cost, Share
 from workflow.report.dot_table import Axis, DotRow, dot_table
 from workflow.report.drawing import STYLE, Panel, color_of, marker_of
-from workflow.report.english import change, decimals_for, quality_name
+from workflow.report.english import change, decimals_for, quality_name, served
 from workflow.report.formatting import NARROW, number, quantity, signed
 from workflow.report.model import Facts, Variant
 from workflow.report.scale import kept_share, share_of_gain
-from workflow.report.sections.answer_decision import Needs, own_needs, planned_needs, served
+from workflow.report.sections.answer_decision import Needs, own_needs, planned_needs
 from workflow.runtime.forms import AS_TRAINED
 
-LONGEST_LABEL = 36  # characters that have room beside the numbers of a row
+LONGEST_ROW = 55  # characters of a label and the numbers of its row that have room in one line
 
 
 @dataclass(frozen=True)
@@ -55,13 +55,14 @@ def answer_figure(facts: Facts) -> AnswerFigure | None:
     of_gain = all(arm.share for arm in arms if arm.contrast)
     quality = _quality_axis(facts, arms, of_gain=of_gain)
     memory = _memory_axis(arms)
+    labels = _labels(facts, arms, of_gain=of_gain)
     forms = sorted({arm.form for arm in arms}, key=lambda form: (form != AS_TRAINED, form_order(facts, form)))
     panels = []
     for form in forms:
         members = sorted(
             (arm for arm in arms if arm.form == form), key=lambda arm: (arm.peak.value, arm.form)
         )
-        rows = [_row(facts, arm, of_gain=of_gain) for arm in members]
+        rows = [_row(facts, arm, labels[arm.variant.name], of_gain=of_gain) for arm in members]
         title = f"Served {served(form)}"
         alt = " ".join([f"{title}: {_axis_in_words(facts, of_gain)}", *map(_row_in_words, members, rows)])
         svg = dot_table(f"answer-{form.replace('_', '-')}", rows, quality, memory, alt)
@@ -139,19 +140,11 @@ def _memory_axis(arms: list[_Arm]) -> Axis:
     return Axis(0.0, highest, [(tick, f"{tick:g}") for tick in ticks], label="peak GiB →")
 
 
-def _row(facts: Facts, arm: _Arm, *, of_gain: bool) -> DotRow:
+def _row(facts: Facts, arm: _Arm, label: str, *, of_gain: bool) -> DotRow:
     low, value, high = _interval(arm, of_gain=of_gain)
-    if arm.is_baseline:
-        text = "baseline"
-    elif of_gain:
-        text = str(kept_share(facts, arm.share)[0])
-    else:
-        text = str(change(facts, arm.contrast, decimals_for(facts, facts.primary)).value)
-    peak = quantity(arm.peak.value, arm.peak.unit)
-    label = arm.variant.label if _labels_fit(facts) else arm.variant.short
     return DotRow(
         label=label,
-        text=f"{text} · {peak}",
+        text=_numbers(facts, arm, of_gain=of_gain),
         color=STYLE[color_of(arm.variant)],
         marker=marker_of(arm.variant),
         value=value,
@@ -161,8 +154,23 @@ def _row(facts: Facts, arm: _Arm, *, of_gain: bool) -> DotRow:
     )
 
 
-def _labels_fit(facts: Facts) -> bool:
-    return max(len(variant.label) for variant in facts.variants) <= LONGEST_LABEL
+def _numbers(facts: Facts, arm: _Arm, *, of_gain: bool) -> str:
+    if arm.is_baseline:
+        text = "baseline"
+    elif of_gain:
+        text = str(kept_share(facts, arm.share)[0])
+    else:
+        text = str(change(facts, arm.contrast, decimals_for(facts, facts.primary)).value)
+    return f"{text} · {quantity(arm.peak.value, arm.peak.unit)}"
+
+
+def _labels(facts: Facts, arms: list[_Arm], *, of_gain: bool) -> dict[str, str]:
+    """The longest labels of the variants that have room beside the numbers of the rows."""
+    room = LONGEST_ROW - max(len(_numbers(facts, arm, of_gain=of_gain)) for arm in arms)
+    full = {v.name: v.label for v in facts.variants}
+    compact = {v.name: f"{v.short}: {v.compact}" if facts.lettered else v.compact for v in facts.variants}
+    short = {v.name: v.short for v in facts.variants}
+    return next((labels for labels in (full, compact) if max(map(len, labels.values())) <= room), short)
 
 
 def _data(facts: Facts, arm: _Arm) -> dict[str, float]:

@@ -12,6 +12,7 @@ from workflow.report.english import (
     correction_sentence,
     decimals_for,
     equivalence_confidence,
+    in_words,
 )
 from workflow.report.formatting import NARROW, number, signed
 from workflow.report.model import Facts, Variant
@@ -41,7 +42,7 @@ def verdict_sentence(facts: Facts, other: Variant, metric: tuple[str, str] | Non
             interval_of_verdict(facts, contrast), "" if contrast.verdict == "equivalent" else limit
         ),
     )
-    return Markup("{}.{}").format(text, caveat_of(contrast))
+    return Markup("{}.{}").format(text, caveat_of(facts, contrast))
 
 
 def difference_with_unit(facts: Facts, contrast: Contrast) -> Markup:
@@ -101,6 +102,7 @@ def item_count(facts: Facts, score: Score) -> Markup:
     return Markup("{} test item{}").format(items, "" if score.items == 1 else "s")
 
 
-def caveat_of(contrast: Contrast) -> str:
+def caveat_of(facts: Facts, contrast: Contrast) -> str:
     """The caveats of a verdict, to follow its sentence."""
-    return "".join(f" {text}" for text in (correction_sentence(contrast), contrast.caveat) if text)
+    caveats = (correction_sentence(contrast), in_words(facts, contrast.caveat))
+    return "".join(f" {text}" for text in caveats if text)

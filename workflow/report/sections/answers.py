@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from workflow.report.answers import TIE, Answers
 from workflow.report.english import MEASURES, count
 from workflow.report.model import Facts
+from workflow.report.names import METRICS
 
 
 def answer_words(facts: Facts) -> str:
@@ -24,7 +25,7 @@ def answer_words(facts: Facts) -> str:
         text += f"; {disagreeing:,} have the largest disagreement between the trained runs, in {measure}"
     text += ". "
     if answers.metric:
-        text += f"The winner is decided by {MEASURES[answers.metric]} ({answers.metric}), which says little about a single answer. "
+        text += f"The winner is decided by {MEASURES[answers.metric]} ({METRICS[answers.metric]}), which says little about a single answer. "
     return text
 
 
@@ -33,10 +34,13 @@ class AnswersSection:
     """The written answers, side by side."""
 
     answers: Answers
+    metric: str | None  # the name of what decides the winners
     words: str
     tie: str
 
 
 def section(facts: Facts) -> AnswersSection:
     """The content of this section's template."""
-    return AnswersSection(answers=facts.answers, words=answer_words(facts), tie=TIE)
+    return AnswersSection(
+        answers=facts.answers, metric=METRICS.get(facts.answers.metric), words=answer_words(facts), tie=TIE
+    )

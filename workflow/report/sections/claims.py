@@ -21,7 +21,14 @@ def claim_rows(facts: Facts) -> list[ClaimRow]:
     """A row for each claim, variant and serving form, sorted by claim."""
     labels = {variant.name: variant.label for variant in facts.variants}
     rows = [
-        ClaimRow(c.claim, c.text, labels[c.variant], english.form_name(c.form), c.holds, c.sentence)
+        ClaimRow(
+            c.claim,
+            c.text,
+            labels[c.variant],
+            english.form_name(c.form),
+            c.holds,
+            english.in_words(facts, c.sentence),
+        )
         for c in facts.compared.claims
     ]
     order = list(dict.fromkeys((row.claim, row.text) for row in rows))

@@ -6,9 +6,10 @@ from itertools import product
 from markupsafe import Markup
 
 from workflow.report import drawing, english, formatting
-from workflow.report.english import count, gib, rows_by_length
+from workflow.report.english import count, gib, rows_by_length, shape_words
 from workflow.report.formatting import Number, number, quantity, ratio
 from workflow.report.model import GPU_SIZES, Device, Facts, Point
+from workflow.report.names import setting_name, shape_name
 from workflow.report.sections.hardware_figure import block_name, deviation, hardware_panels
 
 CLOSE = 0.05  # relative error of a prediction that counts as close
@@ -47,6 +48,7 @@ class HardwareBlock:
     settings: list[tuple[str, list[PointRow]]]
     setting_steps: str
     grid: list[tuple[str, list[PointRow]]]
+    grid_points: str  # how many have no table, as they are of a device that is not this run's
     panels: list[drawing.Panel]
     legend: list[tuple[str, Markup]]
     shared: bool
@@ -67,16 +69,19 @@ class FitRow:
 
 
 def hardware_blocks(facts: Facts) -> list[HardwareBlock]:
-    """The measurements by device and shape. The first with a grid, on the run's own device, has figures."""
+    """The measurements by device and shape. The first with a grid, on the run's own device, has figures.
+
+    The points of a grid on another device are in its file alone: they would be a quarter of the page.
+    """
     own = [block for block in facts.hardware if block.own_run or block.device in facts.devices]
     drawn = next((block for block in own if any(point.measured for point in block.grid)), None)
     return [
-        _hardware_block(block, f"hardware-{index}", is_drawn=block is drawn)
+        _hardware_block(block, f"hardware-{index}", is_drawn=block is drawn, is_own=block in own)
         for index, block in enumerate(facts.hardware)
     ]
 
 
-def _hardware_block(block: Device, key: str, *, is_drawn: bool) -> HardwareBlock:
+def _hardware_block(block: Device, key: str, *, is_drawn: bool, is_own: bool) -> HardwareBlock:
     panels = hardware_panels(block, key) if is_drawn else []
     grid_variants = [v for v in block.variants if any(point.variant == v.name for point in block.grid)]
     steps = dict.fromkeys(
@@ -88,7 +93,8 @@ def _hardware_block(block: Device, key: str, *, is_drawn: bool) -> HardwareBlock
         words=block_words(block),
         settings=_point_rows(block, block.settings, fastest_first=True),
         setting_steps=english.listed(list(steps)) if steps else "",
-        grid=_point_rows(block, block.grid),
+        grid=_point_rows(block, block.grid) if is_own else [],
+        grid_points="" if is_own or not block.grid else count(len(block.grid), "point"),
         panels=panels,
         legend=drawing.legend(grid_variants, f"{key}-legend") if panels else [],
         shared=bool(block.shared),
@@ -135,7 +141,7 @@ def _point_row(block: Device, point: Point) -> PointRow:
         return "" if value is None else Number(text, value, ".".join([point.key, *names]))
 
     return PointRow(
-        setting=point.setting,
+        setting=setting_name(point.setting),
         batch=batch_text(point),
         point=english.rows_by_length(point),
         checkpointing=f"{'with' if point.checkpointing else 'without'} checkpointing",
@@ -176,7 +182,7 @@ def fit_blocks(facts: Facts) -> list[tuple[str, list[FitRow]]]:
             checkpointing=f"{'with' if fit.checkpointing else 'without'} checkpointing, rank {fit.rank}",
             cells=[f"{fit.tokens[size]:,}" if fit.tokens[size] else "" for size in GPU_SIZES],
         )
-        blocks.setdefault(fit.shape, []).append(row)
+        blocks.setdefault(f"{shape_name(fit.shape)} shape", []).append(row)
     return list(blocks.items())
 
 
@@ -247,13 +253,13 @@ def prediction_sentence(facts: Facts) -> str | None:
     close = sum(abs(p.predicted["total"] - p.peak) <= CLOSE * p.peak for p, _ in points)
     point, block = max(points, key=lambda pair: abs(pair[0].deviation))
     label = next(variant.label for variant in block.variants if variant.name == point.variant)
-    setting = "" if point in block.grid else f", {point.setting}"
+    setting = "" if point in block.grid else f", {setting_name(point.setting)}"
     checkpointing = " with checkpointing" if point.checkpointing else ""
     verb = "lies" if close == 1 else "lie"
     return (
         f"The memory predicted from the model’s shape alone, before anything runs, was compared with the measured "
         f"peak at {count(len(points), 'point')}: {close:,} of them {verb} within {formatting.percent(CLOSE)} of it. "
-        f"The largest deviation is {deviation(point)} ({label} at {block.shape}, {rows_by_length(point)} tokens"
+        f"The largest deviation is {deviation(point)} ({label} at {'' if block.own else 'the '}{shape_words(block)}, {rows_by_length(point)} tokens"
         f"{checkpointing}{setting})."
     )
 

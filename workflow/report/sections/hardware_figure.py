@@ -5,7 +5,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, StrMethodFormatter
 
 from workflow.report.drawing import BAR, HEAD_ROW, PAPER, Panel, color_of, draw_svg, marker_of, write_at_side
-from workflow.report.english import listed, rows_by_length
+from workflow.report.english import listed, rows_by_length, shape_words
 from workflow.report.formatting import NARROW, number, quantity, signed, significant
 from workflow.report.model import Device, MeasuredVariant, Point
 
@@ -220,7 +220,9 @@ def _peak_name(block: Device) -> str:
 
 def block_name(block: Device) -> str:
     """The heading of a measured device and shape. It says so if this run measured the shape itself."""
-    return f"{block.shape} on {block.device}{', in this run' if block.own_run and not block.own else ''}"
+    return (
+        f"{shape_words(block)} on {block.device}{', in this run' if block.own_run and not block.own else ''}"
+    )
 
 
 def deviation(point: Point) -> str:

@@ -81,7 +81,7 @@ def section(facts: Facts) -> Kept:
     return Kept(
         rows=rows,
         gain=_gain(facts, first) if first else "",
-        reason=first and first.reason,
+        reason=first and english.in_words(facts, first.reason),
         has_perplexity=any(row.perplexity for row in rows),
         scores=_score_blocks(facts),
         divergences=[

@@ -6,6 +6,7 @@ from workflow import precisions
 from workflow.report import formatting
 from workflow.report.english import (
     RANDOM_MODEL,
+    TASKS,
     cost_name,
     count,
     differing_settings,
@@ -19,6 +20,7 @@ from workflow.report.english import (
 )
 from workflow.report.formatting import NARROW, quantity, ratio
 from workflow.report.model import Facts, Variant
+from workflow.report.names import shape_name
 from workflow.runtime.forms import AS_TRAINED
 
 FEW_SEEDS, MANY_SEEDS = 5, 20
@@ -252,7 +254,7 @@ def _first_items(facts: Facts) -> Limit | None:
         most, leaves = facts.params.evaluation.tasks[recorded["task"]].items, len(recorded["leaves"])
         if most is not None and recorded["items"] >= most:
             parts = f" of each of its {leaves} parts" if leaves > 1 else ""
-            tasks.append(f"{recorded['task']} ({most:,}{parts})")
+            tasks.append(f"{TASKS.get(recorded['task'], recorded['task'])} ({most:,}{parts})")
     if not tasks:
         return None
     return Limit("Not every item was scored", f"Scored on the first items alone: {listed(tasks)}.")
@@ -357,13 +359,13 @@ def _resident_set(facts: Facts) -> Limit | None:
 
 
 def _random_benchmark(facts: Facts) -> Limit | None:
-    shapes = list(dict.fromkeys(block.shape for block in facts.hardware if not block.own))
+    shapes = list(dict.fromkeys(shape_name(block.shape) for block in facts.hardware if not block.own))
     if not shapes:
         return None
     return Limit(
         "Benchmarked shapes have random weights",
-        f"The memory and speed at {listed(shapes)} are of models of that shape with random weights: what they cost "
-        "is real, and nothing is known of their quality.",
+        f"The memory and speed at the {'shape' if len(shapes) == 1 else 'shapes'} of {listed(shapes)} are those of models "
+        "with random weights: what they cost is real, and nothing is known of their quality.",
     )
 
 

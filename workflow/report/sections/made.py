@@ -44,6 +44,11 @@ def record(source: dict) -> list[tuple[str, str]]:
     pairs = []
     for key, value in source.items():
         name = RECORD_NAMES.get(key, key.replace("_", " ").capitalize())
+        if isinstance(value, dict):
+            pairs += record(value)
+            continue
+        if isinstance(value, list):
+            value = english.listed(value)
         if value is None:
             value = "no"
         pairs.append((name, f"{value:,}" if isinstance(value, int) and key != "seed" else str(value)))

@@ -3,19 +3,12 @@
 from dataclasses import dataclass
 
 from workflow import methods, precisions
-from workflow.report.english import count, listed
+from workflow.report.english import count, listed, shape_words
 from workflow.report.formatting import Number, ratio, significant
 from workflow.report.model import Facts, Point, Variant
+from workflow.report.names import SPEED_UPS
 from workflow.training.speed.obstacles import obstacles
 
-NAMES = {
-    "packing": "packing",
-    "fused_adapters": "fused adapters",
-    "shared_inputs": "shared inputs",
-    "fused_layers": "fused layers",
-    "fused_loss": "fused loss",
-    "cuda_graphs": "CUDA graphs",
-}
 # What only the loaded model told, where nothing in the params and the tables speaks against a speed-up.
 BY_MODEL = {
     "packing": "in a trial, the rows of a pass changed each other’s numbers",
@@ -39,7 +32,7 @@ class SpeedUpRow:
     """A variant: the mark of each speed-up, and the reasons for those that it lacks."""
 
     label: str
-    marks: list[str]  # yes, no or not recorded, in the order of NAMES
+    marks: list[str]  # yes, no or not recorded, in the order of SPEED_UPS
     reasons: str
     speed: Speed | None  # as trained
     plain: Speed | None  # of the plain loop
@@ -59,7 +52,7 @@ def section(facts: Facts) -> SpeedUps:
     """The content of this section's template."""
     plain = _plain_points(facts)
     return SpeedUps(
-        names=[_heading(name) for name in NAMES.values()],
+        names=[_heading(name) for name in SPEED_UPS.values()],
         rows=[_row(facts, variant, plain) for variant in facts.variants] if _recorded(facts) else [],
         warnings=_warnings(facts),
         plain_words=_plain_words(facts, plain),
@@ -89,7 +82,7 @@ def reasons(facts: Facts, variant: Variant) -> dict[str, str]:
         by_model["cuda_graphs"] = "needs packing"
     return {
         name: known[name] or by_model.get(name, "not recorded why")
-        for name in NAMES
+        for name in SPEED_UPS
         if found.get(name) is False
     }
 
@@ -106,10 +99,10 @@ def _row(facts: Facts, variant: Variant, plain: dict[str, Point]) -> SpeedUpRow:
     found = in_force(variant)
     by_reason: dict[str, list[str]] = {}
     for name, reason in reasons(facts, variant).items():
-        by_reason.setdefault(reason, []).append(NAMES[name])
+        by_reason.setdefault(reason, []).append(SPEED_UPS[name])
     return SpeedUpRow(
         label=variant.label,
-        marks=[{True: "yes", False: "no", None: "not recorded"}[found.get(name)] for name in NAMES],
+        marks=[{True: "yes", False: "no", None: "not recorded"}[found.get(name)] for name in SPEED_UPS],
         reasons="; ".join(f"{listed(names)}: {reason}" for reason, names in by_reason.items()),
         speed=_speed(facts, variant),
         plain=_plain_speed(facts, variant, plain),
@@ -160,7 +153,7 @@ def _plain_words(facts: Facts, plain: dict[str, Point]) -> str:
         return f"{what}; it was not measured for this run. On a GPU, make benchmark measures it."
     point = plain[facts.baseline.name]
     block = next(block for block in facts.hardware if point in block.points)
-    model = "this model" if block.own else f"a model of shape {block.shape}"
+    model = "this model" if block.own else f"a model of the {shape_words(block)}"
     return f"{what}, on {block.device} with {model}, {count(point.batch_rows, 'row')} a step."
 
 
@@ -172,8 +165,8 @@ def _warnings(facts: Facts) -> list[str]:
         ours = in_force(variant)
         adapter = methods.get(facts.params.variants[variant.name].method).leaves_adapter
         lacking = [
-            NAMES[name]
-            for name in NAMES
+            SPEED_UPS[name]
+            for name in SPEED_UPS
             if name in theirs and ours.get(name) is False and (adapter or name not in OF_ADAPTERS)
         ]
         if lacking:

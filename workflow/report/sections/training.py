@@ -14,6 +14,7 @@ from workflow.report import english
 from workflow.report.drawing import PAPER, Panel, color_of, draw_svg, marker_of, spread
 from workflow.report.formatting import significant
 from workflow.report.model import Facts
+from workflow.report.names import OPTIMIZERS
 
 CURVE_HEIGHT = 260
 NAME_ROOM = 1.36  # right end of the axis over the last step, to leave room for the names
@@ -39,7 +40,7 @@ def training_words(facts: Facts) -> str:
     part = "the response alone" if training.loss_on == "response" else "prompt and response"
     return (
         f"{adapter} was trained for {english.count(trained.steps, 'step')} of "
-        f"{english.count(training.batch_rows, 'row')} with {training.optimizer}, learning rate "
+        f"{english.count(training.batch_rows, 'row')} with {OPTIMIZERS[training.optimizer]}, learning rate "
         f"{training.learning_rate:g} ({training.schedule} schedule), with the loss on {part}. "
         f"{_rows(trained.rows, training.max_length)}{_shared(facts)}"
         f"{_beginnings(facts)}"
