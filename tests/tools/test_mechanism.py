@@ -281,6 +281,9 @@ def test_a_refusal_leaves_what_was_there(made, monkeypatch, tmp_path):
     assert (tmp_path / "out/index.html").read_text() == "before"
     with pytest.raises(SystemExit, match="^mechanism: .* are unmoved and 3 moved"):
         run(monkeypatch, "compare", *made[1:], "--folder", tmp_path / "out")
+    with pytest.raises(SystemExit, match="on_1 has other files, such as .*; --folder names another one"):
+        run(monkeypatch, "compare", *made, "--folder", made[1])
+    assert (made[1] / ITEMS).is_file()
 
 
 def test_the_studies_of_the_bases_differ_in_the_move_alone(monkeypatch, tmp_path):

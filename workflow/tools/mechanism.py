@@ -2,7 +2,7 @@
 
     python -m workflow.mechanism bases mechanism --cells 0.25 --seeds 1 2 3
     python -m workflow.study run mechanism --model studies/unmoved.yaml      # and with moved_1.yaml, moved_2.yaml, ...
-    python -m workflow.mechanism compare studies/mechanism_on_*
+    python -m workflow.mechanism compare studies/mechanism_on_*/
 
 `bases` writes the params whose models the studies are of. `compare` takes the folders of the finished studies, and writes
 gaps.csv, losses.csv, mechanism.md and index.html. `make mechanism` does all of it.
@@ -26,6 +26,7 @@ from workflow.tools.moved_studies import TASK, UNIT, Study, read
 
 STUDIES = Path("studies")
 UNMOVED, MOVED = "unmoved.yaml", "moved_{seed}.yaml"
+GAPS, LOSSES, TEXT, PAGE = "gaps.csv", "losses.csv", "mechanism.md", "index.html"
 SAYS = ("value", "low", "high", "p_value")
 
 
@@ -95,13 +96,20 @@ def _flat_ratio(name: str, ratio) -> dict:
 
 
 def write(unmoved: Study, moved: list[Study], folder: Path) -> list[VariantGaps]:
-    """Compare the studies, and write the tables and the page into a folder, whole or not at all."""
+    """Compare the studies, and write the tables and the page into a folder, whole or not at all.
+
+    Raises:
+        UserError: the folder has other files, such as those of a study.
+    """
+    others = [path.name for path in folder.glob("*") if path.name not in (GAPS, LOSSES, TEXT, PAGE)]
+    if others:
+        raise UserError(f"{folder} has other files, such as {others[0]}; --folder names another one.")
     gaps, scored = measure_gaps(unmoved, moved), losses(unmoved, moved)
     with whole_folder(folder) as unfinished:
-        write_text(unfinished / "gaps.csv", flat_gaps(gaps).to_csv(index=False))
-        write_text(unfinished / "losses.csv", flat_losses(scored).to_csv(index=False))
-        write_text(unfinished / "mechanism.md", mechanism_page.as_markdown(gaps, scored, unmoved, moved))
-        write_text(unfinished / "index.html", mechanism_page.render(gaps, scored, unmoved, moved))
+        write_text(unfinished / GAPS, flat_gaps(gaps).to_csv(index=False))
+        write_text(unfinished / LOSSES, flat_losses(scored).to_csv(index=False))
+        write_text(unfinished / TEXT, mechanism_page.as_markdown(gaps, scored, unmoved, moved))
+        write_text(unfinished / PAGE, mechanism_page.render(gaps, scored, unmoved, moved))
     return gaps
 
 
@@ -131,7 +139,7 @@ def main() -> None:
     compare.add_argument(
         "--folder",
         type=Path,
-        default=STUDIES / "mechanism",
+        default=STUDIES / "compared_mechanism",
         help="of the tables and the page (default %(default)s)",
     )
     options = parser.parse_args()
