@@ -14,7 +14,7 @@ NUMBERS ?= $(addprefix tests/,whole/test_reference.py training/test_training.py 
 
 .DEFAULT_GOAL := help
 .PHONY: help report benchmark test test-locked test-lowest reference kills long-run lint audit format params pin schema lock environment \
-	diff env-diff benchmark-engines slurm torchao hqq gguf study quick publish
+	diff env-diff benchmark-engines slurm torchao hqq gguf study quick mechanism publish
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -35,6 +35,13 @@ study: .venv/.installed ## run STUDY=reference_study, with PER_GPU=4 stages shar
 quick: .venv/.installed ## measure the untrained base of params.yaml in each precision on ROWS=200 rows (see docs/tools.md)
 	.venv/bin/dvc repro fetch_model sample
 	.venv/bin/python -m workflow.quick --rows $(or $(ROWS),200)
+
+MOVED_BASES = unmoved $(addprefix moved_,$(or $(DRAWS),1 2 3))
+mechanism: .venv/.installed ## measure how much of the 4-bit gap is the grid that the base was on (DRAWS="1 2 3" of CELLS=0.25; see docs/mechanism.md)
+	.venv/bin/python -m workflow.mechanism bases $(or $(STUDY),mechanism) --cells $(or $(CELLS),0.25) --seeds $(or $(DRAWS),1 2 3)
+	set -e; for base in $(MOVED_BASES); do \
+		.venv/bin/python -m workflow.study run $(or $(STUDY),mechanism) --per-gpu $(or $(PER_GPU),1) --model studies/$$base.yaml; done
+	.venv/bin/python -m workflow.mechanism compare $(foreach base,$(MOVED_BASES),studies/$(basename $(notdir $(or $(STUDY),mechanism)))_on_$(base))
 
 publish: .venv/.installed ## check STUDY=reference_study in PACKED=studies/reference_study.tar.gz, and publish it here
 	.venv/bin/python -m workflow.publish $(or $(STUDY),reference_study) $(or $(PACKED),studies/$(or $(STUDY),reference_study).tar.gz)

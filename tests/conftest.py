@@ -57,6 +57,7 @@ def hub_model() -> params.HubModel:
         chat_template="model",
         chat_date="2024-07-26",
         end_token=None,
+        moved=None,
     )
 
 
@@ -70,6 +71,7 @@ def file_model(path: Path) -> params.FileModel:
         chat_template="model",
         chat_date="2024-07-26",
         end_token=None,
+        moved=None,
     )
 
 

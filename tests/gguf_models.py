@@ -7,8 +7,10 @@ import gguf
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 
-def write_gguf(model_folder: Path, file: Path) -> None:
-    """A Llama and its byte tokenizer as llama.cpp stores them, unrounded."""
+def write_gguf(
+    model_folder: Path, file: Path, kind: gguf.GGMLQuantizationType = gguf.GGMLQuantizationType.F32
+) -> None:
+    """A Llama and its byte tokenizer as llama.cpp stores them, its matrices unrounded or in another type."""
     model = AutoModelForCausalLM.from_pretrained(model_folder).float()
     config, tokenizer = model.config, AutoTokenizer.from_pretrained(model_folder)
     writer = gguf.GGUFWriter(file, "llama")
@@ -41,7 +43,10 @@ def write_gguf(model_folder: Path, file: Path) -> None:
             continue
         layer = re.fullmatch(r"model\.layers\.(\d+)\.(.+)\.weight", name)
         stored = f"blk.{layer[1]}.{parts[layer[2]]}" if layer else parts[name.removesuffix(".weight")]
-        writer.add_tensor(f"{stored}.weight", tensor.numpy())
+        if tensor.dim() > 1:
+            writer.add_tensor(f"{stored}.weight", gguf.quantize(tensor.numpy(), kind), raw_dtype=kind)
+        else:
+            writer.add_tensor(f"{stored}.weight", tensor.numpy())
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -26,7 +26,7 @@ from workflow.report.sections.hardware import prediction_sentence
 from workflow.report.sections.limits import limits
 from workflow.runtime.errors import UserError
 from workflow.runtime.files import read_json, write_json
-from workflow.runtime.paths import COMPARE, PARAMS, benchmark_file, train_folder
+from workflow.runtime.paths import COMPARE, MODEL_SOURCE, PARAMS, benchmark_file, train_folder
 
 PROJECT = Path(__file__).resolve().parents[2]
 QLORA = "qlora_nf4_dq"
@@ -419,6 +419,20 @@ def test_a_margin_that_the_design_can_decide_is_no_limit():
     write(margins={})
     found = {limit.head: limit.body for limit in limits(facts())}["What this design can find"]
     assert found.endswith("No margin is set for this metric, so nothing is called equivalent in it.")
+
+
+def test_a_base_that_was_moved_off_its_grid_is_no_published_model():
+    write()
+    moved = {"cells": 0.25, "seed": 3, "tensors": 210, "weights": 106_168_320, "relative_size": 0.04122}
+    write_json(MODEL_SOURCE, read_json(MODEL_SOURCE) | {"moved": moved})
+    body = spaced({limit.head: limit.body for limit in limits(facts())}["The base was moved off its grid"])
+    words = (
+        "each of the 106,168,320 weights of 210 linear layers at random by up to 0.25 of its own block’s cell, seed 3, "
+        "4.1 % of the weights’ size in all"
+    )
+    assert "come from a GGUF Q4_1 file" in body and words in body
+    made_up_results.write_lock()
+    assert f"Moved off its grid {words}" in Reader(render(facts())).text
 
 
 def test_limits_of_unequal_rows_and_of_intervals_that_may_be_too_narrow():

@@ -192,6 +192,7 @@ def model(spoil: Spoil, where: str = "my/model") -> Spoil:
                     "chat_template": "model",
                     "chat_date": "2024-07-26",
                     "end_token": None,
+                    "moved": None,
                 },
             ),
         )

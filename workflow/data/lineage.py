@@ -129,6 +129,10 @@ def write_base_card(folder: Path, lineage: Lineage, record: dict) -> None:
     origin = ", ".join(f"{name} `{record[name]}`" for name in names if record.get(name) is not None)
     rounded = [f"rounded from {record['rounded_from']}"] if record.get("rounded_from") else []
     before = [f"quantized before, as {record['quantized_before']}"] if record.get("quantized_before") else []
+    if moved := record.get("moved"):
+        before[0] += (
+            f", and moved off that grid ({moved['tensors']} tensors, cells {moved['cells']:g}, seed {moved['seed']})"
+        )
     write_text(
         folder / CARD,
         f"---\n{data.to_yaml()}\n---\n\n# A base model, as stored for fine-tuning\n\n"

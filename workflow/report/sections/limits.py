@@ -14,6 +14,7 @@ from workflow.report.english import (
     float32_variants,
     group_count,
     listed,
+    move_of,
     peak_sentence,
     quality_name,
     weights_in_16_bits,
@@ -288,6 +289,12 @@ def _quantized_before(facts: Facts) -> Limit | None:
     before = facts.model["quantized_before"]
     if not before:
         return None
+    if moved := facts.model.get("moved"):
+        return Limit(
+            "The base was moved off its grid",
+            f"Its weights come from a {before} file, and this base was moved off its grid on purpose: {move_of(moved)}. "
+            "It is no published model: what 4 bits cost it is compared with what they cost the same base unmoved.",
+        )
     return Limit(
         "The base had been quantized before",
         f"Its weights come from a {before} file, so its 16-bit form had lost precision before any run began. "

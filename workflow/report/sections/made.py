@@ -7,7 +7,12 @@ from workflow.report.english import duration, energy_sentence
 from workflow.report.formatting import quantity
 from workflow.report.model import Facts
 
-RECORD_NAMES = {"sha256": "sha256", "quantized_before": "Quantized before", "storage_dtype": "Stored as"}
+RECORD_NAMES = {
+    "sha256": "sha256",
+    "quantized_before": "Quantized before",
+    "moved": "Moved off its grid",
+    "storage_dtype": "Stored as",
+}
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,8 @@ def record(source: dict) -> list[tuple[str, str]]:
             value = english.listed(value)
         if value is None:
             value = "no"
+        if key == "moved" and value != "no":
+            value = english.move_of(value)
         pairs.append((name, f"{value:,}" if isinstance(value, int) and key != "seed" else str(value)))
     return pairs
 

@@ -1,0 +1,158 @@
+"""How much of the 4-bit gap comes from the grid to which the base was already rounded (docs/mechanism.md).
+
+    python -m workflow.mechanism bases mechanism --cells 0.25 --seeds 1 2 3
+    python -m workflow.study run mechanism --model studies/unmoved.yaml      # and with moved_1.yaml, moved_2.yaml, ...
+    python -m workflow.mechanism compare studies/mechanism_on_*/
+
+`bases` writes the params whose models the studies are of. `compare` takes the folders of the finished studies, and writes
+gaps.csv, losses.csv, mechanism.md and index.html. `make mechanism` does all of it.
+"""
+
+import argparse
+from dataclasses import asdict
+from pathlib import Path
+
+import pandas as pd
+
+from workflow import params
+from workflow.params import editing
+from workflow.runtime.errors import UserError
+from workflow.runtime.files import whole_folder, write_text
+from workflow.runtime.stage import offline_command, say
+from workflow.tools import mechanism_page
+from workflow.tools.arguments import at_least
+from workflow.tools.gaps import Gap, Loss, VariantGaps, losses, measure_gaps
+from workflow.tools.moved_studies import TASK, UNIT, Study, read
+
+STUDIES = Path("studies")
+UNMOVED, MOVED = "unmoved.yaml", "moved_{seed}.yaml"
+GAPS, LOSSES, TEXT, PAGE = "gaps.csv", "losses.csv", "mechanism.md", "index.html"
+SAYS = ("value", "low", "high", "p_value")
+
+
+def write_bases(study: str, *, cells: float, seeds: list[int], folder: Path = STUDIES) -> list[Path]:
+    """Write a study's params with the base as it is, and with each draw of a moved one.
+
+    Args:
+        study: a preset's name, or the path of a params file.
+
+    Raises:
+        UserError: there are no such params, or their base cannot be moved; nothing is written.
+    """
+    if study.endswith(".yaml"):
+        params.load(Path(study))
+        text = Path(study).read_text(encoding="utf-8")
+    else:
+        text = params.complete_text(study)
+    texts = {UNMOVED: editing.with_value(text, "model", "moved", None)}
+    for seed in seeds:
+        moved = {"cells": cells, "seed": seed}
+        texts[MOVED.format(seed=seed)] = editing.with_value(text, "model", "moved", moved)
+    paths = []
+    for name, content in texts.items():
+        path = folder / name
+        write_text(path, content)
+        try:
+            params.load(path)
+        except UserError:
+            for written in (*paths, path):
+                written.unlink()
+            raise
+        paths.append(path)
+    return paths
+
+
+def flat_gaps(gaps: list[VariantGaps]) -> pd.DataFrame:
+    """A row for each variant and moment, in nats per token; less is better."""
+    rows = []
+    for variant in gaps:
+        for moment, gap, ratios in (
+            ("before", variant.before, False),
+            ("after", variant.after, True),
+        ):
+            row = {"variant": variant.variant, "training": moment, "task": TASK, "unit": UNIT}
+            row |= _flat_gap(gap)
+            if ratios:
+                row |= _flat_ratio("ratio_unmoved", variant.ratio_unmoved)
+                row |= _flat_ratio("ratio_moved", variant.ratio_moved)
+                row |= {f"above_third_{key}": getattr(variant.above_third, key) for key in SAYS}
+                row |= {"margin": variant.margin, "answer": variant.answer, "reason": variant.reason}
+            rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _flat_gap(gap: Gap) -> dict:
+    named = {"unmoved": gap.unmoved, "moved": gap.moved, "change": gap.change}
+    values = {f"{name}_{key}": getattr(part, key) for name, part in named.items() for key in SAYS}
+    return values | {
+        "confidence": gap.change.confidence,
+        "items": gap.change.items,
+        "groups": gap.change.groups,
+    }
+
+
+def _flat_ratio(name: str, ratio) -> dict:
+    return {f"{name}_{key}": getattr(ratio, key, None) for key in ("value", "low", "high")}
+
+
+def write(unmoved: Study, moved: list[Study], folder: Path) -> list[VariantGaps]:
+    """Compare the studies, and write the tables and the page into a folder, whole or not at all.
+
+    Raises:
+        UserError: the folder has other files, such as those of a study.
+    """
+    others = [path.name for path in folder.glob("*") if path.name not in (GAPS, LOSSES, TEXT, PAGE)]
+    if others:
+        raise UserError(f"{folder} has other files, such as {others[0]}; --folder names another one.")
+    gaps, scored = measure_gaps(unmoved, moved), losses(unmoved, moved)
+    with whole_folder(folder) as unfinished:
+        write_text(unfinished / GAPS, flat_gaps(gaps).to_csv(index=False))
+        write_text(unfinished / LOSSES, flat_losses(scored).to_csv(index=False))
+        write_text(unfinished / TEXT, mechanism_page.as_markdown(gaps, scored, unmoved, moved))
+        write_text(unfinished / PAGE, mechanism_page.render(gaps, scored, unmoved, moved))
+    return gaps
+
+
+def flat_losses(scored: list[Loss]) -> pd.DataFrame:
+    """A row for each variant and base, in nats per token; an empty draw is the base as it is."""
+    frame = pd.DataFrame([asdict(loss) for loss in scored]).astype({"draw": "Int64"})
+    return frame.assign(task=TASK, unit=UNIT)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m workflow.mechanism",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    actions = parser.add_subparsers(dest="action", required=True)
+    bases = actions.add_parser("bases", help="write the params whose models the studies are of")
+    bases.add_argument("study", help="a preset's name, or the path of a params file")
+    bases.add_argument(
+        "--cells", type=float, required=True, help="each weight moves by up to so much of its cell"
+    )
+    bases.add_argument("--seeds", type=at_least(0), nargs="+", required=True, help="one for each draw")
+    compare = actions.add_parser("compare", help="compare finished studies")
+    compare.add_argument(
+        "folders", type=Path, nargs="+", help="of the studies: one unmoved, two or more moved"
+    )
+    compare.add_argument(
+        "--folder",
+        type=Path,
+        default=STUDIES / "compared_mechanism",
+        help="of the tables and the page (default %(default)s)",
+    )
+    options = parser.parse_args()
+    with offline_command("mechanism"):
+        if options.action == "bases":
+            paths = write_bases(options.study, cells=options.cells, seeds=options.seeds)
+            say(f"written: {', '.join(map(str, paths))}")
+            return
+        unmoved, moved = read(options.folders)
+        for gaps in write(unmoved, moved, options.folder):
+            say(f"{gaps.variant}: {gaps.answer}; {gaps.reason}")
+        say(f"{options.folder}/index.html, mechanism.md, gaps.csv and losses.csv are written.")
+
+
+if __name__ == "__main__":
+    main()

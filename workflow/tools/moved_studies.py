@@ -1,0 +1,146 @@
+"""Read the studies of one base, unmoved and moved off its grid, and check that they differ in nothing else."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from pydantic import TypeAdapter
+
+from workflow import params
+from workflow.comparison import comparable
+from workflow.comparison.model import Arm
+from workflow.comparison.records import TrainingRecord
+from workflow.comparison.results import Table, table_of
+from workflow.runtime.errors import CheckError, UserError, first_of
+from workflow.runtime.files import read_json
+from workflow.runtime.forms import AS_TRAINED, BASE
+from workflow.runtime.paths import COMPARE, COMPARISON, MODEL_SOURCE, PARAMS
+
+TASK, METRIC, UNIT = "holdout_loss", "nats_per_token", "nats per token"
+ITEMS = COMPARE / "items.parquet"
+KEY = "model.moved"  # the only one in which studies may differ
+TRAININGS = TypeAdapter(dict[str, list[TrainingRecord]])
+
+
+@dataclass(frozen=True)
+class Study:
+    """A finished study of one base.
+
+    Attributes:
+        moved: how its base was moved off its grid; None for the base as it is.
+        source: what its source.json says of the base.
+        trained: by variant, the record of each seed's training.
+    """
+
+    folder: Path
+    settings: params.Params
+    moved: params.Moved | None
+    source: dict[str, Any]
+    trained: dict[str, list[TrainingRecord]]
+    items: pd.DataFrame
+
+    def table(self, variant: str, form: str) -> Table:
+        """The losses of an arm per seed and item, in nats.
+
+        Raises:
+            UserError, CheckError: it was not scored, or its seeds not on the same items.
+        """
+        frame = self.items[(self.items["variant"] == variant) & (self.items["form"] == form)]
+        if frame.empty:
+            raise UserError(f"{self.folder / ITEMS} has no {TASK}/{METRIC} of {variant}/{form}.")
+        return table_of(frame, Arm(variant, form))
+
+
+def read(folders: list[Path]) -> tuple[Study, list[Study]]:
+    """Read finished studies.
+
+    Returns:
+        The one of the unmoved base, and those of the moved ones in the order of their seeds.
+
+    Raises:
+        UserError: a file is missing, they are not one study of the unmoved base and at least two draws, or they differ in
+            more than `model.moved`.
+        CheckError: they were not trained with the same libraries on the same kind of device and the same rows, or not
+            scored on the same items.
+    """
+    studies = [_read_study(folder) for folder in folders]
+    unmoved = [study for study in studies if study.moved is None]
+    moved = sorted((s for s in studies if s.moved), key=lambda study: study.moved.seed)
+    if len(unmoved) != 1 or len(moved) < 2:
+        raise UserError(
+            f"one study with {KEY} null and at least two draws are compared; of the folders given, {len(unmoved)} "
+            f"{'is' if len(unmoved) == 1 else 'are'} unmoved and {len(moved)} moved."
+        )
+    if len({study.moved.cells for study in moved}) > 1:
+        cells = ", ".join(f"{study.moved.cells:g} ({study.folder})" for study in moved)
+        raise UserError(f"the draws must be of the same distribution, and {KEY}.cells is {cells}.")
+    seeds = [study.moved.seed for study in moved]
+    if twice := [seed for seed in seeds if seeds.count(seed) > 1]:
+        raise UserError(f"two studies are the same draw: {KEY}.seed is {twice[0]} in both.")
+    for study in moved:
+        _check_alike(unmoved[0], study)
+    return unmoved[0], moved
+
+
+def _read_study(folder: Path) -> Study:
+    for path in (PARAMS, MODEL_SOURCE, COMPARISON, ITEMS):
+        if not (folder / path).is_file():
+            raise UserError(f"{folder / path} is missing: the study is not finished.")
+    settings = params.load(folder / PARAMS)
+    source = read_json(folder / MODEL_SOURCE)
+    moved, recorded = settings.model.moved, source.get("moved")
+    if (moved and moved.model_dump()) != (recorded and {key: recorded[key] for key in ("cells", "seed")}):
+        raise CheckError(
+            f"{folder / MODEL_SOURCE} says that the base was moved by {recorded}, and {KEY} in params.yaml is {moved}: "
+            "run the study again"
+        )
+    items = pd.read_parquet(folder / ITEMS)
+    items = items[(items["task"] == TASK) & (items["metric"] == METRIC)]
+    trained = TRAININGS.validate_python(read_json(folder / COMPARISON)["training"])
+    return Study(folder, settings, moved, source, trained, items)
+
+
+def _check_alike(unmoved: Study, other: Study) -> None:
+    """Raise an error if two studies differ in more than the move."""
+    differences = [
+        *_differing(unmoved.settings.model_dump(mode="json"), other.settings.model_dump(mode="json")),
+        *_differing({"source.json": unmoved.source}, {"source.json": other.source}),
+    ]
+    allowed = (KEY, "source.json.moved")
+    differences = [text for key, text in differences if not key.startswith(allowed)]
+    if differences:
+        raise UserError(
+            f"{unmoved.folder} and {other.folder} differ in more than {KEY}: {first_of(differences, '; ')}."
+        )
+    runs = [
+        (f"{variant} seed {record.seed} of {study.folder}", f"train@{variant}-{record.seed}", record)
+        for study in (unmoved, other)
+        for variant, records in study.trained.items()
+        for record in records
+    ]
+    comparable.check_same_surroundings("training", "trained", runs)
+    for variant, records in unmoved.trained.items():
+        for one, two in zip(records, other.trained[variant], strict=True):
+            for key in comparable.OF_TRAINING:
+                if getattr(one, key) != getattr(two, key):
+                    raise CheckError(
+                        f"{variant} seed {one.seed} of {other.folder} was not trained on the rows of {unmoved.folder}: "
+                        f"{key} differs"
+                    )
+        for form in (BASE, AS_TRAINED):
+            one, two = unmoved.table(variant, form), other.table(variant, form)
+            if not (one.items.equals(two.items) and (one.denominators == two.denominators).all()):
+                raise CheckError(
+                    f"{variant}/{form} of {other.folder} was not scored on the items of {unmoved.folder}"
+                )
+
+
+def _differing(one: Any, two: Any, path: str = "") -> Iterator[tuple[str, str]]:
+    """Yield the path of each value in which two records differ, and a text with both values."""
+    if isinstance(one, dict) and isinstance(two, dict):
+        for key in dict.fromkeys([*one, *two]):
+            yield from _differing(one.get(key), two.get(key), f"{path}.{key}".lstrip("."))
+    elif one != two:
+        yield path, f"{path} is {one} and {two}"
