@@ -57,7 +57,7 @@ def recorded(repository: Repository) -> list[bytes]:
         ("dvc", set_rate(0.005), "training.schedule.learning_rate in params.yaml from 0.002 to 0.005"),
         ("snakemake", set_rate(0.005), "training.schedule.learning_rate in params.yaml from 0.002 to 0.005"),
         ("dvc", lambda r: r.append(f"{CODE}/file.txt", "edited"), CODE),
-        ("dvc", lambda r: damage(r.root / "results/sample/train.jsonl"), "results/sample/train.jsonl"),
+        ("dvc", lambda r: damage(r.root / "results/sample/train/1.jsonl"), "results/sample/train/1.jsonl"),
     ],
     ids=["params", "params-snakemake", "code", "data"],
 )
@@ -71,8 +71,8 @@ def test_an_edit_while_a_stage_runs_stops_it_and_records_nothing(repository, eng
         assert f"the next run makes it again: {named}." in (repository.root / f"logs/{TRAIN}.log").read_text()
     assert recorded(repository) == before
     assert TRAIN in repository.ran()
-    if "train.jsonl" in named:  # its stage, or the cache, has it still
-        (repository.root / "results/sample/train.jsonl").unlink()
+    if "1.jsonl" in named:  # its stage, or the cache, has it still
+        (repository.root / "results/sample/train/1.jsonl").unlink()
     repository.run(*COMMANDS[engine], TRAIN)
     assert TRAIN in repository.ran()
     assert_clean(repository, TRAIN)

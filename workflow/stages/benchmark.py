@@ -7,7 +7,7 @@ from workflow import params
 from workflow.data.rows import from_rows
 from workflow.runtime import inputs
 from workflow.runtime.files import read_jsonl, write_json
-from workflow.runtime.paths import MODEL, benchmark_file, split_file
+from workflow.runtime.paths import MODEL, benchmark_file, train_rows_file
 from workflow.runtime.stage import run_stage, say
 from workflow.runtime.versions import installed
 
@@ -22,7 +22,7 @@ def benchmark(variant: str) -> None:
         measured = benchmarking.benchmark(
             settings.run(variant, settings.benchmark.seed),
             model_folder=MODEL,
-            train_rows=from_rows(read_jsonl(split_file("train"))),
+            train_rows=from_rows(read_jsonl(train_rows_file(settings.experiment.seeds[0]))),
             benchmark=settings.benchmark,
             scratch=Path(scratch),
         )
