@@ -106,5 +106,5 @@ def test_what_cannot_be_ranked_is_said(project, monkeypatch, arguments, sentence
 
 def test_missing_rows_are_said(project, monkeypatch):
     train_rows_file(1).unlink()
-    with pytest.raises(SystemExit, match="train.jsonl is missing; `dvc repro sample` makes it"):
+    with pytest.raises(SystemExit, match="train/1.jsonl is missing; `dvc repro sample` makes it"):
         run(monkeypatch, "--precision", "nf4")

@@ -26,9 +26,10 @@ from engine_fixture import (
 from workflow import params
 from workflow.comparison import comparable
 from workflow.params.training import in_sections
-from workflow.runtime import digests, inputs
+from workflow.runtime import digests, inputs, outputs
 from workflow.runtime.errors import CheckError, UserError
-from workflow.runtime.paths import evaluate_folder, train_folder
+from workflow.runtime.files import write_jsonl
+from workflow.runtime.paths import evaluate_folder, train_folder, train_rows_file
 
 TRAIN, EVALUATE = f"train@{VARIANT}-1", f"evaluate@{VARIANT}-1"
 WEIGHTS = f"results/train/{VARIANT}/1/weights"
@@ -231,6 +232,18 @@ def test_a_real_stage_refuses_what_is_not_what_was_written(results, stage):
     done = run_stage_in(results, stage)
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert f"{evaluate_folder(VARIANT, 1)}/result.json is damaged or was changed" in done.stdout + done.stderr
+
+
+def test_a_file_that_is_read_alone_is_checked_by_the_folder_that_was_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for seed in (1, 2):
+        write_jsonl(train_rows_file(seed), [{"id": seed}])
+    made_up_results.write()
+    made_up_results.write_lock()
+    outputs.check_outputs(train_rows_file(1))
+    damage(train_rows_file(1))
+    with pytest.raises(CheckError, match="results/sample/train is damaged or was changed"):
+        outputs.check_outputs(train_rows_file(1))
 
 
 @pytest.mark.parametrize("of", ["dvc.lock", "params.yaml"])
