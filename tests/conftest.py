@@ -16,11 +16,12 @@ from stub_hub import REVISION, start_hub, use_hub, without_waiting
 from warm_python import WarmPython
 
 from workflow import params
-from workflow.data.rows import Instruction
+from workflow.data.rows import Instruction, as_rows
 from workflow.data.split import split as split_rows
 from workflow.fetch import sources
 from workflow.runtime import digests
-from workflow.runtime.files import sha256
+from workflow.runtime.files import sha256, write_jsonl
+from workflow.runtime.paths import split_file, train_rows_file
 from workflow.runtime.stage import go_offline, quiet_libraries
 
 go_offline()  # a test that would reach a hub fails instead
@@ -178,6 +179,13 @@ def rows() -> list[Instruction]:
 @pytest.fixture(scope="session")
 def splits(rows) -> dict[str, list[Instruction]]:
     return split_rows(rows, validation=6, test=8, seed=3, held_out_categories=[])
+
+
+def write_rows_to_train_on(folder: Path, splits: dict[str, list[Instruction]]) -> None:
+    """Write the rows that the runs of seeds 1 to 3 are trained on, and those that all are validated on."""
+    for seed in (1, 2, 3):
+        write_jsonl(folder / train_rows_file(seed), as_rows(splits["train"]))
+    write_jsonl(folder / split_file("validation"), as_rows(splits["validation"]))
 
 
 @pytest.fixture(scope="session")

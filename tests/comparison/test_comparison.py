@@ -462,6 +462,38 @@ def changing(folder: Path, **training) -> params.Params:
     return params.load()
 
 
+@pytest.mark.parametrize("drawn", ["per_seed", "once"])
+def test_seeds_may_learn_from_other_rows_only_if_each_draws_its_own(folder, drawn):
+    """Both variants of seed 2 have the same rows, which are others than seed 1's."""
+    per_seed = drawn == "per_seed"
+    yaml = YAML()
+    content = yaml.load((folder / "params.yaml").read_text())
+    content["sample"]["per_seed"] = per_seed
+    with (folder / "params.yaml").open("w") as file:
+        yaml.dump(content, file)
+    for variant in ("lora_16bit", "qlora_nf4_dq"):
+        edit(train_folder(variant, 2), lambda result: result.update(rows=counted(rows=9, tokens_in_loss=5)))
+    if per_seed:
+        compare.compare(params.load())
+        edit(train_folder("qlora_nf4_dq", 2), lambda result: result["rows"].update(rows=8))
+        said = "qlora_nf4_dq and lora_16bit were not trained on the same rows .*: rows of seed 2"
+    else:
+        said = "the seeds of lora_16bit were not trained on the same rows"
+    with pytest.raises(CheckError, match=said):
+        compare.compare(params.load())
+    for variant in ("lora_16bit", "qlora_nf4_dq"):
+        for seed in SEEDS:
+            validated = counted(rows=seed, tokens_in_loss=1)
+            edit(
+                train_folder(variant, seed),
+                lambda result, rows=validated: result.update(
+                    rows=counted(rows=9, tokens_in_loss=5), validation_rows=rows
+                ),
+            )
+    with pytest.raises(CheckError, match="the seeds of lora_16bit were not trained .*: validation_rows of"):
+        compare.compare(params.load())
+
+
 def test_a_variant_whose_own_params_change_what_it_learns_from_is_named(folder):
     for seed in SEEDS:
         edit(

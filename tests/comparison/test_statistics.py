@@ -578,3 +578,39 @@ def test_equivalence_of_accuracies_is_claimed_wrongly_at_the_margin_at_most_five
             differing,
             wrong / studies,
         )
+
+
+def study_of_draws(random, *, seeds: int, groups: int, of_seeds: float, of_both: float, per_seed: bool):
+    """A study in which training rows were drawn for each seed or once for all, and matter as much as the seed does."""
+    numerators, denominators, labels = study(
+        random, seeds=seeds, groups=groups, of_seeds=of_seeds, of_both=of_both
+    )
+    drawn = random.normal(size=(seeds if per_seed else 1, 1)) * math.sqrt(of_seeds * seeds / groups)
+    return numerators + denominators * drawn, denominators, labels
+
+
+@pytest.mark.parametrize(
+    ("design", "expected"),
+    [
+        # All but 0.1 of the variance is of seeds: the error is sqrt(1 + 5) times the standard error, by Student's t.
+        (DOMINANT, 1 - 2 * stats.t.sf(stats.t.isf(0.025, 4) / math.sqrt(6), 4)),
+        # Half of it: the draw adds 5 x 0.45 to a variance of 1, and the quantile is near the normal one.
+        (EQUAL, 1 - 2 * stats.norm.sf(2.4 / math.sqrt(1 + 5 * 0.45))),
+    ],
+    ids=["of the rest none", "of the rest as much"],
+)
+def test_intervals_cover_another_draw_of_the_rows_only_if_each_seed_has_its_own(design, expected):
+    """The difference is that to be expected of another draw; five seeds, 130 items."""
+    shares = {}
+    for per_seed in (False, True):
+        random = np.random.default_rng(11)
+        estimates = [
+            difference(
+                *study_of_draws(random, seeds=5, groups=130, per_seed=per_seed, **design), FEW_RESAMPLES
+            )
+            for _ in range(1000)
+        ]
+        shares[per_seed] = covered(estimates)
+    print(f"covered {shares}")
+    assert shares[False] == pytest.approx(expected, abs=0.04) and shares[False] < 0.85
+    assert 0.93 <= shares[True] <= 0.975

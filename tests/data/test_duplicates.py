@@ -18,7 +18,7 @@ from workflow.data.split import draw as draw_rows
 from workflow.data.split import split as split_rows
 from workflow.runtime.errors import CheckError, UserError
 from workflow.runtime.files import read_jsonl, write_jsonl
-from workflow.runtime.paths import INSTRUCTIONS, MODEL, SAMPLE, split_file
+from workflow.runtime.paths import INSTRUCTIONS, MODEL, SAMPLE, split_file, train_rows_file
 
 DOLLY = ROOT.parent / "shared" / "data" / "dolly-15k.jsonl"
 WORDS = [
@@ -160,10 +160,8 @@ def test_the_stage_counts_near_duplicates_and_drops_them_if_asked(tmp_path, tiny
     done = run_stage_in(folder, "sample")
     assert done.returncode == 0, done.stderr
     counts = json.loads((folder / SAMPLE / "counts.json").read_text())
-    splits = {
-        name: from_scored_rows(read_jsonl(folder / split_file(name)))
-        for name in ("train", "validation", "test")
-    }
+    files = {name: split_file(name) for name in ("validation", "test")} | {"train": train_rows_file(1)}
+    splits = {name: from_scored_rows(read_jsonl(folder / file)) for name, file in files.items()}
     whole = split_rows(rows, validation=6, test=8, seed=3, held_out_categories=[])
     pairs = by_brute_force(whole, 0.75)
     tests, others = ({pair[side] for pair in pairs} for side in (0, 1))

@@ -20,7 +20,7 @@ from workflow.data.split import draw as draw_rows
 from workflow.data.split import split as split_rows
 from workflow.runtime.errors import UserError
 from workflow.runtime.files import read_jsonl, write_jsonl
-from workflow.runtime.paths import INSTRUCTIONS, MODEL, SAMPLE, split_file
+from workflow.runtime.paths import INSTRUCTIONS, MODEL, SAMPLE, split_file, train_rows_file
 from workflow.stages.sample import sample
 
 COLUMNS = {"instruction": "ask", "context": "ctx", "response": "say", "category": None}
@@ -393,8 +393,13 @@ def test_the_stage_says_and_counts_what_is_held_out(
     monkeypatch.chdir(tmp_path)
     sample()
     metrics = json.loads((SAMPLE / "counts.json").read_text())
-    splits = {name: read_jsonl(split_file(name)) for name in ("train", "validation", "test")}
+    splits = {name: read_jsonl(split_file(name)) for name in ("validation", "test")}
+    splits["train"], of_second = (read_jsonl(train_rows_file(seed)) for seed in (1, 2))
+    assert of_second == splits["train"]
     assert metrics == {
+        "train_rows_by_seed": dict.fromkeys("12", len(splits["train"])),
+        "train_rows_of_all_seeds": len(splits["train"]),
+        "rows_to_draw_from": None,
         **{f"{name}_rows": len(members) for name, members in splits.items()},
         "held_out_rows": 4 if held_out else 0,
         "left_out_rows": 40 - sum(map(len, splits.values())),

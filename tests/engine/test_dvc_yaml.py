@@ -105,9 +105,10 @@ def test_paths_in_code_are_those_of_the_pipeline():
     assert str(paths.MODEL) in outputs("fetch_model") and str(paths.MODEL_SOURCE) in outputs("fetch_model")
     assert str(paths.INSTRUCTIONS) in outputs("fetch_dataset")
     assert str(paths.DATASET_SOURCE) in outputs("fetch_dataset")
-    assert {str(paths.split_file(split)) for split in ("train", "validation", "test")} < set(
-        outputs("sample")
-    )
+    assert {str(paths.split_file(split)) for split in ("validation", "test")} < set(outputs("sample"))
+    assert str(paths.TRAIN_ROWS) in outputs("sample")
+    assert str(paths.train_rows_file(run[1])) in names("train", "deps")
+    assert str(paths.train_rows_file("${experiment.seeds[0]}")) in names("benchmark", "deps")
     assert str(paths.weights_folder(*run)) in outputs("train")
     assert str(paths.evaluate_folder(*run) / "items.parquet") in outputs("evaluate")
     assert str(paths.evaluate_base_folder(run[0]) / "items.parquet") in outputs("evaluate_base")

@@ -12,7 +12,7 @@ from test_precision import CPU, variant
 from workflow import precisions
 from workflow.models import load, rank_layers
 from workflow.precisions.base import Quantization
-from workflow.runtime.paths import MODEL, split_file
+from workflow.runtime.paths import MODEL, train_rows_file
 
 ROWS = [torch.arange(3, 40)[None], torch.arange(60, 70)[None]]
 
@@ -66,8 +66,8 @@ def project(tmp_path, monkeypatch, tiny_model, splits):
     monkeypatch.chdir(tmp_path)
     shutil.copy(ROOT / "params.yaml", tmp_path)
     shutil.copytree(tiny_model, MODEL)
-    split_file("train").parent.mkdir(parents=True)
-    split_file("train").write_text("".join(json.dumps(row) + "\n" for row in as_rows(splits["train"])))
+    train_rows_file(1).parent.mkdir(parents=True)
+    train_rows_file(1).write_text("".join(json.dumps(row) + "\n" for row in as_rows(splits["train"])))
     return tmp_path
 
 
@@ -105,6 +105,6 @@ def test_what_cannot_be_ranked_is_said(project, monkeypatch, arguments, sentence
 
 
 def test_missing_rows_are_said(project, monkeypatch):
-    split_file("train").unlink()
-    with pytest.raises(SystemExit, match="train.jsonl is missing; `dvc repro sample` makes it"):
+    train_rows_file(1).unlink()
+    with pytest.raises(SystemExit, match="train/1.jsonl is missing; `dvc repro sample` makes it"):
         run(monkeypatch, "--precision", "nf4")

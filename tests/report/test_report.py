@@ -368,6 +368,7 @@ def test_limits_on_a_cpu():
     bodies = {limit.head: limit.body for limit in limits(facts())}
     assert set(bodies) == {
         "2 seeds",
+        "One draw of the training rows",
         "Trainings that diverge rarely would not be seen",
         "A small test set",
         "What this design can find",
@@ -410,6 +411,33 @@ def test_near_duplicates_are_counted_on_the_page(near, said):
             and "of 0.7 or more" in body
         )
     assert f"{made_up_results.ITEMS} to test ({said} of the others)" in " ".join(read().text.split())
+
+
+@pytest.mark.parametrize("own_rows", [None, (700, 702)])
+def test_the_page_says_whether_seeds_include_the_draw_of_the_rows(own_rows):
+    write(own_rows=own_rows)
+    bodies = {limit.head: limit.body for limit in limits(facts())}
+    assert ("One draw of the training rows" in bodies) == (own_rows is None)
+    assert ("The seeds’ draws share rows" in bodies) == (own_rows is not None)
+    text = " ".join(read().text.split())
+    included, left_out = (
+        f"{seeds} training rows, so the interval {verb} the draw."
+        for seeds, verb in (
+            ("Each seed has its own", "includes"),
+            ("All seeds have the same", "does not include"),
+        )
+    )
+    assert (included in text, left_out in text) == (own_rows is not None, own_rows is None)
+    rows = "700 to 702 rows to train on, drawn anew for each seed" if own_rows else "822 rows to train on"
+    assert f"{rows}, 44 to validate" in text
+    if own_rows:  # 702 of 5,000
+        assert "two seeds share 14 % of theirs" in spaced(bodies["The seeds’ draws share rows"])
+
+
+def test_one_seed_says_nothing_of_draws():
+    write(seeds=(1,))
+    assert "One draw of the training rows" not in {limit.head for limit in limits(facts())}
+    assert "the draw." not in read().text
 
 
 def test_a_margin_that_the_design_can_decide_is_no_limit():

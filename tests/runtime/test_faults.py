@@ -13,7 +13,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, hub_model, run_stage_in
+from conftest import ROOT, hub_model, run_stage_in, write_rows_to_train_on
 from engine_fixture import assert_clean, create_repository
 from stub_hub import REVISION, start_index, use_hub
 
@@ -24,7 +24,7 @@ from workflow.fetch import convert, sources
 from workflow.runtime import faults
 from workflow.runtime.errors import UserError
 from workflow.runtime.files import read_json, whole_folder, write_jsonl, write_text
-from workflow.runtime.paths import MODEL, TASKS_READY, split_file, train_folder, weights_folder
+from workflow.runtime.paths import MODEL, TASKS_READY, train_folder, weights_folder
 
 ROW = {"instruction": "Say a number.", "response": "Four. " * 40}
 COLUMNS = params.Columns(instruction="instruction", context=None, response="response", category=None)
@@ -439,10 +439,7 @@ def ready_to_train(tiny_model, rows, splits, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("train")
     (folder / "params.yaml").write_text(TINY)
     shutil.copytree(tiny_model, folder / MODEL)
-    from workflow.data.rows import as_rows
-
-    for name in ("train", "validation"):
-        write_jsonl(folder / split_file(name), as_rows(splits[name]))
+    write_rows_to_train_on(folder, splits)
     write_text(folder / TASKS_READY, "Every task can be loaded.\n")
     return folder
 

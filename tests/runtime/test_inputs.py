@@ -26,9 +26,10 @@ from engine_fixture import (
 from workflow import params
 from workflow.comparison import comparable
 from workflow.params.training import in_sections
-from workflow.runtime import digests, inputs
+from workflow.runtime import digests, inputs, outputs
 from workflow.runtime.errors import CheckError, UserError
-from workflow.runtime.paths import evaluate_folder, train_folder
+from workflow.runtime.files import write_jsonl
+from workflow.runtime.paths import evaluate_folder, train_folder, train_rows_file
 
 TRAIN, EVALUATE = f"train@{VARIANT}-1", f"evaluate@{VARIANT}-1"
 WEIGHTS = f"results/train/{VARIANT}/1/weights"
@@ -57,7 +58,7 @@ def recorded(repository: Repository) -> list[bytes]:
         ("dvc", set_rate(0.005), "training.schedule.learning_rate in params.yaml from 0.002 to 0.005"),
         ("snakemake", set_rate(0.005), "training.schedule.learning_rate in params.yaml from 0.002 to 0.005"),
         ("dvc", lambda r: r.append(f"{CODE}/file.txt", "edited"), CODE),
-        ("dvc", lambda r: damage(r.root / "results/sample/train.jsonl"), "results/sample/train.jsonl"),
+        ("dvc", lambda r: damage(r.root / "results/sample/train/1.jsonl"), "results/sample/train/1.jsonl"),
     ],
     ids=["params", "params-snakemake", "code", "data"],
 )
@@ -71,8 +72,8 @@ def test_an_edit_while_a_stage_runs_stops_it_and_records_nothing(repository, eng
         assert f"the next run makes it again: {named}." in (repository.root / f"logs/{TRAIN}.log").read_text()
     assert recorded(repository) == before
     assert TRAIN in repository.ran()
-    if "train.jsonl" in named:  # its stage, or the cache, has it still
-        (repository.root / "results/sample/train.jsonl").unlink()
+    if "1.jsonl" in named:  # its stage, or the cache, has it still
+        (repository.root / "results/sample/train/1.jsonl").unlink()
     repository.run(*COMMANDS[engine], TRAIN)
     assert TRAIN in repository.ran()
     assert_clean(repository, TRAIN)
@@ -231,6 +232,18 @@ def test_a_real_stage_refuses_what_is_not_what_was_written(results, stage):
     done = run_stage_in(results, stage)
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert f"{evaluate_folder(VARIANT, 1)}/result.json is damaged or was changed" in done.stdout + done.stderr
+
+
+def test_a_file_that_is_read_alone_is_checked_by_the_folder_that_was_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for seed in (1, 2):
+        write_jsonl(train_rows_file(seed), [{"id": seed}])
+    made_up_results.write()
+    made_up_results.write_lock()
+    outputs.check_outputs(train_rows_file(1))
+    damage(train_rows_file(1))
+    with pytest.raises(CheckError, match="results/sample/train is damaged or was changed"):
+        outputs.check_outputs(train_rows_file(1))
 
 
 @pytest.mark.parametrize("of", ["dvc.lock", "params.yaml"])

@@ -13,17 +13,16 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
-from conftest import CPU, ROOT, run_stage_in
+from conftest import CPU, ROOT, run_stage_in, write_rows_to_train_on
 from edit_params import set_training
 from ruamel.yaml import YAML
 from safetensors.torch import load_file
 
 from workflow import params
-from workflow.data.rows import as_rows
 from workflow.runtime.errors import UserError
-from workflow.runtime.files import read_json, write_json, write_jsonl
+from workflow.runtime.files import read_json, write_json
 from workflow.runtime.lifetime import Terminated
-from workflow.runtime.paths import MODEL, checkpoints_folder, split_file, train_folder
+from workflow.runtime.paths import MODEL, checkpoints_folder, train_folder
 from workflow.training import checkpoints, history, train
 
 TIMES = {"seconds"}
@@ -312,8 +311,7 @@ def folder(tiny_model, splits, tmp_path) -> Path:
     """Where the train stage finds all it reads; its training takes a while."""
     (tmp_path / MODEL).parent.mkdir(parents=True)
     (tmp_path / MODEL).symlink_to(tiny_model)
-    for split in ("train", "validation"):
-        write_jsonl(tmp_path / split_file(split), as_rows(splits[split]))
+    write_rows_to_train_on(tmp_path, splits)
     put_params(tmp_path, steps=60)
     return tmp_path
 

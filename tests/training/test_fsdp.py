@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import CPU, ROOT, run_stage_in
+from conftest import CPU, ROOT, run_stage_in, write_rows_to_train_on
 from edit_params import set_training
 from peft import PeftModel
 from ruamel.yaml import YAML
@@ -19,11 +19,10 @@ from torch.utils.data import SequentialSampler
 from transformers import AutoModelForCausalLM
 
 from workflow import params
-from workflow.data.rows import as_rows
 from workflow.runtime import launch
 from workflow.runtime.errors import CheckError, UserError
-from workflow.runtime.files import read_json, write_json, write_jsonl
-from workflow.runtime.paths import MODEL, split_file, train_folder
+from workflow.runtime.files import read_json, write_json
+from workflow.runtime.paths import MODEL, train_folder
 from workflow.training import checks, sharding
 from workflow.training import train as training
 
@@ -59,8 +58,7 @@ def folder(tiny_model, splits, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("shared")
     (folder / MODEL).parent.mkdir(parents=True)
     (folder / MODEL).symlink_to(tiny_model)
-    for split in ("train", "validation"):
-        write_jsonl(folder / split_file(split), as_rows(splits[split]))
+    write_rows_to_train_on(folder, splits)
     put_params(folder, content())
     return folder
 

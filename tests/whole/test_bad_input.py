@@ -46,7 +46,15 @@ from workflow.data.model_files import INDEX
 from workflow.runtime import variables
 from workflow.runtime.errors import UserError
 from workflow.runtime.files import read_json, read_jsonl, write_jsonl
-from workflow.runtime.paths import INSTRUCTIONS, MODEL, MODEL_SOURCE, split_file, train_folder, weights_folder
+from workflow.runtime.paths import (
+    INSTRUCTIONS,
+    MODEL,
+    MODEL_SOURCE,
+    split_file,
+    train_folder,
+    train_rows_file,
+    weights_folder,
+)
 from workflow.runtime.paths import TASKS as TASKS_FOLDER
 
 TRAIN = ("train", "--variant", "lora_16bit", "--seed", "1")
@@ -328,14 +336,14 @@ def result(file: Path | str, spoil: Spoil) -> Spoil:
     return lambda folder: spoil(folder / Path(file).parent)
 
 
-def longer(split: str, number: int | None = None) -> Spoil:
-    """Instructions of 500 characters in a split's first rows, or in all."""
+def longer(file: Path, number: int | None = None) -> Spoil:
+    """Instructions of 500 characters in a file's first rows, or in all."""
 
     def spoil(folder: Path) -> None:
-        rows = read_jsonl(folder / split_file(split))
+        rows = read_jsonl(folder / file)
         for row in rows[:number]:
             row["instruction"] = "x" * 500
-        write_jsonl(folder / split_file(split), rows)
+        write_jsonl(folder / file, rows)
 
     return spoil
 
@@ -572,11 +580,11 @@ TRAININGS = [
     ("a GPU that is not there", param(put("hardware.device", "cuda")), "hardware.device is cuda, and torch sees no CUDA device"),
     ("layers that there are not", param(put("training.step.target_modules", ["q_proj", "query_key_value"])), "training.step.target_modules names query_key_value, and no linear layer of the model has that name; they are down_proj, .*v_proj"),
     ("rows longer than the context", param(put("training.step.max_length", 4096)), "training.step.max_length is 4096 tokens, and the model's context .* holds 2048"),
-    ("prompts that leave no response", longer("train"), "training.step.max_length is 128 tokens, which leaves no response to learn"),
-    ("none to validate on", longer("validation"), "training.step.max_length is 128 tokens, which leaves no response to learn in any validation row"),
-    ("no row", written(str(split_file("train")), ""), "there are no rows to train or to validate on"),
-    ("rows that are cut", cut(str(split_file("train")), 900), "results/sample/train.jsonl is damaged .*: delete it, and `dvc repro` makes it again"),
-    ("rows that are missing", removed(str(split_file("train"))), "results/sample/train.jsonl is missing; `dvc repro` makes it"),
+    ("prompts that leave no response", longer(train_rows_file(1)), "training.step.max_length is 128 tokens, which leaves no response to learn"),
+    ("none to validate on", longer(split_file("validation")), "training.step.max_length is 128 tokens, which leaves no response to learn in any validation row"),
+    ("no row", written(str(train_rows_file(1)), ""), "there are no rows to train or to validate on"),
+    ("rows that are cut", cut(str(train_rows_file(1)), 900), "results/sample/train/1.jsonl is damaged .*: delete it, and `dvc repro` makes it again"),
+    ("rows that are missing", removed(str(train_rows_file(1))), "results/sample/train/1.jsonl is missing; `dvc repro` makes it"),
     ("a model that was cut since", cut(str(MODEL / "model.safetensors"), 1000), "results/fetch_model/model holds no model that can be loaded: invalid header length"),
     ("a model that lost a weight since", result(MODEL / "x", weights(less("layers.2.mlp.up_proj"))), "results/fetch_model/model lacks model.layers.2.mlp.up_proj.weight"),
 ]  # fmt: skip
@@ -808,10 +816,10 @@ def test_a_gguf_file_is_read_alone(stages, folder):
 
 
 def test_a_row_that_leaves_no_response_is_dropped_and_counted(stages, folder):
-    longer("train", 2)(folder)
+    longer(train_rows_file(1), 2)(folder)
     assert stages.run(folder, *TRAIN).code == 0
     rows = read_json(folder / train_folder("lora_16bit", 1) / "result.json")["rows"]
-    assert rows["rows_dropped"] == 2 and rows["rows"] + 2 == len(read_jsonl(folder / split_file("train")))
+    assert rows["rows_dropped"] == 2 and rows["rows"] + 2 == len(read_jsonl(folder / train_rows_file(1)))
 
 
 def test_test_rows_beyond_the_context_are_said_and_counted(stages, folder):

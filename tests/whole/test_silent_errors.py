@@ -7,15 +7,14 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, run_stage_in
+from conftest import ROOT, run_stage_in, write_rows_to_train_on
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 from workflow import params
 from workflow.data.choices import scored_rows
-from workflow.data.rows import as_rows
 from workflow.runtime.files import read_jsonl, write_jsonl
-from workflow.runtime.paths import MODEL, split_file
+from workflow.runtime.paths import MODEL, split_file, train_rows_file
 
 
 @pytest.fixture
@@ -27,8 +26,7 @@ def folder(tmp_path, tiny_model, splits) -> Path:
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
     scored = scored_rows(splits["test"], tokenizer, choice_seed=55, held_out_categories=[])
     write_jsonl(tmp_path / split_file("test"), scored)
-    for name in ("train", "validation"):
-        write_jsonl(tmp_path / split_file(name), as_rows(splits[name]))
+    write_rows_to_train_on(tmp_path, splits)
     return tmp_path
 
 
@@ -51,9 +49,9 @@ def counted_otherwise(folder: Path) -> None:
 
 
 def with_an_end_token_in_a_response(folder: Path) -> None:
-    rows = read_jsonl(folder / split_file("train"))
+    rows = read_jsonl(folder / train_rows_file(1))
     rows[5]["response"] = "It is </s> over."
-    write_jsonl(folder / split_file("train"), rows)
+    write_jsonl(folder / train_rows_file(1), rows)
 
 
 TRAIN = ("train", "--variant", "lora_16bit", "--seed", "1")

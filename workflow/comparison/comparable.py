@@ -41,6 +41,9 @@ def check_same_training(
 ) -> dict[str, list[str]]:
     """Check that variants trained on the same rows in the same order and steps, unless their own params change that.
 
+    So did the seeds of a variant, in another order; where each seed draws its own rows, they share the validation rows and,
+    if params name a number of steps, the steps.
+
     Args:
         trained: by variant, the result of each seed's training.
 
@@ -67,13 +70,20 @@ def check_same_training(
                         f"{variant} and {baseline} were not trained on the same rows for the same steps: {key} of "
                         f"seed {seed} is {_shortened(getattr(result, key))} and {_shortened(getattr(reference, key))}"
                     )
-            for key in ("steps", "rows", "validation_rows"):
+            for key in _shared_by_seeds(settings, ours):
                 if getattr(result, key) != getattr(results[0], key):
                     raise CheckError(
                         f"the seeds of {variant} were not trained on the same rows for the same steps: {key} of "
                         f"seed {seed} is {_shortened(getattr(result, key))}, and {_shortened(getattr(results[0], key))} of another"
                     )
     return otherwise
+
+
+def _shared_by_seeds(settings: params.Params, training: params.Training) -> tuple[str, ...]:
+    """What all seeds of a variant have in common, of what a training records of its rows and steps."""
+    if not settings.sample.per_seed:
+        return ("steps", "rows", "validation_rows")
+    return ("validation_rows",) if training.steps is None else ("steps", "validation_rows")
 
 
 def check_same_items(harnesses: list[tuple[str, dict]]) -> None:

@@ -18,7 +18,7 @@ from workflow.data.rows import from_rows
 from workflow.runtime import gpus
 from workflow.runtime.errors import UserError
 from workflow.runtime.files import read_json, read_jsonl, write_json, write_jsonl
-from workflow.runtime.paths import HARDWARE, MODEL, split_file
+from workflow.runtime.paths import HARDWARE, MODEL, train_rows_file
 from workflow.runtime.stage import offline_command, say
 from workflow.runtime.versions import installed
 
@@ -195,7 +195,9 @@ def main() -> None:
     """Parse the command line and measure; exit with one sentence on a UserError."""
     parser = argparse.ArgumentParser(prog="python -m workflow.hardware", description=__doc__)
     parser.add_argument("--params", type=Path, help=f"a params file (default: the preset {PRESET})")
-    parser.add_argument("--rows", type=Path, default=split_file("train"), help="the sample, JSON lines")
+    parser.add_argument(
+        "--rows", type=Path, help="JSON lines; by default the training rows of the first seed of params.yaml"
+    )
     parser.add_argument("--tokenizer", type=Path, default=MODEL, help="a folder that holds a tokenizer")
     parser.add_argument("--parts", nargs="+", choices=["paths", "grid"], default=["paths", "grid"])
     parser.add_argument(
@@ -211,7 +213,7 @@ def main() -> None:
             settings = params.load(options.params) if options.params else params.preset(PRESET)
             path = measure(
                 select(settings, variants=options.variants, shapes=options.shapes),
-                rows=options.rows,
+                rows=options.rows or train_rows_file(params.load().experiment.seeds[0]),
                 tokenizer=options.tokenizer,
                 parts=options.parts,
                 again=options.again,

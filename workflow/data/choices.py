@@ -1,5 +1,7 @@
 """The test split as the evaluation tasks read it: rendered prompts, token counts and responses to choose from."""
 
+from collections.abc import Iterator
+
 from workflow.data import chat
 from workflow.data.rows import Instruction, as_row, from_scored_rows, plain, shuffle_key
 from workflow.runtime.errors import UserError
@@ -104,14 +106,21 @@ def choose_from(row: Instruction, rows: list[Instruction], *, seed: int) -> dict
         UserError: there are fewer than three.
     """
     content = row.texts()
-    candidates = sorted(
-        (other for other in rows if other.group != row.group),
-        key=lambda other: (other.category != row.category, shuffle_key(seed, *content, other.response)),
-    )
+    others = [other for other in rows if other.group != row.group]
+
+    def candidates() -> Iterator[Instruction]:
+        for same in (True, False):  # those of other categories are many, and seldom needed
+            yield from sorted(
+                (other for other in others if (other.category == row.category) == same),
+                key=lambda other: shuffle_key(seed, *content, other.response),
+            )
+
     distractors: list[Instruction] = []
     seen = {plain(row.response)}
-    for candidate in candidates:
-        if len(distractors) < DISTRACTORS and plain(candidate.response) not in seen:
+    for candidate in candidates():
+        if len(distractors) == DISTRACTORS:
+            break
+        if plain(candidate.response) not in seen:
             seen.add(plain(candidate.response))
             distractors.append(candidate)
     if len(distractors) < DISTRACTORS:

@@ -5,31 +5,31 @@ from pathlib import Path
 
 from workflow import params
 from workflow.data import choices, model_files, near_duplicates
+from workflow.data.draws import Draws, draw_all
 from workflow.data.near_duplicates import Pair
 from workflow.data.rows import Instruction
-from workflow.data.split import draw, split
 from workflow.runtime.errors import UserError
 
 
 @dataclass(frozen=True)
 class Sample:
-    """The three splits, and what is reported about them.
+    """The rows of test, validation and training, and what is reported about them.
 
     Attributes:
-        splits: rows of `test`, `validation` and `train`.
+        draws: the rows that the runs see.
+        per_seed: whether each seed has training rows of its own.
         scored: the rows of the test split, as `choices.scored_rows` returns them.
         held_out_categories: categories that only the test split has.
-        left_out: for `train` and `validation`, the rows that belong to these categories and were removed.
         near: pairs of a test row and an almost identical training or validation row.
         dropped: whether the training and validation rows of these pairs were removed.
         context: the tokens that the model can hold; None if it does not say.
         longer: test rows that exceed the context.
     """
 
-    splits: dict[str, list[Instruction]]
+    draws: Draws
+    per_seed: bool
     scored: list[dict]
     held_out_categories: list[str]
-    left_out: dict[str, int]
     near: list[Pair]
     dropped: bool
     context: int | None
@@ -55,12 +55,18 @@ class Sample:
         """Test rows that have a response of another category among their choices."""
         return sum(not row["same_category"] for row in self.scored)
 
-    def counts(self) -> dict[str, int]:
-        """What counts.json holds."""
+    def counts(self) -> dict[str, int | dict[int, int] | None]:
+        """What counts.json holds; docs/evaluation.md says what each number counts."""
+        draws = self.draws
         return {
-            **{f"{name}_rows": len(rows) for name, rows in self.splits.items()},
+            "test_rows": len(draws.test),
+            "validation_rows": len(draws.validation),
+            "train_rows": len(draws.of_first_seed),
+            "train_rows_by_seed": {seed: len(rows) for seed, rows in draws.train.items()},
+            "train_rows_of_all_seeds": len(draws.trained),
+            "rows_to_draw_from": draws.pool,
             "held_out_rows": self.held_out_rows,
-            "left_out_rows": sum(self.left_out.values()),
+            "left_out_rows": sum(draws.left_out.values()),
             "near_duplicate_test_rows": 0 if self.dropped_rows else self.near_rows,
             "near_duplicates_dropped": self.dropped_rows,
             "choices_from_other_categories": self.mixed_rows,
@@ -71,12 +77,17 @@ class Sample:
         """What the terminal shows, line by line."""
         lines = [
             f"{name}: {len(rows)} rows, {len({row.group for row in rows})} different instructions"
-            for name, rows in self.splits.items()
+            for name, rows in self.draws.splits.items()
         ]
+        if self.per_seed:
+            by_seed = ", ".join(f"{len(rows)} of seed {seed}" for seed, rows in self.draws.train.items())
+            lines.append(f"each seed trains on rows of its own: {by_seed}")
         if self.held_out_categories:
+            left_out = self.draws.left_out
             lines.append(
                 f"held out: {', '.join(self.held_out_categories)}: {self.held_out_rows} test rows; left out of training "
-                f"are {self.left_out['train']} rows, and of validation {self.left_out['validation']}"
+                f"are {left_out['train']} rows{' of the first seed' if self.per_seed else ''}, and of validation "
+                f"{left_out['validation']}"
             )
         lines.append(
             f"{self.near_rows} test rows have a near-duplicate among the training and validation rows"
@@ -92,47 +103,42 @@ class Sample:
         return lines
 
 
-def make_sample(rows: list[Instruction], settings: params.Sample, model_folder: Path) -> Sample:
+def make_sample(
+    rows: list[Instruction], settings: params.Sample, seeds: list[int], model_folder: Path
+) -> Sample:
     """Make the sample that params.yaml describes.
 
     Args:
         rows: the whole dataset.
+        seeds: of the trainings; with `per_seed` the first of them gets the seed recipe's own rows.
         model_folder: the base model, for its tokenizer, chat template and context length.
 
     Raises:
         UserError: the rows do not suffice, or one of them does not fit the model.
         CheckError: two splits share an instruction.
     """
-    drawn = draw(rows, size=settings.rows, seed=settings.seed)
-    sizes = {
-        "validation": settings.validation_rows,
-        "test": settings.test_rows,
-        "seed": settings.split_seed,
-    }
-    complete = split(drawn, **sizes, held_out_categories=[])
-    splits = split(drawn, **sizes, held_out_categories=settings.held_out_categories)
-    left_out = {name: len(complete[name]) - len(splits[name]) for name in ("train", "validation")}
-    near_duplicates.check_apart(splits)
-    near = near_duplicates.near_duplicates(splits, threshold=settings.near_duplicate_threshold)
+    draws = draw_all(rows, settings, seeds)
+    near_duplicates.check_apart(draws.splits)
+    near = near_duplicates.near_duplicates(draws.splits, threshold=settings.near_duplicate_threshold)
     dropped = settings.near_duplicates == "drop"
     if dropped:
-        splits = near_duplicates.without(splits, near)
+        draws = draws.without(near)
     tokenizer = model_files.load_tokenizer(model_folder)
-    check_special_tokens(drawn, tokenizer)
-    for row in [*splits["train"], *splits["validation"]]:
+    check_special_tokens(draws.drawn, tokenizer)
+    for row in [*draws.trained, *draws.validation]:
         choices.render(row, tokenizer)  # raises an error for a row that the chat template does not fit
     scored = choices.scored_rows(
-        splits["test"],
+        draws.test,
         tokenizer,
         choice_seed=settings.choice_seed,
         held_out_categories=settings.held_out_categories,
     )
     context = model_files.context_length(model_folder)
     return Sample(
-        splits=splits,
+        draws=draws,
+        per_seed=settings.per_seed,
         scored=scored,
         held_out_categories=settings.held_out_categories,
-        left_out=left_out,
         near=near,
         dropped=dropped,
         context=context,

@@ -305,9 +305,10 @@ def section(name: str) -> str:
     versions = ", ".join(f"{package} {packages[package]}" for package in SHOWN if package in packages)
     driver = f", driver {environment['driver']}" if environment["driver"] else ""
     seeds = len(settings.experiment.seeds)
+    drawn = " for each seed, drawn anew" if settings.sample.per_seed else ""
     parts = [
         f"**{escaped(settings.report.title)}**",
-        f"{escaped(model_name(settings.model))} on {escaped(dataset_name(settings.dataset))}: {rows['train_rows']:,} rows to train on, "
+        f"{escaped(model_name(settings.model))} on {escaped(dataset_name(settings.dataset))}: {rows['train_rows']:,} rows to train on{drawn}, "
         f"{rows['test_rows']:,} to test on, {seeds} {'seed' if seeds == 1 else 'seeds'}. {environment['finished']}, "
         f"{escaped(', '.join(dict.fromkeys(table['device'])))}{driver}; {versions}."
         + (

@@ -22,7 +22,7 @@ from workflow.precisions.base import Quantization
 from workflow.runtime import faults, outputs, variables
 from workflow.runtime.errors import UserError
 from workflow.runtime.files import read_jsonl
-from workflow.runtime.paths import MODEL, split_file
+from workflow.runtime.paths import MODEL, train_rows_file
 from workflow.runtime.stage import go_offline, quiet_libraries
 
 if TYPE_CHECKING:  # they take seconds to import
@@ -148,7 +148,7 @@ def _variant(precision: str, block_size: int | None, *, double_quantization: boo
 
 
 def measure(settings: params.Params, variant: params.Variant, *, rows: int) -> list[LayerError]:
-    """Measure the errors of the run's model, on the first rows of its training split.
+    """Measure the errors of the run's model, on the first training rows of its first seed.
 
     Raises:
         UserError: the model or the rows are missing.
@@ -159,7 +159,7 @@ def measure(settings: params.Params, variant: params.Variant, *, rows: int) -> l
     from workflow.data.model_files import load_tokenizer
     from workflow.models.load import load_base
 
-    file = split_file("train")
+    file = train_rows_file(settings.experiment.seeds[0])
     for path, stage in ((MODEL / "config.json", "try_model"), (file, "sample")):
         if not path.is_file():
             raise UserError(f"{path} is missing; `dvc repro {stage}` makes it.")

@@ -72,10 +72,10 @@ def _check_device(params: Params) -> Iterator[str]:
 
 
 def _check_sample(params: Params) -> Iterator[str]:
-    """Yield a sentence if validation and test leave no row to train on."""
+    """Yield a sentence if validation and test, taken from the drawn rows, leave none to train on."""
     sample = params.sample
     held_out = sample.validation_rows + sample.test_rows
-    if held_out >= sample.rows:
+    if not sample.per_seed and held_out >= sample.rows:
         yield f"sample.validation_rows + test_rows is {held_out}, which must be below rows ({sample.rows})"
 
 
@@ -268,7 +268,7 @@ def _served(params: Params) -> list[str]:
 CHECKS: dict[Callable[[Params], Iterator[str]], str] = {
     _check_experiment: "experiment variants",
     _check_device: "experiment.variants hardware.device variants",
-    _check_sample: "sample.rows sample.test_rows sample.validation_rows",
+    _check_sample: "sample.per_seed sample.rows sample.test_rows sample.validation_rows",
     _check_own_tasks: "evaluation.tasks sample.test_rows",
     _check_comparison: "comparison.primary comparison.margins comparison.family evaluation.tasks",
     _check_divergence: "comparison.primary comparison.margins comparison.family evaluation.tasks "

@@ -61,6 +61,7 @@ class Sample(Strict):
 
     rows: Count
     seed: Seed
+    per_seed: bool
     split_seed: Seed
     validation_rows: Count
     test_rows: Count

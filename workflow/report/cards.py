@@ -134,7 +134,12 @@ def _numbers(facts: Facts, variant: Variant, seed: int, scores: list[Score]) -> 
     ]
     contrast = facts.to_baseline(variant.name, AS_TRAINED, facts.primary)
     if contrast:
-        parts.append(escaped(f"Over the seeds {english.listed(facts.compared.seeds)}: {contrast.sentence}"))
+        sentences = [contrast.sentence, english.what_seeds_vary(facts.params)]
+        parts.append(
+            escaped(
+                f"Over the seeds {english.listed(facts.compared.seeds)}: {' '.join(filter(None, sentences))}"
+            )
+        )
         parts += _gain_kept(facts, variant)
     elif variant.is_baseline:
         parts.append("It is the baseline that the other variants are compared with.")

@@ -8,7 +8,7 @@ from markupsafe import Markup
 from workflow import methods, precisions
 from workflow.comparison.inference import level_of
 from workflow.comparison.model import Contrast, Score
-from workflow.params import OWN_TASKS
+from workflow.params import OWN_TASKS, Params
 from workflow.report import formatting
 from workflow.report.formatting import NARROW, Number, quantity, signed
 from workflow.report.model import Device, Facts, Point, Variant
@@ -230,6 +230,15 @@ def listed(items: list) -> str:
     """The items as a sentence lists them: `a`, `a and b`, `a, b and c`."""
     *first, last = map(str, items)
     return f"{', '.join(first)} and {last}" if first else last
+
+
+def what_seeds_vary(params: Params) -> str:
+    """A sentence on whether the variance over seeds has that of the training rows in it. Empty with one seed."""
+    if len(params.experiment.seeds) == 1:
+        return ""
+    if params.sample.per_seed:
+        return "Each seed has its own training rows, so the interval includes the draw."
+    return "All seeds have the same training rows, so the interval does not include the draw."
 
 
 def differing_settings(facts: Facts, other: Variant) -> list[str]:

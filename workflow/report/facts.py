@@ -95,6 +95,8 @@ def gather(settings: params.Params) -> Facts:
         model=read_json(MODEL_SOURCE),
         dataset=read_json(DATASET_SOURCE),
         rows={split: counts[f"{split}_rows"] for split in SPLITS},
+        train_rows=counts["train_rows_by_seed"],
+        rows_to_draw_from=counts["rows_to_draw_from"],
         near_duplicates=counts["near_duplicate_test_rows"],
         variants=_variants(settings, compared, trained),
         compared=compared,

@@ -189,7 +189,9 @@ class Facts:
     params_text: str
     model: dict
     dataset: dict
-    rows: dict[str, int]  # per split
+    rows: dict[str, int]  # per split; those that the first seed trains on
+    train_rows: dict[str, int]  # by seed
+    rows_to_draw_from: int | None  # by each seed but the first; None where all seeds share a draw
     near_duplicates: int  # test rows with a near-duplicate in another split
     variants: list[Variant]
     compared: Comparison

@@ -117,6 +117,7 @@ def _variables(facts: Facts) -> dict[str, Any]:
         "equivalence_confidence": english.equivalence_confidence(facts),
         "in_family": sum(contrast.in_family for contrast in facts.compared.contrasts),
         "seeds": english.listed(facts.params.experiment.seeds),
+        "what_seeds_vary": english.what_seeds_vary(facts.params),
         "devices": english.listed(facts.devices),
         "comparison_digest": facts.digests[COMPARISON.as_posix()],
         "model_name": model_name(facts.params.model),

@@ -7,11 +7,13 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from workflow.runtime.dvc_lock import value_at
 from workflow.runtime.errors import UserError
 from workflow.runtime.files import read_yaml
-from workflow.runtime.paths import DVC_YAML
+from workflow.runtime.paths import DVC_YAML, PARAMS
 
 REFERENCE = re.compile(r"\$\{item\.(\w+)\}")
+FIRST_OF_LIST = re.compile(r"\$\{([\w.]+)\[0\]\}")  # of params.yaml
 
 
 @dataclass(frozen=True)
@@ -54,9 +56,15 @@ def entries_of(name: str, item: dict[str, Any]) -> Entries | None:
         return None
     values = {key: str(value) for key, value in item.items()}
 
+    def first(match: re.Match) -> str:
+        listed = value_at(read_yaml(PARAMS), match[1]) if PARAMS.is_file() else None
+        return str(listed[0]) if isinstance(listed, list) and listed else match[0]
+
     def resolved(kind: str) -> list[str]:
         entries = (
-            REFERENCE.sub(lambda match: values.get(match[1], match[0]), entry).rstrip("/")
+            FIRST_OF_LIST.sub(
+                first, REFERENCE.sub(lambda match: values.get(match[1], match[0]), entry).rstrip("/")
+            )
             for entry in definition.get(kind, [])
         )
         return list(

@@ -12,6 +12,7 @@ INSTRUCTIONS = RESULTS / "fetch_dataset" / "instructions.jsonl"
 DATASET_SOURCE = RESULTS / "fetch_dataset" / "source.json"
 SAMPLE = RESULTS / "sample"
 SAMPLE_COUNTS = SAMPLE / "counts.json"
+TRAIN_ROWS = SAMPLE / "train"
 TASKS = CODE / "evaluation" / "tasks"
 FETCHED_TASKS = RESULTS / "fetch_tasks" / "tasks"
 LOADED_TASKS = FETCHED_TASKS / "loaded.json"
@@ -39,7 +40,13 @@ def environment_file(kind: str) -> Path:
 
 
 def split_file(split: str) -> Path:
+    """Return the rows that all runs share: those of `test` or `validation`."""
     return SAMPLE / f"{split}.jsonl"
+
+
+def train_rows_file(seed: int | str) -> Path:
+    """Return the rows that the runs of a seed are trained on."""
+    return TRAIN_ROWS / f"{seed}.jsonl"
 
 
 def train_folder(variant: str, seed: int) -> Path:

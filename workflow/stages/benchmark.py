@@ -4,7 +4,7 @@ from workflow import params
 from workflow.cost import repeated
 from workflow.runtime import inputs
 from workflow.runtime.files import write_json
-from workflow.runtime.paths import MODEL, benchmark_file, split_file
+from workflow.runtime.paths import MODEL, benchmark_file, train_rows_file
 from workflow.runtime.stage import run_stage, say
 from workflow.runtime.versions import installed
 
@@ -13,7 +13,8 @@ def benchmark(variant: str) -> None:
     """Train some steps of one variant and measure what they cost, `benchmark.processes` times."""
     settings = params.load()
     params.check_variant(settings, variant)
-    job = repeated.Job(variant, settings.model_dump(mode="json"), str(MODEL), str(split_file("train")))
+    rows = train_rows_file(settings.experiment.seeds[0])
+    job = repeated.Job(variant, settings.model_dump(mode="json"), str(MODEL), str(rows))
     count, results = settings.benchmark.processes, []
     for result in repeated.benchmark(job, count=count):
         results.append(result)

@@ -6,7 +6,15 @@ from workflow import params
 from workflow.data.rows import from_rows
 from workflow.runtime import inputs, launch
 from workflow.runtime.files import read_jsonl, sync, write_json
-from workflow.runtime.paths import CODE, MODEL, checkpoints_folder, split_file, train_folder, weights_folder
+from workflow.runtime.paths import (
+    CODE,
+    MODEL,
+    checkpoints_folder,
+    split_file,
+    train_folder,
+    train_rows_file,
+    weights_folder,
+)
 from workflow.runtime.stage import run_stage
 from workflow.runtime.versions import installed
 
@@ -30,7 +38,7 @@ def train(variant: str, seed: int) -> None:
     trained = training.train(
         run,
         model_folder=MODEL,
-        train_rows=from_rows(read_jsonl(split_file("train"))),
+        train_rows=from_rows(read_jsonl(train_rows_file(seed))),
         validation_rows=from_rows(read_jsonl(split_file("validation"))),
         folder=folder,
         checkpointing=checkpointing_of(settings, variant, seed),
@@ -68,7 +76,7 @@ def checkpointing_of(settings: params.Params, variant: str, seed: int) -> "Check
     if settings.checkpoints.every_steps is None:
         return None
     belongs_to = checkpoints.identity(
-        [MODEL, split_file("train"), split_file("validation"), *(CODE / room for room in DECIDING_ROOMS)],
+        [MODEL, train_rows_file(seed), split_file("validation"), *(CODE / room for room in DECIDING_ROOMS)],
         variant=settings.variants[variant].model_dump(mode="json"),
         training=settings.training_of(variant).model_dump(mode="json"),
         hardware=settings.hardware.model_dump(mode="json"),

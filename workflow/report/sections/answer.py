@@ -273,6 +273,7 @@ def setting(facts: Facts) -> list[Markup]:
         split: Number(f"{amount:,}", amount, f"{SAMPLE_COUNTS.as_posix()}#{split}_rows")
         for split, amount in facts.rows.items()
     }
+    rows["train"] = _training_rows(facts)
     near = Number(f"{facts.near_duplicates:,}", facts.near_duplicates,
                   f"{SAMPLE_COUNTS.as_posix()}#near_duplicate_test_rows")  # fmt: skip
     steps = Number(f"{trained.steps:,}", trained.steps,
@@ -283,12 +284,24 @@ def setting(facts: Facts) -> list[Markup]:
             Number(_parameters(size), size, f"{MODEL_SOURCE.as_posix()}#parameters"),
         ),
         Markup(
-            "{}: {train} rows to train on, {validation} to validate, {test} to test ({} near-duplicate{} of the others)"
+            "{}: {train}, {validation} to validate, {test} to test ({} near-duplicate{} of the others)"
         ).format(dataset_name(facts.params.dataset), near, "" if facts.near_duplicates == 1 else "s", **rows),
         Markup("{} step{} of {}").format(steps, "" if trained.steps == 1 else "s", count(batch_rows, "row")),
         Markup("{} {}").format("seeds" if len(seeds) > 1 else "seed", listed(seeds)),
         *(Markup("{}: {}").format("CPU" if facts.on_cpu else "GPU", device) for device in facts.devices),
     ]
+
+
+def _training_rows(facts: Facts) -> Markup:
+    """How many rows a run is trained on, and whether each seed has its own."""
+    by_seed = sorted(facts.train_rows.items(), key=lambda item: item[1])
+    fewest, most = (
+        Number(f"{amount:,}", amount, f"{SAMPLE_COUNTS.as_posix()}#train_rows_by_seed.{seed}")
+        for seed, amount in (by_seed[0], by_seed[-1])
+    )
+    amounts = fewest if fewest.value == most.value else Markup("{} to {}").format(fewest, most)
+    drawn = ", drawn anew for each seed" if facts.params.sample.per_seed else ""
+    return Markup("{} rows to train on{}").format(amounts, drawn)
 
 
 def _parameters(amount: int) -> str:

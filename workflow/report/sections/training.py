@@ -87,7 +87,8 @@ def _beginnings(facts: Facts) -> str:
     names = english.listed([name for name, _ in begun])
     return (
         f" With {kinds}, an adapter begins with its base’s own weights ({names}). It is not the adapter that other variants "
-        "of a seed begin with, and it is the same for every seed, which sets the order of the rows and dropout alone."
+        "of a seed begin with, and it is the same for every seed, which sets "
+        f"{'the rows, their order' if facts.params.sample.per_seed else 'the order of the rows'} and dropout alone."
     )
 
 
