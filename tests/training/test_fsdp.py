@@ -211,9 +211,8 @@ def test_a_killed_process_ends_the_stage_and_leaves_no_output(folder, tmp_path):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="asks for SIGTERM as clusters send it")
-def test_a_shared_training_goes_on_with_the_same_bits_and_saves_the_best(
-    folder, tiny_model, splits, tmp_path
-):
+def test_a_shared_training_goes_on_with_the_same_bits(folder, tiny_model, splits, tmp_path):
+    """It keeps its best weights, of which each process holds a part, and saves them whole."""
     asked = content()
     set_training(asked, steps=60, dropout=0.1, learning_rate=3e-2, keep="best", validations=20)
     whole, ended = tmp_path / "whole", tmp_path / "ended"

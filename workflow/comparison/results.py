@@ -185,11 +185,13 @@ def with_left_out(items: pd.DataFrame, left_out: dict[str, set[str]]) -> pd.Data
         items: with the columns variant, category and held_out, which is None where a task is not of the test split.
         left_out: by variant, the categories.
     """
+    if not any(left_out.values()):
+        return items
     held_out = items["held_out"].to_numpy(object, copy=True)
     for name, categories in left_out.items():
         own = (items["variant"] == name) & items["category"].isin(categories) & items["held_out"].notna()
         held_out[own.to_numpy()] = True
-    return items.assign(held_out=held_out) if any(left_out.values()) else items
+    return items.assign(held_out=held_out)
 
 
 def table_of(frame: pd.DataFrame, arm: Arm) -> Table:

@@ -13,7 +13,8 @@ SMALLEST_RISE = 0.005  # of the best validation loss; a smaller rise would not j
 def find_rises(results: Results, settings: params.Params) -> list[Rise]:
     """Find the variants whose validation loss ends above its minimum by more than noise.
 
-    A variant that keeps its best weights is none of them, since no verdict on it rests on its last ones. A rise is noise if its interval over the seeds includes zero, or if it is smaller than SMALLEST_RISE of the loss.
+    A variant that keeps its best weights is none of them, since no verdict on it rests on its last ones. A rise is noise
+    if its interval over the seeds includes zero, or if it is smaller than SMALLEST_RISE of the loss.
     """
     losses = {
         name: pd.concat({i: run.set_index("step")["validation_loss"] for i, run in enumerate(runs)}, axis=1)

@@ -17,7 +17,7 @@ TEMPLATES: dict[Verdict, str] = {
     "worse": "{arm} is {verdict} than {other} by {value}{scope} ({evidence})",
 }
 
-OTHER_CATEGORIES = "The two learned from other rows: they leave out different categories."
+OTHER_CATEGORIES = "The two did not learn from the same rows: they leave out different categories."
 
 
 def sentence(
