@@ -818,6 +818,8 @@ def _trained(variant: str, seed: int, device: str) -> dict:
         "validation_loss_before": BEFORE[variant],
         "validation_loss_after": AFTER[variant],
         "validation_tokens": 812,
+        "kept_step": STEPS,
+        "validation_loss_kept": AFTER[variant],
         "versions": VERSIONS,
     }  # fmt: skip
 

@@ -290,6 +290,14 @@ def test_a_verdict_on_a_loss_that_rose_again_says_that_it_rests_on_the_last_chec
     assert not one(compared, "to_base", "lora_16bit").caveat
 
 
+def test_a_verdict_on_the_best_weights_does_not_rest_on_the_last_checkpoint(folder):
+    for seed in SEEDS:
+        write_validation("qlora_nf4_dq", seed, [2.6, 2.2, 2.05, 2.1])
+    compared, _ = compare.compare(changing(folder, keep="best"))
+    assert compared.rises == [] and not one(compared, "to_baseline", "qlora_nf4_dq").caveat
+    assert compared.trained_otherwise == {}  # both saw the same rows
+
+
 @pytest.mark.parametrize(
     "ends",
     [[2.0, 2.0, 2.0], [2.005, 2.005, 2.005], [2.08, 1.98, 1.97]],

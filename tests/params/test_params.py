@@ -49,7 +49,7 @@ def refused(tmp_path, change) -> str:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (put("training.schedule.learning_rat", 1.0), ["training.schedule.learning_rat", "not a known key", "learning_rate"]),
+        (put("training.schedule.learning_rat", 1.0), ["training.schedule.learning_rat is not a key; did you mean learning_rate?"]),
         (put("optimizer", {}), ["optimizer", "not a known key", "training"]),
         (put("model.revison", "x"), ["model.revison", "not a known key", "sha256"]),
         (drop("training.step.rank"), ["training.step.rank", "missing"]),
@@ -122,6 +122,13 @@ def refused(tmp_path, change) -> str:
         (lambda changed: changed.update(dataset=CHATS) or put("evaluation.tasks.holdout_loss.few_shot", 2)(changed),
          [" evaluation.tasks.holdout_loss.few_shot is 2", "must be 0", "messages"]),
         (put("sample.test_rows", 990), ["validation_rows + test_rows is 1030", "below rows (1000)"]),
+        (put("training.schedule.keep", "first"), ["training.schedule.keep", "first", "'last' or 'best'"]),
+        (put("training.schedule.rows", 0), ["training.schedule.rows is 0", "greater than 0"]),
+        (put("training.schedule.rows", 1001), ["training.schedule.rows is 1001, and sample.rows draws only 1000"]),
+        (put("variants.qlora_nf4_dq.training", {"rows": 2000}), ["variants.qlora_nf4_dq.training.rows is 2000, and sample.rows"]),
+        (put("training.schedule.left_out_categories", "ai"), ["training.schedule.left_out_categories", '"ai"', "list"]),
+        (put("variants.qlora_nf4_dq.training", {"left_out_categories": ["ai", "sports"]}),
+         ["variants.qlora_nf4_dq.training.left_out_categories names sports, which sample.held_out_categories keeps"]),
         (put("variants.qlora_nf4.precision", "nf5"), ["variants.qlora_nf4.precision", "nf5", "'nf4'"]),
         (put("variants.lora_int8.double_quantization", True), ["double_quantization is true", "int8"]),
         (put("variants.full_16bit.precision", "nf4"), ["precision is nf4", "full", "16bit alone"]),
@@ -326,7 +333,8 @@ def test_a_published_study_may_be_older_than_a_key(tmp_path, in_sections):
         del older["model"][key]
     for key in ("initialization", "rank_stabilized"):
         del older["training"]["step"][key]
-    del older["training"]["schedule"]["b_rate_factor"]
+    for key in ("b_rate_factor", "keep", "rows", "left_out_categories"):
+        del older["training"]["schedule"][key]
     del older["evaluation"]["divergence_items"]
     if not in_sections:
         older["training"] = older["training"]["schedule"] | older["training"]["step"]

@@ -89,6 +89,8 @@ def kept_steps(folder: Path) -> list[int]:
 
 
 UNPACKED = ("packing", "fused_adapters", "shared_inputs", "fused_layers", "fused_loss")
+# Keeps the best weights of a curve that turns up before the last interruption.
+BEST = {"keep": "best", "validations": 8, "rows": 8, "schedule": "constant"}
 # Each way to hold, adapt, step or log stands in one of them.
 CASES = {
     "16-bit LoRA": {},
@@ -101,6 +103,9 @@ CASES = {
     "PiSSA, rank-stabilized": {"name": "lora_16bit", "initialization": "pissa", "rank_stabilized": True},
     "OLoRA, dropout": {"name": "lora_16bit", "initialization": "olora", "dropout": 0.3},
     "dropout and recomputation": {"dropout": 0.3, "gradient_checkpointing": True},
+    "best weights, 16-bit DoRA": BEST | {"name": "dora_16bit"},
+    "best weights, PiSSA": BEST | {"initialization": "pissa"},
+    "best weights, full fine-tuning": BEST | {"name": "full_16bit", "learning_rate": 0.1},
     "TRL's own step": dict.fromkeys(UNPACKED, False) | {"log_every_steps": 3},
 }  # fmt: skip
 
@@ -113,6 +118,8 @@ def test_a_training_goes_on_with_the_same_bits(case, tiny, tiny_model, splits, t
         folder.mkdir()
     undisturbed = run(tiny, tiny_model, splits, whole, every=None, **changes)
     step = undisturbed.steps - 1
+    kept = undisturbed.kept_step
+    assert kept < step if changes.get("keep") == "best" else kept == undisturbed.steps
     # Lost in a step that follows one with no checkpoint; then ended by SIGTERM, which writes one more.
     monkeypatch.setattr(train, "History", at_step(step, lose))
     with pytest.raises(Lost):

@@ -13,12 +13,14 @@ import torch
 from conftest import CPU, ROOT, run_stage_in, write_rows_to_train_on
 from edit_params import set_training
 from peft import PeftModel
+from plain_loss import plain_loss
 from ruamel.yaml import YAML
 from safetensors.torch import load_file
 from torch.utils.data import SequentialSampler
 from transformers import AutoModelForCausalLM
 
 from workflow import params
+from workflow.models import load
 from workflow.runtime import launch
 from workflow.runtime.errors import CheckError, UserError
 from workflow.runtime.files import read_json, write_json
@@ -207,9 +209,10 @@ def test_a_killed_process_ends_the_stage_and_leaves_no_output(folder, tmp_path):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="asks for SIGTERM as clusters send it")
-def test_a_shared_training_goes_on_with_the_same_bits(folder, tmp_path):
+def test_a_shared_training_goes_on_with_the_same_bits(folder, tiny_model, splits, tmp_path):
+    """It keeps its best weights, of which each process holds a part, and saves them whole."""
     asked = content()
-    set_training(asked, steps=60, dropout=0.1)
+    set_training(asked, steps=60, dropout=0.1, learning_rate=3e-2, keep="best", validations=20)
     whole, ended = tmp_path / "whole", tmp_path / "ended"
     for one in (whole, ended):
         (one / "results").mkdir(parents=True)
@@ -249,6 +252,14 @@ def test_a_shared_training_goes_on_with_the_same_bits(folder, tmp_path):
         for one in (whole, ended)
     ]
     assert bits[0] == bits[1]
+    result = read_json(whole / train_folder(variant, 1) / "result.json")
+    losses = column(run, "validation.csv", "validation_loss")
+    assert result["kept_step"] < result["steps"] and result["validation_loss_kept"] == min(losses)
+    base, _ = load.load_base(
+        tiny_model, params.load(whole / "params.yaml").variants["qlora_nf4_dq"], hardware=CPU
+    )
+    model = PeftModel.from_pretrained(base, run / "weights").eval()
+    assert plain_loss(model, tiny_model, splits["validation"]) == pytest.approx(min(losses), abs=LOSS)
 
 
 # The launcher alone, with modules that need no torch.

@@ -29,6 +29,8 @@ DECIDE_ROWS = (
     "loss_on",
     "learn_end_token",
     "second_bos",
+    "rows",
+    "left_out_categories",
 )
 # What a training records about them. `rows` includes the tokens in the loss.
 OF_TRAINING = ("steps", "rows", "validation_rows", "tokens_seen", "order_sha256")

@@ -10,7 +10,7 @@ from workflow.comparison.costs import compare_costs
 from workflow.comparison.divergences import measure_divergences
 from workflow.comparison.model import Comparison
 from workflow.comparison.records import RunRecord
-from workflow.comparison.results import Results, measure_scores
+from workflow.comparison.results import Results, left_out_of, measure_scores
 from workflow.comparison.rises import find_rises
 from workflow.comparison.shares import measure_shares
 from workflow.comparison.weights import weigh_rows
@@ -59,6 +59,11 @@ def compare(settings: params.Params) -> tuple[Comparison, pd.DataFrame]:
         shares=measure_shares(results, settings),
         divergences=measure_divergences(results, settings),
         row_weights=weigh_rows(results, settings),
+        left_out_categories={
+            name: sorted(left_out)
+            for name in experiment.variants
+            if (left_out := left_out_of(settings, name))
+        },
     ), results.items
 
 

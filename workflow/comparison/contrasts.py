@@ -17,8 +17,14 @@ from workflow.comparison.inference import (
     verdict,
 )
 from workflow.comparison.model import ALL, CLAIMED_FORMS, Arm, Contrast, Part, Rise
-from workflow.comparison.results import Metric, Results, subsets
-from workflow.comparison.sentences import inequality_sentence, rise_sentence, sentence, weighting_sentence
+from workflow.comparison.results import Metric, Results, left_out_of, subsets
+from workflow.comparison.sentences import (
+    OTHER_CATEGORIES,
+    inequality_sentence,
+    rise_sentence,
+    sentence,
+    weighting_sentence,
+)
 from workflow.runtime.errors import CheckError
 from workflow.runtime.forms import AS_TRAINED, BASE
 
@@ -60,6 +66,7 @@ class MeasuredContrast:
     p_accuracy: float | None
     by_rows: Difference | None
     margin: float | None
+    same_categories: bool  # whether its trained arms leave out the same categories
 
     @property
     def arm(self) -> Arm:
@@ -258,7 +265,7 @@ def _contrast(judged: JudgedContrast, *, in_family: bool, over: int, rises: list
 
 
 def _caveat(judged: JudgedContrast, rises: list[Rise]) -> str | None:
-    """State that a verdict over all items rests on the last checkpoint, or on the weighting of the items."""
+    """State that a verdict over all items rests on the last checkpoint, the categories learned from, or the weighting."""
     measured, by_rows = judged.measured, judged.by_rows
     if measured.subset != ALL:
         return None
@@ -269,6 +276,8 @@ def _caveat(judged: JudgedContrast, rises: list[Rise]) -> str | None:
         if rise.variant in trained
         and measured.contrast.kind not in ("form", "control")  # both arms are the same checkpoints
     ]
+    if not measured.same_categories:
+        parts.append(OTHER_CATEGORIES)
     if by_rows and by_rows.verdict != judged.by_tokens.verdict:
         parts.append(weighting_sentence(measured.by_rows, verdict=by_rows.verdict))
     return " ".join(parts) or None
@@ -285,8 +294,12 @@ def _differences(
     comparison = settings.comparison
     tables = [(sign, results.table(arm, metric.task, metric.metric)) for sign, arm in contrast.arms]
     first = tables[0][1]
+    which = first.items.columns.drop("held_out")  # which can be another in each variant
     for _, table in tables:
-        if not table.items.equals(first.items) or (table.denominators != first.denominators).any():
+        if (
+            not table.items[which].equals(first.items[which])
+            or (table.denominators != first.denominators).any()
+        ):
             raise CheckError(
                 f"{contrast.arms[0][1]} and {contrast.other} were not scored on the same items of {metric.task}"
             )
@@ -304,7 +317,9 @@ def _differences(
         np.concatenate([table.numerators for _, table in tables]), first.denominators, metric.metric
     )
     by_category = contrast.by_category and metric.name == comparison.primary
-    for subset, chosen in subsets(first.items, by_category=by_category):
+    trained = [arm.variant for _, arm in contrast.arms if arm.form != BASE]
+    same_categories = len({frozenset(left_out_of(settings, name)) for name in trained}) <= 1
+    for subset, chosen in subsets(first.items, by_category=by_category, by_held_out=same_categories):
         if len(set(groups[chosen])) < FEWEST_GROUPS:
             continue
         by_tokens = difference(
@@ -338,6 +353,7 @@ def _differences(
             p_accuracy=p_accuracy,
             by_rows=by_rows,
             margin=comparison.margins.get(metric.name),
+            same_categories=same_categories,
         )
 
 

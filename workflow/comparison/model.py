@@ -13,8 +13,9 @@ Its kinds are:
     repair         a variant with a fault, minus the one without it (the pairs are in params)
     control        the baseline as trained with the first half of its seeds, minus itself with the second half
 
-Its subset is the items that it covers: `all`, `category/NAME`, `held_out` (the categories that no run was
-trained on) or `seen` (the others).
+Its subset is the items that it covers: `all`, `category/NAME`, `held_out` (the categories that its variant was not
+trained on: those that every variant holds out, and those that it alone leaves out) or `seen` (the others). Two variants
+that were not trained on different categories have no difference in these two.
 
 Every p value is corrected. Those of the family in params are corrected together. Every other one is corrected over
 the differences of its own kind, form, metric and kind of subset, which are those of the other variants and categories.
@@ -278,6 +279,7 @@ class Comparison:
     shares: list[Share] = field(default_factory=list)
     divergences: list[Divergence] = field(default_factory=list)
     row_weights: RowWeights | None = None
+    left_out_categories: dict[str, list[str]] = field(default_factory=dict)  # by variant, its own alone
 
     def as_dict(self) -> dict:
         return asdict(self)

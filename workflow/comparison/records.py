@@ -71,6 +71,10 @@ class TrainingRecord(RunRecord):
     steps: int
     tokens_seen: int  # without padding
     seconds: float
+    # The step whose weights were saved, and the validation losses of these and of the last; None if not recorded.
+    kept_step: int | None = None
+    validation_loss_kept: float | None = None
+    validation_loss_after: float | None = None
     speed_ups: dict[str, bool] = {}  # by name, whether it was in force; empty if that was not recorded
 
 

@@ -123,7 +123,10 @@ class Results:
             *(evaluate_base_folder(name) for name in experiment.variants),
             *(evaluate_folder(*run) for run in runs),
         ]
-        self.items = pd.concat(pd.read_parquet(_existing(folder / "items.parquet")) for folder in folders)
+        self.items = with_left_out(
+            pd.concat(pd.read_parquet(_existing(folder / "items.parquet")) for folder in folders),
+            {name: left_out_of(settings, name) for name in experiment.variants},
+        )
         self.evaluated: dict[Arm, list[EvaluatedForm]] = {}
         for folder in folders:
             result = _result(folder)
@@ -176,6 +179,27 @@ def _divergences(runs: list[tuple[str, int]], baseline: str) -> list[ComparedRun
     ]
 
 
+def left_out_of(settings: params.Params, variant: str) -> set[str]:
+    """The categories that a variant alone leaves out of its training and validation rows."""
+    return set(settings.training_of(variant).left_out_categories)
+
+
+def with_left_out(items: pd.DataFrame, left_out: dict[str, set[str]]) -> pd.DataFrame:
+    """The items, of which `held_out` is also true where a variant left out the item's category.
+
+    Args:
+        items: with the columns variant, category and held_out, which is None where a task is not of the test split.
+        left_out: by variant, the categories.
+    """
+    if not any(left_out.values()):
+        return items
+    held_out = items["held_out"].to_numpy(object, copy=True)
+    for name, categories in left_out.items():
+        own = (items["variant"] == name) & items["category"].isin(categories) & items["held_out"].notna()
+        held_out[own.to_numpy()] = True
+    return items.assign(held_out=held_out)
+
+
 def table_of(frame: pd.DataFrame, arm: Arm) -> Table:
     """Arrange one arm's rows of items.parquet in one metric by seed and item.
 
@@ -209,13 +233,19 @@ def _result(folder: Path) -> dict:
     return result
 
 
-def subsets(items: pd.DataFrame, *, by_category: bool) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield the subsets of a task's items: all, held-out and seen categories if there are any, and each category."""
+def subsets(
+    items: pd.DataFrame, *, by_category: bool, by_held_out: bool = True
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield the subsets of a task's items: all, held-out and seen categories if there are any, and each category.
+
+    Args:
+        by_held_out: whether held-out and seen categories may be among them, if `by_category`.
+    """
     yield ALL, np.ones(len(items), bool)
     if not by_category:
         return
     held_out = items["held_out"].to_numpy(object) == True  # noqa: E712  (None where a task does not say)
-    if held_out.any():
+    if held_out.any() and by_held_out:
         yield HELD_OUT, held_out
         yield SEEN, ~held_out
     categories = items["category"]

@@ -1,11 +1,11 @@
-"""Find the variants whose validation loss rose again before their training ended."""
+"""Find the variants whose validation loss rose again before their training ended, and whose last weights were saved."""
 
 import pandas as pd
 from scipy import stats
 
 from workflow import params
 from workflow.comparison.model import Rise
-from workflow.comparison.results import Results
+from workflow.comparison.results import Results, left_out_of
 
 SMALLEST_RISE = 0.005  # of the best validation loss; a smaller rise would not justify stopping early
 
@@ -13,7 +13,8 @@ SMALLEST_RISE = 0.005  # of the best validation loss; a smaller rise would not j
 def find_rises(results: Results, settings: params.Params) -> list[Rise]:
     """Find the variants whose validation loss ends above its minimum by more than noise.
 
-    A rise is noise if its interval over the seeds includes zero, or if it is smaller than SMALLEST_RISE of the loss.
+    A variant that keeps its best weights is none of them, since no verdict on it rests on its last ones. A rise is noise
+    if its interval over the seeds includes zero, or if it is smaller than SMALLEST_RISE of the loss.
     """
     losses = {
         name: pd.concat({i: run.set_index("step")["validation_loss"] for i, run in enumerate(runs)}, axis=1)
@@ -22,6 +23,8 @@ def find_rises(results: Results, settings: params.Params) -> list[Rise]:
     baseline = losses[settings.experiment.baseline].mean(axis=1)
     rises = []
     for name, by_seed in losses.items():
+        if settings.training_of(name).keep == "best":
+            continue
         mean = by_seed.mean(axis=1)
         best, last = mean.idxmin(), mean.index[-1]
         change = (by_seed.loc[last] - by_seed.loc[best]).to_numpy()
@@ -32,7 +35,9 @@ def find_rises(results: Results, settings: params.Params) -> list[Rise]:
             low, high = float(change.mean()) - half, float(change.mean()) + half
         if change.mean() < SMALLEST_RISE * mean[best] or (low is not None and low <= 0):
             continue
-        shared = mean.index.intersection(baseline.index)
+        # On other validation rows, a loss is not ahead of the baseline's.
+        alike = left_out_of(settings, name) == left_out_of(settings, settings.experiment.baseline)
+        shared = mean.index.intersection(baseline.index) if alike else []
         ahead = [step for step in shared if step and mean[step] < baseline[step]]
         until = (
             int(ahead[-1]) if ahead and ahead[-1] != last and name != settings.experiment.baseline else None

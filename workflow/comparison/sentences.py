@@ -17,6 +17,8 @@ TEMPLATES: dict[Verdict, str] = {
     "worse": "{arm} is {verdict} than {other} by {value}{scope} ({evidence})",
 }
 
+OTHER_CATEGORIES = "The two did not learn from the same rows: they leave out different categories."
+
 
 def sentence(
     arm: str,

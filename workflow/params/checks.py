@@ -178,6 +178,32 @@ def _check_dropout(params: Params, name: str) -> Iterator[str]:
         )
 
 
+def _check_chosen_rows(params: Params) -> Iterator[str]:
+    """Yield a sentence if more rows are to be trained on than are drawn, or if a category is left out twice.
+
+    How many training rows the sample has, the training finds.
+    """
+    sample = params.sample
+    sentences = {}  # a shared key is told of once, and not for each variant
+    for name in params.experiment.variants:
+        try:
+            own, training = params.variants[name].training, params.training_of(name)
+        except (KeyError, ValidationError):
+            continue  # of these the checks of variants tell
+        rows, left_out = (
+            f"variants.{name}.training.{key}" if key in own else f"training.schedule.{key}"
+            for key in ("rows", "left_out_categories")
+        )
+        if training.rows and training.rows > sample.rows:
+            sentences[rows] = f"{rows} is {training.rows}, and sample.rows draws only {sample.rows}"
+        for category in training.left_out_categories:
+            if category in sample.held_out_categories:
+                sentences[left_out] = (
+                    f"{left_out} names {category}, which sample.held_out_categories keeps from every variant"
+                )
+    yield from sentences.values()
+
+
 def _check_own_tasks(params: Params) -> Iterator[str]:
     """Yield a sentence if a task is to score, or to show, more test rows than the test split is asked for."""
     rows = params.sample.test_rows
@@ -269,6 +295,7 @@ CHECKS: dict[Callable[[Params], Iterator[str]], str] = {
     _check_experiment: "experiment variants",
     _check_device: "experiment.variants hardware.device variants",
     _check_sample: "sample.per_seed sample.rows sample.test_rows sample.validation_rows",
+    _check_chosen_rows: "experiment.variants sample.rows sample.held_out_categories training variants",
     _check_own_tasks: "evaluation.tasks sample.test_rows",
     _check_comparison: "comparison.primary comparison.margins comparison.family evaluation.tasks",
     _check_divergence: "comparison.primary comparison.margins comparison.family evaluation.tasks "

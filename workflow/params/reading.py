@@ -28,7 +28,7 @@ SINCE = {
 }
 SINCE_OF_TRAINING = {
     "step": {"initialization": "default", "rank_stabilized": False, "shared_inputs": False},
-    "schedule": {"b_rate_factor": 1.0},
+    "schedule": {"b_rate_factor": 1.0, "keep": "last", "rows": None, "left_out_categories": []},
 }
 # The same of variants; 4 bits were always quantized in blocks of this size.
 BLOCK_SIZE_BEFORE = 64

@@ -57,6 +57,9 @@ class TrainingSchedule(Strict):
     warmup_fraction: Fraction
     weight_decay: NonNegativeFloat
     validations: Count
+    keep: Literal["last", "best"]
+    rows: Count | None
+    left_out_categories: list[str]
     log_every_steps: Count
 
     @model_validator(mode="after")

@@ -207,10 +207,13 @@ def _training(facts: Facts, variant: Variant, run: TrainingRecord) -> str:
         adapter += f"{english.listed(traits)}; "
     if initializations.get(training.initialization).changes_base:
         adapter += f"saved at rank {2 * training.rank}, as the difference from its beginning, for the published base; "
+    kept = ""
+    if training.keep == "best":
+        kept = f"the weights of step {run.kept_step:,}, whose validation loss was the lowest; "
     text = (
         f"{adapter}{english.count(run.steps, 'step')} of {english.count(training.batch_rows, 'row')}, "
         f"{run.tokens_seen:,} tokens, {OPTIMIZERS[training.optimizer]}, learning rate {training.learning_rate:g} "
-        f"({training.schedule}), loss on the {training.loss_on.replace('_', ' ')}, seed {run.seed}; "
+        f"({training.schedule}), loss on the {training.loss_on.replace('_', ' ')}, seed {run.seed}; {kept}"
         f"{english.duration(run.seconds)}."
     )
     return text.replace(NARROW, " ")

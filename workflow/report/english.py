@@ -255,6 +255,16 @@ def differing_settings(facts: Facts, other: Variant) -> list[str]:
     return changed
 
 
+def left_out_sentence(facts: Facts) -> str:
+    """A sentence on the categories that single variants leave out of their training. Empty if there are none."""
+    parts = [
+        f"{variant.label} was not trained on {listed([formatting.clean(name) for name in names])}"
+        for variant in facts.variants
+        if (names := facts.compared.left_out_categories.get(variant.name))
+    ]
+    return f"{'; '.join(parts)}." if parts else ""
+
+
 def _setting(value: object) -> object:
     return OPTIMIZERS.get(value, value) if isinstance(value, str) else value
 

@@ -1,8 +1,9 @@
 """A training that was ended goes on from its last checkpoint, and ends with the same bits as one that was not.
 
 A checkpoint is a folder of safetensors and JSON: nothing in it is code. Each process of a training keeps its own
-part: the weights that are trained, the optimizer's state, the state of the random generators, and the trainer's
-and the history's counts. A manifest has the digest of each file and its own: what a disk damaged is never gone on from.
+part: the weights that are trained, the optimizer's state, the state of the random generators, the trainer's and the
+history's counts and, where they are to be saved, the best weights so far. A manifest has the digest of each file and its
+own: what a disk damaged is never gone on from.
 """
 
 import hashlib

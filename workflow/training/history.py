@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import (
     TrainerCallback,
 )
 
 from workflow.runtime.stage import progress, say
-from workflow.training.checkpoints import Checkpointing
+from workflow.training.checkpoints import Checkpointing, pack_model, unpack_model
 from workflow.training.sharding import check_sharded, held_gib
 from workflow.training.speed.fused import IGNORED
 from workflow.training.trainer import RunTrainer, model_of, targets_of
@@ -34,6 +35,7 @@ class History(TrainerCallback):
     VALIDATION_COLUMNS = ("step", "validation_loss", "validation_token_accuracy")
     # What a checkpoint holds of it.
     STATE = ("lines", "losses", "validated", "validation_tokens", "seconds", "logged_seconds", "tokens")
+    BEST = "best."  # begins the names of the best weights in a checkpoint
 
     def __init__(
         self,
@@ -42,12 +44,15 @@ class History(TrainerCallback):
         *,
         steps: int,
         validations: int,
+        keep: str = "last",
         checkpointing: Checkpointing | None = None,
     ):
         self.trainer = trainer
         self.history_file = folder / "history.csv"
         self.validation_file = folder / "validation.csv"
         self.every = max(1, steps // validations)
+        self.keep = keep
+        self.best_weights: dict[str, Tensor] = {}  # this process' part, where `keep` is best
         self.checkpointing = checkpointing
         self.asked_to_end: Callable[[], bool] = lambda: False
         self.ended = False
@@ -70,8 +75,17 @@ class History(TrainerCallback):
     def state(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in self.STATE}
 
-    def restore(self, saved: dict[str, Any], *, step: int) -> None:
+    def tensors(self) -> dict[str, Tensor]:
+        """What a checkpoint holds of it as tensors: the best weights so far."""
+        return {f"{self.BEST}{name}": weight for name, weight in self.best_weights.items()}
+
+    def restore(self, saved: dict[str, Any], tensors: dict[str, Tensor], *, step: int) -> None:
         """Take up what a checkpoint holds, and write the lines of the CSVs again."""
+        self.best_weights = {
+            name.removeprefix(self.BEST): weight
+            for name, weight in tensors.items()
+            if name.startswith(self.BEST)
+        }
         for name in self.STATE:
             setattr(self, name, saved[name])
         for line in self.lines:
@@ -152,6 +166,22 @@ class History(TrainerCallback):
         self.validated.append((step, loss / count, right / count))
         self.write(self.validation_file, self.validated[-1])
         say(f"  step {step} of {self.steps}: validation loss {loss / count:.3f} nats per token")
+        if self.keep == "best" and step and self.kept()[0] == step:
+            self.best_weights.clear()  # before the copy, so that host memory never holds two
+            for name, weight in pack_model(self.trainer.model).items():
+                self.best_weights[name] = weight.to("cpu", copy=True)
+
+    def kept(self) -> tuple[int, float, float]:
+        """The step whose weights are kept, of those scored so far, its validation loss and its token accuracy."""
+        if self.keep == "last":
+            return tuple(self.validated[-1])
+        # Among equal losses, min takes the first.
+        return tuple(min(self.validated[1:], key=lambda validated: validated[1]))
+
+    def take_kept(self) -> None:
+        """Put the weights that are kept into the model, which holds those of the last step."""
+        if self.best_weights:
+            unpack_model(self.trainer.model, self.best_weights)
 
     def _score(self) -> tuple[float, float, float]:
         """Nats, right predictions and learned tokens, summed over the validation rows of all processes."""

@@ -10,7 +10,7 @@ from transformers import (
 from workflow import params
 from workflow.data import chat
 from workflow.data.rows import Instruction
-from workflow.runtime.errors import CheckError, UserError
+from workflow.runtime.errors import CheckError, UserError, suggestion
 from workflow.training.speed.fused import IGNORED
 
 
@@ -26,6 +26,41 @@ class Rows:
     longest: int  # tokens
     bos_per_row: int
     end_token_in_loss: bool
+
+
+def chosen(
+    train_rows: list[Instruction], validation_rows: list[Instruction], training: params.Training
+) -> tuple[list[Instruction], list[Instruction]]:
+    """The rows of the sample that a run trains and validates on: without the categories that it leaves out.
+
+    Of the training rows that remain, the first `training.schedule.rows` are used.
+
+    Raises:
+        UserError: no row is of a left-out category, nothing is left to train or to validate on, or there are fewer rows.
+    """
+    left_out = training.left_out_categories
+    known = sorted({row.category for row in (*train_rows, *validation_rows) if row.category is not None})
+    for category in left_out:
+        if category not in known:
+            there_are = f"they are of {', '.join(known)}" if known else "they have no category"
+            raise UserError(
+                f"training.schedule.left_out_categories names {category}, and no training or validation row is of it; "
+                f"{there_are}{suggestion(category, known)}."
+            )
+    train_rows, validation_rows = (
+        [row for row in rows if row.category not in left_out] for rows in (train_rows, validation_rows)
+    )
+    for rows, purpose in ((train_rows, "train"), (validation_rows, "validate")):
+        if left_out and not rows:
+            raise UserError(
+                f"training.schedule.left_out_categories ({', '.join(left_out)}) leaves nothing to {purpose} on."
+            )
+    if training.rows is not None and training.rows > len(train_rows):
+        beside = f" besides those of {', '.join(left_out)}" if left_out else ""
+        raise UserError(
+            f"training.schedule.rows is {training.rows}, and the sample has {len(train_rows)} training rows{beside}."
+        )
+    return train_rows[: training.rows], validation_rows
 
 
 def tokenizable(rows: list[Instruction] | list[dict], training: params.Training) -> Dataset:

@@ -38,7 +38,15 @@ from workflow.training.config import arguments
 from workflow.training.history import History
 from workflow.training.initialization import correct_quantization
 from workflow.training.order import planned, planned_steps
-from workflow.training.rows import Rows, check_rendered, check_rows, teaches, tokenizable, with_faults
+from workflow.training.rows import (
+    Rows,
+    check_rendered,
+    check_rows,
+    chosen,
+    teaches,
+    tokenizable,
+    with_faults,
+)
 from workflow.training.sharding import (
     keep_quantization,
     whole,
@@ -70,8 +78,10 @@ class Trained:
     first_loss: float  # nats per token
     last_loss: float
     validation_loss_before: float
-    validation_loss_after: float
+    validation_loss_after: float  # of the last step
     validation_tokens: int
+    kept_step: int  # whose weights were saved, of `steps`
+    validation_loss_kept: float  # of these weights
 
     def as_dict(self) -> dict:
         return asdict(self)
@@ -91,6 +101,7 @@ def train(
 
     Args:
         model_folder: the base model, 16-bit safetensors.
+        train_rows, validation_rows: of the sample, from which `training.schedule` may choose.
         folder: gets the folder `weights`, history.csv (a line per `training.schedule.log_every_steps`, while it trains) and
             validation.csv (the validation loss before, during and after).
         checkpointing: what goes into checkpoints, in the folder `checkpoints` beside the weights; None for none.
@@ -105,6 +116,7 @@ def train(
         Terminated: a SIGTERM came before the last step.
     """
     training = run.training
+    train_rows, validation_rows = chosen(train_rows, validation_rows, training)
     check_possible(training, run.hardware)
     check_processes(run.variant, run.hardware)
     tokenizer = load_tokenizer(model_folder)
@@ -125,12 +137,18 @@ def train(
     steps = planned_steps(rows.rows, training)
     order, tokens = planned(trainer.train_dataset, trainer.sampler(), steps)
     trainer.history = History(
-        trainer, folder, steps=steps, validations=training.validations, checkpointing=checkpointing
+        trainer,
+        folder,
+        steps=steps,
+        validations=training.validations,
+        keep=training.keep,
+        checkpointing=checkpointing,
     )
     trainer.add_callback(trainer.history)
     learn(trainer, steps=steps)
-    weights = {name: whole(p) for name, p in model_of(trainer).named_parameters() if p.requires_grad}
-    check_trained(trainer, run.method, weights, steps=steps, tokens=tokens)
+    check_trained(trainer, run.method, trained_weights(trainer), steps=steps, tokens=tokens)
+    trainer.history.take_kept()
+    weights = trained_weights(trainer)
     if trainer.is_world_process_zero():
         save(
             model_of(trainer),
@@ -239,6 +257,11 @@ def learn(trainer: RunTrainer, *, steps: int) -> None:
         history.validate(step=trainer.state.global_step)
 
 
+def trained_weights(trainer: RunTrainer) -> dict[str, Tensor]:
+    """What is trained, by name, as one process would hold it."""
+    return {name: whole(p) for name, p in model_of(trainer).named_parameters() if p.requires_grad}
+
+
 def summarize(trainer: RunTrainer, run: Run, weights: dict[str, Tensor], **facts: Any) -> Trained:
     """What the run did: the given facts, and those that the trainer and its history counted.
 
@@ -246,6 +269,7 @@ def summarize(trainer: RunTrainer, run: Run, weights: dict[str, Tensor], **facts
         weights: what was trained, by name.
     """
     history = trainer.history
+    kept_step, validation_loss_kept, _ = history.kept()
     return Trained(
         **facts,
         trainable_parameters=sum(weight.numel() for weight in weights.values()),
@@ -265,6 +289,8 @@ def summarize(trainer: RunTrainer, run: Run, weights: dict[str, Tensor], **facts
         validation_loss_before=history.validated[0][1],
         validation_loss_after=history.validated[-1][1],
         validation_tokens=history.validation_tokens,
+        kept_step=kept_step,
+        validation_loss_kept=validation_loss_kept,
     )
 
 

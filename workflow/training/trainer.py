@@ -324,6 +324,7 @@ class RunTrainer(SFTTrainer):
         """What this process needs to go on from here."""
         optimizer = checkpoints.pack_optimizer(self.optimizer)
         tensors = checkpoints.pack_model(self.model) | optimizer.tensors | checkpoints.pack_random()
+        tensors |= self.history.tensors()
         scaler = self.accelerator.scaler
         rest = {
             "optimizer": optimizer.rest,
@@ -377,7 +378,7 @@ class RunTrainer(SFTTrainer):
         self._tr_loss += counts["loss"]
         self._globalstep_last_logged = counts["logged_step"]
         self._metrics["train"].update(counts["metrics"])
-        self.history.restore(rest["history"], step=self.state.global_step)
+        self.history.restore(rest["history"], tensors, step=self.state.global_step)
 
 
 def model_of(trainer: SFTTrainer) -> torch.nn.Module:

@@ -31,13 +31,16 @@ class CategoryRow:
     name: str
     pooled: bool
     held_out: bool
-    items: int
+    items: str  # their number; the fewest to the most where it differs between variants
     cells: list[CategoryCell | None]
 
 
 def category_rows(facts: Facts) -> list[CategoryRow]:
     """The primary metric by category. The pooled held-out and seen categories come first."""
-    scores = {s.subset: s for s in facts.compared.scores if (s.task, s.metric) == facts.primary}
+    scores: dict[str, set[int]] = {}
+    for score in facts.compared.scores:
+        if (score.task, score.metric) == facts.primary:
+            scores.setdefault(score.subset, set()).add(score.items)
     categories = sorted(subset for subset in scores if subset.startswith(CATEGORY))
     held_out = {f"{CATEGORY}{name}" for name in facts.compared.held_out_categories}
     names = {HELD_OUT: "Held out of training, together", SEEN: "The others, together"}
@@ -47,7 +50,7 @@ def category_rows(facts: Facts) -> list[CategoryRow]:
             name=name,
             pooled=subset in (HELD_OUT, SEEN),
             held_out=subset in held_out,
-            items=scores[subset].items,
+            items=" to ".join(f"{items:,}" for items in sorted({min(scores[subset]), max(scores[subset])})),
             cells=[_category_cell(facts, variant.name, subset) for variant in facts.variants],
         )
         for subset, name in sorted(
@@ -189,8 +192,11 @@ class Categories:
 
     rows: list[CategoryRow]
     panels: list[Panel]
+    left_out: str  # a sentence on the categories that single variants leave out; empty if there are none
 
 
 def section(facts: Facts) -> Categories:
     """The content of this section's template."""
-    return Categories(rows=category_rows(facts), panels=category_panels(facts))
+    return Categories(
+        rows=category_rows(facts), panels=category_panels(facts), left_out=english.left_out_sentence(facts)
+    )

@@ -267,7 +267,8 @@ def _not_corrected(facts: Facts) -> Limit | None:
 
 
 def _no_category_held_out(facts: Facts) -> Limit | None:
-    if facts.compared.held_out_categories or not facts.compared.claims:
+    compared = facts.compared
+    if compared.held_out_categories or compared.left_out_categories or not compared.claims:
         return None
     return Limit(
         "No category was held out of training",
@@ -424,7 +425,7 @@ def missing(facts: Facts) -> list[str]:
         )
     if not any(score.subset.startswith("category/") for score in facts.compared.scores):
         sentences.append("No categories: the test split names none, or a single one.")
-    elif not facts.compared.held_out_categories:
+    elif not (facts.compared.held_out_categories or facts.compared.left_out_categories):
         sentences.append("No held-out categories: sample.held_out_categories is empty.")
     if "holdout_generation" not in params.evaluation.tasks:
         sentences.append("No written answers: holdout_generation is not among evaluation.tasks.")

@@ -43,7 +43,7 @@ def training_words(facts: Facts) -> str:
         f"{english.count(training.batch_rows, 'row')} with {OPTIMIZERS[training.optimizer]}, learning rate "
         f"{training.learning_rate:g} ({training.schedule} schedule), with the loss on {part}. "
         f"{_rows(trained.rows, training.max_length)}{_shared(facts)}"
-        f"{_beginnings(facts)}"
+        f"{_beginnings(facts)}{_kept(facts)}"
     )
 
 
@@ -90,6 +90,22 @@ def _beginnings(facts: Facts) -> str:
         "of a seed begin with, and it is the same for every seed, which sets "
         f"{'the rows, their order' if facts.params.sample.per_seed else 'the order of the rows'} and dropout alone."
     )
+
+
+def _kept(facts: Facts) -> str:
+    """Sentences on the variants whose best weights were saved, with the step and loss of each run. Empty if none were."""
+    parts = []
+    for variant in facts.variants:
+        if facts.params.training_of(variant.name).keep == "best":
+            runs = [
+                f"with seed {run.seed} step {run.kept_step:,} of {run.steps:,} ({significant(run.validation_loss_kept, 4)} nats "
+                f"per token; the last step {significant(run.validation_loss_after, 4)})"
+                for run in variant.trained
+            ]
+            parts.append(
+                f" The saved weights of {variant.label} are those of the lowest validation loss: {english.listed(runs)}."
+            )
+    return "".join(parts)
 
 
 def curve_panels(facts: Facts) -> list[Panel]:
@@ -195,14 +211,26 @@ def _ticks(tokens: pd.Series) -> list[float]:
     ]
 
 
+def _other_validation_rows(facts: Facts) -> str:
+    """The variants that leave out other categories than the baseline, as the end of a sentence. Empty if none do."""
+    left_out = facts.compared.left_out_categories
+    others = [v.label for v in facts.others if left_out.get(v.name) != left_out.get(facts.baseline.name)]
+    if not others:
+        return ""
+    return f", save to {english.listed(others)}, whose validation rows leave out other categories"
+
+
 @dataclass(frozen=True)
 class TrainingSection:
     """The description of the training, and its curves."""
 
     words: str
     panels: list[Panel]
+    other_rows: str  # the variants whose validation rows are not the baseline's, as the end of a sentence; empty if none
 
 
 def section(facts: Facts) -> TrainingSection:
     """The content of this section's template."""
-    return TrainingSection(words=training_words(facts), panels=curve_panels(facts))
+    return TrainingSection(
+        words=training_words(facts), panels=curve_panels(facts), other_rows=_other_validation_rows(facts)
+    )
