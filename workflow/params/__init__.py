@@ -44,6 +44,7 @@ from workflow.params.sources import (
     WheelModel,
 )
 from workflow.params.training import Training
+from workflow.params.tuning import Candidate, Tuning
 from workflow.params.values import (
     OWN_TASKS,
     Count,
@@ -61,6 +62,7 @@ __all__ = [
     "SHAPES",
     "SINCE",
     "Benchmark",
+    "Candidate",
     "ChatColumns",
     "Columns",
     "Comparison",
@@ -85,6 +87,7 @@ __all__ = [
     "Size",
     "Task",
     "Training",
+    "Tuning",
     "Variant",
     "Vocabulary",
     "Wheel",

@@ -24,6 +24,8 @@ SINCE = {
     "evaluation": {"divergence_items": None},
     "comparison": {"claims": {"far_less": 0.99}},
 }
+# The same of whole sections.
+SECTIONS_SINCE = {"tuning": {"candidates": {}, "seeds": []}}
 SINCE_OF_TRAINING = {
     "step": {"initialization": "default", "rank_stabilized": False, "shared_inputs": False},
     "schedule": {"b_rate_factor": 1.0},
@@ -47,6 +49,8 @@ def load(path: Path = PARAMS, *, published: bool = False) -> Params:
     content = read_yaml(inputs.params_file(path))
     if not isinstance(content, dict):
         raise UserError(f"{path} must hold a mapping of sections, and holds {_kind(content)}.")
+    if published:
+        content = SECTIONS_SINCE | content
     for section, values in SINCE.items() if published else ():
         if isinstance(content.get(section), dict):
             content[section] = values | content[section]
