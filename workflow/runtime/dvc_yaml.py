@@ -7,11 +7,12 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from workflow.runtime.dvc_lock import value_at
 from workflow.runtime.errors import UserError
 from workflow.runtime.files import read_yaml
-from workflow.runtime.paths import DVC_YAML
+from workflow.runtime.paths import DVC_YAML, PARAMS
 
-REFERENCE = re.compile(r"\$\{item\.(\w+)\}")
+REFERENCE = re.compile(r"\$\{(?:item\.)?(\w+)\}")
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ def entries_of(name: str, item: dict[str, Any]) -> Entries | None:
 
     Args:
         name: the stage's name in dvc.yaml.
-        item: the values of its matrix by name.
+        item: the values of its matrix by name; of a stage for each entry of a mapping, the entry's key.
 
     Returns:
         None for a stage that dvc.yaml does not have.
@@ -53,6 +54,12 @@ def entries_of(name: str, item: dict[str, Any]) -> Entries | None:
     if definition is None:
         return None
     values = {key: str(value) for key, value in item.items()}
+    stage = name + ("@" + "-".join(values.values()) if values else "")
+    if "foreach" in definition:
+        (key,) = values.values()
+        mapping = value_at(read_yaml(PARAMS), definition["foreach"].removeprefix("${").removesuffix("}"))
+        values = {"key": key} | {part: str(value) for part, value in ((mapping or {}).get(key) or {}).items()}
+        definition = definition["do"]
 
     def resolved(kind: str) -> list[str]:
         entries = (
@@ -63,7 +70,6 @@ def entries_of(name: str, item: dict[str, Any]) -> Entries | None:
             dict.fromkeys(entries)
         )  # the baseline's files are those of a variant, and may be this one's
 
-    stage = name + ("@" + "-".join(values.values()) if values else "")
     return Entries(stage, resolved("deps"), resolved("params"))
 
 

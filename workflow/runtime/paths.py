@@ -12,6 +12,8 @@ INSTRUCTIONS = RESULTS / "fetch_dataset" / "instructions.jsonl"
 DATASET_SOURCE = RESULTS / "fetch_dataset" / "source.json"
 SAMPLE = RESULTS / "sample"
 SAMPLE_COUNTS = SAMPLE / "counts.json"
+CANDIDATES = RESULTS / "tune" / "candidates.json"
+RATE_CHOICES = RESULTS / "rates" / "choices.json"
 TASKS = CODE / "evaluation" / "tasks"
 FETCHED_TASKS = RESULTS / "fetch_tasks" / "tasks"
 LOADED_TASKS = FETCHED_TASKS / "loaded.json"
@@ -40,6 +42,15 @@ def environment_file(kind: str) -> Path:
 
 def split_file(split: str) -> Path:
     return SAMPLE / f"{split}.jsonl"
+
+
+def tune_folder(candidate: str) -> Path:
+    return RESULTS / "tune" / candidate
+
+
+def rate_file(variant: str) -> Path:
+    """Return where the learning rate of a variant's runs stands."""
+    return RESULTS / "rates" / "variants" / f"{variant}.json"
 
 
 def train_folder(variant: str, seed: int) -> Path:
