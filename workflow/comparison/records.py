@@ -71,6 +71,9 @@ class TrainingRecord(RunRecord):
     steps: int
     tokens_seen: int  # without padding
     seconds: float
+    learning_rate: float | None = (
+        None  # the highest of the schedule; None for an older training, which did not record it
+    )
     speed_ups: dict[str, bool] = {}  # by name, whether it was in force; empty if that was not recorded
 
 

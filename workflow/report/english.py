@@ -202,7 +202,7 @@ def listed(items: list) -> str:
 
 def differing_settings(facts: Facts, other: Variant) -> list[str]:
     """The training settings that differ from the baseline's, apart from the precision of the base."""
-    ours, theirs = (facts.params.training_of(name).model_dump() for name in (other.name, facts.baseline.name))
+    ours, theirs = (facts.training_of(name).model_dump() for name in (other.name, facts.baseline.name))
     changed = [f"{key} ({ours[key]} instead of {theirs[key]})" for key in ours if ours[key] != theirs[key]]
     computes = (other.precision.compute, facts.baseline.precision.compute)
     if computes[0] != computes[1]:

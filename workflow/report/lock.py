@@ -125,6 +125,11 @@ def _written_by(path: str, outs: Mapping[str, object]) -> bool:
     return any(each.as_posix() in outs for each in (Path(path), *Path(path).parents))
 
 
+def _is_output(path: str, outs: Mapping[str, object]) -> bool:
+    """Whether stages wrote what lies at a path: as an output, within one, or as a folder of them."""
+    return _written_by(path, outs) or any(out.startswith(f"{path}/") for out in outs)
+
+
 def _changed_outputs(differences: list[Difference], needed: set[str]) -> list[str]:
     """A sentence for each output that changed after its stage, and each needed one that is missing."""
     outputs = [difference for difference in differences if difference.kind == "out"]
@@ -162,7 +167,7 @@ def _stale_stages(
         match difference:
             case Difference(kind="param", name=name):
                 reason = f"params.yaml has another value of {name}"
-            case Difference(kind="dep", missing=True, name=name) if not _written_by(name, origins):
+            case Difference(kind="dep", missing=True, name=name) if not _is_output(name, origins):
                 reason = f"{name} is gone"  # a missing output is listed in `absent`
             case Difference(kind="dep", missing=False, name=name):
                 reason = f"{name} has changed since"
