@@ -59,6 +59,7 @@ PROFILE = "Using workflow specific profile profiles/default for setting default 
 EVERYTHING = [
     f"benchmark@{VARIANT}",
     f"benchmark_grid@{VARIANT}-own",
+    "candidates",
     "compare",
     f"divergence@{VARIANT}-{VARIANT}-1",
     "environment",
@@ -67,6 +68,7 @@ EVERYTHING = [
     "fetch_dataset",
     "fetch_model",
     "fetch_tasks",
+    "rates",
     "report",
     "sample",
     f"train@{VARIANT}-1",
@@ -89,6 +91,7 @@ AFTER_ADDING_A_VARIANT = [
     f"divergence@{OTHER}-{VARIANT}-1",
     f"evaluate@{OTHER}-1",
     f"evaluate_base@{OTHER}",
+    "rates",
     "report",
     f"train@{OTHER}-1",
     "try_model",
@@ -316,7 +319,7 @@ def push_and_clone(repository: Repository, folder: Path) -> Repository:
 
 def code_dependencies(dvc_yaml: Path) -> set[str]:
     """Return the dependencies that no stage writes: code, and files of the repository."""
-    stages = yaml.safe_load(dvc_yaml.read_text())["stages"].values()
+    stages = [stage.get("do", stage) for stage in yaml.safe_load(dvc_yaml.read_text())["stages"].values()]
     written = {path for stage in stages for path in outputs(stage, {})}
     # The baseline is a variant: what is read of it is what stages wrote of a variant.
     read = {path.replace("${item.baseline}", "${item.variant}") for stage in stages for path in stage["deps"]}
@@ -334,9 +337,9 @@ def outputs(stage: dict[str, Any], item: dict[str, str]) -> Iterator[str]:
 
 
 def resolve(text: str, item: dict[str, str]) -> str:
-    """Put a matrix item's values into a path or key of dvc.yaml."""
+    """Put a matrix item's values, or those of an entry of a mapping and its key, into a path or key of dvc.yaml."""
     for name, value in item.items():
-        text = text.replace(f"${{item.{name}}}", value)
+        text = text.replace(f"${{item.{name}}}", value).replace(f"${{{name}}}", value)
     return text
 
 
@@ -371,6 +374,9 @@ def write_outputs(name: str, item: dict[str, str], label: str) -> None:
         time.sleep(0.05)
     stage = yaml.load(Path("dvc.yaml").read_text(), yaml.CSafeLoader)["stages"][name]
     params = yaml.load(inputs.params_file(Path("params.yaml")).read_text(), yaml.CSafeLoader)
+    if "foreach" in stage:
+        stage, key = stage["do"], item["candidate"]
+        item = {"key": key, "variant": params["tuning"]["candidates"][key]["variant"]}
     digest = hashlib.sha256(label.encode())
     seeds = params["experiment"]["seeds"]
     for dependency in stage["deps"]:
@@ -387,6 +393,12 @@ def write_outputs(name: str, item: dict[str, str], label: str) -> None:
         if path.name == "ready":  # always the same, so that what waits for it runs no second time
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text("ready\n")
+            continue
+        if path.parts[-2:] == ("rates", "variants"):  # what a training waits for, which a test may choose
+            path.mkdir(parents=True, exist_ok=True)
+            for variant in params["experiment"]["variants"]:
+                chosen = control / f"rate {variant}"
+                (path / f"{variant}.json").write_text(chosen.read_text() if chosen.exists() else "of params")
             continue
         names = [Path("first"), Path("folder/second")]
         if path == Path(FOLDER_BY_SEED):

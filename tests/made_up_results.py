@@ -33,12 +33,13 @@ from workflow.comparison.model import (
     Share,
 )
 from workflow.comparison.sentences import sentence
-from workflow.runtime.files import write_json, write_jsonl, write_text
+from workflow.runtime.files import read_json, write_json, write_jsonl, write_text
 from workflow.runtime.paths import (
     COMPARE,
     DATASET_SOURCE,
     HARDWARE,
     MODEL_SOURCE,
+    RATE_CHOICES,
     SAMPLE,
     benchmark_file,
     divergence_folder,
@@ -46,7 +47,9 @@ from workflow.runtime.paths import (
     evaluate_folder,
     grid_file,
     train_folder,
+    tune_folder,
 )
+from workflow.tuning.choose import choose
 
 PROJECT = Path(__file__).resolve().parents[1]
 GRID = "grid"
@@ -264,16 +267,9 @@ def write_lock() -> None:
     asked = yaml.load(Path("params.yaml").read_text(encoding="utf-8"))
     stages = {}
     for name, stage in yaml.load(Path("dvc.yaml").read_text(encoding="utf-8"))["stages"].items():
-        matrix = stage.get("matrix", {})
-        lists = [
-            [_by_key(asked, one.strip("${}")) for one in values]
-            if isinstance(values, list)
-            else _by_key(asked, values.strip("${}"))
-            for values in matrix.values()
-        ]
-        for values in itertools.product(*lists):
-            item = {f"${{item.{key}}}": str(value) for key, value in zip(matrix, values, strict=True)}
-            label = name + ("@" + "-".join(item.values()) if item else "")
+        items, stage = _items(asked, stage), stage.get("do", stage)
+        for values, item in items:
+            label = name + ("@" + "-".join(values) if values else "")
             item["${experiment.seeds[0]}"] = str(asked["experiment"]["seeds"][0])
             paths = {
                 kind: [_filled(next(iter(one)) if isinstance(one, dict) else one, item)
@@ -289,6 +285,30 @@ def write_lock() -> None:
             }  # fmt: skip
     with Path("dvc.lock").open("w", encoding="utf-8") as file:
         YAML(typ="safe", pure=True).dump({"schema": "2.0", "stages": stages}, file)
+
+
+def _items(asked: dict, stage: dict) -> list[tuple[list[str], dict[str, str]]]:
+    """The values that name each item of a stage, and what its references in dvc.yaml stand for."""
+    if "foreach" in stage:
+        entries = _by_key(asked, stage["foreach"].strip("${}"))
+        return [
+            ([key], {"${key}": key} | {f"${{item.{part}}}": str(value) for part, value in entry.items()})
+            for key, entry in entries.items()
+        ]
+    matrix = stage.get("matrix", {})
+    lists = [
+        [_by_key(asked, one.strip("${}")) for one in values]
+        if isinstance(values, list)
+        else _by_key(asked, values.strip("${}"))
+        for values in matrix.values()
+    ]
+    return [
+        (
+            list(map(str, values)),
+            {f"${{item.{key}}}": str(value) for key, value in zip(matrix, values, strict=True)},
+        )
+        for values in itertools.product(*lists)
+    ]
 
 
 def _filled(text: str, item: dict[str, str]) -> str:
@@ -378,6 +398,52 @@ def write_hardware(points: list[dict] | None = None, *, device: str = DEVICES["c
     versions = {"Python": "3.12.9", "torch": "9.8.7"}
     points = hardware_points() if points is None else points
     write_json(HARDWARE / "made_up_gpu.json", {"device": device, "versions": versions, "points": points})
+
+
+def write_rates(
+    losses: dict[str, dict[float, list[float | None]]],
+    *,
+    own: tuple[str, ...] = (),
+    seeds: tuple[int, ...] = (11, 12),
+) -> None:
+    """Tune the learning rates of what `write` wrote: every run takes the baseline's, those of `own` their own best.
+
+    Args:
+        losses: by variant and rate, the validation loss with each tuning seed; None for a training that diverged.
+        own: variants whose candidates decide their own rate.
+    """
+    yaml = YAML(typ="safe", pure=True)
+    content = yaml.load(Path("params.yaml").read_text())
+    set_training(content, learning_rate=BASELINE)
+    for variant in own:
+        content["variants"][variant]["training"]["learning_rate"] = variant
+    rates = [
+        (f"{variant}_{i}", variant, rate)
+        for variant, by_rate in losses.items()
+        for i, rate in enumerate(by_rate)
+    ]
+    content["tuning"] = {
+        "candidates": {name: {"variant": variant, "learning_rate": rate} for name, variant, rate in rates},
+        "seeds": list(seeds),
+    }
+    with Path("params.yaml").open("w") as file:
+        YAML().dump(content, file)
+    for name, variant, rate in rates:
+        runs = [
+            {"seed": seed, "diverged": None if loss else "the training loss is not finite", "validation_loss_before": 3.0,
+             "validation_loss_after": loss, "best_validation_loss": loss and loss - 0.01, "best_step": 8,
+             "steps": STEPS, "tokens_seen": 10_000, "order_sha256": f"{seed:064x}", "seconds": 70.0}
+            for seed, loss in zip(seeds, losses[variant][rate], strict=True)
+        ]  # fmt: skip
+        about = {"candidate": name, "variant": variant, "learning_rate": rate}
+        write_json(tune_folder(name) / "result.json", {**about, "runs": runs})
+    chosen = choose(params.load())
+    write_json(
+        RATE_CHOICES, {"choices": {name: choice.model_dump() for name, choice in chosen.choices.items()}}
+    )
+    for name in content["experiment"]["variants"]:
+        for file in Path("results/train", name).glob("*/result.json"):
+            write_json(file, read_json(file) | {"learning_rate": chosen.variants[name].learning_rate})
 
 
 def write_grid(variant: str, shape: str, points: list[dict]) -> None:

@@ -15,7 +15,15 @@ from workflow.data.near_duplicates import near_duplicates
 from workflow.data.rows import Instruction, as_rows, normal
 from workflow.runtime.errors import UserError
 from workflow.runtime.files import read_json, read_jsonl, write_jsonl
-from workflow.runtime.paths import INSTRUCTIONS, MODEL, SAMPLE_COUNTS, TRAIN_ROWS, split_file, train_rows_file
+from workflow.runtime.paths import (
+    INSTRUCTIONS,
+    MODEL,
+    SAMPLE_COUNTS,
+    TRAIN_ROWS,
+    TUNING_ROWS,
+    split_file,
+    train_rows_file,
+)
 from workflow.stages.sample import sample
 
 SEEDS = [3, 1, 2]
@@ -43,7 +51,12 @@ def settings(**changes) -> params.Sample:
         "validation_rows": 20,
         "test_rows": 50,
     }
-    own = {"held_out_categories": [], "near_duplicate_threshold": 0.7, "near_duplicates": "report"}
+    own = {
+        "held_out_categories": [],
+        "near_duplicate_threshold": 0.7,
+        "near_duplicates": "report",
+        "longest_response": None,
+    }
     return params.Sample.model_validate(asked | own | {"choice_seed": 1} | changes)
 
 
@@ -159,11 +172,11 @@ def test_more_test_rows_than_training_rows_are_refused_only_where_they_are_drawn
         params.Params.model_validate(content)
 
 
-def put(folder: Path, seeds: list[int]) -> None:
+def put(folder: Path, seeds: list[int], *, tuning: list[int] = (), **changes) -> None:
     yaml = YAML()
     content = yaml.load(params.complete_text("tiny"))
-    content["sample"] |= settings(rows=60, test_rows=12, validation_rows=8).model_dump()
-    content["experiment"]["seeds"] = seeds
+    content["sample"] |= settings(rows=60, test_rows=12, validation_rows=8, **changes).model_dump()
+    content["experiment"]["seeds"], content["tuning"]["seeds"] = seeds, list(tuning)
     with (folder / "params.yaml").open("w") as file:
         yaml.dump(content, file)
 
@@ -189,6 +202,49 @@ def test_the_stage_writes_a_file_for_each_seed_which_no_other_seed_changes(
     assert counts["train_rows_by_seed"] == {"3": 60, "1": 60, "4": 60} and counts["train_rows"] == 60
     assert counts["train_rows_of_all_seeds"] == len(set.union(*trained)) > 100
     assert counts["rows_to_draw_from"] == 600 - counts["test_rows"] - counts["validation_rows"]
+
+
+def test_tuning_seeds_draw_rows_of_their_own_and_change_no_others(
+    dataset, tiny_model, tmp_path, monkeypatch, capsys
+):
+    (tmp_path / MODEL).parent.mkdir(parents=True)
+    (tmp_path / MODEL).symlink_to(tiny_model)
+    write_jsonl(tmp_path / INSTRUCTIONS, as_rows(dataset))
+    monkeypatch.chdir(tmp_path)
+    put(tmp_path, [3, 1])
+    sample()
+    assert read_jsonl(TUNING_ROWS) == []
+    files = [train_rows_file(3), train_rows_file(1), split_file("validation"), split_file("test")]
+    before = [file.read_bytes() for file in files]
+    put(tmp_path, [3, 1], tuning=[101, 102])
+    sample()
+    assert [file.read_bytes() for file in files] == before
+    assert sorted(file.name for file in TRAIN_ROWS.iterdir()) == ["1.jsonl", "3.jsonl"]
+    drawn = {line["seed"]: {row["id"] for row in line["rows"]} for line in read_jsonl(TUNING_ROWS)}
+    assert [len(rows) for rows in drawn.values()] == [60, 60] and drawn[101] != drawn[102]
+    tested = {row["id"] for split in ("validation", "test") for row in read_jsonl(split_file(split))}
+    assert not tested & set.union(*drawn.values())
+
+
+def test_a_long_response_is_scored_up_to_the_asked_tokens_and_counted(
+    dataset, tiny_model, tmp_path, monkeypatch, capsys
+):
+    (tmp_path / MODEL).parent.mkdir(parents=True)
+    (tmp_path / MODEL).symlink_to(tiny_model)  # its tokens are bytes
+    write_jsonl(tmp_path / INSTRUCTIONS, as_rows(dataset))
+    monkeypatch.chdir(tmp_path)
+    put(tmp_path, [3])
+    sample()
+    whole = {row["id"]: row["response"] for row in read_jsonl(split_file("test"))}
+    put(tmp_path, [3], longest_response=9)
+    sample()
+    rows = read_jsonl(split_file("test"))
+    assert {row["id"]: row["response"] for row in rows} == {
+        number: text[:9] for number, text in whole.items()
+    }
+    longer = sum(len(text) > 9 for text in whole.values())
+    assert 0 < longer == read_json(SAMPLE_COUNTS)["shortened_responses"]
+    assert all(len(choice) <= 9 for row in rows for choice in row["choices"])
 
 
 def test_a_special_token_in_the_rows_of_any_seed_is_refused(dataset, tiny_model, tmp_path, monkeypatch):

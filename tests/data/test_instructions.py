@@ -407,6 +407,7 @@ def test_the_stage_says_and_counts_what_is_held_out(
         "near_duplicate_test_rows": 3,
         "near_duplicates_dropped": 0,
         "longer_than_context": 0,
+        "shortened_responses": 0,
     }
     assert not any(row["category"] in held_out for row in splits["train"] + splits["validation"])
     printed = capsys.readouterr().out

@@ -8,10 +8,14 @@ from conftest import ROOT
 from ruamel.yaml import YAML
 
 from workflow import params
+from workflow.params.training import TrainingSchedule
 from workflow.runtime import environment, paths
 from workflow.stages.train import DECIDING_ROOMS
 
-STAGES = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())["stages"]
+STAGES = {
+    name: stage.get("do", stage)  # of a stage for each entry of a mapping, what each does
+    for name, stage in YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())["stages"].items()
+}
 
 # What every stage uses and no number depends on: how files are written, what the terminal shows and says, how long a
 # process lives, where things lie, which versions are recorded, whether what is read is what was written, and the check of
@@ -93,6 +97,23 @@ def test_a_stage_takes_a_gpu_at_its_door_if_its_job_asks_for_one(stage):
     assert ("gpus_needed=" in door) == ("gpu" in STAGES[stage]["meta"]["resources"])
 
 
+def test_a_candidate_depends_on_every_setting_of_a_training_but_the_rate_of_the_runs():
+    reads = set(names("tune", "params"))
+    schedule = {f"training.schedule.{key}" for key in TrainingSchedule.model_fields}
+    assert {key for key in reads if key.startswith("training.")} == schedule - {
+        "training.schedule.learning_rate"
+    } | {"training.step"}
+
+
+def test_no_test_row_reaches_the_choice_of_a_rate():
+    read = [path for stage in ("tune", "candidates", "rates") for path in names(stage, "deps")]
+    assert not any("test" in Path(path).parts[-1] for path in read) and "results/sample" not in read
+    assert {path for path in read if path.startswith("results/sample/")} == {
+        "results/sample/tuning.jsonl",
+        "results/sample/validation.jsonl",
+    }
+
+
 @pytest.mark.parametrize("stage", STAGES)
 def test_params_of_a_stage_exist(stage):
     sections = set(params.Params.model_fields)
@@ -106,9 +127,13 @@ def test_paths_in_code_are_those_of_the_pipeline():
     assert str(paths.INSTRUCTIONS) in outputs("fetch_dataset")
     assert str(paths.DATASET_SOURCE) in outputs("fetch_dataset")
     assert {str(paths.split_file(split)) for split in ("validation", "test")} < set(outputs("sample"))
-    assert str(paths.TRAIN_ROWS) in outputs("sample")
+    assert str(paths.TRAIN_ROWS) in outputs("sample") and str(paths.TUNING_ROWS) in outputs("sample")
     assert str(paths.train_rows_file(run[1])) in names("train", "deps")
     assert str(paths.train_rows_file("${experiment.seeds[0]}")) in names("benchmark", "deps")
+    assert str(paths.tune_folder("${key}") / "result.json") in outputs("tune")
+    assert str(paths.CANDIDATES) in outputs("candidates") and str(paths.RATE_CHOICES) in outputs("rates")
+    assert str(paths.rate_file(run[0])) in names("train", "deps")
+    assert str(paths.rate_file("").parent) in outputs("rates")
     assert str(paths.weights_folder(*run)) in outputs("train")
     assert str(paths.evaluate_folder(*run) / "items.parquet") in outputs("evaluate")
     assert str(paths.evaluate_base_folder(run[0]) / "items.parquet") in outputs("evaluate_base")

@@ -33,6 +33,7 @@ AFTER_CHANGING_THE_LEARNING_RATE = [
     "compare",
     f"divergence@{VARIANT}-{VARIANT}-1",
     f"evaluate@{VARIANT}-1",
+    "rates",
     "report",
     f"train@{VARIANT}-1",
 ]

@@ -321,6 +321,79 @@ def test_columns_of_a_table_and_of_a_chat_are_told_apart(tmp_path):
         Draft202012Validator(params.schema()).validate(changed)
 
 
+RATES = {
+    "low": {"variant": "lora_16bit", "learning_rate": 1e-4},
+    "high": {"variant": "lora_16bit", "learning_rate": 1e-3},
+}
+
+
+def tuned(seeds: tuple[int, ...] = (11,), **candidates):
+    """Two candidates of the baseline, and changes of theirs."""
+
+    def change(changed: dict) -> None:
+        changed["tuning"] = {"candidates": RATES | candidates, "seeds": list(seeds)}
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (tuned(wrong={"variant": "lora_16", "learning_rate": 1e-4}), r"tuning.candidates.wrong.variant is lora_16, which variants does not define; .*\(did you mean lora_16bit\?\)\."),
+        (tuned(low={"variant": "lora_16bit", "learning_rate": "low"}), r'tuning.candidates.low.learning_rate is "low": input should be a valid number\.'),
+        (tuned(low={"variant": "lora_16bit", "learning_rate": 1e-4, "steps": 3}), r"tuning.candidates.low.steps is not a known key; known here are variant, learning_rate\."),
+        (tuned(again={"variant": "lora_16bit", "learning_rate": 1e-3}), r"tuning.candidates.again has the variant and the learning_rate \(0.001\) of high\."),
+        (tuned(alone={"variant": "qlora_nf4", "learning_rate": 1e-3}), r"tuning.candidates.alone is the only candidate of qlora_nf4; a choice takes two at least\."),
+        (tuned(seeds=()), r"tuning.seeds is \[\], and tuning.candidates is not empty: each is trained with one seed at least\."),
+        (tuned(seeds=(11, 11)), r"tuning.seeds names 11 more than once\."),
+        (tuned(seeds=(11, 3)), r"tuning.seeds names 3, and experiment.seeds does too; no seed may be in both, so that no choice rests"),
+        (put("training.schedule.learning_rate", "lora_16bit"), r'training.schedule.learning_rate is "lora_16bit", which must be a number or a variant that has tuning.candidates, and there are none\.'),
+        (put("training.schedule.learning_rate", "1e-3"), r'training.schedule.learning_rate is "1e-3", which must be a number or a variant'),
+        (put("variants.qlora_nf4.training.learning_rate", "qlora_nf4"), r'variants.qlora_nf4.training.learning_rate is "qlora_nf4", which must be a number or'),
+        (put("variants.qlora_nf4.training.learning_rate", 11.0), r"variants.qlora_nf4.training.learning_rate is 11.0: input should be less than or equal to 10\."),
+    ],
+)  # fmt: skip
+def test_a_mistake_in_tuning_is_one_sentence(tmp_path, change, sentence):
+    assert re.match(f": {sentence}", refused(tmp_path, change)), refused(tmp_path, change)
+
+
+def test_a_rate_by_name_is_of_a_variant_with_candidates(tmp_path):
+    def change(changed: dict) -> None:
+        tuned()(changed)
+        changed["training"]["schedule"]["learning_rate"] = "lora_16bi"
+
+    assert "a variant that tuning.candidates has rates for: lora_16bit (did you mean lora_16bit?)" in refused(
+        tmp_path, change
+    )
+
+
+def test_a_sharded_variant_takes_the_rate_of_another(tmp_path):
+    def change(changed: dict) -> None:
+        tuned()(changed)
+        changed["variants"]["lora_16bit"]["processes"] = 2
+
+    with pytest.raises(
+        UserError, match="a candidate is trained in one: try the rates of an unsharded variant"
+    ):
+        changed = content()
+        change(changed)
+        with (tmp_path / "params.yaml").open("w") as file:
+            YAML().dump(changed, file)
+        params.load(tmp_path / "params.yaml")
+
+
+def test_a_variant_with_a_tuned_rate_has_settings_before_it_is_chosen():
+    changed = content()
+    tuned()(changed)
+    changed["training"]["schedule"]["learning_rate"] = "lora_16bit"
+    settings = params.Params.model_validate(changed)
+    Draft202012Validator(params.schema()).validate(changed)
+    assert settings.rate_of("qlora_nf4_dq") == "lora_16bit" and settings.rate_of("full_16bit") == 1e-4
+    assert settings.training_of("qlora_nf4_dq").learning_rate == 1e-4  # the first candidate's
+    assert settings.run("qlora_nf4_dq", 1, learning_rate=0.01).training.learning_rate == 0.01
+    assert settings.training_of("full_16bit").learning_rate == 1e-4
+
+
 def test_params_do_not_import_torch():
     code = "import sys; from workflow import params; params.load(); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
@@ -336,6 +409,7 @@ def test_a_published_study_may_be_older_than_a_key(tmp_path, in_sections):
     for key in ("b_rate_factor", "keep", "rows", "left_out_categories"):
         del older["training"]["schedule"][key]
     del older["evaluation"]["divergence_items"]
+    del older["tuning"]
     if not in_sections:
         older["training"] = older["training"]["schedule"] | older["training"]["step"]
     with (tmp_path / "params.yaml").open("w") as file:

@@ -15,13 +15,16 @@ from workflow.runtime.files import read_yaml
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     shutil.copy(ROOT / "dvc.yaml", tmp_path)
-    (tmp_path / "params.yaml").write_text(params.complete_text("tiny"))
+    tuned = "  candidates: {low: {variant: lora_16bit, learning_rate: 1.0e-4}, nf4_high: {variant: qlora_nf4, learning_rate: 3.0e-3}}"
+    (tmp_path / "params.yaml").write_text(params.complete_text("tiny").replace("  candidates: {}", tuned))
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
 def items_of(definition: dict, values: dict) -> list[dict]:
-    """The items of a stage's matrix, each of whose lists is a reference to params."""
+    """The items of a stage's matrix, each of whose lists is a reference to params, or the keys of its mapping."""
+    if "foreach" in definition:
+        return [{"key": key} for key in value_at(values, definition["foreach"][2:-1])]
     lists = {
         name: [value_at(values, one[2:-1]) for one in entry]
         if isinstance(entry, list)

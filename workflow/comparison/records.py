@@ -75,6 +75,7 @@ class TrainingRecord(RunRecord):
     kept_step: int | None = None
     validation_loss_kept: float | None = None
     validation_loss_after: float | None = None
+    learning_rate: float | None = None  # the highest of the schedule; None if not recorded
     speed_ups: dict[str, bool] = {}  # by name, whether it was in force; empty if that was not recorded
 
 

@@ -1,6 +1,8 @@
 """The test split as the evaluation tasks read it: rendered prompts, token counts and responses to choose from."""
 
+from bisect import bisect_right
 from collections.abc import Iterator
+from dataclasses import replace
 
 from workflow.data import chat
 from workflow.data.rows import Instruction, as_row, from_scored_rows, plain, shuffle_key
@@ -58,6 +60,15 @@ def scored_rows(
             }
         )
     return scored
+
+
+def shortened(row: Instruction, tokenizer, *, tokens: int) -> Instruction:
+    """Return a row whose response has at most so many tokens: its longest beginning that does."""
+    text = row.response
+    if _count_tokens(text, tokenizer) <= tokens:
+        return row
+    end = bisect_right(range(len(text)), tokens, key=lambda length: _count_tokens(text[:length], tokenizer))
+    return replace(row, response=text[: end - 1])
 
 
 def count_longer(rows: list[dict], tokenizer, *, context: int) -> int:

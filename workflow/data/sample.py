@@ -19,6 +19,7 @@ class Sample:
         draws: the rows that the runs see.
         per_seed: whether each seed has training rows of its own.
         scored: the rows of the test split, as `choices.scored_rows` returns them.
+        shortened: test rows whose response is scored up to `longest_response` tokens only.
         held_out_categories: categories that only the test split has.
         near: pairs of a test row and an almost identical training or validation row.
         dropped: whether the training and validation rows of these pairs were removed.
@@ -29,6 +30,7 @@ class Sample:
     draws: Draws
     per_seed: bool
     scored: list[dict]
+    shortened: int
     held_out_categories: list[str]
     near: list[Pair]
     dropped: bool
@@ -69,6 +71,7 @@ class Sample:
             "left_out_rows": sum(draws.left_out.values()),
             "near_duplicate_test_rows": 0 if self.dropped_rows else self.near_rows,
             "near_duplicates_dropped": self.dropped_rows,
+            "shortened_responses": self.shortened,
             "choices_from_other_categories": self.mixed_rows,
             "longer_than_context": self.longer,
         }
@@ -94,6 +97,8 @@ class Sample:
             + (f", of which {self.dropped_rows} are dropped" if self.dropped_rows else "")
         )
         lines += [f"  {line}" for line in near_duplicates.examples(self.near)]
+        if self.shortened:
+            lines.append(f"{self.shortened} test rows have a longer response than is scored")
         if self.longer:
             lines.append(
                 f"{self.longer} test rows are longer than the model's context of {self.context} tokens: their prompts "
@@ -127,8 +132,11 @@ def make_sample(
     check_special_tokens(draws.drawn, tokenizer)
     for row in [*draws.trained, *draws.validation]:
         choices.render(row, tokenizer)  # raises an error for a row that the chat template does not fit
+    test = draws.test
+    if settings.longest_response is not None:
+        test = [choices.shortened(row, tokenizer, tokens=settings.longest_response) for row in test]
     scored = choices.scored_rows(
-        draws.test,
+        test,
         tokenizer,
         choice_seed=settings.choice_seed,
         held_out_categories=settings.held_out_categories,
@@ -138,6 +146,7 @@ def make_sample(
         draws=draws,
         per_seed=settings.per_seed,
         scored=scored,
+        shortened=sum(row != whole for row, whole in zip(test, draws.test, strict=True)),
         held_out_categories=settings.held_out_categories,
         near=near,
         dropped=dropped,

@@ -34,7 +34,7 @@ def check(settings: Params, opened: Callable[[], AbstractContextManager[Repo]]) 
 
 def _lacks(settings: Params) -> Iterator[str]:
     """Yield a sentence for each thing that the experiment needs and this machine lacks."""
-    variants = [settings.variants[name] for name in settings.experiment.variants]
+    variants = [settings.variants[name] for name in settings.trained_variants]
     for variant in variants:
         yield from _refusal(precisions.check_installed, precisions.get(variant.precision))
     if set(GGUF_FORMS) & set(settings.evaluation.forms):
@@ -58,7 +58,7 @@ def _depends_on_device(settings: Params) -> bool:
         or settings.variants[name].compute_dtype == "float16"
         or precisions.get(settings.variants[name].precision).compute_capability
         or settings.variants[name].processes > 1
-        for name in settings.experiment.variants
+        for name in settings.trained_variants
     )
 
 
@@ -74,7 +74,7 @@ def _lacks_of_device(settings: Params) -> Iterator[str]:
     except UserError as error:
         yield str(error)
         return
-    for name in settings.experiment.variants:
+    for name in settings.trained_variants:
         variant = settings.variants[name]
         yield from _refusal(checks.check_possible, settings.training_of(name), settings.hardware)
         yield from _refusal(load.choose_compute, settings.hardware, variant, device)

@@ -5,6 +5,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from dvc.dependency import ParamsDependency
 from dvc.dvcfile import PROJECT_FILE, load_file
 from dvc.output import Output
 from dvc.repo import Repo
@@ -100,6 +101,9 @@ def _save_to_cache(repo: Repo, stage: PipelineStage) -> bool:
         return False
     for out in stage.outs:
         out.commit(relink=False)
+    for dep in stage.deps:
+        if isinstance(dep, ParamsDependency):  # params may no longer have what it was run with
+            dep.get_hash = lambda recorded=dep.hash_info: recorded
     repo.stage_cache.save(stage)
     return True
 

@@ -45,6 +45,7 @@ from workflow.params.sources import (
     WheelModel,
 )
 from workflow.params.training import Training
+from workflow.params.tuning import Candidate, Tuning
 from workflow.params.values import (
     OWN_TASKS,
     Count,
@@ -62,6 +63,7 @@ __all__ = [
     "SHAPES",
     "SINCE",
     "Benchmark",
+    "Candidate",
     "ChatColumns",
     "Columns",
     "Comparison",
@@ -87,6 +89,7 @@ __all__ = [
     "Size",
     "Task",
     "Training",
+    "Tuning",
     "Variant",
     "Vocabulary",
     "Wheel",

@@ -61,7 +61,7 @@ def _check_experiment(params: Params) -> Iterator[str]:
 
 def _check_device(params: Params) -> Iterator[str]:
     """Yield a sentence if a variant that runs has a precision that no CPU has, and runs are on one."""
-    running = [name for name in params.experiment.variants if name in params.variants]
+    running = [name for name in params.trained_variants if name in params.variants]
     for name in running if params.hardware.device == "cpu" else ():
         precision = precisions.get(params.variants[name].precision)
         if precision.compute_capability:
@@ -110,7 +110,7 @@ def _check_variants(params: Params) -> Iterator[str]:
             ]  # of values, `_check_own_training` tells
             yield from messages.describe(errors, Training, prefix=f"variants.{name}.training")
             continue
-        if name in params.experiment.variants:  # others may be defined beside those that run
+        if name in params.trained_variants:  # others may be defined beside those that run
             yield from _check_adapter(params, name)
             yield from _check_sharding(params, name)
             yield from _check_dropout(params, name)
@@ -204,6 +204,61 @@ def _check_chosen_rows(params: Params) -> Iterator[str]:
     yield from sentences.values()
 
 
+def _check_candidates(params: Params) -> Iterator[str]:
+    """Yield a sentence for each candidate that cannot be trained, or that says nothing beside the others."""
+    candidates = params.tuning.candidates
+    for name, candidate in candidates.items():
+        variant, key = candidate.variant, f"tuning.candidates.{name}"
+        if variant not in params.variants:
+            yield (
+                f"{key}.variant is {variant}, which variants does not define; it defines {', '.join(params.variants)}"
+                f"{suggestion(variant, params.variants)}"
+            )
+            continue
+        if (processes := params.variants[variant].processes) > 1:
+            yield (
+                f"{key}.variant is {variant}, whose processes is {processes}, and a candidate is trained in one: try the "
+                f"rates of an unsharded variant, whose name {variant} can then have as its learning_rate"
+            )
+        own = params.tuning.of(variant)
+        first, *others = (n for n, other in own.items() if other.learning_rate == candidate.learning_rate)
+        if name in others:
+            yield f"{key} has the variant and the learning_rate ({candidate.learning_rate}) of {first}"
+        if len(own) == 1:
+            yield f"{key} is the only candidate of {variant}; a choice takes two at least"
+
+
+def _check_tuning_seeds(params: Params) -> Iterator[str]:
+    """Yield a sentence if candidates have no seed, one of them twice, or one that a compared run has."""
+    seeds = params.tuning.seeds
+    if params.tuning.candidates and not seeds:
+        yield "tuning.seeds is [], and tuning.candidates is not empty: each is trained with one seed at least"
+    if twice := [seed for seed in seeds if seeds.count(seed) > 1]:
+        yield f"tuning.seeds names {twice[0]} more than once"
+    if shared := [seed for seed in seeds if seed in params.experiment.seeds]:
+        yield (
+            f"tuning.seeds names {shared[0]}, and experiment.seeds does too; no seed may be in both, so that no choice "
+            "rests on a run that is compared"
+        )
+
+
+def _check_rates(params: Params) -> Iterator[str]:
+    """Yield a sentence if a learning rate is to be the one that was chosen for a variant without candidates."""
+    rates = {"training.schedule.learning_rate": params.training.learning_rate}
+    for name, variant in params.variants.items():
+        rates[f"variants.{name}.training.learning_rate"] = variant.training.get("learning_rate")
+    tuned = list(dict.fromkeys(candidate.variant for candidate in params.tuning.candidates.values()))
+    for key, rate in rates.items():
+        if isinstance(rate, str) and rate not in tuned:
+            named = (
+                f"a variant that tuning.candidates has rates for: {', '.join(tuned)}{suggestion(rate, tuned)}"
+            )
+            yield (
+                f"{key} is {json.dumps(rate)}, which must be a number or "
+                + (named if tuned else "a variant that has tuning.candidates, and there are none")
+            )
+
+
 def _check_own_tasks(params: Params) -> Iterator[str]:
     """Yield a sentence if a task is to score, or to show, more test rows than the test split is asked for."""
     rows = params.sample.test_rows
@@ -293,7 +348,10 @@ def _served(params: Params) -> list[str]:
 # Each check with the keys that it reads: one whose keys are sound is made even if others are not.
 CHECKS: dict[Callable[[Params], Iterator[str]], str] = {
     _check_experiment: "experiment variants",
-    _check_device: "experiment.variants hardware.device variants",
+    _check_device: "experiment.variants hardware.device tuning.candidates variants",
+    _check_candidates: "tuning.candidates variants",
+    _check_tuning_seeds: "experiment.seeds tuning",
+    _check_rates: "training tuning.candidates variants",
     _check_sample: "sample.per_seed sample.rows sample.test_rows sample.validation_rows",
     _check_chosen_rows: "experiment.variants sample.rows sample.held_out_categories training variants",
     _check_own_tasks: "evaluation.tasks sample.test_rows",
@@ -303,5 +361,5 @@ CHECKS: dict[Callable[[Params], Iterator[str]], str] = {
     _check_repairs: "comparison.repairs evaluation.forms experiment.variants variants",
     _check_conversations: "dataset evaluation.tasks",
     _check_own_training: "variants",
-    _check_variants: "experiment.variants training variants",
+    _check_variants: "experiment.variants training tuning.candidates variants",
 }

@@ -9,6 +9,7 @@ from pydantic_core import ErrorDetails
 
 from workflow.params.problems import Problems
 from workflow.params.sources import KINDS_OF_COLUMNS
+from workflow.params.values import RATE_KINDS
 from workflow.runtime.errors import suggestion
 
 UNION_OF_SOURCES = ("union_tag_invalid", "union_tag_not_found")
@@ -57,7 +58,7 @@ def _is_of_a_word(error: ErrorDetails) -> bool:
 
 def path_of(error: ErrorDetails) -> list[str | int]:
     """Return where in the params an error is, without what pydantic adds for its unions."""
-    path = [part for part in error["loc"] if not _is_alternative(part)]
+    path = [part for part in error["loc"] if not _is_alternative(part) and part not in RATE_KINDS]
     # A discriminated union puts the tag of what was chosen into the path; the user did not.
     if len(path) > 1 and path[0] in ("model", "dataset") and path[1] in ("hub", "wheel", "file", "random"):
         del path[1]

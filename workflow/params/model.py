@@ -15,6 +15,7 @@ from workflow.params import checks, problems
 from workflow.params.run import Run
 from workflow.params.sources import Dataset, Model
 from workflow.params.training import MergedTraining, Training
+from workflow.params.tuning import Tuning
 from workflow.params.values import (
     OWN_TASKS,
     Count,
@@ -66,6 +67,7 @@ class Sample(Strict):
     validation_rows: Count
     test_rows: Count
     held_out_categories: list[str]
+    longest_response: Count | None
     choice_seed: Seed
     near_duplicate_threshold: Annotated[float, Field(gt=0, le=1)]
     near_duplicates: Literal["report", "drop"]
@@ -318,6 +320,7 @@ class Params(Strict):
     )
     sample: Sample
     training: MergedTraining
+    tuning: Tuning
     variants: dict[Name, Variant]
     evaluation: Evaluation
     benchmark: Benchmark
@@ -333,11 +336,39 @@ class Params(Strict):
         """The serving forms in which a variant's runs are scored, in the order of evaluation.forms."""
         return [form for form in self.evaluation.forms if can_be_served(self.variants[variant], form)]
 
-    def run(self, variant: str, seed: int | None) -> Run:
-        """One run of the experiment with all its settings, or with no seed the untouched base of a variant."""
-        return Run(variant, self.variants[variant], seed, self.training_of(variant), self.hardware)
+    @property
+    def trained_variants(self) -> list[str]:
+        """The variants that a stage trains: those of the experiment, and those that a rate is tried for."""
+        return list(
+            dict.fromkeys([*self.experiment.variants, *(c.variant for c in self.tuning.candidates.values())])
+        )
 
-    def training_of(self, variant: str) -> Training:
-        """The shared training params with the variant's own put over them."""
-        own = self.variants[variant].training
-        return Training.model_validate(self.training.model_dump() | own)
+    def run(self, variant: str, seed: int | None, *, learning_rate: float | None = None) -> Run:
+        """One run of the experiment with all its settings, or with no seed the untouched base of a variant.
+
+        Args:
+            learning_rate: as for `training_of`.
+        """
+        training = self.training_of(variant, learning_rate=learning_rate)
+        return Run(variant, self.variants[variant], seed, training, self.hardware)
+
+    def training_of(self, variant: str, *, learning_rate: float | None = None) -> Training:
+        """The shared training params with the variant's own put over them.
+
+        Args:
+            learning_rate: that is trained at. By default the one of params; where params name a variant, its first
+                candidate's stands in, for what does not depend on the rate, such as the cost of a step.
+        """
+        training = Training.model_validate(self.training.model_dump() | self.variants[variant].training)
+        if learning_rate is None and isinstance(training.learning_rate, str):
+            candidates = self.tuning.of(training.learning_rate).values()
+            learning_rate = next((each.learning_rate for each in candidates), None)
+        return (
+            training
+            if learning_rate is None
+            else training.model_copy(update={"learning_rate": learning_rate})
+        )
+
+    def rate_of(self, variant: str) -> float | str:
+        """A variant's learning rate as params have it: a number, or the variant whose tuned rate it takes."""
+        return self.variants[variant].training.get("learning_rate", self.training.learning_rate)

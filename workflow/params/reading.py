@@ -21,11 +21,13 @@ from workflow.runtime.paths import PARAMS
 # Keys that params have not always had, with the value that says what was done before.
 SINCE = {
     "model": {"chat_date": "2024-07-26", "end_token": None, "moved": None},
-    "sample": {"per_seed": False},
+    "sample": {"per_seed": False, "longest_response": None},
     "benchmark": {"processes": 1},
     "evaluation": {"divergence_items": None},
     "comparison": {"claims": {"far_less": 0.99}},
 }
+# The same of whole sections.
+SECTIONS_SINCE = {"tuning": {"candidates": {}, "seeds": []}}
 SINCE_OF_TRAINING = {
     "step": {"initialization": "default", "rank_stabilized": False, "shared_inputs": False},
     "schedule": {"b_rate_factor": 1.0, "keep": "last", "rows": None, "left_out_categories": []},
@@ -49,6 +51,8 @@ def load(path: Path = PARAMS, *, published: bool = False) -> Params:
     content = read_yaml(inputs.params_file(path))
     if not isinstance(content, dict):
         raise UserError(f"{path} must hold a mapping of sections, and holds {_kind(content)}.")
+    if published:
+        content = SECTIONS_SINCE | content
     for section, values in SINCE.items() if published else ():
         if isinstance(content.get(section), dict):
             content[section] = values | content[section]

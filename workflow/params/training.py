@@ -7,7 +7,16 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, NonNegativeFloat, PlainSerializer, PositiveFloat, model_validator
 
 from workflow.params import problems
-from workflow.params.values import Count, Fraction, InitializationName, Length, Line, Size, Strict
+from workflow.params.values import (
+    Count,
+    Fraction,
+    InitializationName,
+    LearningRate,
+    Length,
+    Line,
+    Size,
+    Strict,
+)
 
 
 class TrainingStep(Strict):
@@ -51,7 +60,7 @@ class TrainingSchedule(Strict):
     steps: Count | None
     batch_rows: Count
     micro_batch_rows: Count
-    learning_rate: Annotated[float, Field(gt=0, le=10)]
+    learning_rate: LearningRate
     b_rate_factor: Annotated[float, Field(gt=0, le=1000)]
     schedule: Literal["constant", "linear", "cosine"]
     warmup_fraction: Fraction

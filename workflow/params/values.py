@@ -10,8 +10,10 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Discriminator,
     Field,
     StringConstraints,
+    Tag,
     WithJsonSchema,
 )
 from pydantic_core import PydanticCustomError
@@ -70,6 +72,13 @@ Length = Annotated[int, Field(ge=8, le=10**9)]  # tokens
 Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what numpy's generators take
 Line = Annotated[str, StringConstraints(min_length=1), AfterValidator(_one_line)]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+Rate = Annotated[float, Field(gt=0, le=10)]
+# A number, or a variant's name for what tuning chose for that variant; of the two, an error is told of what was meant.
+RATE_KINDS = ("rate[number]", "rate[variant]")
+LearningRate = Annotated[
+    Annotated[Rate, Tag(RATE_KINDS[0])] | Annotated[Line, Tag(RATE_KINDS[1])],
+    Discriminator(lambda value: RATE_KINDS[isinstance(value, str)]),
+]
 # Names become part of DVC stage names and folder names, where `-`, `/` and `@` have a meaning.
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9_]+$", max_length=64)]
 Day = Annotated[  # YYYY-MM-DD

@@ -198,7 +198,7 @@ def _costs(facts: Facts, variant: Variant) -> list[str]:
 
 
 def _training(facts: Facts, variant: Variant, run: TrainingRecord) -> str:
-    training = facts.params.training_of(variant.name)
+    training = facts.training_of(variant.name)
     method = methods.get(facts.params.variants[variant.name].method)
     adapter = f"rank {training.rank}, alpha {training.alpha}, dropout {training.dropout:g}; "
     if not method.leaves_adapter:

@@ -243,7 +243,7 @@ def what_seeds_vary(params: Params) -> str:
 
 def differing_settings(facts: Facts, other: Variant) -> list[str]:
     """The training settings that differ from the baseline's, apart from the precision of the base."""
-    ours, theirs = (facts.params.training_of(name).model_dump() for name in (other.name, facts.baseline.name))
+    ours, theirs = (facts.training_of(name).model_dump() for name in (other.name, facts.baseline.name))
     changed = [
         f"{key.replace('_', ' ')} ({_setting(ours[key])} instead of {_setting(theirs[key])})"
         for key in ours

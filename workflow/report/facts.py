@@ -38,6 +38,7 @@ from workflow.runtime.paths import (
     HARDWARE,
     MODEL_SOURCE,
     PARAMS,
+    RATE_CHOICES,
     RESULTS,
     SAMPLE_COUNTS,
     benchmark_file,
@@ -46,7 +47,9 @@ from workflow.runtime.paths import (
     evaluate_folder,
     grid_file,
     train_folder,
+    tune_folder,
 )
+from workflow.tuning.records import Choice
 
 ENVIRONMENT = Path("requirements.lock")
 SPLITS = ("train", "validation", "test")
@@ -89,6 +92,7 @@ def gather(settings: params.Params) -> Facts:
     evaluated = [*bases, *results.values()]
     hardware = _hardware(settings, labels)
     counts = read_json(SAMPLE_COUNTS)
+    choices = _choices(settings)
     return Facts(
         params=settings,
         params_text=PARAMS.read_text(encoding="utf-8"),
@@ -103,6 +107,7 @@ def gather(settings: params.Params) -> Facts:
         benchmarks=benchmarks,
         history=_curves(runs, "history.csv"),
         validation=_curves(runs, "validation.csv"),
+        choices=choices,
         answers=answers.read(settings, labels),
         served=_served(evaluated),
         commands=[
@@ -122,7 +127,8 @@ def gather(settings: params.Params) -> Facts:
         fits=_fits(settings, hardware),
         planned=plan(settings),
         work=_work(trained, bases, list(results.values()), benchmarks)
-        + _divergence_work([read_json(path) for path in _divergence_files(settings)]),
+        + _divergence_work([read_json(path) for path in _divergence_files(settings)])
+        + _tuning_work(choices),
         lock=lock.read(files),
         repository=environment.repository(),
         **_changes(settings.report.compare_to),
@@ -162,7 +168,14 @@ def inputs(settings: params.Params) -> list[Path]:
             files.append(evaluate_folder(name, seed) / "result.json")
     files += answers.files(settings)
     files += [environment.PROJECT] if environment.PROJECT.is_file() else []
+    files += _tuning_files(settings)
     return files + _divergence_files(settings) + _grid_files(settings) + _hardware_files()
+
+
+def _tuning_files(settings: params.Params) -> list[Path]:
+    """The choices of learning rates and the results that they rest on; none where nothing is tuned."""
+    tried = [tune_folder(name) / "result.json" for name in settings.tuning.candidates]
+    return [RATE_CHOICES, *tried] if tried else []
 
 
 def _divergence_files(settings: params.Params) -> list[Path]:
@@ -357,6 +370,24 @@ def _divergence_work(results: list[dict]) -> list[Work]:
     seconds = sum(form["seconds"] for result in results for form in result["forms"])
     text = "loading and comparing, every serving form"
     return [Work("divergence", len(results), seconds, text)] if seconds else []
+
+
+def _choices(settings: params.Params) -> dict[str, Choice]:
+    """The choices of learning rates; none where nothing is tuned."""
+    if not settings.tuning.candidates:
+        return {}
+    return TypeAdapter(dict[str, Choice]).validate_python(read_json(RATE_CHOICES)["choices"])
+
+
+def _tuning_work(choices: dict[str, Choice]) -> list[Work]:
+    """The recorded time of the trainings of stage tune; none if nothing was tuned."""
+    runs = [run for choice in choices.values() for candidate in choice.candidates for run in candidate.runs]
+    seconds = sum(run.seconds or 0 for run in runs)
+    return (
+        [Work("tune", len(runs), seconds, "the optimizer steps of those that did not diverge")]
+        if runs
+        else []
+    )
 
 
 def _served(evaluated: list[dict]) -> list[ServedForm]:

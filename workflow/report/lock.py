@@ -112,10 +112,22 @@ def _upstream(stages: Mapping[str, LockedStage], names: Iterable[str]) -> dict[s
         name = waiting.pop()
         if name not in upstream:
             upstream.add(name)
-            # Only equal paths count: a folder can hold outputs of stages that params do not name.
+            # A folder that is read can hold outputs of stages that params do not name: they do not count.
             deps = stages[name].deps
-            waiting += [other for other, stage in stages.items() if not deps.keys().isdisjoint(stage.outs)]
+            waiting += [
+                other for other, stage in stages.items() if any(_written_by(dep, stage.outs) for dep in deps)
+            ]
     return {name: stage for name, stage in stages.items() if name in upstream}
+
+
+def _written_by(path: str, outs: Mapping[str, object]) -> bool:
+    """Whether a path is one of the outputs, or a file in one that is a folder."""
+    return any(each.as_posix() in outs for each in (Path(path), *Path(path).parents))
+
+
+def _is_output(path: str, outs: Mapping[str, object]) -> bool:
+    """Whether stages wrote what lies at a path: as an output, within one, or as a folder of them."""
+    return _written_by(path, outs) or any(out.startswith(f"{path}/") for out in outs)
 
 
 def _changed_outputs(differences: list[Difference], needed: set[str]) -> list[str]:
@@ -155,7 +167,7 @@ def _stale_stages(
         match difference:
             case Difference(kind="param", name=name):
                 reason = f"params.yaml has another value of {name}"
-            case Difference(kind="dep", missing=True, name=name) if name not in origins:
+            case Difference(kind="dep", missing=True, name=name) if not _is_output(name, origins):
                 reason = f"{name} is gone"  # a missing output is listed in `absent`
             case Difference(kind="dep", missing=False, name=name):
                 reason = f"{name} has changed since"

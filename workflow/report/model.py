@@ -7,7 +7,7 @@ import pandas as pd
 
 from workflow.comparison.model import ALL, Claim, Comparison, Contrast, Cost, Divergence, Part, Score, Share
 from workflow.comparison.records import BenchmarkRecord, PrecisionRecord, TrainingRecord
-from workflow.params import Params
+from workflow.params import Params, Training
 from workflow.report.answers import Answers
 from workflow.report.changes import Changes
 from workflow.report.formatting import Number
@@ -15,6 +15,7 @@ from workflow.report.lock import Lock
 from workflow.report.planned import Planned
 from workflow.runtime.forms import AS_TRAINED, BASE
 from workflow.runtime.paths import COMPARISON
+from workflow.tuning.records import Choice
 
 Cited = (
     Score | Contrast | Part | Claim | Cost | Share | Divergence
@@ -198,6 +199,7 @@ class Facts:
     benchmarks: dict[str, BenchmarkRecord]
     history: pd.DataFrame
     validation: pd.DataFrame
+    choices: dict[str, Choice]  # of learning rates, by the variant whose candidates they are
     answers: Answers
     served: list[ServedForm]
     commands: list[Commands]
@@ -227,6 +229,11 @@ class Facts:
     def lettered(self) -> bool:
         """Whether the variants' short labels are letters."""
         return all(len(variant.short) == 1 for variant in self.variants)
+
+    def training_of(self, name: str) -> Training:
+        """A variant's training params, at the learning rate that its runs recorded."""
+        trained = next(variant.trained for variant in self.variants if variant.name == name)
+        return self.params.training_of(name, learning_rate=trained[0].learning_rate)
 
     @property
     def on_cpu(self) -> bool:

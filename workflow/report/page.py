@@ -32,6 +32,7 @@ from workflow.report.sections import (
     limits,
     made,
     quality,
+    rates,
     speed_ups,
     training,
 )
@@ -66,6 +67,7 @@ SECTIONS = (  # in the order of the page
     Section("claims", "Claims", claims.section, lambda content: bool(content.rows)),
     Section("faults", "Faults", faults.section, lambda content: bool(content.blocks)),
     Section("training", "Training", training.section),
+    Section("rates", "Learning rates", rates.section, lambda content: bool(content.tried)),
     Section("cost", "Memory and time", cost.section),
     Section("speed_ups", "Speed-ups", speed_ups.section, lambda content: bool(content.rows)),
     Section("hardware", None, hardware.section, lambda content: bool(content.blocks)),

@@ -9,12 +9,14 @@ from workflow.runtime.paths import (
     COMPARISON,
     DATASET_SOURCE,
     MODEL_SOURCE,
+    RATE_CHOICES,
     SAMPLE_COUNTS,
     benchmark_file,
     divergence_folder,
     evaluate_base_folder,
     evaluate_folder,
     train_folder,
+    tune_folder,
 )
 
 CONTRAST = "contrasts[kind, variant, form, task, metric, subset].difference (value, low, high), .verdict, .p_adjusted"
@@ -88,6 +90,11 @@ def sources(facts: Facts) -> dict[str, Source]:
             [folder / file for folder in trained for file in ("history.csv", "validation.csv")],
             ["the columns loss, token_accuracy, validation_loss and validation_token_accuracy, by step"],
             "dvc repro train",
+        ),
+        "rates": source(
+            [RATE_CHOICES, *(tune_folder(name) / "result.json" for name in facts.params.tuning.candidates)] if facts.choices else [],
+            ["choices[variant].candidates[candidate].runs[seed].validation_loss_after", "choices[variant].learning_rate and .margin"],
+            "dvc repro tune rates",
         ),
         "cost": source([COMPARISON, *benchmarks], ["cost[variant, metric]", "measurements[metric]"], "dvc repro benchmark compare"),
         "speed_ups": source(

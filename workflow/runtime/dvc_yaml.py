@@ -12,7 +12,7 @@ from workflow.runtime.errors import UserError
 from workflow.runtime.files import read_yaml
 from workflow.runtime.paths import DVC_YAML, PARAMS
 
-REFERENCE = re.compile(r"\$\{item\.(\w+)\}")
+REFERENCE = re.compile(r"\$\{(?:item\.)?(\w+)\}")
 FIRST_OF_LIST = re.compile(r"\$\{([\w.]+)\[0\]\}")  # of params.yaml
 
 
@@ -46,7 +46,7 @@ def entries_of(name: str, item: dict[str, Any]) -> Entries | None:
 
     Args:
         name: the stage's name in dvc.yaml.
-        item: the values of its matrix by name.
+        item: the values of its matrix by name; of a stage for each entry of a mapping, the entry's key.
 
     Returns:
         None for a stage that dvc.yaml does not have.
@@ -55,6 +55,12 @@ def entries_of(name: str, item: dict[str, Any]) -> Entries | None:
     if definition is None:
         return None
     values = {key: str(value) for key, value in item.items()}
+    stage = name + ("@" + "-".join(values.values()) if values else "")
+    if "foreach" in definition:
+        (key,) = values.values()
+        mapping = value_at(read_yaml(PARAMS), definition["foreach"].removeprefix("${").removesuffix("}"))
+        values = {"key": key} | {part: str(value) for part, value in ((mapping or {}).get(key) or {}).items()}
+        definition = definition["do"]
 
     def first(match: re.Match) -> str:
         listed = value_at(read_yaml(PARAMS), match[1]) if PARAMS.is_file() else None
@@ -71,7 +77,6 @@ def entries_of(name: str, item: dict[str, Any]) -> Entries | None:
             dict.fromkeys(entries)
         )  # the baseline's files are those of a variant, and may be this one's
 
-    stage = name + ("@" + "-".join(values.values()) if values else "")
     return Entries(stage, resolved("deps"), resolved("params"))
 
 

@@ -59,11 +59,13 @@ UNREACHABLE = (
     "ProxyError",
     "ConnectionError",
 )
+_OF_A_TRAINING = (
+    "lower training.schedule.micro_batch_rows, set training.step.gradient_checkpointing: true, or train a 4-bit variant such as "
+    "qlora_nf4_dq; `python -m workflow.plan` says what fits"
+)
 LESS_MEMORY = {
-    "train": (
-        "lower training.schedule.micro_batch_rows, set training.step.gradient_checkpointing: true, or train a 4-bit variant such as "
-        "qlora_nf4_dq; `python -m workflow.plan` says what fits"
-    ),
+    "train": _OF_A_TRAINING,
+    "tune": _OF_A_TRAINING,
     "evaluate": "lower evaluation.batch_rows and evaluation.batch_tokens",
     "evaluate_base": "lower evaluation.batch_rows and evaluation.batch_tokens",
     "divergence": "lower evaluation.batch_rows and evaluation.batch_tokens",

@@ -38,14 +38,14 @@ def check_read(deps: Iterable[str], file_md5s: Mapping[Path, str]) -> None:
     """
     deps, wrong = list(deps), {}
     for path, (stage, md5s) in written().items():
-        if any(path == dep or path.startswith(f"{dep}/") for dep in deps):
-            digest = digests.known_digest(Path(path), file_md5s)
-        elif any(dep.startswith(f"{path}/") for dep in deps):  # dvc.lock has no digest of a file in a folder
-            digest = digests.known_digest(Path(path), digests.digests(digests.files_of(Path(path))))
-        else:
-            continue
-        if digest is not None and digest not in md5s:
-            wrong[path] = Written(stage, path, md5s[-1])
+        within = any(
+            dep.startswith(f"{path}/") for dep in deps
+        )  # one file of a folder, which is read as a whole
+        if within or any(path == dep or path.startswith(f"{dep}/") for dep in deps):
+            known = digests.digests(digests.files_of(Path(path))) if within else file_md5s
+            digest = digests.known_digest(Path(path), known)
+            if digest is not None and digest not in md5s:
+                wrong[path] = Written(stage, path, md5s[-1])
     _refuse(wrong)
 
 

@@ -13,6 +13,9 @@ DATASET_SOURCE = RESULTS / "fetch_dataset" / "source.json"
 SAMPLE = RESULTS / "sample"
 SAMPLE_COUNTS = SAMPLE / "counts.json"
 TRAIN_ROWS = SAMPLE / "train"
+TUNING_ROWS = SAMPLE / "tuning.jsonl"
+CANDIDATES = RESULTS / "tune" / "candidates.json"
+RATE_CHOICES = RESULTS / "rates" / "choices.json"
 TASKS = CODE / "evaluation" / "tasks"
 FETCHED_TASKS = RESULTS / "fetch_tasks" / "tasks"
 LOADED_TASKS = FETCHED_TASKS / "loaded.json"
@@ -47,6 +50,15 @@ def split_file(split: str) -> Path:
 def train_rows_file(seed: int | str) -> Path:
     """Return the rows that the runs of a seed are trained on."""
     return TRAIN_ROWS / f"{seed}.jsonl"
+
+
+def tune_folder(candidate: str) -> Path:
+    return RESULTS / "tune" / candidate
+
+
+def rate_file(variant: str) -> Path:
+    """Return where the learning rate of a variant's runs stands."""
+    return RESULTS / "rates" / "variants" / f"{variant}.json"
 
 
 def train_folder(variant: str, seed: int) -> Path:

@@ -9,6 +9,7 @@ from workflow.runtime.paths import (
     MODEL,
     SAMPLE_COUNTS,
     TRAIN_ROWS,
+    TUNING_ROWS,
     split_file,
     train_rows_file,
 )
@@ -18,11 +19,13 @@ from workflow.runtime.stage import run_stage, say
 def sample() -> None:
     """Draw the rows, split them, and write each split with what the evaluation tasks need."""
     settings = params.load()
-    seeds = settings.experiment.seeds
-    made = make_sample(from_rows(read_jsonl(INSTRUCTIONS)), settings.sample, seeds, MODEL)
+    seeds, tuning = settings.experiment.seeds, settings.tuning.seeds
+    made = make_sample(from_rows(read_jsonl(INSTRUCTIONS)), settings.sample, [*seeds, *tuning], MODEL)
+    drawn = {seed: as_rows(rows) for seed, rows in made.draws.train.items()}
     with whole_folder(TRAIN_ROWS) as folder:
-        for seed, rows in made.draws.train.items():
-            write_jsonl(folder / train_rows_file(seed).name, as_rows(rows))
+        for seed in seeds:
+            write_jsonl(folder / train_rows_file(seed).name, drawn[seed])
+    write_jsonl(TUNING_ROWS, [{"seed": seed, "rows": drawn[seed]} for seed in tuning])
     write_jsonl(split_file("validation"), as_rows(made.draws.validation))
     write_jsonl(split_file("test"), made.scored)
     for line in made.summary():

@@ -5,11 +5,13 @@ from typing import TYPE_CHECKING
 from workflow import params
 from workflow.data.rows import from_rows
 from workflow.runtime import inputs, launch
-from workflow.runtime.files import read_jsonl, sync, write_json
+from workflow.runtime.errors import missing
+from workflow.runtime.files import read_json, read_jsonl, sync, write_json
 from workflow.runtime.paths import (
     CODE,
     MODEL,
     checkpoints_folder,
+    rate_file,
     split_file,
     train_folder,
     train_rows_file,
@@ -33,7 +35,8 @@ def train(variant: str, seed: int) -> None:
     from workflow.training import checkpoints
     from workflow.training import train as training
 
-    run, folder = settings.run(variant, seed), train_folder(variant, seed)
+    rate = rate_of(settings, variant)
+    run, folder = settings.run(variant, seed, learning_rate=rate), train_folder(variant, seed)
     folder.mkdir(parents=True, exist_ok=True)
     trained = training.train(
         run,
@@ -41,7 +44,7 @@ def train(variant: str, seed: int) -> None:
         train_rows=from_rows(read_jsonl(train_rows_file(seed))),
         validation_rows=from_rows(read_jsonl(split_file("validation"))),
         folder=folder,
-        checkpointing=checkpointing_of(settings, variant, seed),
+        checkpointing=checkpointing_of(settings, run),
         finish=lambda written, precision: cards.complete(
             written,
             weights_folder(variant, seed),
@@ -60,6 +63,7 @@ def train(variant: str, seed: int) -> None:
         {
             "variant": variant,
             "seed": seed,
+            "learning_rate": rate,
             **trained.as_dict(),
             "versions": installed(),
             "inputs": inputs.recorded(),
@@ -69,18 +73,38 @@ def train(variant: str, seed: int) -> None:
     checkpoints.remove(checkpoints_folder(variant, seed))
 
 
-def checkpointing_of(settings: params.Params, variant: str, seed: int) -> "Checkpointing | None":
+def rate_of(settings: params.Params, variant: str) -> float:
+    """The learning rate that stage rates wrote for a variant; that of params where they give a number, as it does.
+
+    Raises:
+        UserError: tuning chooses the rate, and stage rates was not run.
+    """
+    rate = settings.rate_of(variant)
+    if not isinstance(rate, str):
+        return float(rate)
+    path = rate_file(variant)
+    if not path.is_file():
+        raise missing(path)
+    return read_json(path)["learning_rate"]
+
+
+def checkpointing_of(settings: params.Params, run: params.Run) -> "Checkpointing | None":
     """When this training writes checkpoints; one of the same params, rows, model and code goes on from them."""
     from workflow.training import checkpoints
 
     if settings.checkpoints.every_steps is None:
         return None
     belongs_to = checkpoints.identity(
-        [MODEL, train_rows_file(seed), split_file("validation"), *(CODE / room for room in DECIDING_ROOMS)],
-        variant=settings.variants[variant].model_dump(mode="json"),
-        training=settings.training_of(variant).model_dump(mode="json"),
-        hardware=settings.hardware.model_dump(mode="json"),
-        seed=seed,
+        [
+            MODEL,
+            train_rows_file(run.seed),
+            split_file("validation"),
+            *(CODE / room for room in DECIDING_ROOMS),
+        ],
+        variant=run.variant.model_dump(mode="json"),
+        training=run.training.model_dump(mode="json"),
+        hardware=run.hardware.model_dump(mode="json"),
+        seed=run.seed,
         versions=installed(),
     )
     return checkpoints.Checkpointing(settings.checkpoints.every_steps, belongs_to)

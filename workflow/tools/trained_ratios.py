@@ -82,6 +82,7 @@ def _ratios_of(items: Path, settings: params.Params) -> Iterator[TrainedRatio]:
             variant.precision == baseline.precision
             or (variant.method, variant.compute_dtype) != (baseline.method, baseline.compute_dtype)
             or settings.training_of(other) != settings.training_of(name)
+            or settings.rate_of(other) != settings.rate_of(name)  # chosen for another variant
         ):
             continue
         trained, start = table(name, AS_TRAINED), table(name, BASE)

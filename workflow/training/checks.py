@@ -106,10 +106,14 @@ def _targets(model: torch.nn.Module, training: params.Training) -> list[str]:
     return [name for name in linears if f".{name}".endswith(ends)]
 
 
+class Diverged(CheckError):
+    """A loss or a weight is not finite."""
+
+
 def check_trained(
     trainer: RunTrainer, method: Method, weights: dict[str, Tensor], *, steps: int, tokens: int
 ) -> None:
-    """Raise a CheckError unless the run is the one that was planned, finite, and every weight has learned.
+    """Raise a CheckError unless the run is the one that was planned, finite (`Diverged`), and every weight has learned.
 
     Args:
         weights: what was trained, by name.
@@ -123,14 +127,14 @@ def check_trained(
         raise CheckError(f"{history.tokens} tokens were trained on, and {tokens} were planned")
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     if not losses or not all(map(math.isfinite, losses)):
-        raise CheckError("the training loss is not finite")
+        raise Diverged("the training loss is not finite")
     if not all(math.isfinite(loss) for _, loss, _ in history.validated):
-        raise CheckError("the validation loss is not finite")
+        raise Diverged("the validation loss is not finite")
     for name, weight in weights.items():
         if weight.dtype != torch.float32:
             raise CheckError(f"{name} was trained in {weight.dtype}, and must be in float32")
         if not weight.isfinite().all():
-            raise CheckError(f"{name} is not finite after training")
+            raise Diverged(f"{name} is not finite after training")
     parameters = dict(model_of(trainer).named_parameters())
     method.check_learned(weights, lambda name: _second_moment(trainer.optimizer, parameters[name]))
 

@@ -25,6 +25,7 @@ class VariantRow:
     held_as: str
     computes_in: str
     quantized: str
+    learning_rate: str
     trainable: str
     steps: str
     tokens_seen: str
@@ -190,6 +191,7 @@ def variant_rows(facts: Facts) -> list[VariantRow]:
                 held_as=_held_as(precision),
                 computes_in=precision.compute,
                 quantized=f"{precision.quantized_modules:,} of {precision.linear_modules:,}",
+                learning_rate=f"{facts.training_of(variant.name).learning_rate:g}",
                 trainable=f"{trained.trainable_parameters:,} ({trained.trainable_dtype})",
                 steps=english.listed(list(dict.fromkeys(f"{run.steps:,}" for run in variant.trained))),
                 tokens_seen=english.listed(

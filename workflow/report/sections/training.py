@@ -22,7 +22,7 @@ NAME_ROOM = 1.36  # right end of the axis over the last step, to leave room for 
 
 def training_words(facts: Facts) -> str:
     """Sentences on the training of the baseline."""
-    training = facts.params.training_of(facts.baseline.name)
+    training = facts.training_of(facts.baseline.name)
     trained = facts.baseline.trained[0]
     modules = (
         "all linear layers"
