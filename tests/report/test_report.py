@@ -358,8 +358,8 @@ def test_several_variants_each_get_a_line():
 def test_storage_and_what_was_quantized_are_named(page):
     page = Reader(page)
     assert page.row("16-bit LoRA lora_16bit")[1:4] == ["float32 (rounded to 16 bits)", "float32", "0 of 210"]
-    assert page.row(f"{QLORA_LABEL} {QLORA}")[1:5] == [
-        "nf4 (4 bits), double-quantized", "float32", "210 of 210", "4,884,480 (float32)",
+    assert page.row(f"{QLORA_LABEL} {QLORA}")[1:6] == [
+        "nf4 (4 bits), double-quantized", "float32", "210 of 210", "0.001", "4,884,480 (float32)",
     ]  # fmt: skip
 
 
