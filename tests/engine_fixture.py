@@ -53,6 +53,7 @@ ENGINES = ("dvc", "snakemake")
 VARIANT, OTHER = "lora_16bit", "qlora_nf4_dq"
 # They decide which files of a folder there are, and nothing that is in any file.
 FOLDER_BY_SEED, SEEDS = "results/sample/train", "experiment.seeds"
+TUNING_ROWS, TUNING_SEEDS = "results/sample/tuning.jsonl", "tuning.seeds"
 Edit = Callable[[dict[str, Any]], None]
 NOTHING = "Nothing to be done"
 PROFILE = "Using workflow specific profile profiles/default for setting default command line arguments.\n"
@@ -383,7 +384,7 @@ def write_outputs(name: str, item: dict[str, str], label: str) -> None:
         path = resolve(dependency, item).replace(f"${{{SEEDS}[0]}}", str(seeds[0]))
         digest.update(meaning(Path(path)))
     for key in stage.get("params", []):
-        if key == SEEDS:
+        if key in (SEEDS, TUNING_SEEDS):  # no other seed changes a seed's rows, or the rows that all share
             continue
         value = params
         for part in resolve(key, item).split("."):
@@ -405,7 +406,8 @@ def write_outputs(name: str, item: dict[str, str], label: str) -> None:
             names = [Path(f"{seed}.jsonl") for seed in seeds]
         for file in [path] if path.suffix else [path / name for name in names]:
             file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(json.dumps({"file": str(file), "digest": digest.hexdigest()}))
+            drawn_for = params["tuning"]["seeds"] if file == Path(TUNING_ROWS) else None
+            file.write_text(json.dumps({"file": str(file), "digest": digest.hexdigest(), "seeds": drawn_for}))
 
 
 def meaning(path: Path) -> bytes:

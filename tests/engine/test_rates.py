@@ -36,7 +36,7 @@ def trying(**rates: float):
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_new_candidate_trains_itself_alone(repository, engine):
     repository.edit_params(trying(low=1e-4, high=1e-3))
-    assert repository.bring_up_to_date(engine) == [*CHOOSING, "tune@high", "tune@low"]
+    assert repository.bring_up_to_date(engine) == [*CHOOSING, "sample", "tune@high", "tune@low"]
     assert_clean(repository)
     repository.edit_params(trying(low=1e-4, high=1e-3, higher=3e-3))
     assert repository.bring_up_to_date(engine) == [*CHOOSING, "tune@higher"]
