@@ -30,6 +30,11 @@ def drop(path: str):
     return change
 
 
+def set_variants(content: dict, names: list[str]) -> None:
+    """Run these variants alone, and measure what each costs."""
+    content["experiment"]["variants"], content["benchmark"]["variants"] = names, list(names)
+
+
 def error_of(path: Path, content: dict) -> str:
     """The text with which `load` refuses this content of a params file."""
     with path.open("w") as file:

@@ -69,6 +69,7 @@ EVERYTHING = [
     "fetch_dataset",
     "fetch_model",
     "fetch_tasks",
+    "measured",
     "rates",
     "report",
     "sample",
@@ -92,6 +93,7 @@ AFTER_ADDING_A_VARIANT = [
     f"divergence@{OTHER}-{VARIANT}-1",
     f"evaluate@{OTHER}-1",
     f"evaluate_base@{OTHER}",
+    "measured",
     "rates",
     "report",
     f"train@{OTHER}-1",
@@ -223,6 +225,7 @@ def create_repository(folder: Path, variants: list[str], seeds: list[int]) -> Re
 
     def set_matrix(params: dict[str, Any]) -> None:
         params["experiment"] |= {"variants": variants, "baseline": variants[0], "seeds": seeds}
+        params["benchmark"]["variants"] = list(variants)
 
     repository.edit_params(set_matrix)
     for path in code_dependencies(repository.root / "dvc.yaml"):
@@ -304,6 +307,11 @@ def add_seed(params: dict[str, Any]) -> None:
 
 
 def add_variant(params: dict[str, Any]) -> None:
+    add_unmeasured_variant(params)
+    params["benchmark"]["variants"].append(OTHER)
+
+
+def add_unmeasured_variant(params: dict[str, Any]) -> None:
     params["experiment"]["variants"].append(OTHER)
 
 

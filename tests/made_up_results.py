@@ -35,9 +35,11 @@ from workflow.comparison.model import (
 from workflow.comparison.sentences import sentence
 from workflow.runtime.files import read_json, write_json, write_jsonl, write_text
 from workflow.runtime.paths import (
+    CANDIDATES,
     COMPARE,
     DATASET_SOURCE,
     HARDWARE,
+    MEASURED,
     MODEL_SOURCE,
     RATE_CHOICES,
     SAMPLE,
@@ -160,6 +162,7 @@ def write(
     near_duplicates: int = 0,
     processes: int = 1,
     own_rows: tuple[int, ...] | None = None,
+    measured: tuple[str, ...] | None = None,
 ) -> Comparison:
     """Write params.yaml, requirements.lock and every stage's results into the working directory.
 
@@ -178,6 +181,7 @@ def write(
         scores: by variant/form and row, an answer's rouge_l; 0.5 for all others.
         near_duplicates: test rows that have one among the training and validation rows.
         processes: that measured the costs; of three or more, every interval is 2 % wide to both sides.
+        measured: the variants whose costs were measured; None for all.
         own_rows: how many training rows of its own each seed has; None if all seeds have the same.
 
     Returns:
@@ -198,9 +202,17 @@ def write(
         "experiment": {"variants": list(variants), "baseline": BASELINE, "seeds": list(seeds)},
         "report": {"title": title, "compare_to": compare_to, "device_hour_price": device_hour_price},
     }
+    measured = variants if measured is None else measured
     sample = {"rows": max(own_rows), "per_seed": True} if own_rows else {}
     _write_params(
-        chosen, sample, model=model, held_out=held_out, training=training or {}, forms=forms, tasks=tasks
+        chosen,
+        sample,
+        measured=measured,
+        model=model,
+        held_out=held_out,
+        training=training or {},
+        forms=forms,
+        tasks=tasks,
     )
     asked = params.load()
     write_text(Path("requirements.lock"), "torch==2.13.0\n")
@@ -222,14 +234,19 @@ def write(
     answers = _Answers(tasks, rows if "holdout_generation" in tasks else (), says or {}, scores or {})
     for variant in variants:
         _write_evaluation(evaluate_base_folder(variant), variant, None, ["base"], device, answers)
-        measured = [c for c in comparison.cost if c.variant == variant]
-        write_json(benchmark_file(variant), _benchmark(variant, device, measured))
+        if variant in measured:
+            costs = [c for c in comparison.cost if c.variant == variant]
+            write_json(benchmark_file(variant), _benchmark(variant, device, costs))
         for index, seed in enumerate(seeds):
             forms = asked.forms_of(variant)
             _write_evaluation(evaluate_folder(variant, seed), variant, seed, forms, device, answers)
             write_json(train_folder(variant, seed) / "result.json", comparison.training[variant][index])
             _write_curves(train_folder(variant, seed), variant, seed)
             _write_divergence(divergence_folder(variant, seed), comparison, variant, seed)
+    write_json(CANDIDATES, {"candidates": {}, "seeds": []})
+    write_json(RATE_CHOICES, {"choices": {}})
+    for file in MEASURED:
+        write_json(file, {"variants": list(measured)})
     pd.DataFrame(answers.items).to_parquet(COMPARE / "items.parquet", index=False)
     return comparison
 
@@ -454,12 +471,13 @@ def write_grid(variant: str, shape: str, points: list[dict]) -> None:
 
 
 def _write_params(
-    chosen_sections: dict, sample: dict, *, model: str, held_out, training: dict, forms, tasks
+    chosen_sections: dict, sample: dict, *, measured, model: str, held_out, training: dict, forms, tasks
 ) -> None:
     """The preset `tiny`, which has every key that params need, with the chosen run put over it."""
     yaml = YAML(typ="safe", pure=True)
     chosen = yaml.load(params.complete_text("tiny"))
     chosen |= chosen_sections
+    chosen["benchmark"]["variants"] = list(measured)
     chosen["sample"] |= {
         "held_out_categories": list(held_out),
         "rows": 1000,
@@ -554,7 +572,7 @@ class MadeUp:
             contrasts=contrasts,
             decomposition=self.decomposition(contrasts),
             claims=self.claims(contrasts),
-            cost=[cost for variant in self.variants for cost in _costs(variant, self.device)],
+            cost=[cost for variant in self.asked.benchmark.variants for cost in _costs(variant, self.device)],
             shares=self.shares(),
             divergences=self.divergences(),
         )

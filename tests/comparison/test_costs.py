@@ -246,3 +246,31 @@ def test_the_stage_reads_the_grids_of_named_shapes_and_names_one_that_is_missing
     assert f"benchmark_grid@{QUANTIZED}-llama2_7b" in str(error.value)
     write([point(4, 1024, 10.5, 1.2)])
     assert [c.holds for c in compared().claims if c.text.endswith("at llama2_7b")] == ["yes", "measured once"]
+
+
+def test_a_variant_that_is_not_measured_has_no_cost_and_its_claims_are_not_tested(folder):
+    ask(folder, benchmark__variants=[BASELINE], benchmark__grid__shapes=["own", "llama2_7b"])
+    benchmark_file(QUANTIZED).unlink()
+    write_json(
+        grid_file(BASELINE, "llama2_7b"),
+        grids([], [point(4, 1024, 21.0, 1.0)])[BASELINE, "llama2_7b"].model_dump(),
+    )
+    found = compared()
+    assert {cost.variant for cost in found.cost} == {BASELINE}
+    memory, time = (claim for claim in found.claims if claim.claim == "b")
+    assert (memory.holds, time.holds) == ("not tested", "not tested")
+    assert memory.sentence == (
+        "Not tested: the peak memory of qlora_nf4_dq was not measured, as benchmark.variants leaves it out."
+    )
+
+
+def test_a_comparison_whose_costs_were_not_measured_has_quality_alone(folder):
+    ask(folder, benchmark__variants=[])
+    for variant in (BASELINE, QUANTIZED):
+        benchmark_file(variant).unlink()
+    found = compared()
+    assert found.cost == [] and found.contrasts
+    assert {claim.holds for claim in found.claims if claim.claim == "b"} == {"not tested"}
+    table = export.tables(found)["summary"]
+    assert len(table) and not (table["task"] == "benchmark").any()
+    assert all(not any("peak_memory" in key for key in row) for row in export.headline(found).values())

@@ -139,6 +139,7 @@ def test_paths_in_code_are_those_of_the_pipeline():
     assert str(paths.evaluate_base_folder(run[0]) / "items.parquet") in outputs("evaluate_base")
     assert str(paths.divergence_folder(*run) / "tokens.parquet") in outputs("divergence")
     assert str(paths.benchmark_file(run[0])) in outputs("benchmark")
+    assert [str(path) for path in paths.MEASURED] == outputs("measured")
     assert {str(paths.FETCHED_TASKS), str(paths.TASKS_READY)} == set(outputs("fetch_tasks"))
     assert any(paths.TASKS.is_relative_to(name) for name in names("evaluate", "deps"))
     assert str(paths.TASKS_READY) in names("train", "deps")

@@ -39,10 +39,14 @@ LOCK = Path("dvc.lock")
 @pytest.fixture(scope="module")
 def made(tmp_path_factory) -> Path:
     """The folder of a finished study with chosen numbers, one of them from a GPU's file."""
-    folder = tmp_path_factory.mktemp("made")
+    return make(tmp_path_factory.mktemp("made"))
+
+
+def make(folder: Path, **asked) -> Path:
+    """Write the folder of such a study; what is asked is that of `made_up_results.write`."""
     with contextlib.chdir(folder), pytest.MonkeyPatch.context() as patch:
         patch.setattr(drawing, "matplotlib_svg", lambda *_, **__: "<svg></svg>")
-        compared = made_up_results.write()
+        compared = made_up_results.write(**asked)
         made_up_results.write_hardware()
         for name, table in export.tables(compared).items():
             write_text(COMPARE / f"{name}.csv", table.to_csv(index=False))
@@ -87,6 +91,22 @@ def home(tmp_path, monkeypatch) -> Path:
 
 def files_of(folder: Path) -> dict[Path, bytes]:
     return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("measured", "costs", "sentence"),
+    [
+        (("lora_16bit",), ["not measured"] * 2, "in one process for each variant that has them."),
+        ((), [], "Memory and time were not measured."),
+    ],
+)
+def test_a_headline_says_which_costs_were_not_measured(tmp_path, home, measured, costs, sentence):
+    (tmp_path / "study").mkdir()
+    study.pack(make(tmp_path / "study", measured=measured), Path("study.tar.gz"))
+    publish.publish("made_up", Path("study.tar.gz"))
+    (row,) = (line for line in publish.section("made_up").splitlines() if line.startswith(f"| `{QLORA}`"))
+    assert [cell.strip() for cell in row.strip("|").split("|")][4:] == costs
+    assert sentence in publish.section("made_up")
 
 
 def test_a_study_is_packed_checked_and_published(folder, home):

@@ -8,7 +8,7 @@ from datetime import date
 
 import pytest
 from conftest import PRESETS, ROOT
-from edit_params import drop, error_of, put
+from edit_params import drop, error_of, put, set_variants
 from jsonschema import Draft202012Validator
 from ruamel.yaml import YAML
 
@@ -30,7 +30,7 @@ def running(variant: str, **values):
     """Change a variant, and have it run."""
 
     def change(changed: dict) -> None:
-        changed["experiment"]["variants"] = list(dict.fromkeys(["lora_16bit", variant]))
+        set_variants(changed, list(dict.fromkeys(["lora_16bit", variant])))
         changed["variants"][variant].update(values)
 
     return change
@@ -85,6 +85,14 @@ def refused(tmp_path, change) -> str:
         (put("experiment.variants", ["lora_16bit", "qlora"]), ["names qlora", "qlora_nf4_dq"]),
         (put("experiment.variants", ["lora_16bit", "lora_16bit"]), ["lora_16bit more than once"]),
         (put("experiment.baseline", "full_16bit"), ["experiment.baseline is full_16bit", "lora_16bit"]),
+        (put("benchmark.variants", ["lora_16bit", "qlora_nf4"]),
+         ["benchmark.variants names qlora_nf4, which is none of experiment.variants: lora_16bit, qlora_nf4_dq (did you mean qlora_nf4_dq?)."]),
+        (put("benchmark.variants", ["lora_16bit", "lora_16bit"]), ["benchmark.variants names lora_16bit more than once."]),
+        (put("benchmark.variants", ["qlora_nf4_dq"]),
+         ["benchmark.variants is qlora_nf4_dq, which must have the baseline lora_16bit among them", "or be []."]),
+        (put("benchmark.variants", "all"), ["benchmark.variants", '"all"', "list"]),
+        (put("benchmark.variants", None), ["benchmark.variants is null", "list"]),
+        (drop("benchmark.variants"), ["benchmark.variants", "missing"]),
         (put("experiment.seeds", [1, 1]), ["experiment.seeds names 1 more than once"]),
         (put("experiment.seeds", [-1]), ["experiment.seeds.0", "-1", "greater than or equal to 0"]),
         (put("hardware.device", "gpu"), ["hardware.device", "gpu", "'cuda'"]),
@@ -409,7 +417,7 @@ def test_a_published_study_may_be_older_than_a_key(tmp_path, in_sections):
     for key in ("b_rate_factor", "keep", "rows", "left_out_categories"):
         del older["training"]["schedule"][key]
     del older["evaluation"]["divergence_items"]
-    del older["tuning"]
+    del older["tuning"], older["benchmark"]["variants"]
     if not in_sections:
         older["training"] = older["training"]["schedule"] | older["training"]["step"]
     with (tmp_path / "params.yaml").open("w") as file:

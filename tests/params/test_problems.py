@@ -4,7 +4,7 @@ import copy
 
 import pytest
 from conftest import ROOT
-from edit_params import error_of
+from edit_params import error_of, set_variants
 from ruamel.yaml import YAML
 
 from workflow import params
@@ -134,7 +134,7 @@ def test_a_word_or_a_list_is_told_as_both(problems):
 def test_a_variant_that_does_not_run_may_not_fit_the_shared_params(default, tmp_path):
     content = copy.deepcopy(default)
     content["training"]["step"]["initialization"] = "pissa"  # which a quantized base does not allow
-    content["experiment"]["variants"] = ["lora_16bit"]
+    set_variants(content, ["lora_16bit"])
     path = tmp_path / "params.yaml"
     with path.open("w") as file:
         YAML().dump(content, file)

@@ -106,6 +106,37 @@ def test_every_point_stands_where_the_csv_says(several, stated):
     assert seen == sum(len(found.forms_of(variant.name)) for variant in found.variants)
 
 
+def test_variants_without_measured_memory_have_no_row_beside_those_with_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write(variants=tuple(VARIANTS), measured=(LORA, "qlora_nf4"))
+    found = facts()
+    figure = answer_figure(found)
+    labels = {variant.name: variant.label for variant in found.variants}
+    for panel in figure.panels:
+        assert set(measured(panel)) <= {labels[LORA], labels["qlora_nf4"]}
+    assert all(label in figure.left_out for name, label in labels.items() if name not in (LORA, "qlora_nf4"))
+
+
+def test_without_measured_memory_quality_stands_alone_where_the_csv_says(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write(variants=tuple(VARIANTS), measured=())
+    found = facts()
+    rows, figure = table(found), answer_figure(found)
+    assert not figure.has_memory and not figure.left_out
+    svg = ElementTree.fromstring(str(figure.panels[0].svg))
+    ticks = [(float(t.get("x")), numbers(t.text)) for t in svg.iter("text") if t.get("class") == "tick"]
+    names = {variant.label: variant.name for variant in found.variants}
+    drawn = [group for group in svg.iter("g") if group.get("class") == "dots-row"]
+    assert [names[group[0].text] for group in drawn] == list(VARIANTS)
+    for group in drawn:
+        (point,) = (part for part in group if "point" in part.get("class", ""))
+        x = float(re.findall(r"[\d.-]+", point.get("transform"))[0])
+        if names[group[0].text] != LORA:
+            share = rows.loc[names[group[0].text], AS_TRAINED, "nats_per_token:share_of_gain"]["value"]
+            assert scale(ticks, x) == pytest.approx(100 * share, abs=0.3)
+    assert "pareto" not in {part.get("class") for part in svg.iter()}
+
+
 @pytest.mark.parametrize("stated", [True, False])
 def test_worse_is_on_the_left(several, stated):
     panel = answer_figure(several if stated else unstated(several)).panels[0]

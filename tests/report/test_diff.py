@@ -165,7 +165,12 @@ def test_other_items_are_not_paired(repository):
 
 
 def test_a_removed_variant_is_there_before_and_not_after(repository):
-    ask(repository, experiment__variants=["lora_16bit"], comparison__repairs={})
+    ask(
+        repository,
+        experiment__variants=["lora_16bit"],
+        benchmark__variants=["lora_16bit"],
+        comparison__repairs={},
+    )
     compare_runs()
     text = since("before")
     assert row(text, "qlora_nf4_dq", below=QUALITY)[2:] == ["-", "-", "-"]

@@ -103,6 +103,41 @@ def test_no_margin():
     assert "band: the margin" not in page.text
 
 
+NOT_MEASURED = "not measured"
+
+
+def test_some_variants_unmeasured():
+    write(variants=tuple(made_up_results.VARIANTS), measured=(BASELINE, QLORA), device="cuda")
+    absent, page = missing_and_page()
+    others = "4-bit QLoRA (NF4), 4-bit QLoRA (FP4), 8-bit LoRA and 16-bit full fine-tuning"
+    assert f"No peak memory for {others}: it was not measured." in absent
+    assert f"Memory and time of {others} were not measured." in page.text
+    assert f"Without a row, as their memory was not measured: {others}." in page.text
+    assert page.row("8-bit LoRA as trained")[-3:] == [NOT_MEASURED] * 3
+    assert NOT_MEASURED not in page.row("4-bit QLoRA (NF4, double-quantized) as trained")
+    head, *rows = page.tables["memory and time"]
+    assert head[1] == "16-bit LoRA" and head[2] == "4-bit QLoRA (NF4)"
+    assert all(row[2] == NOT_MEASURED and row[3] != NOT_MEASURED for row in rows)
+    table = summary_table(facts())
+    assert set(table[table["task"] == "benchmark"]["variant"]) == {BASELINE, QLORA}
+    (row,) = (line for line in summary_markdown(facts()).splitlines() if line.startswith("| 8-bit LoRA") and "as trained" in line)  # fmt: skip
+    assert row.count(NOT_MEASURED) == 3
+
+
+@pytest.mark.parametrize("variants", [(BASELINE, QLORA), tuple(made_up_results.VARIANTS)])
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_no_variant_measured(variants, device):
+    write(variants=variants, measured=(), device=device)
+    found = facts()
+    _, page = missing_and_page()
+    assert "Memory and time were not measured." in page.text
+    assert "#cost" not in [a.get("href") for _, a in page.tags] and "memory and time" not in page.tables
+    assert "peak memory" not in summary_markdown(found).lower()
+    assert not (summary_table(found)["task"] == "benchmark").any()
+    assert "What it cost" not in model_card(found, found.variants[-1], 1)
+    assert "answer-figure" in [a.get("class") for _, a in page.tags]  # of quality alone
+
+
 def test_benchmark_points_that_did_not_fit():
     write(device="cuda")
     made_up_results.write_hardware()

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import CPU, ROOT, run_stage_in, write_rows_to_train_on
-from edit_params import set_training
+from edit_params import set_training, set_variants
 from peft import PeftModel
 from plain_loss import plain_loss
 from ruamel.yaml import YAML
@@ -45,7 +45,7 @@ def content() -> dict:
     for name, changes in SHARED.items():
         asked["variants"][name]["training"] = changes
         asked["variants"][f"{name}_shared"] = asked["variants"][name] | {"processes": 2}
-    asked["experiment"]["variants"] = [name for one in SHARED for name in (one, f"{one}_shared")]
+    set_variants(asked, [name for one in SHARED for name in (one, f"{one}_shared")])
     return asked
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from edit_params import set_variants
 
 from workflow import methods, params, precisions
 from workflow.methods.full import FULL, Full
@@ -164,7 +165,7 @@ def pipeline(warm_python, tmp_path_factory) -> Path:
             "dora_nf4": content["variants"]["qlora_nf4"] | {"method": "plain_dora"},
             "lora_grid": content["variants"]["lora_16bit"] | {"precision": GRID.name},
         }
-        content["experiment"]["variants"] = ["lora_16bit", "norms", "dora_nf4", "lora_grid"]
+        set_variants(content, ["lora_16bit", "norms", "dora_nf4", "lora_grid"])
         content["benchmark"]["grid"] |= {
             "micro_batch_rows": [1],
             "gradient_checkpointing": [False],

@@ -14,6 +14,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from conftest import ROOT
+from edit_params import set_variants
 from gguf_models import write_gguf
 from real_pipeline import TINY, clone
 from ruamel.yaml import YAML
@@ -180,7 +181,7 @@ def hub(tiny_model):
 @pytest.fixture(scope="module")
 def user(hub, tiny_model, warm_python, tmp_path_factory) -> User:
     def smaller(content: dict) -> None:
-        content["experiment"]["variants"] = ["lora_16bit"]
+        set_variants(content, ["lora_16bit"])
         content["evaluation"]["forms"] = ["as_trained"]
         content["benchmark"]["grid"] |= {
             "micro_batch_rows": [1],

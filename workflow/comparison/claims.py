@@ -55,7 +55,8 @@ def check_claims(
     """Check the claims of the recipe that this project grew out of, for every quantized variant.
 
     Args:
-        grids: by variant and named shape.
+        benchmarks: by variant, of those whose costs were measured.
+        grids: by variant and named shape, of the same.
     """
     primary = tuple(settings.comparison.primary.split("/"))
     by_key = {(c.kind, c.variant, c.form, (c.task, c.metric), c.subset): c for c in contrasts}
@@ -184,6 +185,9 @@ def _cost_claims(
     settings: params.Params,
 ) -> Iterator[Claim]:
     """Compare peak memory and time per step with the baseline's, on the run's own rows and at the named shapes."""
+    if variant not in benchmarks:
+        yield from (_not_measured(variant, quantity) for quantity in QUANTITIES)
+        return
     measured = {(c.variant, c.metric): c for c in cost}
     counted = benchmarks[variant].precision.device == "cuda"
     for quantity in QUANTITIES:
@@ -197,6 +201,21 @@ def _cost_claims(
         yield from _shape_claims(
             grids[variant, shape], grids[settings.experiment.baseline, shape], shape, settings
         )
+
+
+def _not_measured(variant: str, quantity: Quantity) -> Claim:
+    """A claim of a variant whose costs were not measured."""
+    return Claim(
+        claim="b",
+        text=quantity.text,
+        variant=variant,
+        form=AS_TRAINED,
+        metric=f"benchmark/{quantity.metric}",
+        difference=None,
+        verdict=None,
+        holds="not tested",
+        sentence=f"Not tested: {quantity.name} of {variant} was not measured, as benchmark.variants leaves it out.",
+    )
 
 
 def _shape_claims(

@@ -159,15 +159,16 @@ def check_inputs(settings: params.Params) -> None:
     experiment, files = settings.experiment, {}
     for name in experiment.variants:
         files[f"evaluate_base@{name}"] = evaluate_base_folder(name) / "result.json"
-        files[f"benchmark@{name}"] = benchmark_file(name)
-        for shape in settings.benchmark.grid.named_shapes:
-            files[f"benchmark_grid@{name}-{shape}"] = grid_file(name, shape)
         for seed in experiment.seeds:
             files[f"train@{name}-{seed}"] = train_folder(name, seed) / "result.json"
             files[f"evaluate@{name}-{seed}"] = evaluate_folder(name, seed) / "result.json"
             files[f"divergence@{name}-{experiment.baseline}-{seed}"] = (
                 divergence_folder(name, seed) / "result.json"
             )
+    for name in settings.benchmark.variants:
+        files[f"benchmark@{name}"] = benchmark_file(name)
+        for shape in settings.benchmark.grid.named_shapes:
+            files[f"benchmark_grid@{name}-{shape}"] = grid_file(name, shape)
     lock, present = dvc_lock.read(), read_yaml(inputs.params_file(PARAMS))
     for stage, path in files.items():
         recorded, contradictions = inputs.record_in(path), []

@@ -77,7 +77,8 @@ def check_alike(results: Results, settings: params.Params) -> dict[str, list[str
     ]
     comparable.check_same_surroundings("training", "trained", runs)
     measured = [(name, f"benchmark@{name}", result) for name, result in results.benchmarks.items()]
-    comparable.check_same_surroundings("training", "measured", measured)
+    if measured:
+        comparable.check_same_surroundings("training", "measured", measured)
     for shape in settings.benchmark.grid.named_shapes:
         if grids := _grid_runs(results, shape):
             comparable.check_same_surroundings("training", "measured", grids)

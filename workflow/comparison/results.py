@@ -111,13 +111,12 @@ class Results:
             ]
             for name in experiment.variants
         }
-        self.benchmarks = {
-            name: read_record(benchmark_file(name), BenchmarkRecord) for name in experiment.variants
-        }
+        measured = settings.benchmark.variants
+        self.benchmarks = {name: read_record(benchmark_file(name), BenchmarkRecord) for name in measured}
         self.grids = {
             (name, shape): read_record(grid_file(name, shape), GridRecord)
             for shape in settings.benchmark.grid.named_shapes
-            for name in experiment.variants
+            for name in measured
         }
         folders = [
             *(evaluate_base_folder(name) for name in experiment.variants),

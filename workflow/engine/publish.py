@@ -321,16 +321,22 @@ def section(name: str) -> str:
         f"![Each variant’s difference to {settings.experiment.baseline}, with its interval]({PAGES / f'{name}.svg'})",
         _headline_table(table, settings),
         *_caveats(files, settings),
-        _costs_were_measured(settings.benchmark.processes),
+        _costs_were_measured(settings),
         f"{_verdicts(files)} [Page]({PAGES / f'{name}.html'}), [numbers]({PUBLISHED / name}), [method](docs/method.md).",
     ]
     return "\n\n".join(parts)
 
 
-def _costs_were_measured(processes: int) -> str:
+def _costs_were_measured(settings: params.Params) -> str:
+    measured, processes = settings.benchmark.variants, settings.benchmark.processes
+    if not measured:
+        return "Memory and time were not measured."
+    whose = "each variant"
+    if len(measured) < len(settings.experiment.variants):
+        whose = "each variant that has them"
     if processes == 1:
-        return "Memory and time were measured once, in one process for each variant."
-    return f"Memory and time are means over {processes:,} processes for each variant."
+        return f"Memory and time were measured once, in one process for {whose}."
+    return f"Memory and time are means over {processes:,} processes for {whose}."
 
 
 def _headline_table(table: pd.DataFrame, settings: params.Params) -> str:
@@ -361,7 +367,10 @@ def _headline_table(table: pd.DataFrame, settings: params.Params) -> str:
             value, low, high = (signed(row[key], 3) for key in ("difference", "low", "high"))
             difference, verdict = f"{value} ({low} to {high})", row["verdict"]
         values = (
-            number(own[own["metric"] == name]["value"].iloc[0], decimals) for name, _, decimals in costs
+            number(found.iloc[0], decimals)
+            if len(found := own[own["metric"] == name]["value"])
+            else "not measured"
+            for name, _, decimals in costs
         )
         rows.append([Code(variant), number(row["value"], 3), difference, verdict, *values])
     return markdown.table(head, rows, right=[1, 2, *range(4, len(head))])

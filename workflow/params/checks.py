@@ -59,6 +59,26 @@ def _check_experiment(params: Params) -> Iterator[str]:
         )
 
 
+def _check_measured(params: Params) -> Iterator[str]:
+    """Yield a sentence if a variant is to be measured that does not run, or twice, or without the baseline."""
+    experiment, measured = params.experiment, params.benchmark.variants
+    if any(_check_experiment(params)):
+        return  # one slip there is one sentence
+    if twice := [name for name in measured if measured.count(name) > 1]:
+        yield f"benchmark.variants names {twice[0]} more than once"
+    for name in dict.fromkeys(measured):
+        if name not in experiment.variants:
+            yield (
+                f"benchmark.variants names {name}, which is none of experiment.variants: {', '.join(experiment.variants)}"
+                f"{suggestion(name, experiment.variants)}"
+            )
+    if measured and experiment.baseline not in measured:
+        yield (
+            f"benchmark.variants is {', '.join(measured)}, which must have the baseline {experiment.baseline} among them, as "
+            "costs are compared with its, or be []"
+        )
+
+
 def _check_device(params: Params) -> Iterator[str]:
     """Yield a sentence if a variant that runs has a precision that no CPU has, and runs are on one."""
     running = [name for name in params.trained_variants if name in params.variants]
@@ -348,6 +368,7 @@ def _served(params: Params) -> list[str]:
 # Each check with the keys that it reads: one whose keys are sound is made even if others are not.
 CHECKS: dict[Callable[[Params], Iterator[str]], str] = {
     _check_experiment: "experiment variants",
+    _check_measured: "benchmark.variants experiment variants",
     _check_device: "experiment.variants hardware.device tuning.candidates variants",
     _check_candidates: "tuning.candidates variants",
     _check_tuning_seeds: "experiment.seeds tuning",

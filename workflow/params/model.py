@@ -252,8 +252,9 @@ class Grid(Strict):
 
 
 class Benchmark(Strict):
-    """How memory and throughput are measured."""
+    """How memory and throughput are measured, and of which variants."""
 
+    variants: list[Name]
     micro_batch_rows: Count
     warmup_steps: Annotated[int, Field(ge=0, le=10**9)]
     steps: Annotated[int, Field(ge=3, le=10**9)]

@@ -14,6 +14,7 @@ from workflow.params import messages, presets, validation
 from workflow.params.model import Params
 from workflow.params.training import in_sections
 from workflow.runtime import inputs
+from workflow.runtime.dvc_lock import value_at
 from workflow.runtime.errors import UserError, problems
 from workflow.runtime.files import read_yaml
 from workflow.runtime.paths import PARAMS
@@ -26,6 +27,8 @@ SINCE = {
     "evaluation": {"divergence_items": None},
     "comparison": {"claims": {"far_less": 0.99}},
 }
+# Those whose value was that of another key.
+SINCE_AS = {"benchmark": {"variants": "experiment.variants"}}
 # The same of whole sections.
 SECTIONS_SINCE = {"tuning": {"candidates": {}, "seeds": []}}
 SINCE_OF_TRAINING = {
@@ -40,8 +43,8 @@ def load(path: Path = PARAMS, *, published: bool = False) -> Params:
     """Read and check a params file; within a stage, params.yaml as it was when the stage started.
 
     Args:
-        published: whether it is that of a study, which may be older than a key; it then has the value of `SINCE`, or than
-            the sections of `training`.
+        published: whether it is that of a study, which may be older than a key; it then has the value of `SINCE` or `SINCE_AS`,
+            or than the sections of `training`.
 
     Raises:
         UserError: the file is missing, is not YAML, or does not fit the model.
@@ -53,9 +56,10 @@ def load(path: Path = PARAMS, *, published: bool = False) -> Params:
         raise UserError(f"{path} must hold a mapping of sections, and holds {_kind(content)}.")
     if published:
         content = SECTIONS_SINCE | content
-    for section, values in SINCE.items() if published else ():
+    for section in (SINCE.keys() | SINCE_AS.keys()) if published else ():
         if isinstance(content.get(section), dict):
-            content[section] = values | content[section]
+            others = {key: value_at(content, other) for key, other in SINCE_AS.get(section, {}).items()}
+            content[section] = SINCE.get(section, {}) | others | content[section]
     if published and isinstance(content.get("training"), dict):
         content["training"] = _completed_training(content["training"])
     if published and isinstance(content.get("variants"), dict):

@@ -1,4 +1,7 @@
-"""A dot table as SVG: rows in the order of their memory, each with a point on an axis of quality and on one of memory."""
+"""A dot table as SVG: rows in the order of their memory, each with a point on an axis of quality and on one of memory.
+
+Without memory, rows are in the order given, on the axis of quality alone.
+"""
 
 from dataclasses import dataclass, field
 
@@ -8,6 +11,7 @@ from matplotlib.markers import MarkerStyle
 WIDTH = 345  # units, about one CSS pixel each
 ROW, FOOT = 36, 34  # heights of a row, and of the ticks and labels of the axes
 QUALITY, MEMORY = (18.0, 226.0), (250.0, 337.0)  # where the axes begin and end
+ALONE = (QUALITY[0], MEMORY[1])  # where an axis of quality alone does
 TEXT, POINT = 12, 24  # distances of a row's text and points from its top
 LANE = (16, 36)  # where the lines of the axes stand in a row, so that none crosses its text
 SIZE = 4.2  # half of a marker's width
@@ -50,23 +54,24 @@ class DotRow:
     marker: str
     value: float
     interval: tuple[float, float] | None
-    memory: float
+    memory: float | None
     data: dict[str, float] = field(default_factory=dict)
 
 
-def dot_table(key: str, rows: list[DotRow], quality: Axis, memory: Axis, alt: str) -> Markup:
+def dot_table(key: str, rows: list[DotRow], quality: Axis, memory: Axis | None, alt: str) -> Markup:
     """Draw rows, sorted by memory, with the Pareto line through those that no row with less memory surpasses.
 
     Args:
         key: a prefix for ids, unique on the page.
+        memory: None for rows without memory, which have no such line.
         alt: the figure in words.
     """
     bottom = ROW * len(rows) + 6
-    best = pareto([row.value * (-1 if quality.is_reversed else 1) for row in rows])
+    best = pareto([row.value * (-1 if quality.is_reversed else 1) for row in rows]) if memory else []
     parts = [
-        *_axis(quality, QUALITY, len(rows)),
-        *_axis(memory, MEMORY, len(rows)),
-        _pareto_line([(quality.place(rows[i].value, QUALITY), ROW * i + POINT) for i in best]),
+        *_axis(quality, QUALITY if memory else ALONE, len(rows)),
+        *(_axis(memory, MEMORY, len(rows)) if memory else []),
+        *_pareto_line([(quality.place(rows[i].value, QUALITY), ROW * i + POINT) for i in best]),
         *(_row(row, ROW * i, quality, memory, is_best=i in best) for i, row in enumerate(rows)),
     ]
     return Markup('<svg role="img" aria-label="{}" viewBox="0 0 {} {}" id="{}">\n{}\n</svg>').format(
@@ -114,15 +119,17 @@ def _axis(axis: Axis, ends: tuple[float, float], rows: int) -> list[Markup]:
     return parts
 
 
-def _pareto_line(points: list[tuple[float, float]]) -> Markup:
+def _pareto_line(points: list[tuple[float, float]]) -> list[Markup]:
     """Steps from point to point: down to the row of the next one, and across to it."""
+    if not points:
+        return []
     (x, y), *rest = points
     steps = "".join(f"V{y}H{x}" for x, y in rest)
-    return Markup('<path class="pareto" d="M{} {}{}"/>').format(x, y, steps)
+    return [Markup('<path class="pareto" d="M{} {}{}"/>').format(x, y, steps)]
 
 
-def _row(row: DotRow, top: float, quality: Axis, memory: Axis, *, is_best: bool) -> Markup:
-    y = top + POINT
+def _row(row: DotRow, top: float, quality: Axis, memory: Axis | None, *, is_best: bool) -> Markup:
+    y, ends = top + POINT, QUALITY if memory else ALONE
     parts = [
         Markup('<text x="0" y="{}"{}>{}</text>').format(
             top + TEXT, Markup(' class="best-so-far"') if is_best else "", row.label
@@ -130,17 +137,13 @@ def _row(row: DotRow, top: float, quality: Axis, memory: Axis, *, is_best: bool)
         Markup('<text x="{}" y="{}" text-anchor="end">{}</text>').format(WIDTH, top + TEXT, row.text),
     ]
     if row.interval:
-        low, high = (quality.place(end, QUALITY) for end in row.interval)
+        low, high = (quality.place(end, ends) for end in row.interval)
         parts.append(Markup('<path class="interval" d="M{} {}H{}"/>').format(low, y, high))
-    parts.append(
-        Markup('<path class="interval" d="M{} {}H{}"/>').format(
-            MEMORY[0], y, memory.place(row.memory, MEMORY)
-        )
-    )
-    for name, x in (
-        ("quality", quality.place(row.value, QUALITY)),
-        ("memory", memory.place(row.memory, MEMORY)),
-    ):
+    places = {"quality": quality.place(row.value, ends)}
+    if memory:
+        places["memory"] = memory.place(row.memory, MEMORY)
+        parts.append(Markup('<path class="interval" d="M{} {}H{}"/>').format(MEMORY[0], y, places["memory"]))
+    for name, x in places.items():
         parts.append(
             Markup('<path class="point {}" transform="translate({} {})" d="{}"/>').format(
                 name, x, y, _outline(row.marker)

@@ -292,8 +292,16 @@ def measured_in(facts: Facts) -> str:
     return f"as the mean over {facts.processes:,} processes each"
 
 
+def unmeasured_sentence(facts: Facts) -> str:
+    """A sentence that names the variants whose memory and time were not measured. Empty if there are none."""
+    if not facts.benchmarks:
+        return "Memory and time were not measured."
+    labels = [variant.label for variant in facts.unmeasured]
+    return f"Memory and time of {listed(labels)} were not measured." if labels else ""
+
+
 def peak_sentence(facts: Facts) -> str:
-    """A sentence that says which forward pass the peaks of the run's benchmark are from."""
+    """A sentence that says which forward pass the peaks of the run's benchmarks are from. There must be one of them."""
     longest = [result.epoch_longest_pass_tokens for result in facts.benchmarks.values()]
     if None in longest:
         steps = min(result.warmup_steps + result.steps for result in facts.benchmarks.values())
@@ -314,6 +322,8 @@ def duration(seconds: float) -> str:
 def energy_sentence(facts: Facts) -> str:
     """A sentence that says at which grid point energy was measured, or why it was not."""
     if not facts.energy:
+        if not facts.benchmarks:
+            return "Energy was not measured: benchmark.variants is empty."
         why = (
             "on a CPU there is no counter that this pipeline reads"
             if facts.on_cpu

@@ -87,7 +87,9 @@ def gather(settings: params.Params) -> Facts:
         ]
         for name in experiment.variants
     }
-    benchmarks = {name: read_record(benchmark_file(name), BenchmarkRecord) for name in experiment.variants}
+    benchmarks = {
+        name: read_record(benchmark_file(name), BenchmarkRecord) for name in settings.benchmark.variants
+    }
     bases = [read_json(evaluate_base_folder(name) / "result.json") for name in experiment.variants]
     evaluated = [*bases, *results.values()]
     hardware = _hardware(settings, labels)
@@ -159,8 +161,9 @@ def inputs(settings: params.Params) -> list[Path]:
     """The files that the page is made from."""
     experiment = settings.experiment
     files = [PARAMS, ENVIRONMENT, MODEL_SOURCE, DATASET_SOURCE, SAMPLE_COUNTS, COMPARISON]
+    files += [benchmark_file(name) for name in settings.benchmark.variants]
     for name in experiment.variants:
-        files += [benchmark_file(name), evaluate_base_folder(name) / "result.json"]
+        files.append(evaluate_base_folder(name) / "result.json")
         for seed in experiment.seeds:
             files += [
                 train_folder(name, seed) / file for file in ("result.json", "history.csv", "validation.csv")
@@ -192,7 +195,7 @@ def _divergence_files(settings: params.Params) -> list[Path]:
 def _grid_files(settings: params.Params) -> list[Path]:
     """The measured grids of this run."""
     shapes = settings.benchmark.grid.shapes
-    files = [grid_file(variant, shape) for shape in shapes for variant in settings.experiment.variants]
+    files = [grid_file(variant, shape) for shape in shapes for variant in settings.benchmark.variants]
     return [path for path in files if path.is_file()]
 
 
@@ -347,7 +350,7 @@ def _work(
     def scoring(evaluated: list[dict]) -> float:
         return sum(form["seconds"] for result in evaluated for form in result["forms"])
 
-    return [
+    work = [
         Work(
             "train",
             len(trainings),
@@ -363,6 +366,7 @@ def _work(
             "loading and the counted steps",
         ),
     ]
+    return [each for each in work if each.runs]
 
 
 def _divergence_work(results: list[dict]) -> list[Work]:

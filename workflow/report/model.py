@@ -196,7 +196,7 @@ class Facts:
     near_duplicates: int  # test rows with a near-duplicate in another split
     variants: list[Variant]
     compared: Comparison
-    benchmarks: dict[str, BenchmarkRecord]
+    benchmarks: dict[str, BenchmarkRecord]  # of the variants whose costs were measured
     history: pd.DataFrame
     validation: pd.DataFrame
     choices: dict[str, Choice]  # of learning rates, by the variant whose candidates they are
@@ -224,6 +224,11 @@ class Facts:
     @property
     def others(self) -> list[Variant]:
         return [variant for variant in self.variants if not variant.is_baseline]
+
+    @property
+    def unmeasured(self) -> list[Variant]:
+        """The variants whose memory and time were not measured."""
+        return [variant for variant in self.variants if variant.name not in self.benchmarks]
 
     @property
     def lettered(self) -> bool:
@@ -328,14 +333,14 @@ class Facts:
 
     @cached_property
     def energy(self) -> dict[str, Point]:
-        """The run's largest grid point at which the energy of each variant was measured, by variant."""
+        """The run's largest grid point at which the energy of each measured variant was read, by variant."""
         by_size: dict[tuple, dict[str, Point]] = {}
         for block in self.hardware:
             for point in block.grid if block.own_run and block.own else []:
                 if point.joules is not None:
                     key = (point.tokens, not point.checkpointing, point.micro_batch_rows)
                     by_size.setdefault(key, {})[point.variant] = point
-        names = [variant.name for variant in self.variants]
+        names = list(self.benchmarks)
         shared = [key for key, points in by_size.items() if set(names) <= points.keys()]
         return {name: by_size[max(shared)][name] for name in names} if shared else {}
 

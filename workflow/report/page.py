@@ -68,7 +68,7 @@ SECTIONS = (  # in the order of the page
     Section("faults", "Faults", faults.section, lambda content: bool(content.blocks)),
     Section("training", "Training", training.section),
     Section("rates", "Learning rates", rates.section, lambda content: bool(content.tried)),
-    Section("cost", "Memory and time", cost.section),
+    Section("cost", "Memory and time", cost.section, bool),
     Section("speed_ups", "Speed-ups", speed_ups.section, lambda content: bool(content.rows)),
     Section("hardware", None, hardware.section, lambda content: bool(content.blocks)),
     Section("answers", "Answers", answers.section),

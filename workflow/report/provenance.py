@@ -55,7 +55,7 @@ def sources(facts: Facts) -> dict[str, Source]:
     trained = [train_folder(*run) for run in runs]
     bases = [evaluate_base_folder(name) / "result.json" for name in experiment.variants]
     evaluated = [evaluate_folder(*run) / "result.json" for run in runs]
-    benchmarks = [benchmark_file(name) for name in experiment.variants]
+    benchmarks = [benchmark_file(name) for name in facts.params.benchmark.variants]
     divergences = [divergence_folder(*run) / "result.json" for run in runs]
     devices = [Path(file) for file in dict.fromkeys(file for block in facts.hardware for file in block.files)]
     compare, evaluate = "dvc repro compare", "dvc repro evaluate_base evaluate"

@@ -71,7 +71,10 @@ def _headline_table(facts: Facts) -> str:
                     number(score.value, decimals) if score else "not scored",
                     f"{change.value} ({change.interval})" if change else "",
                     change.verdict if change else ("baseline" if is_baseline else "not compared"),
-                    *(cost_text(cost, variant) if cost else "" for cost in costs),
+                    *(
+                        cost_text(cost, variant) if cost else "not measured" if form == AS_TRAINED else ""
+                        for cost in costs
+                    ),
                 ]
             )
     shift = 1 if gains else 0

@@ -27,6 +27,7 @@ REPORT = Path("report") / "index.html"
 SUMMARY = RESULTS / "summary.md"
 SUMMARY_TABLE = RESULTS / "summary.csv"
 CARDS = RESULTS / "cards"
+MEASURED = (RESULTS / "benchmark" / "measured.json", RESULTS / "benchmark_grid" / "measured.json")
 LOGS = Path("logs")
 STAGE_SECONDS = RESULTS / "stage_seconds.json"  # of the published run
 # What stages keep for one another and for their next run; git and DVC ignore it.

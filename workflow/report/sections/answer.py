@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from workflow.comparison.model import Contrast, Cost
 from workflow.report.english import (
@@ -14,6 +14,7 @@ from workflow.report.english import (
     form_name,
     listed,
     measured_in,
+    unmeasured_sentence,
     weights_in_16_bits,
 )
 from workflow.report.formatting import NARROW, Number, number, percent, quantity, ratio, span
@@ -64,7 +65,12 @@ def headline(facts: Facts) -> Headline:
     else:
         sentences += [sentence for sentence in (_all_quality(facts, metric), _all_costs(facts)) if sentence]
         lines = [_line(facts, other, metric) for other in facts.others]
-    notes = [_training_sentence(facts, metric), _seed_sentence(facts, metric), _float32_sentence(facts)]
+    notes = [
+        _training_sentence(facts, metric),
+        _seed_sentence(facts, metric),
+        _float32_sentence(facts),
+        Markup(escape(unmeasured_sentence(facts))),
+    ]
     return Headline(sentences, lines, [note for note in notes if note])
 
 
@@ -179,8 +185,9 @@ def _all_costs(facts: Facts) -> Markup | None:
             parts.append(Markup(template).format(Markup("<strong>{}</strong>").format(between)))
     if not parts:
         return None
-    return Markup("On {}, they {}, {}.").format(
-        _device(facts), Markup(" and ").join(parts), measured_in(facts)
+    who = "those that were measured" if facts.unmeasured else "they"
+    return Markup("On {}, {} {}, {}.").format(
+        _device(facts), who, Markup(" and ").join(parts), measured_in(facts)
     )
 
 
@@ -241,7 +248,7 @@ def _seed_sentence(facts: Facts, metric: tuple[str, str] | None) -> Markup | Non
 
 
 def _float32_sentence(facts: Facts) -> Markup | None:
-    if not facts.others or weights_in_16_bits(facts) is None:
+    if not facts.others or not facts.benchmarks or weights_in_16_bits(facts) is None:
         return None
     where = "On this CPU, 16-bit" if facts.on_cpu else "16-bit"
     return Markup(

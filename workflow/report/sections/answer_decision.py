@@ -9,7 +9,7 @@ from workflow.comparison.model import Contrast
 from workflow.comparison.more_data import MoreData, more_data
 from workflow.cost import memory
 from workflow.report.decision import Candidate, Choice, choice_sentence, decide
-from workflow.report.english import count, listed, served
+from workflow.report.english import count, listed, served, unmeasured_sentence
 from workflow.report.formatting import NARROW, decimals_of, number, quantity
 from workflow.report.labels import model_name
 from workflow.report.model import Facts, Variant
@@ -62,11 +62,13 @@ def decision(facts: Facts) -> Decision:
     """The advice for the run's own model, and for a larger one whose memory is predicted."""
     if facts.params.model.source == "random" or not facts.others:
         return Decision([], [], [], {}, {})
-    advices, models = [_advice_for_this_model(facts)], {"own": model_name(facts.params.model)}
-    if facts.planned:
-        advices.append(_advice_for_planned(facts))
+    advices, models = [], {}
+    if advice := _advice_for_this_model(facts):
+        advices.append(advice)
+        models["own"] = model_name(facts.params.model)
+    if facts.planned and (advice := _advice_for_planned(facts)):
+        advices.append(advice)
         models["planned"] = f"one of {_billions(facts)} parameters"
-    advices = [advice for advice in advices if advice]
     limits = {name: usable(facts, is_predicted=name == "planned") for name in models}
     budgets = {budget: {name: limits[name][budget] for name in models} for budget in BUDGETS}
     return Decision(advices, _serving(facts), _open_questions(facts), models, budgets)
@@ -164,10 +166,11 @@ def _advice_for_this_model(facts: Facts) -> Advice | None:
         heading=Markup("{}, by {}").format(model_name(facts.params.model), where),
         sentences=_sentences(facts, choices),
         condition=Markup(
-            "Memory: the peak of training, {} on {}; the served model must fit too. Quality: {} on {}, {}."
+            "Memory: the peak of training, {} on {}; the served model must fit too.{} Quality: {} on {}, {}."
         ).format(
             "measured once" if facts.processes == 1 else f"the mean over {facts.processes:,} processes",
             listed(facts.devices),
+            f" {left_out}" if (left_out := unmeasured_sentence(facts)) else "",
             metric_in_sentence(score),
             item_count(facts, score),
             count(len(facts.params.experiment.seeds), "seed"),

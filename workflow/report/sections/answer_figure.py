@@ -7,23 +7,28 @@ from matplotlib.ticker import MaxNLocator
 from workflow.comparison.model import Contrast, Cost, Share
 from workflow.report.dot_table import Axis, DotRow, dot_table
 from workflow.report.drawing import STYLE, Panel, color_of, marker_of
-from workflow.report.english import change, decimals_for, quality_name, served
+from workflow.report.english import change, decimals_for, listed, quality_name, served
 from workflow.report.formatting import NARROW, number, quantity, signed
 from workflow.report.model import Facts, Variant
 from workflow.report.scale import kept_share, share_of_gain
 from workflow.report.sections.answer_decision import Needs, own_needs, planned_needs
 from workflow.runtime.forms import AS_TRAINED
 
+PEAK = "peak_memory"
 LONGEST_ROW = 55  # characters of a label and the numbers of its row that have room in one line
 
 
 @dataclass(frozen=True)
 class _Arm:
-    """A variant in a serving form, with the peak of its training. The baseline as trained has neither of the last two."""
+    """A variant in a serving form. The baseline as trained has neither of the last two.
+
+    Attributes:
+        peak: of its training; None if no variant's was measured.
+    """
 
     variant: Variant
     form: str
-    peak: Cost
+    peak: Cost | None
     contrast: Contrast | None
     share: Share | None
 
@@ -39,11 +44,15 @@ class AnswerFigure:
     Attributes:
         of_gain: whether the axis is the share of the gain; else it is the difference in the metric's unit.
         has_margin: whether a band marks the margin of equivalence.
+        has_memory: whether there is an axis of memory; else none was measured.
+        left_out: the variants that have no row, as their memory was not measured, in words. Empty for none.
     """
 
     panels: list[Panel]
     of_gain: bool
     has_margin: bool
+    has_memory: bool
+    left_out: str
 
 
 def answer_figure(facts: Facts) -> AnswerFigure | None:
@@ -54,20 +63,29 @@ def answer_figure(facts: Facts) -> AnswerFigure | None:
         return None
     of_gain = all(arm.share for arm in arms if arm.contrast)
     quality = _quality_axis(facts, arms, of_gain=of_gain)
-    memory = _memory_axis(arms)
+    peaks = [arm.peak.value for arm in arms if arm.peak]
+    memory = _memory_axis(peaks) if peaks else None
     labels = _labels(facts, arms, of_gain=of_gain)
     forms = sorted({arm.form for arm in arms}, key=lambda form: (form != AS_TRAINED, form_order(facts, form)))
     panels = []
     for form in forms:
-        members = sorted(
-            (arm for arm in arms if arm.form == form), key=lambda arm: (arm.peak.value, arm.form)
-        )
+        members = [arm for arm in arms if arm.form == form]
+        if memory:
+            members.sort(key=lambda arm: arm.peak.value)
         rows = [_row(facts, arm, labels[arm.variant.name], of_gain=of_gain) for arm in members]
         title = f"Served {served(form)}"
-        alt = " ".join([f"{title}: {_axis_in_words(facts, of_gain)}", *map(_row_in_words, members, rows)])
+        axis = _axis_in_words(facts, of_gain, has_memory=memory is not None)
+        alt = " ".join([f"{title}: {axis}", *map(_row_in_words, members, rows)])
         svg = dot_table(f"answer-{form.replace('_', '-')}", rows, quality, memory, alt)
         panels.append(Panel(title, svg, kind="dots"))
-    return AnswerFigure(panels, of_gain, contrasts[0].equivalence is not None)
+    left_out = [v.label for v in facts.variants if memory and not facts.cost_of(v.name, PEAK)]
+    return AnswerFigure(
+        panels,
+        of_gain,
+        has_margin=contrasts[0].equivalence is not None,
+        has_memory=memory is not None,
+        left_out=listed(left_out) if left_out else "",
+    )
 
 
 def form_order(facts: Facts, form: str) -> int:
@@ -77,13 +95,14 @@ def form_order(facts: Facts, form: str) -> int:
 
 
 def _arms(facts: Facts) -> list[_Arm]:
+    """The arms of the variants whose peak was measured; of all variants if none was."""
     arms = []
     for variant in facts.variants:
-        peak = facts.cost_of(variant.name, "peak_memory")
+        peak = facts.cost_of(variant.name, PEAK)
         for form in facts.forms_of(variant.name):
             is_baseline = variant.is_baseline and form == AS_TRAINED
             contrast = None if is_baseline else facts.to_baseline(variant.name, form, facts.primary)
-            if peak and (contrast or is_baseline):
+            if (peak or not facts.benchmarks) and (contrast or is_baseline):
                 arms.append(_Arm(variant, form, peak, contrast, share_of_gain(facts, variant.name, form)))
     return arms
 
@@ -130,8 +149,8 @@ def _quality_axis(facts: Facts, arms: list[_Arm], *, of_gain: bool) -> Axis:
     )
 
 
-def _memory_axis(arms: list[_Arm]) -> Axis:
-    highest = 1.06 * max(arm.peak.value for arm in arms)
+def _memory_axis(peaks: list[float]) -> Axis:
+    highest = 1.06 * max(peaks)
     ticks = [
         tick
         for tick in MaxNLocator(3, steps=[1, 2, 2.5, 5, 10]).tick_values(0, highest)
@@ -149,7 +168,7 @@ def _row(facts: Facts, arm: _Arm, label: str, *, of_gain: bool) -> DotRow:
         marker=marker_of(arm.variant),
         value=value,
         interval=None if arm.is_baseline else (low, high),
-        memory=arm.peak.value,
+        memory=arm.peak and arm.peak.value,
         data=_data(facts, arm),
     )
 
@@ -161,7 +180,7 @@ def _numbers(facts: Facts, arm: _Arm, *, of_gain: bool) -> str:
         text = str(kept_share(facts, arm.share)[0])
     else:
         text = str(change(facts, arm.contrast, decimals_for(facts, facts.primary)).value)
-    return f"{text} · {quantity(arm.peak.value, arm.peak.unit)}"
+    return f"{text} · {quantity(arm.peak.value, arm.peak.unit)}" if arm.peak else text
 
 
 def _labels(facts: Facts, arms: list[_Arm], *, of_gain: bool) -> dict[str, str]:
@@ -185,9 +204,10 @@ def _total(needs: Needs) -> float | None:
     return None if None in (needs.training, needs.serving) else max(needs.training, needs.serving)
 
 
-def _axis_in_words(facts: Facts, of_gain: bool) -> str:
+def _axis_in_words(facts: Facts, of_gain: bool, *, has_memory: bool) -> str:
     subject = "share of the gain kept" if of_gain else f"difference to {facts.baseline.label}, as trained"
-    return f"{subject} in {quality_name(facts.primary)}, beside the peak memory of training."
+    beside = ", beside the peak memory of training" if has_memory else ""
+    return f"{subject} in {quality_name(facts.primary)}{beside}."
 
 
 def _row_in_words(arm: _Arm, row: DotRow) -> str:

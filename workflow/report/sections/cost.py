@@ -24,6 +24,7 @@ from workflow.report.english import (
     direction,
     gib,
     peak_sentence,
+    unmeasured_sentence,
     weights_in_16_bits,
 )
 from workflow.report.formatting import quantity, ratio, significant, span
@@ -174,7 +175,9 @@ def load_sentence(facts: Facts) -> str:
     busy = [
         (variant.label, load.cores_of_others, load.cores)
         for variant in facts.variants
-        if (load := facts.benchmarks[variant.name].load) and load.cores_of_others > BUSY * load.cores
+        if (measured := facts.benchmarks.get(variant.name))
+        and (load := measured.load)
+        and load.cores_of_others > BUSY * load.cores
     ]
     if not busy:
         return ""
@@ -214,10 +217,11 @@ def speed_warning(facts: Facts) -> str:
 
 
 def _speeds(facts: Facts) -> list[tuple[Variant, float, float]]:
-    """Each variant with the speed of its benchmark and the median of its trainings, in useful tokens/s."""
+    """Each measured variant with the speed of its benchmark and the median of its trainings, in useful tokens/s."""
     speeds = []
     for variant in facts.variants:
-        benchmark = facts.benchmarks[variant.name].value_of("training_speed")
+        measured = facts.benchmarks.get(variant.name)
+        benchmark = measured and measured.value_of("training_speed")
         trainings = [run.tokens_seen / run.seconds for run in variant.trained if run.seconds > 0]
         if benchmark and trainings:
             speeds.append((variant, benchmark, statistics.median(trainings)))
@@ -231,18 +235,22 @@ class CostSection:
     rows: list[CostRow]
     panels: list[Panel]
     peak_sentence: str
+    unmeasured_sentence: str  # empty if every variant was measured
     weights_in_16_bits: str | None  # GiB, with its unit
     load_sentence: str  # empty if the machine did nothing else, or that was not recorded
     speed_sentence: str
     speed_warning: str  # empty if benchmarks and trainings are about as fast
 
 
-def section(facts: Facts) -> CostSection:
-    """The content of this section's template."""
+def section(facts: Facts) -> CostSection | None:
+    """The content of this section's template. None if no variant's costs were measured."""
+    if not facts.benchmarks:
+        return None
     return CostSection(
         rows=cost_rows(facts),
         panels=cost_panels(facts),
         peak_sentence=peak_sentence(facts),
+        unmeasured_sentence=unmeasured_sentence(facts),
         weights_in_16_bits=gib(weights_in_16_bits(facts)),
         load_sentence=load_sentence(facts),
         speed_sentence=speed_sentence(facts),

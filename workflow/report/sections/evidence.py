@@ -61,6 +61,7 @@ class EvidenceRow:
     form: str
     color: str
     is_baseline: bool
+    as_trained: bool
     quality: EvidenceCell | None
     change: Change | None
     weights: EvidenceCell | None
@@ -100,6 +101,7 @@ def evidence(facts: Facts) -> Evidence:
                 form=english.form_name(form),
                 color=drawing.STYLE[drawing.color_of(variant)],
                 is_baseline=variant.is_baseline and form == AS_TRAINED,
+                as_trained=form == AS_TRAINED,
                 quality=score
                 and EvidenceCell(
                     facts.cite(number(score.value, decimals), score, "value"),

@@ -381,7 +381,7 @@ def _emulated(facts: Facts) -> Limit | None:
 
 
 def _resident_set(facts: Facts) -> Limit | None:
-    if not facts.on_cpu:
+    if not facts.on_cpu or not facts.benchmarks:
         return None
     before = facts.cost_of(facts.baseline.name, "memory_before_load")
     share = f", {quantity(before.value, before.unit)} before the model was loaded" if before else ""
@@ -403,7 +403,9 @@ def _random_benchmark(facts: Facts) -> Limit | None:
     )
 
 
-def _one_device(facts: Facts) -> Limit:
+def _one_device(facts: Facts) -> Limit | None:
+    if not facts.benchmarks:
+        return None
     steps = min(result.steps for result in facts.benchmarks.values())
     rows = min(result.micro_batch_rows for result in facts.benchmarks.values())
     return Limit(

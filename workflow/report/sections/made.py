@@ -80,6 +80,8 @@ def work_words(facts: Facts) -> str:
     energy = facts.energy
     if not energy:
         return text + energy_sentence(facts)
+    if facts.unmeasured:
+        return text + "Energy: not estimated, as that of some variants was not measured."
     joules = sum(
         run.tokens_seen / 1000 * energy[variant.name].joules
         for variant in facts.variants
