@@ -3,6 +3,7 @@
 docs/statistics.md derives the estimators and tests, names their assumptions and gives their simulated coverage.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -242,10 +243,11 @@ def _reference(sums: np.ndarray, sizes: np.ndarray, bootstrap: Bootstrap, *, sym
     Args:
         symmetric: whether both ends have the same degrees of freedom.
     """
-    random, resamples = np.random.default_rng(bootstrap.seed), bootstrap.resamples
+    resamples = bootstrap.resamples
     seeds, groups = sums.shape
     ratios = sums.sum(axis=1) / sizes.sum()
-    drawn, studentised = _drawn(sums, sizes, resamples, random)
+    weights, random = _group_weights(groups, resamples, bootstrap.seed)
+    drawn, studentised = _drawn(sums, sizes, weights)
     freedoms = _group_freedoms(studentised, groups, bootstrap.confidence, symmetric=symmetric)
     by_group = drawn.mean(axis=1).var(ddof=1) * groups / (groups - 1)
     if seeds == 1:
@@ -266,10 +268,43 @@ def _at_least(reference: Reference, error: float) -> Reference:
     return reference._replace(error=error, seed_share=reference.seed_share * reference.error**2 / error**2)
 
 
-def _drawn(
-    sums: np.ndarray, sizes: np.ndarray, resamples: int, random: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray]:
+@functools.lru_cache(maxsize=16)
+def _drawn_groups(groups: int, resamples: int, seed: int) -> tuple[np.ndarray, dict]:
+    """How often each resample has each group, [resamples, groups], and the state of the generator after these draws.
+
+    They depend on no score, so differences over as many groups share them: drawing takes longer than all the rest.
+    """
+    random = np.random.default_rng(seed)
+    batch = _batch(groups)
+    weights = np.empty((resamples, groups), dtype=np.uint16)
+    for start in range(0, resamples, batch):
+        rows = min(batch, resamples - start)
+        # Multinomial weights: numpy's own sampler takes several times as long as counting draws.
+        picks = random.integers(groups, size=(rows, groups)) + groups * np.arange(rows)[:, np.newaxis]
+        counts = np.bincount(picks.ravel(), minlength=rows * groups)
+        weights[start : start + rows] = counts.reshape(rows, groups)
+    weights.flags.writeable = False
+    return weights, random.bit_generator.state
+
+
+def _group_weights(groups: int, resamples: int, seed: int) -> tuple[np.ndarray, np.random.Generator]:
+    """The weights of `_drawn_groups`, and a generator that goes on after them."""
+    weights, state = _drawn_groups(groups, resamples, seed)
+    random = np.random.default_rng()
+    random.bit_generator.state = state
+    return weights, random
+
+
+def _batch(groups: int) -> int:
+    """Resamples that are computed at a time, which bounds the memory."""
+    return max(1, BATCH_WEIGHTS // groups)
+
+
+def _drawn(sums: np.ndarray, sizes: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Resample whole groups.
+
+    Args:
+        weights: [resamples, groups], how often each resample has each group.
 
     Returns:
         The ratios of sums, [resamples, seeds]; and the distance of their mean over the seeds from the
@@ -281,14 +316,10 @@ def _drawn(
     value = mean.sum() / sizes.sum()
     rest = mean - value * sizes
     columns = np.vstack([sums, sizes, rest**2, rest * sizes, sizes**2]).T
-    batch = max(1, BATCH_WEIGHTS // groups)
+    batch = _batch(groups)
     ratios, studentised = [], []
-    for start in range(0, resamples, batch):
-        rows = min(batch, resamples - start)
-        # Multinomial weights: numpy's own sampler takes several times as long as counting draws.
-        picks = random.integers(groups, size=(rows, groups)) + groups * np.arange(rows)[:, np.newaxis]
-        weights = np.bincount(picks.ravel(), minlength=rows * groups).reshape(rows, groups)
-        totals = weights.astype(float) @ columns
+    for start in range(0, len(weights), batch):
+        totals = weights[start : start + batch].astype(float) @ columns
         size, rest2, cross, size2 = totals[:, -4:].T
         ratios.append(totals[:, :-4] / size[:, np.newaxis])
         away = ratios[-1].mean(axis=1) - value
