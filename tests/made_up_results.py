@@ -448,8 +448,9 @@ def write_rates(
     for name, variant, rate in rates:
         runs = [
             {"seed": seed, "diverged": None if loss else "the training loss is not finite", "validation_loss_before": 3.0,
-             "validation_loss_after": loss, "best_validation_loss": loss and loss - 0.01, "best_step": 8,
-             "steps": STEPS, "tokens_seen": 10_000, "order_sha256": f"{seed:064x}", "seconds": 70.0}
+             "validation_loss_after": loss, "validation_loss_kept": loss, "kept_step": loss and STEPS,
+             "best_validation_loss": loss and loss - 0.01, "best_step": loss and 8, "steps": loss and STEPS,
+             "tokens_seen": 10_000, "order_sha256": f"{seed:064x}", "seconds": 70.0}
             for seed, loss in zip(seeds, losses[variant][rate], strict=True)
         ]  # fmt: skip
         about = {"candidate": name, "variant": variant, "learning_rate": rate}

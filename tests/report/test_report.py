@@ -658,6 +658,7 @@ def test_characters_that_html_forbids_are_replaced():
 
 def test_every_figure_and_table_says_where_it_is_from(page):
     write()
+    made_up_results.write_lock()
     page = Reader(page)
     for command in ("train", "compare", "evaluate_base evaluate", "fetch_model", "fetch_dataset"):
         assert f"Reproduced by dvc repro {command} ." in page.text

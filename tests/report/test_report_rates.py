@@ -88,7 +88,7 @@ def test_the_points_of_the_figure_are_the_losses_of_the_files(folder):
     alt = re.search('aria-label="([^"]*)"', panel.svg)[1]
     for choice in choices.values():
         for candidate in choice["candidates"]:
-            losses = [run["validation_loss_after"] for run in candidate["runs"]]
+            losses = [run["validation_loss_kept"] for run in candidate["runs"]]
             mean = sum(losses) / len(losses)
             seeds = " and ".join(f"seed {s} {x:.3f}" for s, x in zip((11, 12), losses, strict=True))
             assert f"{mean:.3f} at {candidate['learning_rate']:g} ({seeds})" in alt

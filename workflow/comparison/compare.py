@@ -48,7 +48,10 @@ def compare(settings: params.Params) -> tuple[Comparison, pd.DataFrame]:
         family=comparison.family.model_dump(),
         held_out_categories=list(settings.sample.held_out_categories),
         precisions={name: runs[0].precision.model_dump() for name, runs in results.trained.items()},
-        training={name: [run.model_dump() for run in runs] for name, runs in results.trained.items()},
+        training={
+            name: [run.model_dump(exclude_unset=True) for run in runs]
+            for name, runs in results.trained.items()
+        },
         trained_otherwise=otherwise,
         scores=measure_scores(results),
         contrasts=contrasts,

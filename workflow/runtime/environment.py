@@ -101,8 +101,8 @@ def changed(before: dict[str, str], after: dict[str, str]) -> list[tuple[str, st
 
 def repository() -> str | None:
     """Return the address of the repository, for links; None if pyproject.toml names none."""
-    project = tomllib.loads(PROJECT.read_text(encoding="utf-8"))["project"] if PROJECT.is_file() else {}
-    address = project.get("urls", {}).get("Repository", "")
+    content = tomllib.loads(PROJECT.read_text(encoding="utf-8")) if PROJECT.is_file() else {}
+    address = content.get("project", {}).get("urls", {}).get("Repository", "")
     return address if address.startswith("https://") else None
 
 

@@ -20,10 +20,8 @@ class CandidateRun(Record):
     diverged: str | None  # what was not finite; the losses after step 0 are then None
     validation_loss_before: float
     validation_loss_after: float | None  # after the last step
-    validation_loss_kept: (
-        float | None
-    )  # of the step whose weights a run would keep: the last, or the best scored one
-    kept_step: int | None
+    validation_loss_kept: float | None  # after kept_step
+    kept_step: int | None  # whose weights a run would keep: the last, or the best scored one
     best_validation_loss: float | None  # the lowest of the curve, step 0 included
     best_step: int | None
     steps: int | None

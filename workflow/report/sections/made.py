@@ -49,6 +49,8 @@ def record(source: dict) -> list[tuple[str, str]]:
     pairs = []
     for key, value in source.items():
         name = RECORD_NAMES.get(key, key.replace("_", " ").capitalize())
+        if key == "moved" and value is not None:
+            value = english.move_of(value)
         if isinstance(value, dict):
             pairs += record(value)
             continue
@@ -56,8 +58,6 @@ def record(source: dict) -> list[tuple[str, str]]:
             value = english.listed(value)
         if value is None:
             value = "no"
-        if key == "moved" and value != "no":
-            value = english.move_of(value)
         pairs.append((name, f"{value:,}" if isinstance(value, int) and key != "seed" else str(value)))
     return pairs
 
