@@ -144,7 +144,7 @@ def test_a_training_takes_the_chosen_rate_and_records_it(folder):
 
 def test_a_benchmark_runs_before_a_rate_is_chosen(folder, tmp_path):
     copy = tmp_path / "copy"
-    shutil.copytree(folder, copy, ignore=shutil.ignore_patterns("rates", "tune", "train"))
+    shutil.copytree(folder, copy, ignore=shutil.ignore_patterns("rates", "tune"))
     run(copy, "benchmark", "--variant", "lora_16bit")
     assert (copy / "results/benchmark/lora_16bit/result.json").is_file()
     said = run(copy, "train", "--variant", "lora_16bit", "--seed", "1", fails=True).stderr
