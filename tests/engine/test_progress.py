@@ -10,43 +10,54 @@ import sys
 from contextlib import suppress
 
 import yaml
-from engine_fixture import AFTER_ADDING_A_SEED, VARIANT, add_seed
+from engine_fixture import VARIANT
 
 from workflow.engine import stage_times
 from workflow.engine.progress import CLEAR, Progress, duration, label_of
 from workflow.engine.stage_times import StageTimes, digest_of
 
 REPORT = [sys.executable, "-m", "workflow.pipeline", "report"]
+AFTER_ANOTHER_TRAINING = [
+    "compare",
+    f"divergence@{VARIANT}-{VARIANT}-1",
+    f"evaluate@{VARIANT}-1",
+    "report",
+    f"train@{VARIANT}-1",
+]
+
+
+def train_otherwise(params: dict) -> None:
+    params["training"]["schedule"]["weight_decay"] += 0.01
 
 
 def test_each_stage_has_one_line_and_the_rest_is_in_the_logs(repository):
-    repository.edit_params(add_seed)
+    repository.edit_params(train_otherwise)
     first, *lines = repository.run(*REPORT).splitlines()
     assert first == "5 stages to run. What a stage prints is in logs/STAGE.log."
-    assert lines[0] == f"stage 1 of 5: train {VARIANT}, seed 2"
+    assert lines[0] == f"stage 1 of 5: train {VARIANT}, seed 1"
     assert [line.partition(":")[0] for line in lines] == [f"stage {number} of 5" for number in range(1, 6)]
-    assert repository.ran() == AFTER_ADDING_A_SEED
-    assert f"Running stage 'train@{VARIANT}-2'" in (repository.root / "logs/dvc.log").read_text()
+    assert repository.ran() == AFTER_ANOTHER_TRAINING
+    assert f"Running stage 'train@{VARIANT}-1'" in (repository.root / "logs/dvc.log").read_text()
     assert repository.run(*REPORT) == "Every stage is up to date: nothing runs.\n"
     assert repository.ran() == []
     kept = json.loads((repository.root / ".cache/stage_seconds.json").read_text())
-    assert sorted(kept["seconds"]) == AFTER_ADDING_A_SEED
+    assert sorted(kept["seconds"]) == AFTER_ANOTHER_TRAINING
 
 
 def test_a_failure_and_the_time_left_are_one_line_each(repository):
-    repository.edit_params(add_seed)
+    repository.edit_params(train_otherwise)
     params = yaml.safe_load((repository.root / "params.yaml").read_text())
     published = repository.root / "results/stage_seconds.json"
-    times = dict.fromkeys(AFTER_ADDING_A_SEED, 60.0)
+    times = dict.fromkeys(AFTER_ANOTHER_TRAINING, 60.0)
     published.write_text(json.dumps({"digest": digest_of(params), "seconds": times}))
-    (repository.control / f"fail train@{VARIANT}-2").touch()
+    (repository.control / f"fail train@{VARIANT}-1").touch()
     said = repository.run(*REPORT, fails=True)
     assert "5 stages to run · about 5 min left in all." in said
     *_, line, last = said.splitlines()
-    assert line == f"stage 1 of 5: train {VARIANT}, seed 2 · about 5 min left in all"
+    assert line == f"stage 1 of 5: train {VARIANT}, seed 1 · about 5 min left in all"
     # It says why, and no more: DVC's own words are in its log.
-    assert last == f"train@{VARIANT}-2: failed: told to"
-    assert f"failed to reproduce 'train@{VARIANT}-2'" in (repository.root / "logs/dvc.log").read_text()
+    assert last == f"train@{VARIANT}-1: failed: told to"
+    assert f"failed to reproduce 'train@{VARIANT}-1'" in (repository.root / "logs/dvc.log").read_text()
 
 
 def test_what_dvc_itself_refuses_reaches_the_terminal(repository):

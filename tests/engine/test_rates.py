@@ -1,24 +1,24 @@
 """A learning rate that is tried trains itself alone, and a choice that does not change trains no run."""
 
+import json
+
 import pytest
 from engine_fixture import (
     ENGINES,
     OTHER,
     VARIANT,
-    add_variant,
+    Repository,
+    add_unmeasured_variant,
     assert_clean,
     assert_nothing_to_do,
     push_and_clone,
 )
 
 CHOOSING = ["candidates", "rates", "report"]
-AFTER_ANOTHER_CHOICE = [
-    "compare",
-    f"divergence@{VARIANT}-{VARIANT}-1",
-    f"evaluate@{VARIANT}-1",
-    "report",
-    f"train@{VARIANT}-1",
-]
+TRAINED_WITH_THE_RATE = [f"divergence@{VARIANT}-{VARIANT}-1", f"evaluate@{VARIANT}-1", f"train@{VARIANT}-1"]
+# Its reference is the baseline's run, so it follows another training of that.
+AGAINST_THE_BASELINE = f"divergence@{OTHER}-{VARIANT}-1"
+OF_OTHER = [AGAINST_THE_BASELINE, f"evaluate@{OTHER}-1", f"evaluate_base@{OTHER}", f"train@{OTHER}-1"]
 
 
 def trying(**rates: float):
@@ -33,71 +33,70 @@ def trying(**rates: float):
     return change
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-def test_a_new_candidate_trains_itself_alone(repository, engine):
+@pytest.fixture(scope="module")
+def tried(finished, tmp_path_factory) -> Repository:
+    """Two variants, and two rates that Snakemake tried for the baseline; copied, never changed."""
+    repository = finished.copy(tmp_path_factory.mktemp("tried"))
+    repository.edit_params(add_unmeasured_variant)
     repository.edit_params(trying(low=1e-4, high=1e-3))
-    assert repository.bring_up_to_date(engine) == [*CHOOSING, "sample", "tune@high", "tune@low"]
+    ran = repository.bring_up_to_date("snakemake")
+    assert ran == sorted([*CHOOSING, "compare", "sample", "try_model", "tune@high", "tune@low", *OF_OTHER])
     assert_clean(repository)
+    return repository
+
+
+@pytest.fixture
+def repository(tried, tmp_path) -> Repository:
+    return tried.copy(tmp_path / "copy")
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_candidate_trains_itself_alone_and_another_choice_the_runs_of_its_variant_alone(repository, engine):
     repository.edit_params(trying(low=1e-4, high=1e-3, higher=3e-3))
     assert repository.bring_up_to_date(engine) == [*CHOOSING, "tune@higher"]
     assert_clean(repository)
     repository.edit_params(trying(low=3e-4, high=1e-3, higher=3e-3))
-    assert repository.bring_up_to_date(engine) == [*CHOOSING, "tune@low"]
+    (repository.control / f"rate {VARIANT}").write_text("another")
+    assert repository.bring_up_to_date(engine) == sorted(
+        [*CHOOSING, "compare", "tune@low", *TRAINED_WITH_THE_RATE, AGAINST_THE_BASELINE]
+    )
     assert_nothing_to_do(repository, engine)
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-def test_a_changed_choice_trains_the_runs_of_its_variant_alone(repository, engine):
-    def edit(params: dict) -> None:
-        add_variant(params)
-        trying(low=1e-4, high=1e-3)(params)
+def set_schedule(**changes):
+    def change(params: dict) -> None:
+        params["training"]["schedule"] |= changes
 
+    return change
+
+
+@pytest.mark.parametrize(
+    ("edit", "tried_again"),
+    [
+        pytest.param(set_schedule(learning_rate=VARIANT), [], id="the rate of the runs"),
+        pytest.param(set_schedule(warmup_fraction=0.5), ["tune@high", "tune@low"], id="any other"),
+    ],
+)
+def test_a_shared_setting_tries_every_candidate_again_unless_it_is_the_rate_of_the_runs(
+    repository, edit, tried_again
+):
     repository.edit_params(edit)
-    repository.bring_up_to_date(engine)
-    (repository.control / f"rate {VARIANT}").write_text("another")
-    repository.edit_params(trying(low=1e-4, high=1e-3, higher=3e-3))
-    with_other = [*AFTER_ANOTHER_CHOICE, f"divergence@{OTHER}-{VARIANT}-1"]  # whose reference it is
-    assert repository.bring_up_to_date(engine) == sorted([*with_other, "candidates", "rates", "tune@higher"])
-    assert_clean(repository)
-
-
-def test_the_shared_rate_of_the_runs_is_none_of_a_candidates(repository):
-    repository.edit_params(trying(low=1e-4, high=1e-3))
-    repository.bring_up_to_date("dvc")
-
-    def by_name(params: dict) -> None:
-        params["training"]["schedule"]["learning_rate"] = VARIANT
-
-    repository.edit_params(by_name)
-    assert repository.bring_up_to_date("dvc") == sorted([*AFTER_ANOTHER_CHOICE, "rates"])
-
-
-def test_another_shared_setting_tries_every_candidate_again(repository):
-    repository.edit_params(trying(low=1e-4, high=1e-3))
-    repository.bring_up_to_date("dvc")
-
-    def more_steps(params: dict) -> None:
-        params["training"]["schedule"]["steps"] += 1
-
-    repository.edit_params(more_steps)
-    assert {"tune@high", "tune@low", "rates", f"train@{VARIANT}-1"} < set(repository.bring_up_to_date("dvc"))
+    stale = set(json.loads(repository.dvc("status", "--json")))
+    assert {f"train@{VARIANT}-1", f"train@{OTHER}-1"} < stale
+    assert sorted(stage for stage in stale if stage.startswith("tune@")) == tried_again
 
 
 def test_a_candidate_that_is_no_more_is_pruned(repository):
-    repository.edit_params(trying(low=1e-4, high=1e-3, higher=3e-3))
-    repository.bring_up_to_date("dvc")
-    repository.edit_params(trying(low=1e-4, high=1e-3))
-    assert "tune@higher is no longer in dvc.yaml" in repository.prune()
-    assert not (repository.root / "results/tune/higher/result.json").exists()
+    repository.edit_params(trying(low=1e-4))
+    assert "tune@high is no longer in dvc.yaml" in repository.prune()
+    assert not (repository.root / "results/tune/high/result.json").exists()
     assert repository.bring_up_to_date("dvc") == CHOOSING
     assert_clean(repository)
-    repository.edit_params(trying(low=1e-4, high=1e-3, higher=3e-3))
+    repository.edit_params(trying(low=1e-4, high=1e-3))
     assert repository.bring_up_to_date("dvc") == ["report"]  # all else comes from the cache
 
 
 def test_a_clone_takes_candidates_and_choice_from_the_remote(repository, tmp_path):
-    repository.edit_params(trying(low=1e-4, high=1e-3))
-    repository.bring_up_to_date("dvc")
     clone = push_and_clone(repository, tmp_path)
     clone.dvc("pull", "--quiet")
     assert_nothing_to_do(clone, "snakemake")

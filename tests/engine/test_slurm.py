@@ -101,7 +101,9 @@ def submitted(repository: Repository, slurm: Slurm) -> Iterator[subprocess.Popen
     ) as run:
         try:
             wait_until(
-                lambda: log.exists() and set(log.read_text().split()) == set(trainings), "two trainings", 180
+                lambda: log.exists() and set(log.read_text().split()) == {"sample", *trainings},
+                "two trainings",
+                180,
             )
             yield run
         finally:
@@ -129,7 +131,7 @@ def test_a_canceled_job_fails_its_call_and_the_next_call_runs_it_alone(repositor
     assert f"SLURM-job '{job['JobId']}' failed, SLURM status is: 'CANCELLED'" in output
     assert f"logs/{canceled}.log" in output
     assert slurm.job(job["JobId"])["JobState"] == "CANCELLED"
-    assert repository.ran() == [canceled, f"train@{VARIANT}-3"]
+    assert repository.ran() == ["sample", canceled, f"train@{VARIANT}-3"]
 
     on_slurm(repository, slurm, canceled, f"train@{VARIANT}-3")
     assert repository.ran() == [canceled]

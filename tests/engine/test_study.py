@@ -384,7 +384,7 @@ def test_a_study_is_run_by_either_engine_beside_the_repository(repository, monke
         monkeypatch.setenv(name, value)
     own = {path: (repository.root / path).read_bytes() for path in ("dvc.lock", "params.yaml")}
     (repository.root / "params.yaml").write_bytes(
-        own["params.yaml"].replace(b"seeds:", b"seeds: # as before\n")
+        own["params.yaml"].replace(b"seeds:", b"seeds: # as before\n", 1)
     )
     folder = repository.root / "studies" / "params"  # within a git repository that ignores it
     study.lay_out(str(repository.root / "params.yaml"), folder=folder, repository=repository.root)

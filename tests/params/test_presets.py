@@ -145,6 +145,17 @@ c:
     }
 
 
+def test_a_mapping_on_one_line_is_merged_key_by_key_too():
+    default = "# The default.\n\na:\n  b: {x: 1, y: [1, 2], z: {}, w: {m: 1, n: 2}}\n  c: {x: 1}\n"
+    changes = "# Preset.\n\na:\n  b: {y: [3, 4], z: {l: 1}, w: {n: 3}, v: {k: 1, l: 2}}\n"
+    entries = [commented.split_head(text)[1] for text in (default, changes)]
+    text = commented.render(["# The default."], commented.merge(*entries))
+    assert text == default.replace(
+        "{x: 1, y: [1, 2], z: {}, w: {m: 1, n: 2}}",
+        "{x: 1, y: [3, 4], z: {l: 1}, w: {m: 1, n: 3}, v: {k: 1, l: 2}}",
+    )
+
+
 def run(folder, *arguments: str) -> subprocess.CompletedProcess:
     return subprocess.run(
         [sys.executable, "-m", "workflow.params", *arguments],

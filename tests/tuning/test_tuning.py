@@ -6,7 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from conftest import CPU, ROOT, run_stage_in
+from conftest import CPU, ROOT, run_stage_in, write_rows_to_train_on
 from edit_params import put, set_training
 from ruamel.yaml import YAML
 
@@ -53,7 +53,7 @@ def folder(tiny_model, splits, tmp_path_factory) -> Path:
     write_params(folder, asked())
     shutil.copy(ROOT / "dvc.yaml", folder)
     shutil.copytree(tiny_model, folder / "results/fetch_model/model")
-    write_jsonl(folder / "results/sample/validation.jsonl", as_rows(splits["validation"]))
+    write_rows_to_train_on(folder, splits)
     drawn = [{"seed": seed, "rows": as_rows(splits["train"])} for seed in SEEDS]
     write_jsonl(folder / "results/sample/tuning.jsonl", drawn)
     run(folder, "candidates")
@@ -144,7 +144,7 @@ def test_a_training_takes_the_chosen_rate_and_records_it(folder):
 
 def test_a_benchmark_runs_before_a_rate_is_chosen(folder, tmp_path):
     copy = tmp_path / "copy"
-    shutil.copytree(folder, copy, ignore=shutil.ignore_patterns("rates", "tune", "train"))
+    shutil.copytree(folder, copy, ignore=shutil.ignore_patterns("rates", "tune"))
     run(copy, "benchmark", "--variant", "lora_16bit")
     assert (copy / "results/benchmark/lora_16bit/result.json").is_file()
     said = run(copy, "train", "--variant", "lora_16bit", "--seed", "1", fails=True).stderr

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Self
 
 REPLACE = "!replace"
+ON_ONE_LINE = re.compile(r"(.*?: ){(.*)}")
 
 
 @dataclass(frozen=True)
@@ -93,13 +94,31 @@ def _merged(default: Entry, change: Entry) -> Entry:
     change = replace(change, comment=change.comment or default.comment)
     before, after = default.children(), change.children()
     if not after:
-        return change
+        return _merged_on_one_line(default, change)
     if change.replaces:
         above = {entry.key: entry.comment for entry in before}
         return change.with_children(
             [replace(entry, comment=entry.comment or above.get(entry.key, ())) for entry in after]
         )
     return change.with_children(merge(before, after)) if before else change
+
+
+def _merged_on_one_line(default: Entry, change: Entry) -> Entry:
+    before, after = ON_ONE_LINE.fullmatch(default.line), ON_ONE_LINE.fullmatch(change.line)
+    if not (before and after):
+        return change
+    children = merge(_split_line(before[2]), _split_line(after[2]))
+    return replace(change, line=f"{after[1]}{{{', '.join(child.line for child in children)}}}")
+
+
+def _split_line(text: str) -> list[Entry]:
+    """Return the entries of a mapping on one line, whose text this is without its braces."""
+    parts: list[str] = []
+    depth = 0
+    for part in text.split(", "):
+        parts = [*parts[:-1], f"{parts[-1]}, {part}"] if depth else [*parts, part]
+        depth += sum(part.count(bracket) for bracket in "[{") - sum(part.count(bracket) for bracket in "]}")
+    return parse(parts)
 
 
 def comments(entries: list[Entry], path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str]]:
