@@ -46,6 +46,13 @@ def set_rate(value: float) -> Edit:
     )
 
 
+def before_training(repository: Repository) -> None:
+    """Set a rate with which nothing was trained, and run what comes before the training."""
+    set_rate(0.002)(repository)
+    repository.dvc("repro", "rates")
+    repository.ran()
+
+
 def recorded(repository: Repository) -> list[bytes]:
     """What DVC has on record: dvc.lock, and its run cache."""
     runs = sorted((repository.root / ".dvc/cache/runs").rglob("*"))
@@ -63,7 +70,7 @@ def recorded(repository: Repository) -> list[bytes]:
     ids=["params", "params-snakemake", "code", "data"],
 )
 def test_an_edit_while_a_stage_runs_stops_it_and_records_nothing(repository, engine, edit, named):
-    set_rate(0.002)(repository)
+    before_training(repository)
     before = recorded(repository)
     with hanging(repository, TRAIN, COMMANDS[engine]) as run:
         edit(repository)
@@ -81,7 +88,7 @@ def test_an_edit_while_a_stage_runs_stops_it_and_records_nothing(repository, eng
 
 @pytest.mark.parametrize("undone", [False, True], ids=["of another stage's key", "undone before the end"])
 def test_an_edit_that_changes_nothing_of_what_a_stage_read_does_not_stop_it(repository, undone):
-    set_rate(0.002)(repository)
+    before_training(repository)
     code = repository.root / CODE / "file.txt"
     with hanging(repository, TRAIN, DVC) as run:
         if undone:
@@ -111,7 +118,7 @@ def test_params_are_read_as_they_were_when_the_stage_started(repository):
 
 @pytest.mark.parametrize("what", ["params.yaml", f"{CODE}/file.txt"])
 def test_an_edit_between_a_stages_end_and_dvcs_record_is_seen_by_our_own_command(repository, what):
-    set_rate(0.002)(repository)
+    before_training(repository)
     before = recorded(repository)
     edit = "s/learning_rate: 0.002/learning_rate: 0.005/" if what == "params.yaml" else "$ a edited"
     after = repository.control / "after train"
@@ -127,8 +134,8 @@ def test_an_edit_between_a_stages_end_and_dvcs_record_is_seen_by_our_own_command
     after.unlink()
     repository.ran()
     repository.snakemake("--cores", "1", TRAIN)
-    # The trial before the training depends on the same code.
-    assert repository.ran() == [TRAIN] + ["try_model"] * (what != "params.yaml")
+    # The rate is chosen before the training, and the trial depends on the same code.
+    assert repository.ran() == (["rates", TRAIN] if what == "params.yaml" else [TRAIN, "try_model"])
     assert_clean(repository, TRAIN)
 
 

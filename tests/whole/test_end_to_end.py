@@ -221,6 +221,7 @@ def test_another_seed_trains_only_what_is_new(by_dvc):
     } | {
         "divergence@lora_16bit-lora_16bit-2",
         "divergence@qlora_nf4_dq-lora_16bit-2",
+        "sample",
         "compare",
         "report",
     }

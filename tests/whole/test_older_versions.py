@@ -101,7 +101,7 @@ def saved(tiny, tmp_path_factory) -> dict[str, tuple[Path, Path | None]]:
     finish(Path("full"), "full_16bit")
     training = tiny.training.model_copy(update={"rank": 4, "alpha": settings["lora_alpha"]})
     patch = pytest.MonkeyPatch()
-    patch.setattr(params.Params, "training_of", lambda *_: training)
+    patch.setattr(params.Params, "training_of", lambda *_, **__: training)
     for form in ("merged_16bit", "merged_dequantized"):
         export.save_served("qlora_nf4_dq", 1, form, folder / form)
     export.save_served("qlora_nf4_dq", 1, "as_trained", folder / "published")

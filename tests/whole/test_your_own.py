@@ -23,6 +23,7 @@ from transformers import AutoTokenizer
 
 from workflow.data.rows import from_scored_rows
 from workflow.runtime.files import read_json, read_jsonl
+from workflow.runtime.paths import split_file, train_rows_file
 
 PAGE = (ROOT / "docs" / "your_own.md").read_text()
 ROWS = 320
@@ -138,7 +139,7 @@ class User:
         return self.do(block)
 
     def split(self, name: str) -> list[dict]:
-        return read_jsonl(self.folder / f"results/sample/{name}.jsonl")
+        return read_jsonl(self.folder / (train_rows_file(1) if name == "train" else split_file(name)))
 
     def source(self, stage: str) -> dict:
         return read_json(self.folder / f"results/{stage}/source.json")
