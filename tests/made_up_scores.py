@@ -228,8 +228,8 @@ def counted(*, rows: int, tokens_in_loss: int) -> dict:
     return {"rows": rows, "rows_dropped": 0, "rows_cut": 0, "tokens_in_loss": tokens_in_loss}
 
 
-def write_validation(variant: str, seed: int, losses: list[float]) -> None:
+def write_validation(variant: str, seed: int, losses: list[float], *, every: int = 10) -> None:
     """Losses of the validation rows at the steps 0, 10, 20 and so on, a little apart from seed to seed."""
-    table = pd.DataFrame({"step": range(0, 10 * len(losses), 10), "validation_loss": losses})
+    table = pd.DataFrame({"step": range(0, every * len(losses), every), "validation_loss": losses})
     table["validation_loss"] += 0.01 * seed
     table.to_csv(train_folder(variant, seed) / "validation.csv", index=False)

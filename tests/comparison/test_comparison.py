@@ -290,6 +290,14 @@ def test_a_verdict_on_a_loss_that_rose_again_says_that_it_rests_on_the_last_chec
     assert not one(compared, "to_base", "lora_16bit").caveat
 
 
+def test_a_rise_is_seen_where_each_seed_takes_as_many_steps_as_its_own_rows_need(folder):
+    for number, seed in enumerate(SEEDS):
+        write_validation("qlora_nf4_dq", seed, [2.6, 2.2, 2.05, 2.1], every=10 + number)
+    (rise,) = compare.compare(params.load())[0].rises
+    assert (rise.best_step, rise.last_step) == (20, 30)
+    assert rise.last - rise.best == pytest.approx(0.05) and 0 < rise.low <= rise.high < 0.1
+
+
 def test_a_verdict_on_the_best_weights_does_not_rest_on_the_last_checkpoint(folder):
     for seed in SEEDS:
         write_validation("qlora_nf4_dq", seed, [2.6, 2.2, 2.05, 2.1])

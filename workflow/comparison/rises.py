@@ -1,5 +1,6 @@
 """Find the variants whose validation loss rose again before their training ended, and whose last weights were saved."""
 
+import numpy as np
 import pandas as pd
 from scipy import stats
 
@@ -16,10 +17,7 @@ def find_rises(results: Results, settings: params.Params) -> list[Rise]:
     A variant that keeps its best weights is none of them, since no verdict on it rests on its last ones. A rise is noise
     if its interval over the seeds includes zero, or if it is smaller than SMALLEST_RISE of the loss.
     """
-    losses = {
-        name: pd.concat({i: run.set_index("step")["validation_loss"] for i, run in enumerate(runs)}, axis=1)
-        for name, runs in results.validation.items()
-    }
+    losses = {name: _by_seed(runs) for name, runs in results.validation.items()}
     baseline = losses[settings.experiment.baseline].mean(axis=1)
     rises = []
     for name, by_seed in losses.items():
@@ -44,3 +42,17 @@ def find_rises(results: Results, settings: params.Params) -> list[Rise]:
         )
         rises.append(Rise(name, int(best), int(last), float(mean[best]), float(mean[last]), low, high, until))
     return rises
+
+
+def _by_seed(runs: list[pd.DataFrame]) -> pd.DataFrame:
+    """The validation loss of each seed, a column each, at the steps of the first.
+
+    Seeds that draw rows of their own may take some steps more or fewer: their curves are read, between two scored steps by
+    a straight line, at the same part of the training.
+    """
+    first, last = runs[0]["step"], runs[0]["step"].iloc[-1]
+    columns = {
+        i: np.interp(first / last, run["step"] / run["step"].iloc[-1], run["validation_loss"])
+        for i, run in enumerate(runs)
+    }
+    return pd.DataFrame(columns, index=pd.Index(first, name="step"))
