@@ -102,7 +102,7 @@ def _one_draw(facts: Facts) -> Limit | None:
         "One draw of the training rows",
         "All seeds have the same training rows, so no interval says what other rows would have given. Where rows matter as "
         "much as seeds, intervals of five seeds that promise 95 % cover that in 70 to 82 % of simulations. "
-        "sample.per_seed: true draws rows for each seed.",
+        "Params can have rows drawn anew for each seed.",
     )
 
 
