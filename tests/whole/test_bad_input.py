@@ -380,7 +380,7 @@ def files(
 SUM_LINES = "".join(line(**row) for row in SUMS).encode()
 
 PARAMS = [
-    ("a key that there is not", param(put("training.schedule.learning_rat", 1.0)), "training.schedule.learning_rat is not a known key; known here are .*learning_rate"),
+    ("a key that there is not", param(put("training.schedule.learning_rat", 1.0)), r"training.schedule.learning_rat is not a key; did you mean learning_rate\?"),
     ("a key too few", param(drop("sample.split_seed")), "sample.split_seed is missing"),
     ("text for a number", param(put("training.step.rank", "16")), 'training.step.rank is "16": input should be a valid integer'),
     ("a truth for a number", param(put("sample.rows", True)), "sample.rows is true: input should be a valid integer"),
