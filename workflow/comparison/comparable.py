@@ -162,9 +162,10 @@ def check_inputs(settings: params.Params) -> None:
         for seed in experiment.seeds:
             files[f"train@{name}-{seed}"] = train_folder(name, seed) / "result.json"
             files[f"evaluate@{name}-{seed}"] = evaluate_folder(name, seed) / "result.json"
-            files[f"divergence@{name}-{experiment.baseline}-{seed}"] = (
-                divergence_folder(name, seed) / "result.json"
-            )
+            if settings.evaluation.divergence_items is not None:
+                files[f"divergence@{name}-{experiment.baseline}-{seed}"] = (
+                    divergence_folder(name, seed) / "result.json"
+                )
     for name in settings.benchmark.variants:
         files[f"benchmark@{name}"] = benchmark_file(name)
         for shape in settings.benchmark.grid.named_shapes:

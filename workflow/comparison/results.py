@@ -139,7 +139,8 @@ class Results:
                 self.evaluated.setdefault(arm, []).append(
                     EvaluatedForm(result["seed"], stage, metrics, record)
                 )
-        self.divergences = _divergences(runs, experiment.baseline)
+        compared = settings.evaluation.divergence_items is not None
+        self.divergences = _divergences(runs, experiment.baseline) if compared else []
         self._tables = {
             key: frame for key, frame in self.items.groupby(["variant", "form", "task", "metric"], sort=False)
         }
