@@ -207,3 +207,41 @@ def test_everything_undecided_is_counted_and_named(said, contrasts):
         named = set(re.findall(r"`(\w+)`", cell))
         assert set(found["variant"]) == (everyone - named if cell.startswith("all") else named)
     assert not rows
+
+
+SECOND = ROOT / "results/studies/study"
+
+
+@pytest.mark.parametrize(
+    ("kind", "variant", "form", "subset"),
+    [
+        ("to_baseline", DQ, "as_trained", "all"),
+        ("to_baseline", "qlora_nf4_dq_own_rate", "as_trained", "all"),
+        ("to_baseline", DQ, "merged_16bit", "all"),
+        ("to_baseline", DQ, "requantized", "all"),
+        ("to_baseline", "qlora_nf4_dq_merge_aware", "requantized", "all"),
+        ("to_baseline", "full_16bit", "as_trained", "all"),
+        ("to_baseline", RECIPE, "as_trained", "all"),
+        ("to_baseline", RECIPE, "requantized", "all"),
+        ("to_baseline", DQ, "as_trained", "category/closed_qa"),
+        ("to_baseline", DQ, "as_trained", "category/summarization"),
+        ("to_base", "lora_16bit_without_reading", "as_trained", "held_out"),
+        ("to_base", "qlora_nf4_dq_without_reading", "as_trained", "held_out"),
+        ("to_base", "lora_16bit_without_writing", "as_trained", "held_out"),
+        ("to_base", "qlora_nf4_dq_without_writing", "as_trained", "held_out"),
+    ],
+)
+def test_a_difference_of_the_second_study_is_that_of_its_results(said, kind, variant, form, subset):
+    found = pd.read_csv(SECOND / "compare/contrasts.csv")
+    assert quoted(one(found, kind=kind, variant=variant, form=form, subset=subset), 3) in said
+
+
+def test_the_rates_of_the_second_study_were_chosen_within_what_was_tried():
+    choices = read_json(SECOND / "rates/choices.json")["choices"]
+    for choice in choices.values():
+        mean = {
+            candidate["learning_rate"]: sum(run["validation_loss_kept"] for run in candidate["runs"])
+            for candidate in choice["candidates"]
+        }
+        assert choice["learning_rate"] == min(mean, key=mean.get)
+        assert min(mean) < choice["learning_rate"] < max(mean)
