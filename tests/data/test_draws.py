@@ -181,13 +181,16 @@ def put(folder: Path, seeds: list[int], *, tuning: list[int] = (), **changes) ->
         yaml.dump(content, file)
 
 
-def test_the_stage_writes_a_file_for_each_seed_which_no_other_seed_changes(
-    dataset, tiny_model, tmp_path, monkeypatch, capsys
-):
+@pytest.fixture
+def of_dataset(dataset, tiny_model, tmp_path, monkeypatch) -> None:
+    """Work in a folder with the dataset and a model whose tokens are bytes."""
     (tmp_path / MODEL).parent.mkdir(parents=True)
     (tmp_path / MODEL).symlink_to(tiny_model)
     write_jsonl(tmp_path / INSTRUCTIONS, as_rows(dataset))
     monkeypatch.chdir(tmp_path)
+
+
+def test_the_stage_writes_a_file_for_each_seed_which_no_other_seed_changes(of_dataset, tmp_path, capsys):
     put(tmp_path, [3, 1])
     sample()
     files = [train_rows_file(3), train_rows_file(1), split_file("validation"), split_file("test")]
@@ -204,13 +207,7 @@ def test_the_stage_writes_a_file_for_each_seed_which_no_other_seed_changes(
     assert counts["rows_to_draw_from"] == 600 - counts["test_rows"] - counts["validation_rows"]
 
 
-def test_tuning_seeds_draw_rows_of_their_own_and_change_no_others(
-    dataset, tiny_model, tmp_path, monkeypatch, capsys
-):
-    (tmp_path / MODEL).parent.mkdir(parents=True)
-    (tmp_path / MODEL).symlink_to(tiny_model)
-    write_jsonl(tmp_path / INSTRUCTIONS, as_rows(dataset))
-    monkeypatch.chdir(tmp_path)
+def test_tuning_seeds_draw_rows_of_their_own_and_change_no_others(of_dataset, tmp_path, capsys):
     put(tmp_path, [3, 1])
     sample()
     assert read_jsonl(TUNING_ROWS) == []
@@ -226,13 +223,7 @@ def test_tuning_seeds_draw_rows_of_their_own_and_change_no_others(
     assert not tested & set.union(*drawn.values())
 
 
-def test_a_long_response_is_scored_up_to_the_asked_tokens_and_counted(
-    dataset, tiny_model, tmp_path, monkeypatch, capsys
-):
-    (tmp_path / MODEL).parent.mkdir(parents=True)
-    (tmp_path / MODEL).symlink_to(tiny_model)  # its tokens are bytes
-    write_jsonl(tmp_path / INSTRUCTIONS, as_rows(dataset))
-    monkeypatch.chdir(tmp_path)
+def test_a_long_response_is_scored_up_to_the_asked_tokens_and_counted(of_dataset, tmp_path, capsys):
     put(tmp_path, [3])
     sample()
     whole = {row["id"]: row["response"] for row in read_jsonl(split_file("test"))}
