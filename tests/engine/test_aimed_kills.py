@@ -30,7 +30,7 @@ SNAKEMAKE = [str(snakemake_command()), "--cores", "1"]
 
 
 def change_training(params: dict) -> None:
-    params["training"]["schedule"]["learning_rate"] = 0.0123
+    params["training"]["schedule"]["warmup_fraction"] = 0.5
 
 
 def ends_at(repository: Repository, module: str, how: str, text: str, number: int = 1) -> str:

@@ -279,7 +279,7 @@ def test_an_option_that_would_say_something_untrue_is_refused(repository, option
 @pytest.mark.parametrize(
     ("edit", "sentence"),
     [
-        (lambda params: params.update(modle={}), "modle is not a known key"),
+        (lambda params: params.update(modle={}), "modle is not a key; did you mean model?"),
         (lambda params: params["experiment"].update(baseline=OTHER), f"experiment.baseline is {OTHER}"),
     ],
     ids=["a schema can say it", "only the model can"],

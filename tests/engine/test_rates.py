@@ -87,13 +87,13 @@ def test_a_shared_setting_tries_every_candidate_again_unless_it_is_the_rate_of_t
 
 
 def test_a_candidate_that_is_no_more_is_pruned(repository):
-    repository.edit_params(trying(low=1e-4))
-    assert "tune@high is no longer in dvc.yaml" in repository.prune()
-    assert not (repository.root / "results/tune/high/result.json").exists()
-    assert repository.bring_up_to_date("dvc") == CHOOSING
-    assert_clean(repository)
+    repository.edit_params(trying(low=1e-4, high=1e-3, higher=3e-3))
+    assert repository.bring_up_to_date("dvc") == [*CHOOSING, "tune@higher"]
     repository.edit_params(trying(low=1e-4, high=1e-3))
+    assert "tune@higher is no longer in dvc.yaml" in repository.prune()
+    assert not (repository.root / "results/tune/higher/result.json").exists()
     assert repository.bring_up_to_date("dvc") == ["report"]  # all else comes from the cache
+    assert_clean(repository)
 
 
 def test_a_clone_takes_candidates_and_choice_from_the_remote(repository, tmp_path):

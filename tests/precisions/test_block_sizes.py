@@ -1,6 +1,5 @@
 """Blocks of other sizes: held by the layers, kept by a merge and by saved files, and refused where there are none."""
 
-import bitsandbytes as bnb
 import pytest
 import torch
 from card_code import run_card
@@ -58,11 +57,7 @@ def test_blocks_of_another_size_are_not_made_by_the_next_base(tiny_model):
 
 
 def test_a_block_over_two_rows_is_refused_on_a_cpu(tiny_model):
-    """bitsandbytes dequantizes it to other numbers there: the layer's own, computed otherwise, show it."""
-    weight = torch.randn(128, 64)
-    packed, state = bnb.functional.quantize_4bit(weight, blocksize=128, quant_type="nf4")
-    other = (bnb.functional.dequantize_4bit(packed, state) - nearest(weight, "nf4", 128)).abs().max()
-    assert other > 0.1
+    """Whether bitsandbytes dequantizes it to other numbers depends on the CPU; a result may not."""
     with pytest.raises(UserError, match="block_size is 128, which does not divide its 64 inputs"):
         load.load_base(tiny_model, variant("nf4", block_size=128), hardware=CPU)
 

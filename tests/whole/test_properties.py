@@ -116,7 +116,9 @@ def test_a_changed_params_file_is_taken_whole_or_refused_by_its_key(tmp_path, mu
     except UserError as refused:
         sentence = str(refused)
         lines = sentence.splitlines()
-        assert all(line.isprintable() and len(line) < 1200 for line in lines) and sentence.endswith(".")
+        assert all(line.isprintable() and len(line) < 1200 for line in lines) and sentence.endswith(
+            (".", "?")
+        )
         named = any(str(key) in sentence for key in place if not isinstance(key, int))
         assert named or "is not valid YAML" in sentence  # some texts are written so that they are no YAML
         return
@@ -138,7 +140,9 @@ def test_a_params_file_with_other_characters_is_taken_or_refused(tmp_path, name,
     try:
         params.load(tmp_path / "params.yaml")
     except UserError as refused:
-        assert all(line.isprintable() for line in str(refused).splitlines()) and str(refused).endswith(".")
+        assert all(line.isprintable() for line in str(refused).splitlines()) and str(refused).endswith(
+            (".", "?")
+        )
 
 
 # Rows

@@ -374,7 +374,8 @@ CHECKS: dict[Callable[[Params], Iterator[str]], str] = {
     _check_tuning_seeds: "experiment.seeds tuning",
     _check_rates: "training tuning.candidates variants",
     _check_sample: "sample.per_seed sample.rows sample.test_rows sample.validation_rows",
-    _check_chosen_rows: "experiment.variants sample.rows sample.held_out_categories training variants",
+    _check_chosen_rows: "experiment.variants sample.rows sample.held_out_categories training tuning.candidates "
+    "variants",
     _check_own_tasks: "evaluation.tasks sample.test_rows",
     _check_comparison: "comparison.primary comparison.margins comparison.family evaluation.tasks",
     _check_divergence: "comparison.primary comparison.margins comparison.family evaluation.tasks "

@@ -83,12 +83,12 @@ def blocks(loading: Loading) -> Iterator[None]:
 
 
 def problem(layer: nn.Linear, loading: Loading, device: str) -> str:
-    """On a CPU, bitsandbytes 0.50 begins every row with a block of its own, also where the quantizer did not."""
+    """On some CPUs, bitsandbytes 0.50 begins every row with a block of its own, also where the quantizer did not."""
     if device != "cpu" or layer.in_features % loading.block_size == 0:
         return ""
     return (
-        f"block_size is {loading.block_size}, which does not divide its {layer.in_features} inputs, and on a CPU "
-        "bitsandbytes dequantizes such a layer to other numbers; use a block size that divides them, or a GPU"
+        f"block_size is {loading.block_size}, which does not divide its {layer.in_features} inputs, and on some "
+        "CPUs bitsandbytes dequantizes such a layer to other numbers; use a block size that divides them, or a GPU"
     )
 
 

@@ -88,10 +88,14 @@ def run_stage(
                 return
         except (Exception, KeyboardInterrupt, Terminated) as error:
             reason, advice, code = _end_of(received.error or error, label)
-        faults.last_words(f"{label}: {FAILED}: {reason.removesuffix('.')}. Log: {log}. {advice}")
+        faults.last_words(f"{label}: {FAILED}: {_sentence(reason)} Log: {log}. {advice}")
     if received.in_import:
         os._exit(code)
     sys.exit(code)
+
+
+def _sentence(text: str) -> str:
+    return text if text.endswith((".", "?")) else f"{text}."
 
 
 def _end_of(error: BaseException, label: str) -> tuple[str, str, int]:
