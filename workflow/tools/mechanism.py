@@ -22,6 +22,7 @@ from workflow.runtime.stage import offline_command, say
 from workflow.tools import mechanism_page
 from workflow.tools.arguments import at_least
 from workflow.tools.gaps import Gap, Loss, VariantGaps, losses, measure_gaps
+from workflow.tools.healing import heal
 from workflow.tools.moved_studies import TASK, UNIT, Study, read
 
 STUDIES = Path("studies")
@@ -132,6 +133,12 @@ def main() -> None:
         "--cells", type=float, required=True, help="each weight moves by up to so much of its cell"
     )
     bases.add_argument("--seeds", type=at_least(0), nargs="+", required=True, help="one for each draw")
+    healed = actions.add_parser("heal", help="cut a study's base in depth, and heal it on rows of no split")
+    healed.add_argument("study", type=Path, help="the folder of a study whose stage sample has run")
+    healed.add_argument("--layers", type=at_least(1), nargs="+", required=True, help="of each healed base")
+    healed.add_argument(
+        "--variant", default="healing", help="of the study's params, how to heal (default %(default)s)"
+    )
     compare = actions.add_parser("compare", help="compare finished studies")
     compare.add_argument(
         "folders", type=Path, nargs="+", help="of the studies: one unmoved, two or more moved"
@@ -146,6 +153,10 @@ def main() -> None:
     with offline_command("mechanism"):
         if options.action == "bases":
             paths = write_bases(options.study, cells=options.cells, seeds=options.seeds)
+            say(f"written: {', '.join(map(str, paths))}")
+            return
+        if options.action == "heal":
+            paths = heal(options.study, variant=options.variant, layers=options.layers, folder=STUDIES)
             say(f"written: {', '.join(map(str, paths))}")
             return
         unmoved, moved = read(options.folders)
