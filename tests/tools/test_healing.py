@@ -89,7 +89,18 @@ def healed(study) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(study.parent)
         patch.setattr(mechanism, "STUDIES", Path())
-        run(patch, "heal", study.name, "--layers", 4, 2)
+        run(
+            patch,
+            "heal",
+            study.name,
+            "--layers",
+            4,
+            2,
+            "--variants",
+            "lora_16bit",
+            "qlora_nf4_dq",
+            "qlora_fp4",
+        )
     return study.parent
 
 
@@ -140,12 +151,12 @@ def test_healing_lowers_the_loss_on_rows_of_no_training(study, healed, tmp_path)
         cut.mkdir()
         kept = None if layers == 4 else layers
         sources.fetch_model(settings.model.model_copy(update={"kept_layers": kept}), cut)
-        for name, folder in (("cut", cut), ("healed", healed / f"healed_{layers}")):
+        for name, folder in (("cut", cut), ("healed", healed / f"{layers}_layers")):
             model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
             assert len(model.model.layers) == layers
             losses[name] = plain_loss(model, folder, test)
         assert losses["healed"] < losses["cut"] - 1
-        record = read_json(healed / f"healed_{layers}" / "config.json")["cut_and_healed"]["healed"]
+        record = read_json(healed / f"{layers}_layers" / "config.json")["cut_and_healed"]["healed"]
         assert record["validation_loss_after"] < record["validation_loss_before"] - 1
 
 
@@ -157,11 +168,13 @@ def test_the_params_of_a_healed_base_are_those_of_the_study_and_its_model_says_w
     before = params.load(study / PARAMS)
     for layers, cut in ((4, None), (2, {"layers": 2, "of": 4, "dropped": [1, 2]})):
         settings = params.load(Path(f"healed_{layers}.yaml"))
-        assert settings.model_copy(update={"model": before.model}) == before
+        assert settings.experiment.variants == ["lora_16bit", "qlora_nf4_dq", "qlora_fp4"]
+        asked = {"model": before.model, "experiment": before.experiment}
+        assert settings.model_copy(update=asked) == before
         fetched = tmp_path / str(layers)
         fetched.mkdir()
         source = sources.fetch_model(settings.model, fetched)
-        assert source["cut"] == cut and settings.model.path == f"healed_{layers}"
+        assert source["cut"] == cut and settings.model.path == f"{layers}_layers"
         steps = 3 * -(-len(rows) // 4)
         expected = {
             "variant": "healing",
@@ -174,24 +187,26 @@ def test_the_params_of_a_healed_base_are_those_of_the_study_and_its_model_says_w
         assert sorted(file.name for file in fetched.glob("*.json")) == sorted(
             file.name for file in (study / MODEL).glob("*.json")
         )
-        card = (Path(f"healed_{layers}") / "README.md").read_text()
+        card = (Path(f"{layers}_layers") / "README.md").read_text()
         assert f"healed by full training on {len(rows)} rows" in card
         assert ("cut from 4 decoder layers to 2" in card) == (layers == 2)
 
 
 def test_a_base_that_was_healed_just_so_is_left_as_it_is(study, healed, monkeypatch, capsys):
     monkeypatch.chdir(healed)
-    file = healed / "healed_2" / "model.safetensors"
-    before = (file.stat().st_mtime_ns, Path("healed_2.yaml").read_text())
+    file = healed / "2_layers" / "model.safetensors"
+    before = file.stat().st_mtime_ns
     heal(Path(study.name), variant="healing", layers=[2], folder=Path())
-    assert (file.stat().st_mtime_ns, Path("healed_2.yaml").read_text()) == before
-    assert "healed_2 is healed already" in capsys.readouterr().out
+    assert file.stat().st_mtime_ns == before
+    assert "2_layers is healed already" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
         ({"layers": [2, 5]}, r"^--layers asks for 5, and the base of the study has 4\.$"),
+        ({"compared": ["qlora_fp4"]}, r"experiment\.baseline is lora_16bit"),
+        ({"compared": ["lora_16bit", "qlora_nf5"]}, r"experiment\.variants.* qlora_nf5"),
         ({"variant": "heal"}, r"^heal is not a variant of the study \(did you mean healing\?\)"),
         ({"variant": "lora_16bit"}, r"^lora_16bit trains .*: its method must be full\.$"),
     ],

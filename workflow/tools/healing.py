@@ -31,14 +31,16 @@ from workflow.runtime.versions import installed
 if TYPE_CHECKING:  # it takes seconds to import
     from workflow.training.train import Trained
 
-HEALED = "healed_{layers}"
+BASE, PARAMS_OF_STUDY = "{layers}_layers", "healed_{layers}.yaml"
 # Of a healed base's folder. It is none of the model's files, so nothing that reads the model sees it.
 TRAINING = "training"
 RECORD = "result.json"
 DECIDING_ROOMS = ("data", "fetch", "methods", "models", "precisions", "training")
 
 
-def heal(study: Path, *, variant: str, layers: list[int], folder: Path) -> list[Path]:
+def heal(
+    study: Path, *, variant: str, layers: list[int], folder: Path, compared: list[str] | None = None
+) -> list[Path]:
     """Cut the base of a study to each of some depths, heal it, and write params whose model it is.
 
     All depths are trained on the same rows, with the first seed of the study. The full depth is trained as well, and not cut.
@@ -48,7 +50,8 @@ def heal(study: Path, *, variant: str, layers: list[int], folder: Path) -> list[
         study: the study's folder, in which at least its stage `sample` has run.
         variant: of the study's params, whose method trains every weight.
         layers: how many decoder layers to keep, of each base.
-        folder: gets `healed_LAYERS`, the model, and `healed_LAYERS.yaml`.
+        folder: gets `LAYERS_layers`, the model, and `healed_LAYERS.yaml`, the params of its study.
+        compared: the variants of these studies; None for those of the study.
 
     Returns:
         The params files, in the order of `layers`.
@@ -59,15 +62,20 @@ def heal(study: Path, *, variant: str, layers: list[int], folder: Path) -> list[
     settings = params.load(study / PARAMS)
     run = _run_of(settings, variant)
     _check_layers(study / MODEL, layers)
+    text = (study / PARAMS).read_text(encoding="utf-8")
+    if compared is not None:
+        text = _with_variants(text, compared)
     rows = unused_rows(study, settings.sample)
     validation_rows = from_rows(read_jsonl(study / split_file("validation")))
     check_special_tokens(rows, model_files.load_tokenizer(study / MODEL))
     say(f"{len(rows):,} rows share no instruction with any split, and none is almost one of theirs")
     paths = []
     for kept in layers:
-        healed = folder / HEALED.format(layers=kept)
+        healed = folder / BASE.format(layers=kept)
         _heal_one(study, healed, run, kept, rows, validation_rows)
-        paths.append(_write_params(study, healed))
+        model = _pinned(healed, settings.model)
+        paths.append(folder / PARAMS_OF_STUDY.format(layers=kept))
+        write_text(paths[-1], editing.with_section(text, "model", model))
     return paths
 
 
@@ -116,12 +124,28 @@ def _run_of(settings: params.Params, variant: str) -> params.Run:
     return run
 
 
+def _with_variants(text: str, compared: list[str]) -> str:
+    """The params of a study with other variants in its experiment.
+
+    Raises:
+        UserError: the params do not fit the model then: a variant is unknown, or the baseline is missing.
+    """
+    text = editing.with_value(text, "experiment", "variants", compared)
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch) / PARAMS
+        path.write_text(text, encoding="utf-8")
+        params.load(path)
+    return text
+
+
 def _check_layers(model_folder: Path, layers: list[int]) -> None:
     if not (model_folder / "config.json").is_file():
         raise missing(model_folder)
     whole = read_json(model_folder / "config.json")["num_hidden_layers"]
     if max(layers) > whole:
         raise UserError(f"--layers asks for {max(layers)}, and the base of the study has {whole}.")
+    if whole not in layers:
+        say(f"the comparison of depths also needs the full depth, healed and not cut: --layers {whole}")
 
 
 def _heal_one(
@@ -189,20 +213,15 @@ def _complete(folder: Path, base: Path, source: dict, *, healed: dict) -> None:
     lineage.write_base_card(folder, lineage.read(base), record)
 
 
-def _write_params(study: Path, healed: Path) -> Path:
-    """Write the study's params with a healed base for their model."""
-    prompt = params.load(study / PARAMS).model
-    model = {
+def _pinned(healed: Path, before: params.Model) -> dict:
+    """The section `model` of params whose model is a healed base, with the prompt format of the model that it was."""
+    return {
         "source": "file",
         "path": healed.as_posix(),
         "sha256": folder_sha256(healed, name=healed.as_posix()),
-        "chat_template": prompt.chat_template,
-        "chat_date": prompt.chat_date,
-        "end_token": prompt.end_token,
+        "chat_template": before.chat_template,
+        "chat_date": before.chat_date,
+        "end_token": before.end_token,
         "moved": None,
         "kept_layers": None,
     }
-    path = healed.with_suffix(".yaml")
-    write_text(path, editing.with_section((study / PARAMS).read_text(encoding="utf-8"), "model", model))
-    params.load(path)
-    return path
