@@ -16,6 +16,7 @@ from workflow import params
 from workflow.comparison.model import ALL, Comparison, Contrast, RowWeights
 from workflow.report import drawing, formatting
 from workflow.report.answers import marked
+from workflow.report.cards import model_card
 from workflow.report.facts import inputs
 from workflow.report.formatting import clean
 from workflow.report.labels import short_labels, variant_labels
@@ -461,6 +462,27 @@ def test_a_base_that_was_moved_off_its_grid_is_no_published_model():
     assert "come from a GGUF Q4_1 file" in body and words in body
     made_up_results.write_lock()
     assert f"Moved off its grid {words}" in Reader(render(facts())).text
+
+
+def test_a_base_that_was_cut_and_healed_is_no_family_member_as_released():
+    write()
+    source = read_json(MODEL_SOURCE)
+    cut = {"layers": 18, "of": 30, "dropped": list(range(17, 29))}
+    healed = {"rows": 12_345, "steps": 772, "seed": 1}
+    was_cut = "12 of 30 decoder layers (number 17 to 28, from 0) were dropped"
+    was_healed = "all weights were trained on 12,345 rows that no split of the study uses (772 steps, seed 1)"
+    for done, head, words in (
+        ({"cut": cut, "healed": None}, "The base was cut", was_cut),
+        ({"cut": None, "healed": healed}, "The base was healed", was_healed),
+        ({"cut": cut, "healed": healed}, "The base was cut and healed", f"{was_cut}, and then {was_healed}"),
+    ):
+        write_json(MODEL_SOURCE, source | done)
+        found = {limit.head: limit.body for limit in limits(facts())}
+        assert f"It is not a family member as released: {words}." in found[head]
+    made_up_results.write_lock()
+    text = Reader(render(facts())).text
+    assert f"Cut {was_cut}" in text and f"Healed {was_healed}" in text
+    assert "The base was cut and healed." in model_card(facts(), facts().variants[0], 1)
 
 
 def test_limits_of_unequal_rows_and_of_intervals_that_may_be_too_narrow():

@@ -358,3 +358,18 @@ def move_of(moved: dict) -> str:
         f"each of the {moved['weights']:,} weights of {moved['tensors']:,} linear layers at random by up to {moved['cells']:g} "
         f"of its own block’s cell, seed {moved['seed']}, {100 * moved['relative_size']:.1f} % of the weights’ size in all"
     )
+
+
+def cut_of(cut: dict) -> str:
+    """What source.json says of dropped layers, in words."""
+    dropped = cut["dropped"]
+    which = f"{dropped[0]} to {dropped[-1]}" if len(dropped) > 1 else dropped[0]
+    return f"{len(dropped)} of {cut['of']} decoder layers (number {which}, from 0) were dropped"
+
+
+def healing_of(healed: dict) -> str:
+    """What source.json says of the full training after a cut, in words."""
+    return (
+        f"all weights were trained on {healed['rows']:,} rows that no split of the study uses "
+        f"({healed['steps']:,} steps, seed {healed['seed']})"
+    )

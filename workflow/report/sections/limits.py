@@ -9,10 +9,12 @@ from workflow.report.english import (
     TASKS,
     cost_name,
     count,
+    cut_of,
     differing_settings,
     energy_sentence,
     float32_variants,
     group_count,
+    healing_of,
     listed,
     move_of,
     peak_sentence,
@@ -64,6 +66,7 @@ def limits(facts: Facts) -> list[Limit]:
         _short_training(facts),
         *(_not_precision_alone(facts, other) for other in facts.others),
         _quantized_before(facts),
+        _cut_and_healed(facts),
         _not_deterministic(facts),
         _emulated(facts),
         _no_real_16_bits(facts),
@@ -327,6 +330,18 @@ def _quantized_before(facts: Facts) -> Limit | None:
         f"Its weights come from a {before} file, so its 16-bit form had lost precision before any run began. "
         "What 4 bits cost a model that was never rounded may differ, and be more. Tried apart on SmolLM2-135M (50 rows, "
         "untrained): NF4 cost 0.18 nats per token on the Q4_1 grid and about 0.25 off it, so the first grid flattered it.",
+    )
+
+
+def _cut_and_healed(facts: Facts) -> Limit | None:
+    cut, healed = facts.model.get("cut"), facts.model.get("healed")
+    done = [*([cut_of(cut)] if cut else []), *([healing_of(healed)] if healed else [])]
+    if not done:
+        return None
+    return Limit(
+        f"The base was {listed([*(['cut'] if cut else []), *(['healed'] if healed else [])])}",
+        f"It is not a family member as released: {', and then '.join(done)}. What 4 bits cost it says little about a model "
+        "that was trained at this size.",
     )
 
 

@@ -1,0 +1,94 @@
+"""Drop decoder layers of a stored model, and read from its config.json what was done to it (docs/mechanism.md)."""
+
+import re
+from pathlib import Path
+
+from workflow.data import model_files
+from workflow.runtime.errors import UserError
+from workflow.runtime.files import read_json, whole_file, write_json
+
+# The key of config.json that says so. Libraries keep keys that they do not know, so it stays with the weights.
+CUT_AND_HEALED = "cut_and_healed"
+LAYER = re.compile(r"(.*\blayers\.)(\d+)(\..+)")
+PER_LAYER = ("layer_types", "mlp_layer_types", "no_rope_layers")  # lists of config.json with an entry each
+
+
+def keep_layers(folder: Path, kept: int) -> None:
+    """Drop decoder layers of a model in place: its first `kept` - 1 and its last one stay.
+
+    What goes is a block that ends before the last layer: the deeper layers change the hidden states the least, and the last
+    one the most (Gromov et al., arXiv 2403.17887, whose simpler rule this is; ShortGPT, arXiv 2403.03853, finds the like).
+
+    Args:
+        folder: the model, in safetensors; a failure leaves it unfinished.
+
+    Raises:
+        UserError: the model does not have more layers than that, was cut before, or stores its layers under other names.
+    """
+    config = read_json(folder / "config.json")
+    layers = config.get("num_hidden_layers")
+    if record(folder)["cut"]:
+        raise UserError("the model was cut before, says its config.json, so model.kept_layers must be null.")
+    if not isinstance(layers, int):
+        raise UserError("model.kept_layers must be null: the model's config.json has no num_hidden_layers.")
+    if kept >= layers:
+        raise UserError(
+            f"model.kept_layers is {kept}, and the model has {layers} layers: fewer must be kept, or null for all."
+        )
+    dropped = range(kept - 1, layers - 1)
+    stored = _drop(folder, dropped, last=layers - 1)
+    if stored != set(range(layers)):
+        raise UserError(
+            f"model.kept_layers must be null: the model's weights are not stored as layers.0 to layers.{layers - 1}."
+        )
+    for key in PER_LAYER:
+        if config.get(key) is not None:
+            config[key] = [entry for index, entry in enumerate(config[key]) if index not in dropped]
+    cut = {"layers": kept, "of": layers, "dropped": list(dropped)}
+    config[CUT_AND_HEALED] = record(folder) | {"cut": cut}
+    write_json(folder / "config.json", config | {"num_hidden_layers": kept})
+
+
+def record(folder: Path) -> dict:
+    """What config.json says was done to a model.
+
+    Returns:
+        `cut` (`layers` that it has, `of` how many, and the numbers of the `dropped` ones, from 0) and `healed` (what
+        `python -m workflow.mechanism heal` says of the training that followed); None for what was not done.
+    """
+    return {"cut": None, "healed": None} | read_json(folder / "config.json").get(CUT_AND_HEALED, {})
+
+
+def mark_healed(folder: Path, healed: dict) -> None:
+    """Write into config.json how a model was trained after its cut."""
+    config = read_json(folder / "config.json")
+    write_json(folder / "config.json", config | {CUT_AND_HEALED: record(folder) | {"healed": healed}})
+
+
+def _drop(folder: Path, dropped: range, *, last: int) -> set[int]:
+    """Drop layers from the files of a model, and give the last one its new number; return the numbers that were stored."""
+    from safetensors.torch import load_file, save_file
+
+    found: set[int] = set()
+    places, size = {}, 0
+    for file in model_files.weights_files(folder):
+        kept = {}
+        for name, tensor in load_file(file).items():
+            if match := LAYER.fullmatch(name):
+                prefix, index, rest = match[1], int(match[2]), match[3]
+                found.add(index)
+                if index in dropped:
+                    continue
+                if index == last:
+                    name = f"{prefix}{last - len(dropped)}{rest}"
+            kept[name] = tensor
+            size += tensor.nbytes
+        places |= dict.fromkeys(kept, file.name)
+        if kept:
+            with whole_file(file) as unfinished:
+                save_file(kept, unfinished, metadata={"format": "pt"})
+        else:
+            file.unlink()
+    if (folder / model_files.INDEX).exists():
+        write_json(folder / model_files.INDEX, {"metadata": {"total_size": size}, "weight_map": places})
+    return found
