@@ -3,11 +3,13 @@
 import contextlib
 from dataclasses import replace
 
+import made_up_results
 import pytest
-from made_up_results import write
+from made_up_results import further_variants, write
 from markupsafe import Markup
 from report_reader import facts
 
+from workflow import params
 from workflow.cost import memory
 from workflow.report.decision import Candidate, choice_sentence, decide
 from workflow.report.english import correction_sentence
@@ -90,6 +92,32 @@ def test_where_all_that_fits_is_worse_the_one_that_can_lose_least_is_taken():
     assert [(c.budgets, c.candidate.form) for c in choices] == [
         ((8,), "as trained"), ((16,), "merged into 16 bits"), ((24,), "as trained"),
     ]  # fmt: skip
+
+
+def test_of_variants_that_were_trained_alike_the_plain_one_is_taken_whatever_chance_gave_the_other():
+    plain = replace(NF4, trained_as="NF4 at 5e-4", most_lost=0.031)
+    tuned = replace(plain, variant="NF4, own rate", own_settings=1, most_lost=0.030)
+    for other in (tuned, replace(tuned, verdict="better"), replace(tuned, training_gib=5.0)):
+        assert {c.candidate.variant for c in decide([other, plain, LORA], USABLE)} == {"NF4", BASELINE}
+    merged = replace(tuned, form="merged into 16 bits", most_lost=0.01)  # the plain one was not served so
+    assert decide([merged, plain, LORA], USABLE)[0].candidate == merged
+    apart = replace(tuned, trained_as="NF4 at 1e-3")
+    assert decide([apart, plain, LORA], USABLE)[0].candidate == apart
+
+
+@pytest.mark.parametrize("factor", [1, 3])
+def test_the_page_names_the_arm_at_its_own_rate_only_if_that_rate_is_another_one(
+    tmp_path, monkeypatch, factor
+):
+    monkeypatch.chdir(tmp_path)
+    own, plain = "qlora_nf4_dq_own_rate", "qlora_nf4_dq"
+    with further_variants({own: plain}):
+        monkeypatch.setitem(made_up_results.AFTER, own, made_up_results.AFTER[plain] - 1e-3)
+        rate = params.preset("default").training.learning_rate * factor
+        write(variants=("lora_16bit", own, plain), training={own: {"learning_rate": rate}})
+        first = decision(facts()).advices[1].sentences[0][1].striptags()
+    assert "train 4-bit QLoRA (NF4, double-quantized)" in first
+    assert ("own rate" in first) == (factor != 1)
 
 
 @pytest.mark.parametrize("verdict", ["worse", "undecided"])

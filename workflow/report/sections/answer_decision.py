@@ -136,7 +136,15 @@ def _candidate(
         or (share is not None and share.high <= 0),
         slow=slow,
         kept=kept,
+        trained_as=_training_settings(facts, variant),
+        own_settings=len(facts.params.variants[variant.name].training),
     )
+
+
+def _training_settings(facts: Facts, variant: Variant) -> str:
+    """All that decides a variant's training, at the rate that its runs recorded: equal for those trained alike."""
+    own = facts.params.variants[variant.name].model_dump_json(exclude={"training"})
+    return f"{own} {facts.training_of(variant.name).model_dump_json()}"
 
 
 def _sentences(facts: Facts, choices: list[Choice]) -> list[tuple[str, Markup]]:
