@@ -13,7 +13,7 @@ from workflow import params
 from workflow.cost import memory
 from workflow.report.decision import Candidate, choice_sentence, decide
 from workflow.report.english import correction_sentence
-from workflow.report.sections.answer_decision import decision, planned_needs
+from workflow.report.sections.answer_decision import decision, open_question, planned_needs
 from workflow.runtime.forms import AS_TRAINED, MERGED_16BIT
 
 BASELINE = "16-bit LoRA"
@@ -135,16 +135,41 @@ def undecided(tmp_path_factory):
 
 
 def test_the_page_says_what_it_cannot_say_and_what_would_let_it(undecided):
-    (question,) = decision(undecided).open_questions
+    (question,) = decision(undecided).open_questions.sentences
     text = question.striptags().replace("\N{NO-BREAK SPACE}", " ")
     assert text.startswith(
         "Whether 4-bit QLoRA (NF4, double-quantized) loses anything against 16-bit LoRA this run"
     )
-    assert "and the margin is 0.02. To find one as large as the one it measured (0.058), " in text
+    assert (
+        "and the margin is 0.02 nats per token. To find one as large as the one it measured (0.058), " in text
+    )
     assert text.endswith(("would do.", "alone would do."))
     first = decision(undecided).advices[1].sentences[0][1].striptags()
     assert "fits; whether it loses quality is undecided. It keeps 93 " in first.replace(
         "\N{NO-BREAK SPACE}", " "
+    )
+
+
+def test_several_open_questions_are_one_list_that_asks_for_no_more_data_where_there_are_enough(
+    tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    write(variants=tuple(made_up_results.VARIANTS), half_width=0.09)
+    found = facts()
+    contrasts = [found.to_baseline(v.name, AS_TRAINED, found.primary) for v in found.others]
+    assert {contrast.verdict for contrast in contrasts} == {"undecided", "worse"}
+    open_ones = [contrast for contrast in contrasts if contrast.verdict == "undecided"]
+    (head,), lines = (part for part in vars(decision(found).open_questions).values())
+    assert head.startswith("Whether these lose anything against 16-bit LoRA this run cannot say")
+    assert len(lines) == len(open_ones)
+    for line, contrast in zip(lines, open_ones, strict=True):
+        can = contrast.difference.detectable <= max(abs(contrast.difference.value), made_up_results.MARGIN)
+        assert ("small enough by itself" in line) == can and ("more seed" in line or "alone" in line) != can
+    (first, *_), variant = open_ones, found.others[contrasts.index(open_ones[0])]
+    object.__setattr__(first.difference, "detectable", 0.015)
+    assert "0.015, small enough by itself; it measured" in decision(found).open_questions.lines[0].striptags()
+    assert open_question(found, variant, first).endswith(
+        "would be enough, but neither a difference nor equivalence was shown."
     )
 
 
