@@ -52,7 +52,7 @@ def test_the_share_of_the_gain_stands_beside_nats_and_the_verdict():
     value = kept("as_trained")
     half = 100 * made_up_results.HALF_WIDTH / GAIN
     assert row["Share of the gain kept"] == f"{value:.1f} % {value - half:.1f} % to {value + half:.1f} %"
-    assert row["Perplexity, × the baseline’s"] == "1.060"
+    assert row["Perplexity, times the baseline’s"] == "1.060"
     assert row["Difference"].startswith("+0.058 ") and row["Verdict"].startswith("worse, ")
     forms = len([s for s in comparison.shares if s.measure == "share_of_gain"])
     assert len(table) == 2 + forms
