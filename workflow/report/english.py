@@ -8,6 +8,7 @@ from markupsafe import Markup
 from workflow import methods, precisions
 from workflow.comparison.inference import level_of
 from workflow.comparison.model import Contrast, Score
+from workflow.comparison.sentences import OTHER_CATEGORIES
 from workflow.params import OWN_TASKS, Params
 from workflow.report import formatting
 from workflow.report.formatting import NARROW, Number, quantity, signed
@@ -93,7 +94,7 @@ class Change:
     verdict: str
     p: Number
     by_rows: Markup | None = None  # the difference with equal weight for every row
-    caveat: str | None = None  # what the verdict rests on
+    caveat: str | None = None  # what the verdict rests on, save that the two left out different categories
     warning: str | None = None  # that the interval may be too narrow
     correction: str | None = None  # that the correction for several tests changed the verdict
 
@@ -147,6 +148,12 @@ def in_words(facts: Facts, text: str | None) -> str | None:
     return text and re.sub(rf"\b(?P<variant>{longest_first})(?:/(?P<form>\w+))?\b", words, text)
 
 
+def caveats_of(facts: Facts, contrast: Contrast) -> list[str]:
+    """What a verdict rests on, with that the two left out different categories as a text of its own."""
+    parts = re.split(f"({re.escape(OTHER_CATEGORIES)})", in_words(facts, contrast.caveat) or "")
+    return [part.strip() for part in parts if part.strip()]
+
+
 def shape_words(block: Device) -> str:
     """The model that was measured: the run's own, or for example `Llama-2-7B shape`."""
     return block.shape if block.own else f"{shape_name(block.shape)} shape"
@@ -180,7 +187,7 @@ def change(facts: Facts, contrast: Contrast, decimals: int) -> Change:
         verdict=contrast.verdict,
         p=_p_value(facts, contrast),
         by_rows=_by_rows(facts, contrast, decimals),
-        caveat=in_words(facts, contrast.caveat),
+        caveat=" ".join(text for text in caveats_of(facts, contrast) if text != OTHER_CATEGORIES) or None,
         warning="interval may be too narrow" if contrast.warning else None,
         correction=correction_sentence(contrast),
     )
@@ -266,6 +273,8 @@ def left_out_sentence(facts: Facts) -> str:
 
 
 def _setting(value: object) -> object:
+    if isinstance(value, list):
+        return listed([formatting.clean(str(item)) for item in value]) if value else "none"
     return OPTIMIZERS.get(value, value) if isinstance(value, str) else value
 
 
