@@ -108,6 +108,19 @@ def test_a_model_keeps_fewer_layers_than_it_has(tiny_model, kept, tmp_path):
         fetch(tiny_model, tmp_path / "cut", kept)
 
 
+@pytest.mark.parametrize(
+    "stored", ["yes", {"cut": None}, {"cut": {"layers": 2, "of": 4, "dropped": "1"}, "healed": None}]
+)
+def test_another_meaning_of_the_key_is_refused(tiny_model, stored, tmp_path):
+    shutil.copytree(tiny_model, tmp_path / "other")
+    config = read_json(tmp_path / "other" / "config.json")
+    write_json(tmp_path / "other" / "config.json", config | {"cut_and_healed": stored})
+    with pytest.raises(
+        UserError, match=r"^the model's config\.json has cut_and_healed, .* remove that key\.$"
+    ):
+        fetch(tmp_path / "other", tmp_path / "fetched", None)
+
+
 def test_lists_with_an_entry_for_each_layer_are_cut_as_well(tiny_model, tmp_path):
     shutil.copytree(tiny_model, tmp_path / "mixed")
     config = read_json(tmp_path / "mixed" / "config.json")

@@ -2,8 +2,12 @@
 
 import re
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, ValidationError
 
 from workflow.data import model_files
+from workflow.params.values import Strict
 from workflow.runtime.errors import UserError
 from workflow.runtime.files import read_json, whole_file, write_json
 
@@ -11,6 +15,30 @@ from workflow.runtime.files import read_json, whole_file, write_json
 CUT_AND_HEALED = "cut_and_healed"
 LAYER = re.compile(r"(.*\blayers\.)(\d+)(\..+)")
 PER_LAYER = ("layer_types", "mlp_layer_types", "no_rope_layers")  # lists of config.json with an entry each
+
+
+class Cut(Strict):
+    layers: int
+    of: int
+    dropped: Annotated[list[int], Field(min_length=1)]
+
+
+class Healed(Strict):
+    """A training of all weights; losses in nats per token, on the study's validation rows."""
+
+    variant: str
+    rows: int
+    tokens_in_loss: int
+    steps: int
+    seed: int
+    learning_rate: float
+    validation_loss_before: float
+    validation_loss_after: float
+
+
+class WhatWasDone(Strict):
+    cut: Cut | None
+    healed: Healed | None
 
 
 def keep_layers(folder: Path, kept: int) -> None:
@@ -42,7 +70,7 @@ def keep_layers(folder: Path, kept: int) -> None:
             f"model.kept_layers must be null: the model's weights are not stored as layers.0 to layers.{layers - 1}."
         )
     for key in PER_LAYER:
-        if config.get(key) is not None:
+        if isinstance(config.get(key), list):
             config[key] = [entry for index, entry in enumerate(config[key]) if index not in dropped]
     cut = {"layers": kept, "of": layers, "dropped": list(dropped)}
     config[CUT_AND_HEALED] = record(folder) | {"cut": cut}
@@ -55,8 +83,19 @@ def record(folder: Path) -> dict:
     Returns:
         `cut` (`layers` that it has, `of` how many, and the numbers of the `dropped` ones, from 0) and `healed` (what
         `python -m workflow.mechanism heal` says of the training that followed); None for what was not done.
+
+    Raises:
+        UserError: it has the key, and something else under it.
     """
-    return {"cut": None, "healed": None} | read_json(folder / "config.json").get(CUT_AND_HEALED, {})
+    stored = read_json(folder / "config.json").get(CUT_AND_HEALED)
+    if stored is None:
+        return {"cut": None, "healed": None}
+    try:
+        return WhatWasDone.model_validate(stored).model_dump()
+    except ValidationError:
+        raise UserError(
+            f"the model's config.json has {CUT_AND_HEALED}, and not as it is written here: remove that key."
+        ) from None
 
 
 def mark_healed(folder: Path, healed: dict) -> None:

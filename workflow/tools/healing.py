@@ -191,7 +191,7 @@ def _heal_one(
 
 
 def _healing(run: params.Run, trained: "Trained") -> dict:
-    """What config.json says of a training, with losses in nats per token of the study's validation rows."""
+    """What config.json says of a training, as `cut.Healed` has it."""
     return {
         "variant": run.name,
         "rows": trained.rows.rows,
