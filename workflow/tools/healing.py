@@ -186,6 +186,7 @@ def _heal_one(
         for file in (training / "weights").iterdir():
             file.rename(unfinished / file.name)
         (training / "weights").rmdir()
+        checkpoints.remove(training / "checkpoints")
         write_json(training / RECORD, {"belongs_to": belongs_to, "layers": kept, **trained.as_dict()})
         _complete(unfinished, base, read_json(study / MODEL_SOURCE), healed=_healing(run, trained))
 
