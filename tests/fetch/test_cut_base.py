@@ -61,7 +61,7 @@ def in_parts(tiny_model, tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(("kept", "layers"), [(3, [0, 1, 3]), (2, [0, 3]), (1, [3])])
+@pytest.mark.parametrize(("kept", "layers"), [(3, [0, 1, 3]), (2, [0, 3]), (1, [0])])
 @pytest.mark.parametrize("stored", ["tiny_model", "in_parts"])
 def test_the_cut_model_computes_what_one_built_by_hand_does(stored, kept, layers, request, tmp_path):
     whole = request.getfixturevalue(stored)
@@ -85,6 +85,17 @@ def test_the_cut_model_computes_what_one_built_by_hand_does(stored, kept, layers
             for tensor in load_file(file).values()
         )
         assert index["metadata"]["total_size"] == size
+
+
+@pytest.mark.parametrize(
+    ("kept", "layers"), [(4, [0, 1, 6, 7]), (5, [0, 1, 2, 6, 7]), (7, [0, 1, 2, 3, 5, 6, 7])]
+)
+def test_a_block_in_the_middle_goes(tiny, kept, layers, tmp_path):
+    eight = tiny.model.model_copy(update={"layers": 8})
+    for name, number in (("whole", None), ("cut", kept)):
+        (tmp_path / name).mkdir()
+        sources.fetch_model(eight.model_copy(update={"kept_layers": number}), tmp_path / name)
+    assert torch.equal(logits(load(tmp_path / "cut")), by_hand(tmp_path / "whole", layers))
 
 
 def test_that_it_was_cut_stays_with_the_weights_and_stands_in_the_card(tiny_model, tmp_path):

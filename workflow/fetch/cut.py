@@ -42,10 +42,10 @@ class WhatWasDone(Strict):
 
 
 def keep_layers(folder: Path, kept: int) -> None:
-    """Drop decoder layers of a model in place: its first `kept` - 1 and its last one stay.
+    """Drop decoder layers of a model in place: a block in the middle goes, and as many stay before it as after, or one more.
 
-    What goes is a block that ends before the last layer: the deeper layers change the hidden states the least, and the last
-    one the most (Gromov et al., arXiv 2403.17887, whose simpler rule this is; ShortGPT, arXiv 2403.03853, finds the like).
+    Layers in the middle share a representation, and those at the ends have others (arXiv 2407.09298). Large models are often cut
+    before the last layer instead (arXiv 2403.17887); docs/mechanism.md says what that did to the default base.
 
     Args:
         folder: the model, in safetensors; a failure leaves it unfinished.
@@ -63,8 +63,9 @@ def keep_layers(folder: Path, kept: int) -> None:
         raise UserError(
             f"model.kept_layers is {kept}, and the model has {layers} layers: fewer must be kept, or null for all."
         )
-    dropped = range(kept - 1, layers - 1)
-    stored = _drop(folder, dropped, last=layers - 1)
+    before = (kept + 1) // 2
+    dropped = range(before, before + layers - kept)
+    stored = _drop(folder, dropped)
     if stored != set(range(layers)):
         raise UserError(
             f"model.kept_layers must be null: the model's weights are not stored as layers.0 to layers.{layers - 1}."
@@ -104,8 +105,8 @@ def mark_healed(folder: Path, healed: dict) -> None:
     write_json(folder / "config.json", config | {CUT_AND_HEALED: record(folder) | {"healed": healed}})
 
 
-def _drop(folder: Path, dropped: range, *, last: int) -> set[int]:
-    """Drop layers from the files of a model, and give the last one its new number; return the numbers that were stored."""
+def _drop(folder: Path, dropped: range) -> set[int]:
+    """Drop layers from the files of a model, and number the later ones anew; return the numbers that were stored."""
     from safetensors.torch import load_file, save_file
 
     found: set[int] = set()
@@ -118,8 +119,8 @@ def _drop(folder: Path, dropped: range, *, last: int) -> set[int]:
                 found.add(index)
                 if index in dropped:
                     continue
-                if index == last:
-                    name = f"{prefix}{last - len(dropped)}{rest}"
+                if index >= dropped.stop:
+                    name = f"{prefix}{index - len(dropped)}{rest}"
             kept[name] = tensor
             size += tensor.nbytes
         places |= dict.fromkeys(kept, file.name)
