@@ -61,7 +61,7 @@ def in_parts(tiny_model, tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(("kept", "layers"), [(3, [0, 1, 3]), (2, [0, 3]), (1, [3])])
+@pytest.mark.parametrize(("kept", "layers"), [(3, [0, 1, 3]), (2, [0, 3]), (1, [0])])
 @pytest.mark.parametrize("stored", ["tiny_model", "in_parts"])
 def test_the_cut_model_computes_what_one_built_by_hand_does(stored, kept, layers, request, tmp_path):
     whole = request.getfixturevalue(stored)
@@ -87,6 +87,17 @@ def test_the_cut_model_computes_what_one_built_by_hand_does(stored, kept, layers
         assert index["metadata"]["total_size"] == size
 
 
+@pytest.mark.parametrize(
+    ("kept", "layers"), [(4, [0, 1, 6, 7]), (5, [0, 1, 2, 6, 7]), (7, [0, 1, 2, 3, 5, 6, 7])]
+)
+def test_a_block_in_the_middle_goes(tiny, kept, layers, tmp_path):
+    eight = tiny.model.model_copy(update={"layers": 8})
+    for name, number in (("whole", None), ("cut", kept)):
+        (tmp_path / name).mkdir()
+        sources.fetch_model(eight.model_copy(update={"kept_layers": number}), tmp_path / name)
+    assert torch.equal(logits(load(tmp_path / "cut")), by_hand(tmp_path / "whole", layers))
+
+
 def test_that_it_was_cut_stays_with_the_weights_and_stands_in_the_card(tiny_model, tmp_path):
     first = fetch(tiny_model, tmp_path / "cut", 2)
     assert "cut from 4 decoder layers to 2" in (tmp_path / "cut" / lineage.CARD).read_text()
@@ -106,6 +117,19 @@ def test_a_model_keeps_fewer_layers_than_it_has(tiny_model, kept, tmp_path):
     )
     with pytest.raises(UserError, match=words):
         fetch(tiny_model, tmp_path / "cut", kept)
+
+
+@pytest.mark.parametrize(
+    "stored", ["yes", {"cut": None}, {"cut": {"layers": 2, "of": 4, "dropped": "1"}, "healed": None}]
+)
+def test_another_meaning_of_the_key_is_refused(tiny_model, stored, tmp_path):
+    shutil.copytree(tiny_model, tmp_path / "other")
+    config = read_json(tmp_path / "other" / "config.json")
+    write_json(tmp_path / "other" / "config.json", config | {"cut_and_healed": stored})
+    with pytest.raises(
+        UserError, match=r"^the model's config\.json has cut_and_healed, .* remove that key\.$"
+    ):
+        fetch(tmp_path / "other", tmp_path / "fetched", None)
 
 
 def test_lists_with_an_entry_for_each_layer_are_cut_as_well(tiny_model, tmp_path):

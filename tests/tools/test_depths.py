@@ -62,7 +62,7 @@ def items(layers: int) -> pd.DataFrame:
 
 
 def source_of(layers: int) -> dict:
-    cut = {"layers": layers, "of": 30, "dropped": list(range(layers - 1, 29))}
+    cut = {"layers": layers, "of": 30, "dropped": list(range((layers + 1) // 2, 30 - layers // 2))}
     healed = {"variant": "healing", "rows": 12_914, "tokens_in_loss": 2_000_000, "steps": 808, "seed": 1, "learning_rate": 2e-4,
               "validation_loss_before": 40.0 - layers, "validation_loss_after": 3.0 - layers / 30}  # fmt: skip
     return {"source": "file", "path": f"studies/{layers}_layers", "sha256": f"{layers:064}", "quantized_before": None,

@@ -156,6 +156,9 @@ def test_healing_lowers_the_loss_on_rows_of_no_training(study, healed, tmp_path)
             assert len(model.model.layers) == layers
             losses[name] = plain_loss(model, folder, test)
         assert losses["healed"] < losses["cut"] - 1
+        assert sorted(path.name for path in (healed / f"{layers}_layers" / "training").iterdir()) == [
+            "history.csv", "result.json", "validation.csv",
+        ]  # fmt: skip
         record = read_json(healed / f"{layers}_layers" / "config.json")["cut_and_healed"]["healed"]
         assert record["validation_loss_after"] < record["validation_loss_before"] - 1
 

@@ -2,8 +2,12 @@
 
 import re
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, ValidationError
 
 from workflow.data import model_files
+from workflow.params.values import Strict
 from workflow.runtime.errors import UserError
 from workflow.runtime.files import read_json, whole_file, write_json
 
@@ -13,11 +17,35 @@ LAYER = re.compile(r"(.*\blayers\.)(\d+)(\..+)")
 PER_LAYER = ("layer_types", "mlp_layer_types", "no_rope_layers")  # lists of config.json with an entry each
 
 
-def keep_layers(folder: Path, kept: int) -> None:
-    """Drop decoder layers of a model in place: its first `kept` - 1 and its last one stay.
+class Cut(Strict):
+    layers: int
+    of: int
+    dropped: Annotated[list[int], Field(min_length=1)]
 
-    What goes is a block that ends before the last layer: the deeper layers change the hidden states the least, and the last
-    one the most (Gromov et al., arXiv 2403.17887, whose simpler rule this is; ShortGPT, arXiv 2403.03853, finds the like).
+
+class Healed(Strict):
+    """A training of all weights; losses in nats per token, on the study's validation rows."""
+
+    variant: str
+    rows: int
+    tokens_in_loss: int
+    steps: int
+    seed: int
+    learning_rate: float
+    validation_loss_before: float
+    validation_loss_after: float
+
+
+class WhatWasDone(Strict):
+    cut: Cut | None
+    healed: Healed | None
+
+
+def keep_layers(folder: Path, kept: int) -> None:
+    """Drop decoder layers of a model in place: a block in the middle goes, and as many stay before it as after, or one more.
+
+    Layers in the middle share a representation, and those at the ends have others (arXiv 2407.09298). Large models are often cut
+    before the last layer instead (arXiv 2403.17887); docs/mechanism.md says what that did to the default base.
 
     Args:
         folder: the model, in safetensors; a failure leaves it unfinished.
@@ -35,14 +63,15 @@ def keep_layers(folder: Path, kept: int) -> None:
         raise UserError(
             f"model.kept_layers is {kept}, and the model has {layers} layers: fewer must be kept, or null for all."
         )
-    dropped = range(kept - 1, layers - 1)
-    stored = _drop(folder, dropped, last=layers - 1)
+    before = (kept + 1) // 2
+    dropped = range(before, before + layers - kept)
+    stored = _drop(folder, dropped)
     if stored != set(range(layers)):
         raise UserError(
             f"model.kept_layers must be null: the model's weights are not stored as layers.0 to layers.{layers - 1}."
         )
     for key in PER_LAYER:
-        if config.get(key) is not None:
+        if isinstance(config.get(key), list):
             config[key] = [entry for index, entry in enumerate(config[key]) if index not in dropped]
     cut = {"layers": kept, "of": layers, "dropped": list(dropped)}
     config[CUT_AND_HEALED] = record(folder) | {"cut": cut}
@@ -55,8 +84,19 @@ def record(folder: Path) -> dict:
     Returns:
         `cut` (`layers` that it has, `of` how many, and the numbers of the `dropped` ones, from 0) and `healed` (what
         `python -m workflow.mechanism heal` says of the training that followed); None for what was not done.
+
+    Raises:
+        UserError: it has the key, and something else under it.
     """
-    return {"cut": None, "healed": None} | read_json(folder / "config.json").get(CUT_AND_HEALED, {})
+    stored = read_json(folder / "config.json").get(CUT_AND_HEALED)
+    if stored is None:
+        return {"cut": None, "healed": None}
+    try:
+        return WhatWasDone.model_validate(stored).model_dump()
+    except ValidationError:
+        raise UserError(
+            f"the model's config.json has {CUT_AND_HEALED}, and not as it is written here: remove that key."
+        ) from None
 
 
 def mark_healed(folder: Path, healed: dict) -> None:
@@ -65,8 +105,8 @@ def mark_healed(folder: Path, healed: dict) -> None:
     write_json(folder / "config.json", config | {CUT_AND_HEALED: record(folder) | {"healed": healed}})
 
 
-def _drop(folder: Path, dropped: range, *, last: int) -> set[int]:
-    """Drop layers from the files of a model, and give the last one its new number; return the numbers that were stored."""
+def _drop(folder: Path, dropped: range) -> set[int]:
+    """Drop layers from the files of a model, and number the later ones anew; return the numbers that were stored."""
     from safetensors.torch import load_file, save_file
 
     found: set[int] = set()
@@ -79,8 +119,8 @@ def _drop(folder: Path, dropped: range, *, last: int) -> set[int]:
                 found.add(index)
                 if index in dropped:
                     continue
-                if index == last:
-                    name = f"{prefix}{last - len(dropped)}{rest}"
+                if index >= dropped.stop:
+                    name = f"{prefix}{index - len(dropped)}{rest}"
             kept[name] = tensor
             size += tensor.nbytes
         places |= dict.fromkeys(kept, file.name)

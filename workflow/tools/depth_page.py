@@ -69,7 +69,7 @@ def _method(gaps: list[DepthGap], depths: list[Depth]) -> list[str]:
     settings, healed = full.study.settings, full.healed
     device = next(iter(full.study.trained.values()))[0].precision.device_name
     return [
-        f"{MARK}: from one base the layers before the last one were dropped, and every depth, the full one too, was then trained "
+        f"{MARK}: from one base a block of layers in the middle was dropped, and every depth, the full one too, was then trained "
         f"in full on {healed['rows']:,} rows of {dataset_name(settings.dataset)} that no split of the study uses "
         f"({healed['steps']:,} steps at {healed['learning_rate']:g}, one healing for each depth). A model that was trained at such a "
         "size from the start is another one.",

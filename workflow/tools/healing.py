@@ -186,12 +186,13 @@ def _heal_one(
         for file in (training / "weights").iterdir():
             file.rename(unfinished / file.name)
         (training / "weights").rmdir()
+        checkpoints.remove(training / "checkpoints")
         write_json(training / RECORD, {"belongs_to": belongs_to, "layers": kept, **trained.as_dict()})
         _complete(unfinished, base, read_json(study / MODEL_SOURCE), healed=_healing(run, trained))
 
 
 def _healing(run: params.Run, trained: "Trained") -> dict:
-    """What config.json says of a training, with losses in nats per token of the study's validation rows."""
+    """What config.json says of a training, as `cut.Healed` has it."""
     return {
         "variant": run.name,
         "rows": trained.rows.rows,

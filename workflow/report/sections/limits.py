@@ -354,7 +354,7 @@ def _cut_and_healed(facts: Facts) -> Limit | None:
     return Limit(
         f"The base was {listed([*(['cut'] if cut else []), *(['healed'] if healed else [])])}",
         f"It is not a family member as released: {', and then '.join(done)}. What 4 bits cost it says little about a model "
-        "that was trained at this size.",
+        "that was released at this size.",
     )
 
 
