@@ -129,6 +129,26 @@ def test_a_study_is_packed_checked_and_published(folder, home):
     assert packed.read_bytes() == first
 
 
+def test_a_page_is_rendered_again_with_new_page_code_and_the_code_of_its_results(
+    folder, tmp_path, monkeypatch
+):
+    shutil.rmtree(folder / "workflow", ignore_errors=True)
+    (folder / "workflow").unlink(missing_ok=True)  # a link to that of the repository
+    repository, ran = tmp_path / "repository", []
+    for place, age in ((folder, "old"), (repository, "new")):
+        for room in ("report", "comparison"):
+            write_text(place / "workflow" / room / "module.py", age)
+    write_text(folder / "workflow/report/gone.py", "old")
+    monkeypatch.setattr(study, "_run_module", lambda *arguments: ran.append(arguments))
+    study.render_again(folder, repository=repository)
+    code = {path.as_posix(): text for path, text in files_of(folder).items() if path.parts[0] == "workflow"}
+    assert code == {"workflow/report/module.py": b"new", "workflow/comparison/module.py": b"old"}
+    assert ran == [(folder, "workflow.pipeline", "dvc", "repro", "--single-item", "report")]
+    (folder / LOCK).unlink()
+    with pytest.raises(UserError, match="^dvc.lock is missing: the study was not run.$"):
+        study.render_again(folder, repository=repository)
+
+
 def test_the_readme_shows_the_headline_from_the_published_files(folder, home):
     study.pack(folder, Path("packed.tar.gz"))
     publish.publish("made_up", Path("packed.tar.gz"))

@@ -14,6 +14,7 @@ from report_reader import Reader, facts, read, spaced
 
 from workflow import params
 from workflow.comparison.model import ALL, Comparison, Contrast, RowWeights
+from workflow.comparison.sentences import OTHER_CATEGORIES
 from workflow.report import drawing, formatting
 from workflow.report.answers import marked
 from workflow.report.cards import model_card
@@ -535,6 +536,47 @@ def test_a_variant_with_other_settings_is_not_said_to_differ_in_precision_alone(
     body = bodies["4-bit QLoRA (NF4, double-quantized) differs in more than precision"]
     assert "learning rate (0.0001 instead of 0.001)" in body
     assert "begin with the same adapter" not in read().text
+
+
+def test_variants_that_differ_alike_from_the_baseline_are_told_together():
+    left_out = {"left_out_categories": ["poetry", "riddles"]}
+    write(
+        variants=tuple(made_up_results.VARIANTS),
+        held_out=(),
+        training={QLORA: left_out, "qlora_fp4": left_out, "lora_int8": {"learning_rate": 1e-4}},
+    )
+    bodies = {limit.head: limit.body for limit in limits(facts())}
+    assert bodies["3 variants differ in more than precision"] == (
+        f"From 16-bit LoRA, {QLORA_LABEL} and 4-bit QLoRA (FP4) differ also in left out categories (poetry and riddles instead "
+        "of none); 8-bit LoRA in learning rate (0.0001 instead of 0.001). So no difference of theirs is due to precision alone."
+    )
+
+
+def test_that_two_arms_left_out_other_categories_is_said_once_in_the_answer_and_once_in_the_evidence():
+    write(variants=tuple(made_up_results.VARIANTS))
+    path = Path("results/compare/comparison.json")
+    content = read_json(path)
+    for contrast in content["contrasts"]:
+        if contrast["kind"] == "to_baseline" and contrast["variant"] in (QLORA, "qlora_fp4"):
+            contrast["caveat"] = f"{OTHER_CATEGORIES} It rests on the last checkpoint: {contrast['variant']}."
+    write_json(path, content)
+    page = read()
+    assert page.text.count(OTHER_CATEGORIES) == 1
+    said = f"Not trained on the same rows as 16-bit LoRA, as they leave out different categories: {QLORA_LABEL}; 4-bit QLoRA (FP4)."
+    assert page.text.count(said) == 1
+    rows = {row[0]: row[3] for row in page.tables["the evidence"]}
+    assert rows[f"{QLORA_LABEL} as trained"].endswith("note 1 , note 2")
+    assert rows["4-bit QLoRA (FP4), merged, 16-bit"].endswith("note 1 , note 3")
+
+
+@pytest.mark.parametrize(("variants", "shown"), [(3, 8), (6, 5)])
+def test_of_many_answers_to_a_row_the_first_are_seen_and_the_others_folded(variants, shown):
+    write(variants=tuple(made_up_results.VARIANTS)[:variants])
+    page = render(facts())
+    article = page.partition("<article")[2].partition("</article>")[0]
+    seen, _, folded = article.partition("answers</summary>")
+    arms = 1 + len(facts().answers.arms)  # and the reference
+    assert seen.count("<dt>") == min(shown, arms) and seen.count("<dt>") + folded.count("<dt>") == arms
 
 
 def test_a_random_model_gets_no_verdict():

@@ -59,3 +59,13 @@ def test_a_speed_up_that_an_older_training_did_not_record_is_not_said_to_be_miss
     rows = report_reader.read().tables["the speed-ups"]
     row = next(row for row in rows if "double-quantized" in row[0])
     assert row[1] == "yes" and row[6] == "not recorded" and row[7] == ""
+
+
+def test_variants_without_a_speed_that_had_the_same_share_a_row(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = ("lora_16bit", "qlora_nf4", "qlora_nf4_dq", "qlora_fp4", "full_16bit")
+    made_up_results.write(variants=names, device="cuda", measured=())
+    head, *rows = report_reader.read().tables["the speed-ups"]
+    alike = "16-bit LoRA; 4-bit QLoRA (NF4); 4-bit QLoRA (NF4, double-quantized); 4-bit QLoRA (FP4)"
+    assert [row[0] for row in rows] == [alike, "16-bit full fine-tuning"]
+    assert head[-1] == "Why not" and {len(row) for row in rows} == {len(head)}

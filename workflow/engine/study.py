@@ -45,6 +45,7 @@ CODE = (
     "workflow",
     HARDWARE.as_posix(),
 )
+PAGE_CODE = "workflow/report"  # all that is new when a page is rendered again
 DOWNLOADS = Path(".cache")
 ENVIRONMENT = Path("environment.json")
 LOCKED_VERSIONS = Path("requirements.lock")
@@ -181,6 +182,17 @@ def finish(folder: Path) -> None:
         _run_module(folder, "workflow.pipeline", "dvc", "repro", "--single-item", stage)
 
 
+def render_again(folder: Path, *, repository: Path) -> None:
+    """Render the page of a finished study with the repository's page code; all other code stays what its results are of.
+
+    Raises:
+        UserError: the study was not run, or the page failed; it has printed why.
+    """
+    read_lock(folder / DVC_LOCK)
+    _copy(repository / PAGE_CODE, folder / PAGE_CODE)
+    _run_module(folder, "workflow.pipeline", "dvc", "repro", "--single-item", "report")
+
+
 def record_environment(folder: Path, **settings: str | int) -> None:
     """Record with the results what the study ran on and when it last began or ended."""
     write_json(
@@ -307,8 +319,9 @@ def main() -> None:
     actions = parser.add_subparsers(dest="action", required=True)
     run = actions.add_parser("run", help="run what is stale of a study, by its own stages")
     last = actions.add_parser("finish", help="compare, render and pack what was run on another machine")
+    page = actions.add_parser("page", help="render a finished study's page with newer page code, and pack it")
     again = actions.add_parser("pack", help="pack a finished study again, into FOLDER.tar.gz")
-    for action in (run, last, again):
+    for action in (run, last, page, again):
         action.add_argument("study", help="a preset's name, or the path of a params file")
         action.add_argument("--folder", type=Path, help=f"where it is run (default {STUDIES}/NAME)")
         action.add_argument(
@@ -332,6 +345,8 @@ def main() -> None:
         if options.action == "finish":
             lay_out(options.study, folder=folder, repository=Path.cwd(), model=options.model)
             finish(folder)
+        if options.action == "page":
+            render_again(folder, repository=Path.cwd())
         packed = folder.with_name(f"{folder.name}.tar.gz")
         files = pack(folder, packed)
         say(f"{packed}: {len(files)} files, {packed.stat().st_size / 2**20:.1f} MiB")

@@ -264,10 +264,13 @@ def differing_settings(facts: Facts, other: Variant) -> list[str]:
 
 def left_out_sentence(facts: Facts) -> str:
     """A sentence on the categories that single variants leave out of their training. Empty if there are none."""
+    labels_by_names: dict[tuple[str, ...], list[str]] = {}
+    for variant in facts.variants:
+        if names := facts.compared.left_out_categories.get(variant.name):
+            labels_by_names.setdefault(tuple(map(formatting.clean, names)), []).append(variant.label)
     parts = [
-        f"{variant.label} was not trained on {listed([formatting.clean(name) for name in names])}"
-        for variant in facts.variants
-        if (names := facts.compared.left_out_categories.get(variant.name))
+        f"{listed(labels)} {'was' if len(labels) == 1 else 'were'} not trained on {listed(list(names))}"
+        for names, labels in labels_by_names.items()
     ]
     return f"{'; '.join(parts)}." if parts else ""
 

@@ -226,8 +226,8 @@ def _other_rows_sentence(facts: Facts, metric: tuple[str, str] | None) -> Markup
     ]
     if not labels:
         return None
-    return Markup("{} did not learn from the same rows as {}: they leave out different categories.").format(
-        listed(labels), facts.baseline.label
+    return Markup("Not trained on the same rows as {}, as they leave out different categories: {}.").format(
+        facts.baseline.label, "; ".join(labels)
     )
 
 

@@ -146,7 +146,7 @@ def _heat_map(
     names, head, row = 130 if len(variants) < 8 else 112, 24, 22
     column = (WIDTH - names) / len(variants)
     height = head + row * len(rows)
-    small = 10.5 if column >= 44 else 8.5 if column >= 30 else 7.5
+    small = 10.5 if column >= 44 else 8.5 if column >= 30 else 7.5 if column >= 26 else 6.4
     decimals = 2 if column < 52 else min(3, decimals_for(facts, facts.primary))
 
     def draw(axes: Axes) -> None:
@@ -166,7 +166,7 @@ def _heat_map(
                 y + row / 2,
                 name if len(name) <= 22 else name[:21] + "…",
                 va="center",
-                fontsize=10.5,
+                fontsize=10.5 if names > 112 else 9,
                 color=INK,
                 weight="bold" if subset in (ALL, HELD_OUT, SEEN) else "normal",
             )
