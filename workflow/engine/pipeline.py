@@ -7,8 +7,17 @@
 
 import argparse
 import sys
+from contextlib import ExitStack
 
-from workflow.engine import dvc_patch_recording, dvc_patch_state, machine, progress, quiet_dvc, stage_times
+from workflow.engine import (
+    dvc_patch_recording,
+    dvc_patch_state,
+    machine,
+    progress,
+    quiet_dvc,
+    stage_times,
+    warm_stages,
+)
 from workflow.engine.dvc_repository import check_path, open_repo
 from workflow.engine.engine_locks import job_lock, only_engine
 from workflow.engine.prune import prune_and_report
@@ -35,7 +44,11 @@ def run_dvc(arguments: list[str]) -> int:
         settings, options = load(), arguments[arguments.index("repro") + 1 :]
         if all(option.startswith("-") for option in options):  # no target, which may compute nothing
             machine.check(settings, open_repo)
-    with only_engine() if runs_pipeline else job_lock().read_lock(), dvc_patch_recording.applied():
+    with ExitStack() as stack:
+        stack.enter_context(only_engine() if runs_pipeline else job_lock().read_lock())
+        stack.enter_context(dvc_patch_recording.applied())
+        if runs_pipeline:
+            stack.enter_context(warm_stages.applied())
         return dvc_patch_state.run(arguments, say=say)
 
 
