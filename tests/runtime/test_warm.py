@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import sysconfig
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -161,11 +162,62 @@ def test_no_thread_and_no_gpu_is_in_use_before_a_fork(folder, address):
         ("PYTORCH_ALLOC_CONF", "max_split_size_mb:64"),
         ("HF_HOME", "/tmp/elsewhere"),
         ("CUDA_VISIBLE_DEVICES", "0"),
+        ("TMPDIR", "/var/tmp"),
     ],
 )
 def test_a_stage_with_another_variable_starts_cold(folder, address, name, value):
     code = f"import os; {IS_WARM}; print(os.environ[{name!r}])"
     assert run(folder, address, code, **{name: value}).stdout == f"False\n{value}\n"
+
+
+def test_variables_that_engines_set_for_each_job_change_nothing(folder, address):
+    set_anew = {"TMPDIR": "/tmp", "TEMPDIR": "/tmp", "DVC_STAGE": "train", "WORKFLOW_LAUNCHES": "1"}
+    assert run(folder, address, IS_WARM, **set_anew).stdout == "True\n"
+
+
+def test_a_stage_has_the_variables_that_its_libraries_set(folder, address):
+    code = "import json, os, torch, datasets, transformers; print(json.dumps(dict(os.environ)))"
+    cold, forked = (json.loads(run(folder, place, code).stdout) for place in ("", address))
+    for variables in (cold, forked):
+        for name in [name for name in variables if name.startswith("WORKFLOW_")]:
+            del variables[name]
+    assert cold.items() <= forked.items()
+
+
+def test_forks_run_side_by_side_and_draw_other_random_numbers_until_they_set_a_seed(folder, address):
+    code = (
+        "import random, numpy, torch\n"
+        "print(random.random(), numpy.random.random(), torch.rand(1, dtype=torch.float64).item())\n"
+        "random.seed(1), numpy.random.seed(1), torch.manual_seed(1)\n"
+        "print(random.random(), numpy.random.random(), torch.rand(1, dtype=torch.float64).item(), flush=True)\n"
+        "sys.stdin.readline()"
+    )
+    stages = [
+        subprocess.Popen(
+            [folder / "workflow/run", "train", code],
+            env=variables(address), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )
+        for _ in range(3)
+    ]  # fmt: skip
+    lines = [(stage.stdout.readline(), stage.stdout.readline()) for stage in stages]  # all run by then
+    for stage in stages:
+        stage.communicate("\n")
+    unseeded, seeded = zip(*lines, strict=True)
+    numbers = [number for line in unseeded for number in line.split()]
+    assert len(set(numbers)) == 9 and len(set(seeded)) == 1
+    cold = run(folder, "", code, given="\n").stdout.splitlines(keepends=True)
+    assert cold[1] == seeded[0]
+
+
+def test_a_package_that_was_installed_meanwhile_is_not_missed(folder, address):
+    packages = Path(sysconfig.get_path("purelib"))
+    before = packages.stat()
+    os.utime(packages, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
+    try:
+        assert run(folder, address, IS_WARM).stdout == "False\n"
+    finally:
+        os.utime(packages, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert run(folder, address, IS_WARM).stdout == "True\n"
 
 
 @pytest.mark.parametrize(("file", "still_warm"), [("stages/train.py", "True"), ("runtime/stage.py", "False")])

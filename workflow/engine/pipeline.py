@@ -27,8 +27,12 @@ from workflow.runtime.errors import UserError
 from workflow.runtime.stage import say
 
 
-def run_dvc(arguments: list[str]) -> int:
+def run_dvc(arguments: list[str], *, to_log: bool = False) -> int:
     """Run DVC as `make report` and Snakemake's jobs do.
+
+    Args:
+        arguments: of DVC's command line.
+        to_log: whether stages write to their logs alone.
 
     Returns:
         DVC's exit code.
@@ -48,7 +52,7 @@ def run_dvc(arguments: list[str]) -> int:
         stack.enter_context(only_engine() if runs_pipeline else job_lock().read_lock())
         stack.enter_context(dvc_patch_recording.applied())
         if runs_pipeline:
-            stack.enter_context(warm_stages.applied())
+            stack.enter_context(warm_stages.applied(to_log=to_log))
         return dvc_patch_state.run(arguments, say=say)
 
 
@@ -71,7 +75,7 @@ def run_shown() -> int:
     if not labels:
         return 0
     with quiet_dvc.shown_by(shown):
-        return run_dvc(["repro"])
+        return run_dvc(["repro"], to_log=True)
 
 
 def main() -> None:

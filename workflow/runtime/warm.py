@@ -30,9 +30,20 @@ LONGEST = 1 << 17  # bytes of a request
 ENDING = (signal.SIGTERM, signal.SIGINT)
 PR_SET_PDEATHSIG = 1  # of Linux' prctl
 # The others use the network, import little, or measure a memory that would hold what the fork got from its parent.
-STAGES = {"try_model", "sample", "train", "evaluate_base", "evaluate", "divergence", "compare", "report"}
+STAGES = {
+    "try_model",
+    "sample",
+    "tune",
+    "train",
+    "evaluate_base",
+    "evaluate",
+    "divergence",
+    "compare",
+    "report",
+}
 # No library reads these: engines and shells set them for each command.
 INDIFFERENT, INDIFFERENT_PREFIXES = {"_", "PWD", "OLDPWD", "SHLVL"}, ("DVC_", "WORKFLOW_")
+TEMPORARY = ("TMPDIR", "TEMP", "TMP", "TEMPDIR")  # Snakemake sets them to what they are by default
 # What stages import of other packages. Before a GPU these are not loaded: bitsandbytes begins to use it.
 LIBRARIES = ("pydantic.dataclasses", "ruamel.yaml", "psutil", "numpy", "pandas", "scipy.stats", "pyarrow.parquet", "jinja2", "safetensors.torch", "torch.utils.data",
              "transformers.trainer", "transformers.modeling_gguf_pytorch_utils", "transformers.models.llama.modeling_llama",
@@ -46,13 +57,23 @@ def surroundings() -> dict[str, Any]:
     mask = os.umask(0)
     os.umask(mask)
     return {
-        "variables": {
+        "variables": dict.fromkeys(TEMPORARY, "/tmp")
+        | {
             name: value
             for name, value in os.environ.items()
             if name not in INDIFFERENT and not name.startswith(INDIFFERENT_PREFIXES)
         },
         "interpreter": os.path.realpath(os.path.dirname(sys.executable)),
+        "user": [os.getuid(), os.getgid()],
+        # A job of a cluster, or in a container, must stay within what it was given.
+        "namespaces": {
+            kind: os.readlink(f"/proc/self/ns/{kind}") for kind in sorted(os.listdir("/proc/self/ns"))
+        },
+        "group": Path("/proc/self/cgroup").read_text(),
         "terminal": os.isatty(2),
+        "ignored": sorted(
+            number for number in signal.valid_signals() if signal.getsignal(number) == signal.SIG_IGN
+        ),
         "mask": mask,
         "cores": sorted(os.sched_getaffinity(0)),
         "priority": os.nice(0),
@@ -134,8 +155,10 @@ def serve(
         accepts: whether a command may be a fork, by its request.
         prepare: called in the fork, before the command's module is imported.
     """
+    before = dict(os.environ)
     for name in libraries:
         __import__(name)
+    set_by_libraries = {name: value for name, value in os.environ.items() if before.get(name) != value}
     _check_forkable()
     gc.collect()
     gc.freeze()  # a collection in a fork then copies no page of what was imported
@@ -167,13 +190,15 @@ def serve(
         _keep(command, connection, descriptors)
     end_with(keeper)
     connection.close()
+    request["environment"] |= set_by_libraries
     _be(request, descriptors, prepare)
 
 
 def _check_forkable() -> None:
-    """End this process if its forks could not use a GPU, as one of its libraries has begun to."""
+    """End this process if its forks could not be watched (Linux before 5.3), or could not use a GPU, as a library has begun to."""
     import torch
 
+    os.close(os.pidfd_open(os.getpid()))
     child = os.fork()
     if child == 0:
         os._exit(torch.cuda._is_in_bad_fork())
@@ -226,11 +251,20 @@ def _be(
     sys.executable = request["executable"]
     sys.path[0] = os.getcwd()
     importlib.invalidate_caches()
+    _seed_anew()
     prepare(request)
     if package := module.rpartition(".")[0]:
         importlib.import_module(package)  # that of the stages handles signals
     signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
     runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+def _seed_anew() -> None:
+    """Let each fork draw other random numbers until it sets a seed, as processes of their own do. Python's own does so."""
+    if numpy := sys.modules.get("numpy"):
+        numpy.random.seed()
+    if torch := sys.modules.get("torch"):
+        torch.default_generator.seed()
 
 
 def caller() -> int:
@@ -242,11 +276,13 @@ def caller() -> int:
 def main(parent: int) -> None:
     """Be the warm process of the folder's repository, as long as the parent lives."""
     end_with(parent)
-    inherited = surroundings()
+    inherited, packages = surroundings(), _packages()
     from workflow.runtime.stage import go_offline, quiet_libraries
 
     go_offline()
     quiet_libraries()
+    with open(os.devnull, "w") as nowhere:  # what libraries say as they are imported
+        os.dup2(nowhere.fileno(), 2)
     own = [name for name in sys.modules if name.partition(".")[0] == "workflow"]
     files = [Path(sys.modules[name].__file__) for name in ("__main__", *own)]
     code = [file.read_bytes() for file in files]
@@ -257,11 +293,19 @@ def main(parent: int) -> None:
         return (
             request["command"][2].removeprefix("workflow.stages.") in STAGES
             and request["surroundings"] == inherited
+            and packages == _packages()
             and code == [file.read_bytes() for file in files]
         )
 
     has_gpu = Path("/dev/nvidiactl").exists() or Path("/dev/kfd").exists()
     serve([*LIBRARIES, *(() if has_gpu else LIBRARIES_WITHOUT_GPU)], accepts)
+
+
+def _packages() -> list[int]:
+    """Return when a package was last installed, upgraded or removed: the times of the folders that list them."""
+    import sysconfig
+
+    return [os.stat(folder).st_mtime_ns for folder in {*map(sysconfig.get_path, ("purelib", "platlib"))}]
 
 
 if __name__ == "__main__":
