@@ -182,7 +182,7 @@ STAGES = (
 def test_stages_that_fork_compute_what_stages_that_start_alone_do(undisturbed, tmp_path):
     started, outcomes = {}, {}
     for address in ("", str(tmp_path / "socket")):
-        folder = tmp_path / (Path(address).name or "alone")
+        folder = tmp_path / ("forked" if address else "alone")
         shutil.copytree(undisturbed, folder, symlinks=True)
         programs = folder / ".venv/bin"
         programs.mkdir(parents=True)
