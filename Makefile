@@ -14,7 +14,7 @@ NUMBERS ?= $(addprefix tests/,whole/test_reference.py training/test_training.py 
 
 .DEFAULT_GOAL := help
 .PHONY: help report benchmark test test-locked test-lowest reference kills long-run lint audit format params pin schema lock environment \
-	diff env-diff benchmark-engines slurm torchao hqq gguf study quick mechanism publish
+	diff env-diff benchmark-engines slurm torchao hqq gguf study quick mechanism depths publish
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -42,6 +42,14 @@ mechanism: .venv/.installed ## measure how much of the 4-bit gap is the grid tha
 	set -e; for base in $(MOVED_BASES); do \
 		.venv/bin/python -m workflow.study run $(or $(STUDY),mechanism) --per-gpu $(or $(PER_GPU),1) --model studies/$$base.yaml; done
 	.venv/bin/python -m workflow.mechanism compare $(foreach base,$(MOVED_BASES),studies/$(basename $(notdir $(or $(STUDY),mechanism)))_on_$(base))
+
+HEALED = $(addprefix healed_,$(or $(DEPTHS),30 24 18))
+depths: .venv/.installed ## measure how the 4-bit gap changes with a base's layers (DEPTHS="30 24 18", the first all of them; VARIANTS="..." of STUDY=mechanism; see docs/mechanism.md)
+	.venv/bin/python -m workflow.study run $(or $(STUDY),mechanism) --target sample
+	.venv/bin/python -m workflow.mechanism heal studies/$(basename $(notdir $(or $(STUDY),mechanism))) --layers $(or $(DEPTHS),30 24 18) $(if $(VARIANTS),--variants $(VARIANTS))
+	set -e; for base in $(HEALED); do \
+		.venv/bin/python -m workflow.study run studies/$$base.yaml --per-gpu $(or $(PER_GPU),1); done
+	.venv/bin/python -m workflow.mechanism depths $(addprefix studies/,$(HEALED))
 
 publish: .venv/.installed ## check STUDY=reference_study in PACKED=studies/reference_study.tar.gz, and publish it here
 	.venv/bin/python -m workflow.publish $(or $(STUDY),reference_study) $(or $(PACKED),studies/$(or $(STUDY),reference_study).tar.gz)

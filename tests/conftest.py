@@ -59,6 +59,7 @@ def hub_model() -> params.HubModel:
         chat_date="2024-07-26",
         end_token=None,
         moved=None,
+        kept_layers=None,
     )
 
 
@@ -73,6 +74,7 @@ def file_model(path: Path) -> params.FileModel:
         chat_date="2024-07-26",
         end_token=None,
         moved=None,
+        kept_layers=None,
     )
 
 

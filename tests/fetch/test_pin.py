@@ -66,6 +66,7 @@ def test_a_model_of_the_hub_is_pinned_by_its_commit(workspace, hub, tiny_model, 
         "chat_date": "2024-07-26",
         "end_token": None,
         "moved": None,
+        "kept_layers": None,
     }
     lost, gained = changed_lines()
     # Of the comments, only that on the line of the package went with it.

@@ -231,7 +231,7 @@ def test_a_model_has_the_same_bytes_with_a_hub_and_without(tiny_model, tmp_path)
     write_gguf(tiny_model, file)
     fetch = (
         "import sys; from pathlib import Path; from workflow import params; from workflow.fetch import sources; "
-        "model = params.FileModel(source='file', path=sys.argv[1], sha256=sys.argv[2], chat_template='model', chat_date='2024-07-26', end_token=None, moved=None); "
+        "model = params.FileModel(source='file', path=sys.argv[1], sha256=sys.argv[2], chat_template='model', chat_date='2024-07-26', end_token=None, moved=None, kept_layers=None); "
         "folder = Path(sys.argv[3]); folder.mkdir(); sources.fetch_model(model, folder)"
     )
     made = []

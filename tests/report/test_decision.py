@@ -3,15 +3,17 @@
 import contextlib
 from dataclasses import replace
 
+import made_up_results
 import pytest
-from made_up_results import write
+from made_up_results import further_variants, write
 from markupsafe import Markup
 from report_reader import facts
 
+from workflow import params
 from workflow.cost import memory
 from workflow.report.decision import Candidate, choice_sentence, decide
 from workflow.report.english import correction_sentence
-from workflow.report.sections.answer_decision import decision, planned_needs
+from workflow.report.sections.answer_decision import decision, open_question, planned_needs
 from workflow.runtime.forms import AS_TRAINED, MERGED_16BIT
 
 BASELINE = "16-bit LoRA"
@@ -92,6 +94,32 @@ def test_where_all_that_fits_is_worse_the_one_that_can_lose_least_is_taken():
     ]  # fmt: skip
 
 
+def test_of_variants_that_were_trained_alike_the_plain_one_is_taken_whatever_chance_gave_the_other():
+    plain = replace(NF4, trained_as="NF4 at 5e-4", most_lost=0.031)
+    tuned = replace(plain, variant="NF4, own rate", own_settings=1, most_lost=0.030)
+    for other in (tuned, replace(tuned, verdict="better"), replace(tuned, training_gib=5.0)):
+        assert {c.candidate.variant for c in decide([other, plain, LORA], USABLE)} == {"NF4", BASELINE}
+    merged = replace(tuned, form="merged into 16 bits", most_lost=0.01)  # the plain one was not served so
+    assert decide([merged, plain, LORA], USABLE)[0].candidate == merged
+    apart = replace(tuned, trained_as="NF4 at 1e-3")
+    assert decide([apart, plain, LORA], USABLE)[0].candidate == apart
+
+
+@pytest.mark.parametrize("factor", [1, 3])
+def test_the_page_names_the_arm_at_its_own_rate_only_if_that_rate_is_another_one(
+    tmp_path, monkeypatch, factor
+):
+    monkeypatch.chdir(tmp_path)
+    own, plain = "qlora_nf4_dq_own_rate", "qlora_nf4_dq"
+    with further_variants({own: plain}):
+        monkeypatch.setitem(made_up_results.AFTER, own, made_up_results.AFTER[plain] - 1e-3)
+        rate = params.preset("default").training.learning_rate * factor
+        write(variants=("lora_16bit", own, plain), training={own: {"learning_rate": rate}})
+        first = decision(facts()).advices[1].sentences[0][1].striptags()
+    assert "train 4-bit QLoRA (NF4, double-quantized)" in first
+    assert ("own rate" in first) == (factor != 1)
+
+
 @pytest.mark.parametrize("verdict", ["worse", "undecided"])
 def test_the_reference_comes_before_what_is_not_decided_to_be_as_good(verdict):
     (*_, last) = decide([LORA, replace(NF4, verdict=verdict, most_lost=-0.01)], USABLE)
@@ -107,16 +135,41 @@ def undecided(tmp_path_factory):
 
 
 def test_the_page_says_what_it_cannot_say_and_what_would_let_it(undecided):
-    (question,) = decision(undecided).open_questions
+    (question,) = decision(undecided).open_questions.sentences
     text = question.striptags().replace("\N{NO-BREAK SPACE}", " ")
     assert text.startswith(
         "Whether 4-bit QLoRA (NF4, double-quantized) loses anything against 16-bit LoRA this run"
     )
-    assert "and the margin is 0.02. To find one as large as the one it measured (0.058), " in text
+    assert (
+        "and the margin is 0.02 nats per token. To find one as large as the one it measured (0.058), " in text
+    )
     assert text.endswith(("would do.", "alone would do."))
     first = decision(undecided).advices[1].sentences[0][1].striptags()
     assert "fits; whether it loses quality is undecided. It keeps 93 " in first.replace(
         "\N{NO-BREAK SPACE}", " "
+    )
+
+
+def test_several_open_questions_are_one_list_that_asks_for_no_more_data_where_there_are_enough(
+    tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    write(variants=tuple(made_up_results.VARIANTS), half_width=0.09)
+    found = facts()
+    contrasts = [found.to_baseline(v.name, AS_TRAINED, found.primary) for v in found.others]
+    assert {contrast.verdict for contrast in contrasts} == {"undecided", "worse"}
+    open_ones = [contrast for contrast in contrasts if contrast.verdict == "undecided"]
+    (head,), lines = (part for part in vars(decision(found).open_questions).values())
+    assert head.startswith("Whether these lose anything against 16-bit LoRA this run cannot say")
+    assert len(lines) == len(open_ones)
+    for line, contrast in zip(lines, open_ones, strict=True):
+        can = contrast.difference.detectable <= max(abs(contrast.difference.value), made_up_results.MARGIN)
+        assert ("small enough by itself" in line) == can and ("more seed" in line or "alone" in line) != can
+    (first, *_), variant = open_ones, found.others[contrasts.index(open_ones[0])]
+    object.__setattr__(first.difference, "detectable", 0.015)
+    assert "0.015, small enough by itself; it measured" in decision(found).open_questions.lines[0].striptags()
+    assert open_question(found, variant, first).endswith(
+        "would be enough, but neither a difference nor equivalence was shown."
     )
 
 

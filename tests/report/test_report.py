@@ -16,6 +16,7 @@ from workflow import params
 from workflow.comparison.model import ALL, Comparison, Contrast, RowWeights
 from workflow.report import drawing, formatting
 from workflow.report.answers import marked
+from workflow.report.cards import model_card
 from workflow.report.facts import inputs
 from workflow.report.formatting import clean
 from workflow.report.labels import short_labels, variant_labels
@@ -194,17 +195,17 @@ def test_repairs_are_shown_where_there_are_some():
 
 
 def test_categories_held_out_of_training_are_marked(page, comparison):
-    head, _, *rows = Reader(page).tables["Table by category"]
-    assert head[2:] == ["16-bit LoRA", QLORA_LABEL]
-    assert [row[:2] for row in rows] == [
-        ["Held out of training, together", "53"],
-        ["The others, together", "81"],
-        ["poetry held out of training", "53"],
-        ["greetings", "80"],
-        ["riddles", "1"],
+    _, *rows = Reader(page).tables["Table by category"]
+    assert [row for row in rows if len(row) == 1] == [
+        ["Held out of training, together 53 items"],
+        ["The others, together 81 items"],
+        ["poetry 53 items, held out of training"],
+        ["greetings 80 items"],
+        ["riddles 1 item"],
     ]
-    assert rows[0][7] == cell(of(comparison, "to_base", QLORA, "held_out"))
-    assert rows[4][4] == rows[4][7] == "not tested"
+    assert [row[0] for row in rows[1:3]] == ["16-bit LoRA", QLORA_LABEL]
+    assert rows[2][3] == cell(of(comparison, "to_base", QLORA, "held_out"))
+    assert rows[-2][3] == rows[-1][3] == "not tested"
 
 
 def test_without_held_out_categories_none_is_marked():
@@ -290,10 +291,10 @@ def test_what_a_verdict_rests_on_stands_beside_it():
         (row,) = [
             row for row in page.tables[name] if row[0].startswith(QLORA_LABEL) and "as trained" in row[0]
         ]
-        assert any(
-            caveat in c and "by rows +0.001 (−0.020 to +0.022), undecided" in c.replace("-0.020", "−0.020")
-            for c in row
-        )
+        assert any("by rows +0.001 (−0.020 to +0.022), undecided" in cell for cell in row)
+        assert any(("note 1" if name == "the evidence" else caveat) in cell for cell in row)
+    notes = page.text.partition("The evidence in one table")[2].partition("What was compared")[0]
+    assert notes.count(caveat) == 1
 
 
 def test_a_benchmark_that_ran_the_longest_pass_says_so():
@@ -461,6 +462,27 @@ def test_a_base_that_was_moved_off_its_grid_is_no_published_model():
     assert "come from a GGUF Q4_1 file" in body and words in body
     made_up_results.write_lock()
     assert f"Moved off its grid {words}" in Reader(render(facts())).text
+
+
+def test_a_base_that_was_cut_and_healed_is_no_family_member_as_released():
+    write()
+    source = read_json(MODEL_SOURCE)
+    cut = {"layers": 18, "of": 30, "dropped": list(range(9, 21))}
+    healed = {"rows": 12_345, "steps": 772, "seed": 1}
+    was_cut = "12 of 30 decoder layers (number 9 to 20, from 0) were dropped"
+    was_healed = "all weights were trained on 12,345 rows that no split of the study uses (772 steps, seed 1)"
+    for done, head, words in (
+        ({"cut": cut, "healed": None}, "The base was cut", was_cut),
+        ({"cut": None, "healed": healed}, "The base was healed", was_healed),
+        ({"cut": cut, "healed": healed}, "The base was cut and healed", f"{was_cut}, and then {was_healed}"),
+    ):
+        write_json(MODEL_SOURCE, source | done)
+        found = {limit.head: limit.body for limit in limits(facts())}
+        assert f"It is not a family member as released: {words}." in found[head]
+    made_up_results.write_lock()
+    text = Reader(render(facts())).text
+    assert f"Cut {was_cut}" in text and f"Healed {was_healed}" in text
+    assert "The base was cut and healed." in model_card(facts(), facts().variants[0], 1)
 
 
 def test_limits_of_unequal_rows_and_of_intervals_that_may_be_too_narrow():
@@ -649,7 +671,7 @@ def test_a_category_of_the_data_is_only_text():
     assert "img" not in tags and tags.count("script") == 2
     assert "\x00" not in page
     name = clean(HOSTILE)
-    assert f"{name} held out of training" in [row[0] for row in reader.tables["Table by category"]]
+    assert f"{name} 80 items, held out of training" in [row[0] for row in reader.tables["Table by category"]]
 
 
 def test_characters_that_html_forbids_are_replaced():

@@ -257,7 +257,7 @@ def test_no_text_of_the_answer_s_figure_covers_a_point_or_another_text_or_crosse
         for svg in tab.locator("#answer-figure .panel svg").all():
             drawn = svg.evaluate(MEASURE)
             texts = drawn["texts"]
-            assert len(texts) > 4 and len(drawn["points"]) > 1 and len(drawn["reference"]) > 15
+            assert len(texts) > 4 and len(drawn["points"]) > 1 and len(drawn["reference"]) > 12
             for index, (text, box) in enumerate(texts):
                 assert inside(box, drawn["whole"]), (width, text)
                 others = drawn["points"] + [other for _, other in texts[index + 1 :]]

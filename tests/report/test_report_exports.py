@@ -143,6 +143,7 @@ def test_a_card_of_a_hub_model_names_its_base(made):
         "chat_date": "2024-07-26",
         "end_token": None,
         "moved": None,
+        "kept_layers": None,
     }
     settings = found.params.model_validate(found.params.model_dump() | {"model": hub})
     card = ModelCard(model_card(replace(found, params=settings), found.variants[0], 1))

@@ -75,7 +75,7 @@ def test_figures_say_their_numbers_and_take_the_pages_colors(usual):
     alt = re.search('aria-label="([^"]*)"', panels[1].svg)[1]
     assert "A band marks the margin of equivalence, 0.02 either way." in alt
     assert f"{QLORA_LABEL}, as trained: +0.058, interval +0.040 to +0.077, worse." in alt
-    assert "16-bit LoRA, merged, 16-bit: +0.010, interval −0.008 to +0.029, undecided." in alt
+    assert "merged" not in alt  # the other forms are in the answer's figure
 
 
 def test_the_waterfall_adds_up(usual):

@@ -41,16 +41,19 @@ def without_measures() -> None:
                 path.unlink()
 
 
-def test_the_share_of_the_gain_comes_first_and_then_nats():
+def test_the_share_of_the_gain_stands_beside_nats_and_the_verdict():
     comparison = write()
-    table = read().tables["the shares of the gain"]
-    assert table[0][1:] == ["Share of the gain kept", "Perplexity, times the baseline’s", "Difference"]
-    assert table[1] == ["16-bit LoRA as trained", "all, by definition", "", "baseline"]
-    row = next(row for row in table if row[0] == f"{LABEL} as trained")
+    table = read().tables["the evidence"]
+    head = [cell.partition(" ↓")[0].partition(" ↑")[0] for cell in table[0]]
+    rows = {row[0]: dict(zip(head, row, strict=True)) for row in table[1:]}
+    first = rows["16-bit LoRA as trained, the baseline"]
+    assert first["Share of the gain kept"] == "all, by definition" and first["Difference"] == "baseline"
+    row = rows[f"{LABEL} as trained"]
     value = kept("as_trained")
     half = 100 * made_up_results.HALF_WIDTH / GAIN
-    assert row[1] == f"{value:.1f} % {value - half:.1f} % to {value + half:.1f} %"
-    assert row[2] == "1.060" and row[3].startswith("+0.058 ") and " worse, " in row[3]
+    assert row["Share of the gain kept"] == f"{value:.1f} % {value - half:.1f} % to {value + half:.1f} %"
+    assert row["Perplexity, times the baseline’s"] == "1.060"
+    assert row["Difference"].startswith("+0.058 ") and row["Verdict"].startswith("worse, ")
     forms = len([s for s in comparison.shares if s.measure == "share_of_gain"])
     assert len(table) == 2 + forms
 
@@ -84,7 +87,7 @@ def test_without_a_clear_gain_the_page_states_no_share_and_the_reason(monkeypatc
     write()
     page = read()
     assert "No share is stated: the gain is made up." in page.text
-    assert page.tables["the shares of the gain"][2][1] == "not stated"
+    assert "not stated" in page.tables["the evidence"][2]
     assert "not stated" in summary_markdown(facts())
     assert "it keeps" not in model_card(facts(), facts().variants[1], 1)
 
@@ -116,7 +119,8 @@ def test_a_study_from_before_these_measures_still_renders():
     write()
     without_measures()
     page = read()
-    assert not {"the shares of the gain", "the divergences", "the shares of scores"} & set(page.tables)
+    assert not {"the divergences", "the shares of scores"} & set(page.tables)
+    assert not any("gain" in cell for cell in page.tables["the evidence"][0])
     assert ("section", {"id": "kept"}) not in page.tags and ("section", {"id": "quality"}) in page.tags
     assert "Gain kept" not in summary_markdown(facts())
     assert not summary_table(facts())["metric"].str.contains("share|kl").any()

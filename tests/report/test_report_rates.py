@@ -13,7 +13,7 @@ from workflow.report.sections.rates import rates_panel
 from workflow.runtime.files import read_json, write_json
 
 QLORA, FP4 = "qlora_nf4_dq", "qlora_fp4"
-LABEL = "4-bit QLoRA (NF4, double-quantized)"
+LABEL, FP4_LABEL = "4-bit QLoRA (NF4, double-quantized)", "4-bit QLoRA (FP4)"
 LOSSES = {
     BASELINE: {3e-4: [2.31, 2.33], 1e-3: [2.24, 2.22], 3e-3: [2.29, 2.25]},
     QLORA: {3e-4: [2.41, 2.43], 1e-3: [2.34, 2.32], 3e-3: [2.29, 2.25]},
@@ -35,14 +35,14 @@ def test_where_nothing_is_tuned_the_page_has_no_such_section(folder):
 def test_each_run_has_its_rate_and_each_difference_its_kind(folder):
     write_rates(LOSSES, own=(QLORA,))
     page = read()
-    rows = {row[0].split(" ")[-1]: row[1:] for row in page.tables["the learning rates"][1:]}
-    assert rows[BASELINE] == [
+    rows = {row[0]: row[1:] for row in page.tables["the learning rates"][1:]}
+    assert rows["16-bit LoRA"] == [
         "0.001",
-        "the best of 3 for lora_16bit; 0.003 is next, at +0.0400 nats",
+        "the best of 3 for 16-bit LoRA (next: 0.003, +0.0400 nats)",
         "baseline",
     ]
-    assert [rows[QLORA][0], rows[QLORA][2]] == ["0.003", "each at its own best"]
-    assert [rows[FP4][0], rows[FP4][2]] == ["0.001", "the same rate"]
+    assert [rows[LABEL][0], rows[LABEL][2]] == ["0.003", "each at its own best"]
+    assert [rows[FP4_LABEL][0], rows[FP4_LABEL][2]] == ["0.001", "the same rate"]
     assert (
         f"The differences to 16-bit LoRA are at the same rate for 4-bit QLoRA (FP4) and each at its own best rate for {LABEL}."
         in page.text
@@ -62,9 +62,9 @@ def test_a_rate_that_params_give_beside_tuned_ones_is_told_apart(folder):
     )
     for file in (folder / "results/train/qlora_fp4").glob("*/result.json"):
         file.write_text(file.read_text().replace('"learning_rate": 0.001', '"learning_rate": 0.005'))
-    rows = {row[0].split(" ")[-1]: row[1:] for row in read().tables["the learning rates"][1:]}
-    assert rows[FP4] == ["0.005", "given by params", "another rate, which params give"]
-    assert rows[QLORA][2] == "the same rate"
+    rows = {row[0]: row[1:] for row in read().tables["the learning rates"][1:]}
+    assert rows[FP4_LABEL] == ["0.005", "given by params", "another rate, which params give"]
+    assert rows[LABEL][2] == "the same rate"
 
 
 def test_a_choice_at_an_end_and_a_rate_that_diverged_are_said(folder):

@@ -201,6 +201,7 @@ def model(spoil: Spoil, where: str = "my/model") -> Spoil:
                     "chat_date": "2024-07-26",
                     "end_token": None,
                     "moved": None,
+                    "kept_layers": None,
                 },
             ),
         )

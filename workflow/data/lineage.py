@@ -133,6 +133,10 @@ def write_base_card(folder: Path, lineage: Lineage, record: dict) -> None:
         before[0] += (
             f", and moved off that grid ({moved['tensors']} tensors, cells {moved['cells']:g}, seed {moved['seed']})"
         )
+    if cut := record.get("cut"):
+        before.append(f"cut from {cut['of']} decoder layers to {cut['layers']}")
+    if healed := record.get("healed"):
+        before.append(f"healed by full training on {healed['rows']:,} rows")
     write_text(
         folder / CARD,
         f"---\n{data.to_yaml()}\n---\n\n# A base model, as stored for fine-tuning\n\n"

@@ -59,10 +59,19 @@ def stage_graph(repo: Repo) -> nx.DiGraph:
 
 def stale_stages(repo: Repo) -> set[PipelineStage]:
     """Return the stages that changed since they ran, or that follow a changed one."""
+    changed, following = changed_and_following(repo)
+    return changed | following
+
+
+def changed_and_following(repo: Repo) -> tuple[set[PipelineStage], set[PipelineStage]]:
+    """Return the stages that changed since they ran, and those that only follow one.
+
+    The latter run if an output that they read becomes another one.
+    """
     with repo.lock:
         graph = stage_graph(repo)
-        changed = [stage for stage in graph if _is_changed(stage)]
-    return set(changed).union(*(nx.ancestors(graph, stage) for stage in changed))
+        changed = {stage for stage in graph if _is_changed(stage)}
+    return changed, set().union(*(nx.ancestors(graph, stage) for stage in changed)) - changed
 
 
 def _is_changed(stage: PipelineStage) -> bool:

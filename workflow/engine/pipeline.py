@@ -69,10 +69,10 @@ def run_shown() -> int:
     with only_engine():
         prune_and_report()
         with open_repo() as repo:
-            labels = progress.plan(repo)
-    shown = progress.Progress(labels, stage_times.load(), sys.stdout)
+            plan = progress.plan(repo)
+    shown = progress.Progress(plan, stage_times.load(), sys.stdout)
     shown.introduce()
-    if not labels:
+    if not plan.labels:
         return 0
     with quiet_dvc.shown_by(shown):
         return run_dvc(["repro"], to_log=True)

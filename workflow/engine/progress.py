@@ -13,7 +13,7 @@ from dvc.dvcfile import PROJECT_FILE
 from dvc.repo import Repo
 from dvc.repo.reproduce import collect_stages, get_active_graph, plan_repro
 
-from workflow.engine.dvc_repository import stale_stages
+from workflow.engine.dvc_repository import changed_and_following
 from workflow.engine.stage_times import StageTimes
 from workflow.runtime.paths import LOGS
 
@@ -22,13 +22,29 @@ STEP = re.compile(r"^ +(step \d+ of \d+)\b", re.MULTILINE)  # of a stage's own l
 TAIL = 4096  # bytes at the end of a log in which its last step is looked for
 
 
-def plan(repo: Repo) -> dict[str, str]:
-    """Return the stages that are stale, in DVC's order: a label for each name."""
+@dataclass(frozen=True)
+class Plan:
+    """The stages that are stale, in DVC's order.
+
+    Attributes:
+        labels: a label for each name.
+        possible: the names of those that only follow a changed stage: what they read may turn out to be as before.
+    """
+
+    labels: dict[str, str]
+    possible: frozenset[str] = frozenset()
+
+
+def plan(repo: Repo) -> Plan:
+    """Return the stages that are stale."""
     with repo.lock:
         stages = collect_stages(repo, [PROJECT_FILE])
         order = plan_repro(get_active_graph(repo.index.graph), stages)
-    stale = stale_stages(repo)
-    return {stage.name: label_of(stage.cmd) for stage in order if stage in stale}
+    changed, following = changed_and_following(repo)
+    return Plan(
+        {stage.name: label_of(stage.cmd) for stage in order if stage in changed | following},
+        frozenset(stage.name for stage in following),
+    )
 
 
 def label_of(command: str) -> str:
@@ -49,25 +65,27 @@ class Progress:
     starts.
 
     Attributes:
-        labels: the stages that will run, by name, in their order.
+        plan: the stages that may run. One that is passed over, as nothing that it reads is new, is no longer counted.
         times: of earlier runs and of this one.
         stream: where the lines go.
     """
 
-    labels: dict[str, str]
+    plan: Plan
     times: StageTimes
     stream: TextIO
     _started: float = field(default=0.0, init=False)
+    _begun: list[str] = field(default_factory=list, init=False)
 
     def introduce(self) -> None:
         """Say how many stages will run, how long they take if that is known, and where their logs are."""
-        names = list(self.labels)
+        names = list(self.plan.labels)
         if not names:
             self.say("Every stage is up to date: nothing runs.")
             return
         stages = "1 stage" if len(names) == 1 else f"{len(names)} stages"
-        left = self.times.left(names[0], 0, names[1:])
-        self.say(f"{stages} to run{_left_text(left)}. What a stage prints is in {LOGS}/STAGE.log.")
+        left, at_most = self.times.left(names[0], 0, names[1:]), self._at_most(names)
+        said = f"{at_most}{stages} to run{_left_text(left, at_most)}"
+        self.say(f"{said[0].upper()}{said[1:]}. What a stage prints is in {LOGS}/STAGE.log.")
 
     def say(self, text: str) -> None:
         """Print a line that stays."""
@@ -77,6 +95,7 @@ class Progress:
     def begin(self, name: str) -> None:
         """Say that a stage starts."""
         self._started = time.monotonic()
+        self._begun.append(name)
         if self.stream.isatty():
             self.tick(name, None)
         else:
@@ -97,15 +116,24 @@ class Progress:
             self.say(f"{self._place(name)} · {duration(seconds)}")
 
     def _line(self, name: str, step: str) -> str:
-        names = list(self.labels)
-        later = names[names.index(name) + 1 :] if name in self.labels else []
+        later = self._later(name)
         left = self.times.left(name, time.monotonic() - self._started, later)
-        return f"{self._place(name)}{f' · {step}' if step else ''}{_left_text(left)}"
+        return f"{self._place(name)}{f' · {step}' if step else ''}{_left_text(left, self._at_most(later))}"
 
     def _place(self, name: str) -> str:
-        if name not in self.labels:  # what it reads changed only after the plan was made
+        if name not in self.plan.labels:  # what it reads changed only after the plan was made
             return f"stage {name}"
-        return f"stage {list(self.labels).index(name) + 1} of {len(self.labels)}: {self.labels[name]}"
+        number, later = sum(begun in self.plan.labels for begun in self._begun), self._later(name)
+        return f"stage {number} of {self._at_most(later)}{number + len(later)}: {self.plan.labels[name]}"
+
+    def _later(self, name: str) -> list[str]:
+        """Return the stages of the plan after one."""
+        names = list(self.plan.labels)
+        return names[names.index(name) + 1 :] if name in self.plan.labels else []
+
+    def _at_most(self, names: Sequence[str]) -> str:
+        """Return the words before an amount of stages if some of them may turn out to be up to date."""
+        return "at most " if self.plan.possible.intersection(names) else ""
 
 
 def duration(seconds: float) -> str:
@@ -127,12 +155,17 @@ def failure_in(log: Path, failed: str) -> str:
     return "\n".join(told or lines[-5:]) or f"its log {log} is empty"
 
 
-def _left_text(left: tuple[float, bool] | None) -> str:
-    """Return the time left as the end of a line; empty without a basis."""
+def _left_text(left: tuple[float, bool] | None, at_most: str) -> str:
+    """Return the time left as the end of a line; empty without a basis.
+
+    Args:
+        at_most: not empty if some of the stages that are left may not run.
+    """
     if left is None:
         return ""
     seconds, complete = left
-    return f" · {'about' if complete else 'at least'} {duration(seconds)} left in all"
+    about = (at_most.strip() or "about") if complete else ("about" if at_most else "at least")
+    return f" · {about} {duration(seconds)} left in all"
 
 
 def _last_step(log: Path) -> str:

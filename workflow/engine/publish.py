@@ -29,7 +29,7 @@ from workflow.comparison.model import ALL
 from workflow.engine import study
 from workflow.engine.study import ENVIRONMENT, ITEMS
 from workflow.report.drawing import INK, MUTED, PAPER, RULE, SETTINGS
-from workflow.report.english import move_of
+from workflow.report.english import cut_of, healing_of, move_of
 from workflow.report.figure_forms import SHORT_FORMS
 from workflow.report.formatting import number, percent, signed
 from workflow.report.labels import dataset_name, model_name
@@ -317,7 +317,9 @@ def section(name: str) -> str:
             if quantized_before
             else ""
         )
-        + (f" This base was moved off its grid: {move_of(model['moved'])}." if model.get("moved") else ""),
+        + (f" This base was moved off its grid: {move_of(model['moved'])}." if model.get("moved") else "")
+        + (f" This base was cut: {cut_of(model['cut'])}." if model.get("cut") else "")
+        + (f" This base was healed: {healing_of(model['healed'])}." if model.get("healed") else ""),
         f"![Each variant’s difference to {settings.experiment.baseline}, with its interval]({PAGES / f'{name}.svg'})",
         _headline_table(table, settings),
         *_caveats(files, settings),

@@ -27,7 +27,7 @@ from workflow.data.model_files import load_tokenizer
 from workflow.evaluation import harness
 from workflow.evaluation.forms import serve
 from workflow.evaluation.items import items_sha256, scores
-from workflow.evaluation.language_model import LanguageModel, batches
+from workflow.evaluation.language_model import LanguageModel
 from workflow.evaluation.prompt_checks import check_scored
 from workflow.evaluation.results import DivergenceResult, FormDivergence
 from workflow.models.load import LoadedPrecision
@@ -53,51 +53,6 @@ class Compared:
 
     divergence: np.ndarray  # [tokens], nats
     same_top: np.ndarray  # [tokens], bool
-
-
-class TeacherForced(LanguageModel):
-    """The harness' model, which hands on the logits at the scored tokens of each row.
-
-    Args:
-        receive: called for each forward pass with the rows' places in the order of the requests, the number of all
-            scored tokens, and for each row its logits [tokens, vocabulary].
-    """
-
-    def __init__(
-        self,
-        model: torch.nn.Module,
-        tokenizer,
-        evaluation: params.Evaluation,
-        receive: Callable[[list[int], int, list[torch.Tensor]], None],
-    ):
-        super().__init__(model, tokenizer, rows=evaluation.batch_rows, tokens=evaluation.batch_tokens)
-        self.receive = receive
-
-    def _loglikelihood_tokens(self, requests, disable_tqdm=False, override_bs=None):
-        rows = [(context + scored)[-(self.max_length + 1) :] for _, context, scored in requests]
-        counts = [len(scored) for _, _, scored in requests]
-        answers = [None] * len(requests)
-        for places in batches([len(row) for row in rows], tokens=self.tokens, rows=self.rows):
-            longest = max(len(rows[place]) for place in places) - 1
-            ids = torch.zeros(len(places), longest, dtype=torch.long, device=self.device)
-            for index, place in enumerate(places):
-                ids[index, : len(rows[place]) - 1] = torch.tensor(rows[place][:-1])
-            logits = self._model_call(ids)
-            scored = [
-                logits[index, len(rows[place]) - 1 - counts[place] : len(rows[place]) - 1]
-                for index, place in enumerate(places)
-            ]
-            self.receive(places, sum(counts), scored)
-            for place, row in zip(places, scored, strict=True):
-                answers[place] = _likelihood(row, requests[place][2])
-        return answers
-
-
-def _likelihood(logits: torch.Tensor, tokens: list[int]) -> tuple[float, bool]:
-    """The log-likelihood of tokens in nats, and whether each is the most likely one."""
-    targets = torch.tensor(tokens, device=logits.device)
-    likely = logits.float().log_softmax(-1).gather(-1, targets[:, None]).sum()
-    return float(likely), bool((logits.argmax(-1) == targets).all())
 
 
 class KeptLogits:
@@ -266,7 +221,13 @@ def _pass(
     items = min(evaluation.divergence_items, task.items or evaluation.divergence_items)
     task = task.model_copy(update={"items": items})
     call = harness.call_of(TASK, evaluation.model_copy(update={"tasks": {TASK: task}}))
-    language_model = TeacherForced(model, load_tokenizer(MODEL), evaluation, receive)
+    language_model = LanguageModel(
+        model,
+        load_tokenizer(MODEL),
+        rows=evaluation.batch_rows,
+        tokens=evaluation.batch_tokens,
+        receive=receive,
+    )
     results = harness.run(call, language_model)
     check_scored(results, language_model)
     del model, language_model

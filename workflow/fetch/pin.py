@@ -71,6 +71,7 @@ def pin_model(name: str, *, revision: str | None, before: dict[str, Any]) -> Pin
         "chat_date": before.get("chat_date", "2024-07-26"),
         "end_token": None,
         "moved": None,
+        "kept_layers": None,
     }
     path = expanded(name, key="MODEL")
     if path.exists():

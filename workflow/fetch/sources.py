@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 
 from workflow import params
 from workflow.data import chat, compatibility, lineage, model_files
-from workflow.fetch import convert, grid
+from workflow.fetch import convert, cut, grid
 from workflow.runtime import faults
 from workflow.runtime.errors import UserError
 from workflow.runtime.files import expanded, sha256, whole_folder
@@ -257,7 +257,7 @@ def fetch_model(model: params.Model, folder: Path) -> dict:
         What source.json holds: the source, what pins it (a revision, a sha256 or a seed), the storage type of the
         weights, the number of parameters, `quantized_before` (the format to which the weights had already been
         rounded, or None), `moved` (what grid.write_moved says of weights moved off this format's grid, or None),
-        `rounded_from` (the wider type that they had, or None), the chat template, the end token,
+        `rounded_from` (the wider type that they had, or None), `cut` and `healed` (what cut.record says), the chat template, the end token,
         and what is known about license, languages and repository.
 
     Raises:
@@ -298,6 +298,9 @@ def fetch_model(model: params.Model, folder: Path) -> dict:
             record = {"seed": model.seed, "quantized_before": None, "moved": None}
     model_files.check_files(folder)
     record["rounded_from"] = convert.round_to_16_bits(folder)
+    if model.kept_layers is not None:
+        cut.keep_layers(folder, model.kept_layers)
+    record |= cut.record(folder)
     rows = model_files.check_model(folder)
     record |= convert.describe(folder)
     record |= chat.write_template(

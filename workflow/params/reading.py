@@ -21,7 +21,7 @@ from workflow.runtime.paths import PARAMS
 
 # Keys that params have not always had, with the value that says what was done before.
 SINCE = {
-    "model": {"chat_date": "2024-07-26", "end_token": None, "moved": None},
+    "model": {"chat_date": "2024-07-26", "end_token": None, "moved": None, "kept_layers": None},
     "sample": {"per_seed": False, "longest_response": None},
     "benchmark": {"processes": 1},
     "evaluation": {"divergence_items": None},

@@ -45,7 +45,7 @@ class Moved(Strict):
 
 
 class _Base(Strict):
-    """The prompt format (its template, the date that this may print, the token that closes an answer), and `moved`."""
+    """The prompt format (its template, the date that this may print, the token that closes an answer), and what is done to the weights."""
 
     # The key that names the file, where a GGUF file can be the source.
     file_key: ClassVar[str | None] = None
@@ -54,6 +54,7 @@ class _Base(Strict):
     chat_date: Day
     end_token: Line | None
     moved: Moved | None
+    kept_layers: Layers | None
 
     @model_validator(mode="after")
     def _has_a_grid(self):

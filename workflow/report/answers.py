@@ -18,6 +18,7 @@ TASK = "holdout_generation"
 ITEMS = COMPARE / "items.parquet"
 METRICS = ("rouge_l", "chrf")  # the first that was measured decides the winner
 SAMPLED, DISAGREEING = 12, 8  # most rows of each kind on the page
+MANY_ARMS = 8  # with more models that answered, half as many rows
 MOST_MERGED = 4  # with more variants, only the first quantized one is also shown merged
 TIE = "tie"
 WORDS = re.compile(r"\s+|[^\s]+")
@@ -104,7 +105,10 @@ def read(settings: params.Params, labels: dict[str, str]) -> Answers:
     metric, scores = _scores(settings, arms) if ids else (None, {})
     baseline = f"{settings.experiment.baseline}/{AS_TRAINED}"
     seed = settings.comparison.seed
-    sampled = set(random.Random(seed).sample(sorted(ids), min(SAMPLED, len(ids))))
+    most_sampled, most_disagreeing = (
+        most if len(arms) <= MANY_ARMS else most // 2 for most in (SAMPLED, DISAGREEING)
+    )
+    sampled = set(random.Random(seed).sample(sorted(ids), min(most_sampled, len(ids))))
     trained = [place for place, arm in enumerate(arms) if arm.form == AS_TRAINED]
     distance = {
         key: _distance(key, [arms[p] for p in trained], [answers_by_arm[p] for p in trained], scores)
@@ -113,7 +117,7 @@ def read(settings: params.Params, labels: dict[str, str]) -> Answers:
     disagreements = sorted(
         (key for key in ids if distance[key] > (0, 0)), key=lambda key: distance[key], reverse=True
     )
-    disagreeing = set(disagreements[:DISAGREEING])
+    disagreeing = set(disagreements[:most_disagreeing])
     return Answers(
         arms=arms,
         baseline=baseline,
@@ -261,4 +265,17 @@ def marked(before: str, after: str) -> list[tuple[str, bool]]:
         text = "".join(ours[start:end])
         if text:
             pieces.append((text, tag != "equal"))
-    return pieces
+    return _bridged(pieces)
+
+
+def _bridged(pieces: list[tuple[str, bool]]) -> list[tuple[str, bool]]:
+    """With one piece of two that differ and have nothing but a space between them."""
+    bridged: list[tuple[str, bool]] = []
+    for text, differs in pieces:
+        between = len(bridged) > 1 and differs and bridged[-2][1] and bridged[-1][0].isspace()
+        if between:
+            (before, _), (space, _) = bridged[-2:]
+            bridged[-2:] = [(before + space + text, True)]
+        else:
+            bridged.append((text, differs))
+    return bridged

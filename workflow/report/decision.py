@@ -1,6 +1,6 @@
 """The decision: which variant to train, and in which form to serve it, with so much memory. It follows from verdicts."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -34,6 +34,8 @@ class Candidate:
         keeps_nothing: whether nothing of what training gained is left in this form.
         slow: whether its training is too slow to be preferred to one of the same quality.
         kept: what it keeps, as the part of a sentence after `it`.
+        trained_as: equal for two variants whose trainings have the same settings; None for one like no other.
+        own_settings: how many training settings its params give it in place of the shared ones.
     """
 
     variant: str
@@ -45,6 +47,8 @@ class Candidate:
     keeps_nothing: bool = False
     slow: bool = False
     kept: Markup = field(default=Markup(), compare=False)
+    trained_as: Hashable = None
+    own_settings: int = 0
 
     @property
     def gib(self) -> float:
@@ -73,12 +77,14 @@ def decide(candidates: Sequence[Candidate], usable: Mapping[int, float]) -> list
 
     Of those that fit, one that is better than the baseline comes first. Then come the baseline and what is equivalent
     to it, the one with the least memory first. Otherwise it is the one that can lose least: the one whose interval
-    ends nearest to the baseline on its worse side.
+    ends nearest to the baseline on its worse side. Of variants that were trained alike, the plainest stands for all, as
+    what tells them apart is chance.
 
     Args:
         candidates: not empty.
         usable: GiB that a training or a served model can use, by budget in GB, in ascending order.
     """
+    candidates = _plainest(candidates)
     choices: list[Choice] = []
     last = max(usable)
     for budget, gib in usable.items():
@@ -89,6 +95,20 @@ def decide(candidates: Sequence[Candidate], usable: Mapping[int, float]) -> list
             budgets = (budget,)
         choices.append(Choice(budgets, budget == last and outcome != "nothing", outcome, candidate))
     return choices
+
+
+def _plainest(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """Without the candidates of which another one was trained alike, is served alike, and has fewer settings of its own."""
+    return [
+        candidate
+        for candidate in candidates
+        if candidate.trained_as is None
+        or not any(
+            (other.trained_as, other.form) == (candidate.trained_as, candidate.form)
+            and other.own_settings < candidate.own_settings
+            for other in candidates
+        )
+    ]
 
 
 def _choose(fitting: list[Candidate], candidates: Sequence[Candidate]) -> tuple[Outcome, Candidate]:

@@ -9,11 +9,11 @@ from markupsafe import Markup
 from matplotlib.markers import MarkerStyle
 
 WIDTH = 345  # units, about one CSS pixel each
-ROW, FOOT = 36, 34  # heights of a row, and of the ticks and labels of the axes
+ROW, FOOT = 28, 34  # heights of a row, and of the ticks and labels of the axes
 QUALITY, MEMORY = (18.0, 226.0), (250.0, 337.0)  # where the axes begin and end
 ALONE = (QUALITY[0], MEMORY[1])  # where an axis of quality alone does
-TEXT, POINT = 12, 24  # distances of a row's text and points from its top
-LANE = (16, 36)  # where the lines of the axes stand in a row, so that none crosses its text
+TEXT, POINT = 11, 20  # distances of a row's text and points from its top
+LANE = (14, 28)  # where the lines of the axes stand in a row, so that none crosses its text
 SIZE = 4.2  # half of a marker's width
 
 

@@ -27,10 +27,10 @@ STYLE = {INK: "currentColor", MUTED: "var(--muted)", RULE: "var(--rule)", PAPER:
     color: f"var(--variant-{index})" for index, color in enumerate(PALETTE)
 }
 WIDTH = 345  # units, about one CSS pixel each
-ROW = 54  # height of a row with text above it
-FORM_ROW, HEAD_ROW = 36, 24  # heights of a serving form's row, and of a heading
+ROW = 40  # height of a row with text above it
+FORM_ROW, HEAD_ROW = 32, 24  # heights of a serving form's row, and of a heading
 BAR = 16  # height of a bar of memory by component
-OVER = 0.27  # distance of the text above a row from its middle, as a share of the row
+OVER = 0.24  # distance of the text above a row from its middle, as a share of the row
 BAR_SHARE = 0.64  # share of the width for the longest bar; the rest is for its number
 SETTINGS = {
     "svg.fonttype": "none",

@@ -8,6 +8,7 @@ from markupsafe import Markup
 from workflow import methods, precisions
 from workflow.comparison.inference import level_of
 from workflow.comparison.model import Contrast, Score
+from workflow.comparison.sentences import OTHER_CATEGORIES
 from workflow.params import OWN_TASKS, Params
 from workflow.report import formatting
 from workflow.report.formatting import NARROW, Number, quantity, signed
@@ -93,7 +94,7 @@ class Change:
     verdict: str
     p: Number
     by_rows: Markup | None = None  # the difference with equal weight for every row
-    caveat: str | None = None  # what the verdict rests on
+    caveat: str | None = None  # what the verdict rests on, save that the two left out different categories
     warning: str | None = None  # that the interval may be too narrow
     correction: str | None = None  # that the correction for several tests changed the verdict
 
@@ -147,6 +148,12 @@ def in_words(facts: Facts, text: str | None) -> str | None:
     return text and re.sub(rf"\b(?P<variant>{longest_first})(?:/(?P<form>\w+))?\b", words, text)
 
 
+def caveats_of(facts: Facts, contrast: Contrast) -> list[str]:
+    """What a verdict rests on, with that the two left out different categories as a text of its own."""
+    parts = re.split(f"({re.escape(OTHER_CATEGORIES)})", in_words(facts, contrast.caveat) or "")
+    return [part.strip() for part in parts if part.strip()]
+
+
 def shape_words(block: Device) -> str:
     """The model that was measured: the run's own, or for example `Llama-2-7B shape`."""
     return block.shape if block.own else f"{shape_name(block.shape)} shape"
@@ -180,7 +187,7 @@ def change(facts: Facts, contrast: Contrast, decimals: int) -> Change:
         verdict=contrast.verdict,
         p=_p_value(facts, contrast),
         by_rows=_by_rows(facts, contrast, decimals),
-        caveat=in_words(facts, contrast.caveat),
+        caveat=" ".join(text for text in caveats_of(facts, contrast) if text != OTHER_CATEGORIES) or None,
         warning="interval may be too narrow" if contrast.warning else None,
         correction=correction_sentence(contrast),
     )
@@ -266,6 +273,8 @@ def left_out_sentence(facts: Facts) -> str:
 
 
 def _setting(value: object) -> object:
+    if isinstance(value, list):
+        return listed([formatting.clean(str(item)) for item in value]) if value else "none"
     return OPTIMIZERS.get(value, value) if isinstance(value, str) else value
 
 
@@ -357,4 +366,19 @@ def move_of(moved: dict) -> str:
     return (
         f"each of the {moved['weights']:,} weights of {moved['tensors']:,} linear layers at random by up to {moved['cells']:g} "
         f"of its own block’s cell, seed {moved['seed']}, {100 * moved['relative_size']:.1f} % of the weights’ size in all"
+    )
+
+
+def cut_of(cut: dict) -> str:
+    """What source.json says of dropped layers, in words."""
+    dropped = cut["dropped"]
+    which = f"{dropped[0]} to {dropped[-1]}" if len(dropped) > 1 else dropped[0]
+    return f"{len(dropped)} of {cut['of']} decoder layers (number {which}, from 0) were dropped"
+
+
+def healing_of(healed: dict) -> str:
+    """What source.json says of the full training after a cut, in words."""
+    return (
+        f"all weights were trained on {healed['rows']:,} rows that no split of the study uses "
+        f"({healed['steps']:,} steps, seed {healed['seed']})"
     )

@@ -1,6 +1,7 @@
-"""Short names of the serving forms in figures, and the colors of better and worse."""
+"""Names of variants and serving forms that have room in figures, and the colors of better and worse."""
 
 from workflow.report.drawing import PALETTE
+from workflow.report.model import Facts
 from workflow.runtime.forms import (
     AS_TRAINED,
     GGUF_Q4_0,
@@ -21,3 +22,18 @@ SHORT_FORMS = {
     GGUF_Q4_0: "Q4_0",
 }
 BETTER, WORSE = PALETTE[0], PALETTE[3]
+
+
+def fitting_labels(facts: Facts, room: int) -> dict[str, str]:
+    """The longest names of all variants that have room in a figure, by variant.
+
+    Args:
+        room: in characters.
+    """
+    full = {variant.name: variant.label for variant in facts.variants}
+    compact = {
+        variant.name: f"{variant.short}: {variant.compact}" if facts.lettered else variant.compact
+        for variant in facts.variants
+    }
+    short = {variant.name: variant.short for variant in facts.variants}
+    return next((labels for labels in (full, compact) if max(map(len, labels.values())) <= room), short)

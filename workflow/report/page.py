@@ -59,7 +59,7 @@ class Section:
 
 SECTIONS = (  # in the order of the page
     Section("evidence", "Evidence", evidence.section),
-    Section("kept", "What is kept", kept.section, bool),
+    Section("kept", "Closeness", kept.section, bool),
     Section("quality", "Quality", quality.section),
     Section("forgetting", "Forgetting", forgetting.section),
     Section("decomposition", "Decomposition", decomposition.section, lambda content: bool(content.parts)),

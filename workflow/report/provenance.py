@@ -20,6 +20,7 @@ from workflow.runtime.paths import (
 )
 
 CONTRAST = "contrasts[kind, variant, form, task, metric, subset].difference (value, low, high), .verdict, .p_adjusted"
+SHARE = "shares[measure, variant, form, task, metric].value, .low and .high"
 SCORE = "scores[variant, form, task, metric, subset].value and .per_seed"
 
 
@@ -71,13 +72,13 @@ def sources(facts: Facts) -> dict[str, Source]:
         ),
         "evidence": source(
             [COMPARISON, *evaluated],
-            [SCORE, CONTRAST, "cost[variant, metric]", "forms[form].precision.weights_gib"],
+            [SCORE, CONTRAST, SHARE, "cost[variant, metric]", "forms[form].precision.weights_gib"],
             "dvc repro compare",
         ),
         "variants": source([p / "result.json" for p in trained], ["precision", "steps", "tokens_seen"], "dvc repro train"),
         "forms": source([*bases, *evaluated], ["forms[form].precision and .adapters"], evaluate),
         "quality": source([COMPARISON], [SCORE, CONTRAST], compare),
-        "kept": source([COMPARISON], ["shares[measure, variant, form, task, metric].value, .low and .high", CONTRAST], compare),
+        "kept": source([COMPARISON], [SHARE], compare),
         "divergence": source(
             [COMPARISON, *divergences], ["divergences[variant, form, metric].value, .low and .high"], "dvc repro divergence compare"
         ),

@@ -119,7 +119,7 @@ const addSaves = (panel) => {
     made.addEventListener("click", () => act(fileName(title, kind)));
     return made;
   };
-  panel.append(
+  panel.prepend(
     element("div", { className: "tools" },
       button("svg", (name) => save(name, standalone(svg), "image/svg+xml")),
       button("png", (name) => savePng(svg, name))));
@@ -235,5 +235,12 @@ if (form) {
   show();
 }
 
-// Open folded texts for printing.
-addEventListener("beforeprint", () => document.querySelectorAll("details.fold").forEach((fold) => (fold.open = true)));
+// Open what is folded for printing, for browsers whose styles cannot.
+const opened = [];
+addEventListener("beforeprint", () => {
+  for (const fold of document.querySelectorAll("details:not([open], .source, .copy)")) {
+    fold.open = true;
+    opened.push(fold);
+  }
+});
+addEventListener("afterprint", () => opened.splice(0).forEach((fold) => (fold.open = false)));

@@ -69,10 +69,14 @@ def losses(unmoved: Study, moved: list[Study]) -> list[Loss]:
     found = []
     for variant in unmoved.settings.experiment.variants:
         for study in (unmoved, *moved):
-            tables = [study.table(variant, form) for form in (BASE, AS_TRAINED)]
-            means = [table.numerators.mean(axis=0).sum() / table.denominators.sum() for table in tables]
-            found.append(Loss(variant, study.moved and study.moved.seed, *map(float, means)))
+            found.append(Loss(variant, study.moved and study.moved.seed, *mean_losses(study, variant)))
     return found
+
+
+def mean_losses(study: Study, variant: str) -> list[float]:
+    """The mean loss of a variant before training and after, over items and seeds, in nats per token."""
+    tables = [study.table(variant, form) for form in (BASE, AS_TRAINED)]
+    return [float(table.numerators.mean(axis=0).sum() / table.denominators.sum()) for table in tables]
 
 
 def measure_gaps(unmoved: Study, moved: list[Study]) -> list[VariantGaps]:
@@ -81,32 +85,49 @@ def measure_gaps(unmoved: Study, moved: list[Study]) -> list[VariantGaps]:
     Raises:
         UserError: the params have no margin for the loss.
     """
-    settings = unmoved.settings
-    margin = settings.comparison.margins.get(f"{TASK}/{METRIC}")
+    margin = margin_of(unmoved)
+    return [_variant_gaps(name, unmoved, moved, margin) for name in others_of(unmoved)]
+
+
+def margin_of(study: Study) -> float:
+    """The margin on which the rules rest, in nats per token.
+
+    Raises:
+        UserError: the params have none for the loss.
+    """
+    margin = study.settings.comparison.margins.get(f"{TASK}/{METRIC}")
     if margin is None:
         raise UserError(f"comparison.margins has none for {TASK}/{METRIC}, on which the rule rests.")
-    baseline = settings.experiment.baseline
-    others = [name for name in settings.experiment.variants if name != baseline]
-    return [_variant_gaps(name, baseline, unmoved, moved, margin) for name in others]
+    return margin
 
 
-def _variant_gaps(
-    variant: str, baseline: str, unmoved: Study, moved: list[Study], margin: float
-) -> VariantGaps:
-    table = unmoved.table(baseline, BASE)
-    about = (
+def others_of(study: Study) -> list[str]:
+    """The variants but the baseline."""
+    experiment = study.settings.experiment
+    return [name for name in experiment.variants if name != experiment.baseline]
+
+
+def gap_of(study: Study, variant: str, form: str) -> np.ndarray:
+    """A variant's loss less that of the baseline, in nats: [seeds, items], one row for bases."""
+    baseline = study.settings.experiment.baseline
+    return study.table(variant, form).numerators - study.table(baseline, form).numerators
+
+
+def about_items(study: Study) -> tuple[np.ndarray, np.ndarray, Bootstrap]:
+    """The tokens and the group of each item, [items], and the settings of the intervals: what `difference` needs."""
+    table = study.table(study.settings.experiment.baseline, BASE)
+    return (
         table.denominators,
         table.items["group"].to_numpy(object),
-        bootstrap(unmoved.settings.comparison),
+        bootstrap(study.settings.comparison),
     )
 
-    def gap(study: Study, form: str) -> np.ndarray:
-        """[seeds, items], one row for bases."""
-        return study.table(variant, form).numerators - study.table(baseline, form).numerators
 
-    before, after = gap(unmoved, BASE), gap(unmoved, AS_TRAINED)
-    moved_before = np.stack([gap(study, BASE)[0] for study in moved])
-    moved_after = np.stack([gap(study, AS_TRAINED) for study in moved])
+def _variant_gaps(variant: str, unmoved: Study, moved: list[Study], margin: float) -> VariantGaps:
+    about = about_items(unmoved)
+    before, after = gap_of(unmoved, variant, BASE), gap_of(unmoved, variant, AS_TRAINED)
+    moved_before = np.stack([gap_of(study, variant, BASE)[0] for study in moved])
+    moved_after = np.stack([gap_of(study, variant, AS_TRAINED) for study in moved])
     gap_before = Gap(
         difference(before, *about, trained=False),
         difference(moved_before, *about),
@@ -123,9 +144,9 @@ def _variant_gaps(
         variant=variant,
         before=gap_before,
         after=gap_after,
-        ratio_unmoved=_ratio(after, before, about),
+        ratio_unmoved=ratio_of(after, before, about),
         # Its units are the draws, each with the mean over its seeds.
-        ratio_moved=_ratio(moved_after.mean(axis=1), moved_before, about),
+        ratio_moved=ratio_of(moved_after.mean(axis=1), moved_before, about),
         above_third=above_third,
         margin=margin,
         answer=answer,
@@ -133,7 +154,7 @@ def _variant_gaps(
     )
 
 
-def _ratio(
+def ratio_of(
     after: np.ndarray, before: np.ndarray, about: tuple[np.ndarray, np.ndarray, Bootstrap]
 ) -> Ratio | None:
     """The gap after training over the gap before: [seeds or draws, items] each."""

@@ -6,6 +6,13 @@
 
 `bases` writes the params whose models the studies are of. `compare` takes the folders of the finished studies, and writes
 gaps.csv, losses.csv, mechanism.md and index.html. `make mechanism` does all of it.
+
+    python -m workflow.study run mechanism --target sample
+    python -m workflow.mechanism heal studies/mechanism --layers 30 24 18
+    python -m workflow.study run studies/healed_30.yaml                      # and healed_24.yaml, healed_18.yaml
+    python -m workflow.mechanism depths studies/healed_30 studies/healed_24 studies/healed_18
+
+do the same for bases of fewer layers, each healed by full training on rows that no split uses. `make depths` does all of it.
 """
 
 import argparse
@@ -19,9 +26,11 @@ from workflow.params import editing
 from workflow.runtime.errors import UserError
 from workflow.runtime.files import whole_folder, write_text
 from workflow.runtime.stage import offline_command, say
-from workflow.tools import mechanism_page
+from workflow.tools import depth_page, mechanism_page
 from workflow.tools.arguments import at_least
+from workflow.tools.depths import Depth, DepthGap, measure_depths, measure_losses, read_depths
 from workflow.tools.gaps import Gap, Loss, VariantGaps, losses, measure_gaps
+from workflow.tools.healing import heal
 from workflow.tools.moved_studies import TASK, UNIT, Study, read
 
 STUDIES = Path("studies")
@@ -101,9 +110,7 @@ def write(unmoved: Study, moved: list[Study], folder: Path) -> list[VariantGaps]
     Raises:
         UserError: the folder has other files, such as those of a study.
     """
-    others = [path.name for path in folder.glob("*") if path.name not in (GAPS, LOSSES, TEXT, PAGE)]
-    if others:
-        raise UserError(f"{folder} has other files, such as {others[0]}; --folder names another one.")
+    _check_free(folder)
     gaps, scored = measure_gaps(unmoved, moved), losses(unmoved, moved)
     with whole_folder(folder) as unfinished:
         write_text(unfinished / GAPS, flat_gaps(gaps).to_csv(index=False))
@@ -113,13 +120,36 @@ def write(unmoved: Study, moved: list[Study], folder: Path) -> list[VariantGaps]
     return gaps
 
 
+def write_depths(depths: list[Depth], folder: Path) -> list[DepthGap]:
+    """Compare the studies of healed bases as `write` does those of moved ones.
+
+    Raises:
+        UserError: as for `write`.
+    """
+    _check_free(folder)
+    gaps, scored = measure_depths(depths), measure_losses(depths)
+    with whole_folder(folder) as unfinished:
+        write_text(unfinished / GAPS, depth_page.flat_depths(gaps).to_csv(index=False))
+        write_text(unfinished / LOSSES, depth_page.flat_depth_losses(scored).to_csv(index=False))
+        write_text(unfinished / TEXT, depth_page.as_markdown(gaps, scored, depths))
+        write_text(unfinished / PAGE, depth_page.render(gaps, scored, depths))
+    return gaps
+
+
+def _check_free(folder: Path) -> None:
+    """Raise a UserError if a folder has files that no comparison writes."""
+    others = [path.name for path in folder.glob("*") if path.name not in (GAPS, LOSSES, TEXT, PAGE)]
+    if others:
+        raise UserError(f"{folder} has other files, such as {others[0]}; --folder names another one.")
+
+
 def flat_losses(scored: list[Loss]) -> pd.DataFrame:
     """A row for each variant and base, in nats per token; an empty draw is the base as it is."""
     frame = pd.DataFrame([asdict(loss) for loss in scored]).astype({"draw": "Int64"})
     return frame.assign(task=TASK, unit=UNIT)
 
 
-def main() -> None:
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m workflow.mechanism",
         description=__doc__,
@@ -132,26 +162,53 @@ def main() -> None:
         "--cells", type=float, required=True, help="each weight moves by up to so much of its cell"
     )
     bases.add_argument("--seeds", type=at_least(0), nargs="+", required=True, help="one for each draw")
-    compare = actions.add_parser("compare", help="compare finished studies")
+    healing = actions.add_parser("heal", help="cut a study's base in depth, and heal it on rows of no split")
+    healing.add_argument("study", type=Path, help="the folder of a study whose stage sample has run")
+    healing.add_argument("--layers", type=at_least(1), nargs="+", required=True, help="of each healed base")
+    healing.add_argument(
+        "--variant", default="healing", help="of the study's params, how to heal (default %(default)s)"
+    )
+    healing.add_argument(
+        "--variants", nargs="+", help="of the studies on the healed bases (default: its own)"
+    )
+    compare = actions.add_parser("compare", help="compare finished studies of moved bases")
     compare.add_argument(
         "folders", type=Path, nargs="+", help="of the studies: one unmoved, two or more moved"
     )
-    compare.add_argument(
-        "--folder",
-        type=Path,
-        default=STUDIES / "compared_mechanism",
-        help="of the tables and the page (default %(default)s)",
-    )
-    options = parser.parse_args()
+    depths = actions.add_parser("depths", help="compare finished studies of healed bases")
+    depths.add_argument("folders", type=Path, nargs="+", help="of the studies, one of them of the full depth")
+    for action, name in ((compare, "compared_mechanism"), (depths, "compared_depths")):
+        action.add_argument(
+            "--folder",
+            type=Path,
+            default=STUDIES / name,
+            help="of the tables and the page (default %(default)s)",
+        )
+    return parser
+
+
+def main() -> None:
+    options = _parser().parse_args()
     with offline_command("mechanism"):
-        if options.action == "bases":
-            paths = write_bases(options.study, cells=options.cells, seeds=options.seeds)
-            say(f"written: {', '.join(map(str, paths))}")
-            return
-        unmoved, moved = read(options.folders)
-        for gaps in write(unmoved, moved, options.folder):
-            say(f"{gaps.variant}: {gaps.answer}; {gaps.reason}")
-        say(f"{options.folder}/index.html, mechanism.md, gaps.csv and losses.csv are written.")
+        match options.action:
+            case "bases":
+                paths = write_bases(options.study, cells=options.cells, seeds=options.seeds)
+                say(f"written: {', '.join(map(str, paths))}")
+                return
+            case "heal":
+                how = {"variant": options.variant, "compared": options.variants}
+                paths = heal(options.study, layers=options.layers, folder=STUDIES, **how)
+                say(f"written: {', '.join(map(str, paths))}")
+                return
+            case "compare":
+                gaps = write(*read(options.folders), options.folder)
+                answers = [f"{gap.variant}: {gap.answer}; {gap.reason}" for gap in gaps]
+            case "depths":
+                found = write_depths(read_depths(options.folders), options.folder)
+                answers = depth_page.answers(found)
+        for answer in answers:
+            say(answer)
+        say(f"{', '.join(str(options.folder / name) for name in (PAGE, TEXT, GAPS, LOSSES))} are written.")
 
 
 if __name__ == "__main__":

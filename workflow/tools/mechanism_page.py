@@ -1,5 +1,7 @@
 """The comparison of unmoved and moved bases as Markdown and as a page with one figure."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -42,15 +44,30 @@ HEAD = (
 )
 LOSS_HEAD = ("variant", "base", "loss before training", "loss after training")
 OFFSET = 0.1  # of the two marks of a row, as a share of the row
-MARKS = {"as it is": (PALETTE[0], MARKERS[0]), "moved": (PALETTE[1], MARKERS[1])}
+LEGEND_COLUMNS = 3
+IN_UNIT = f"{UNIT}; less is better"
 
 
-def _interval(part: Interval) -> str:
+@dataclass(frozen=True)
+class Table:
+    """A table of the page.
+
+    Attributes:
+        note: on its numbers, such as their unit and direction.
+    """
+
+    caption: str
+    note: str
+    head: tuple[str, ...]
+    rows: list[list[str]]
+
+
+def interval(part: Interval) -> str:
     decimals = decimals_of(part.low, part.high)
     return f"{signed(part.value, decimals)} ({signed(part.low, decimals)} to {signed(part.high, decimals)})"
 
 
-def _ratio(ratio: Ratio | None) -> str:
+def ratio_words(ratio: Ratio | None) -> str:
     if ratio is None:
         return "the gap before may be zero"
     return f"{number(ratio.value, 2)} ({number(ratio.low, 2)} to {number(ratio.high, 2)})"
@@ -61,9 +78,9 @@ def _rows(gaps: list[VariantGaps], unmoved: Study) -> list[list[str]]:
     labels, rows = variant_labels(unmoved.settings), []
     for variant in gaps:
         for moment, gap in (("before", variant.before), ("after", variant.after)):
-            row = [labels[variant.variant], moment, *map(_interval, (gap.unmoved, gap.moved, gap.change))]
+            row = [labels[variant.variant], moment, *map(interval, (gap.unmoved, gap.moved, gap.change))]
             if moment == "after":
-                row += [_ratio(variant.ratio_unmoved), _ratio(variant.ratio_moved), variant.answer]
+                row += [ratio_words(variant.ratio_unmoved), ratio_words(variant.ratio_moved), variant.answer]
             rows.append(row + [""] * (len(HEAD) - len(row)))
     return rows
 
@@ -121,6 +138,35 @@ def as_markdown(gaps: list[VariantGaps], scored: list[Loss], unmoved: Study, mov
 
 def render(gaps: list[VariantGaps], scored: list[Loss], unmoved: Study, moved: list[Study]) -> str:
     """The page as HTML. The same studies give the same bytes."""
+    return render_page(
+        unmoved.settings.report.title,
+        answers=_answers(gaps, unmoved),
+        method=_method(gaps, unmoved, moved),
+        panel=figure(gaps, variant_labels(unmoved.settings)),
+        tables=[
+            Table("gaps to 16 bits", IN_UNIT, HEAD, _rows(gaps, unmoved)),
+            Table("losses on each base", IN_UNIT, LOSS_HEAD, _loss_rows(scored, unmoved)),
+        ],
+        command="compare",
+        studies=[unmoved, *moved],
+    )
+
+
+def render_page(
+    title: str,
+    *,
+    answers: list[str],
+    method: list[str],
+    panel: Panel,
+    tables: list[Table],
+    command: str,
+    studies: list[Study],
+) -> str:
+    """The page of a comparison of studies as HTML.
+
+    Args:
+        command: of `python -m workflow.mechanism`, which made it.
+    """
     environment = Environment(
         loader=FileSystemLoader(HERE),
         autoescape=True,
@@ -130,45 +176,60 @@ def render(gaps: list[VariantGaps], scored: list[Loss], unmoved: Study, moved: l
     )
     return environment.get_template(TEMPLATE).render(
         style=Markup(STYLE.read_text(encoding="utf-8")),
-        title=unmoved.settings.report.title,
-        answers=_answers(gaps, unmoved),
-        method=_method(gaps, unmoved, moved),
-        panel=figure(gaps, variant_labels(unmoved.settings)),
-        head=HEAD,
-        rows=_rows(gaps, unmoved),
-        loss_head=LOSS_HEAD,
-        loss_rows=_loss_rows(scored, unmoved),
-        unit=UNIT,
-        files=[(f"{study.folder.name}/{ITEMS}", md5(study.folder / ITEMS)) for study in (unmoved, *moved)],
+        title=title,
+        answers=answers,
+        method=method,
+        panel=panel,
+        tables=tables,
+        command=command,
+        files=[(f"{study.folder.name}/{ITEMS}", md5(study.folder / ITEMS)) for study in studies],
     )
 
 
 def figure(gaps: list[VariantGaps], labels: dict[str, str]) -> Panel:
     """Each variant's gap before and after training, on the base as it is and on the moved ones."""
     rows = [
-        (f"{labels[variant.variant]}, {moment} training", gap)
+        (f"{labels[variant.variant]}, {moment} training", [gap.unmoved, gap.moved])
         for variant in gaps
         for moment, gap in (("before", variant.before), ("after", variant.after))
+    ]
+    return gap_panel(rows, ["base as it is", "moved bases"])
+
+
+def gap_panel(rows: list[tuple[str, Sequence[Interval]]], bases: list[str]) -> Panel:
+    """Gaps with their intervals, a row for each variant and moment.
+
+    Args:
+        rows: the text of a row, and its gap on each base.
+        bases: what each is called.
+    """
+    apart = min(2 * OFFSET, 4 * OFFSET / (len(bases) - 1))
+    marks = [
+        (
+            label,
+            (place - (len(bases) - 1) / 2) * apart,
+            PALETTE[place % len(PALETTE)],
+            MARKERS[place % len(MARKERS)],
+        )
+        for place, label in enumerate(bases)
     ]
 
     def draw(axes: Axes) -> None:
         rows_axis(axes, len(rows))
-        for row, (text, gap) in enumerate(rows):
+        for row, (text, parts) in enumerate(rows):
             write_over_row(axes, row, text)
             axes.plot([0, 0], [row - 0.2, row + 0.25], color=MUTED, linewidth=1.2)
-            for part, shift, (color, marker) in zip(
-                (gap.unmoved, gap.moved), (-OFFSET, OFFSET), MARKS.values(), strict=True
-            ):
+            for part, (_, shift, color, marker) in zip(parts, marks, strict=True):
                 axes.plot([part.low, part.high], [row + shift] * 2, color=color, linewidth=1.6)
                 axes.plot(
                     part.value, row + shift, color=color, marker=marker, markersize=6, markeredgecolor=PAPER
                 )
-        for label, (color, marker) in MARKS.items():
-            axes.plot([], [], color=color, marker=marker, label=f"base {label}")
+        for label, _, color, marker in marks:
+            axes.plot([], [], color=color, marker=marker, label=label)
         axes.legend(
             loc="upper center",
             bbox_to_anchor=(0.5, -0.13 * 8 / len(rows)),
-            ncols=2,
+            ncols=min(len(bases), LEGEND_COLUMNS),
             frameon=False,
             labelcolor=INK,
         )
@@ -176,8 +237,10 @@ def figure(gaps: list[VariantGaps], labels: dict[str, str]) -> Panel:
         axes.set_xlabel(f"gap to 16 bits, {UNIT} (left is worse)")
 
     alt = f"Gap to 16 bits in {UNIT}. " + " ".join(
-        f"{text}: {_interval(gap.unmoved)} on the base as it is, {_interval(gap.moved)} on the moved bases."
-        for text, gap in rows
+        f"{text}: "
+        + ", ".join(f"{base} {interval(part)}" for part, base in zip(parts, bases, strict=True))
+        + "."
+        for text, parts in rows
     )
     return Panel(
         "Gap to 16 bits, before and after training", draw_svg("gaps", draw, alt, height=len(rows) * ROW + 90)

@@ -20,7 +20,7 @@ from workflow.runtime.paths import COMPARE, COMPARISON, MODEL_SOURCE, PARAMS
 
 TASK, METRIC, UNIT = "holdout_loss", "nats_per_token", "nats per token"
 ITEMS = COMPARE / "items.parquet"
-KEY = "model.moved"  # the only one in which studies may differ
+KEY = "model.moved"  # the only one in which studies of a moved base may differ
 TRAININGS = TypeAdapter(dict[str, list[TrainingRecord]])
 
 
@@ -65,7 +65,7 @@ def read(folders: list[Path]) -> tuple[Study, list[Study]]:
         CheckError: they were not trained with the same libraries on the same kind of device and the same rows, or not
             scored on the same items.
     """
-    studies = [_read_study(folder) for folder in folders]
+    studies = [read_study(folder) for folder in folders]
     unmoved = [study for study in studies if study.moved is None]
     moved = sorted((s for s in studies if s.moved), key=lambda study: study.moved.seed)
     if len(unmoved) != 1 or len(moved) < 2:
@@ -80,11 +80,17 @@ def read(folders: list[Path]) -> tuple[Study, list[Study]]:
     if twice := [seed for seed in seeds if seeds.count(seed) > 1]:
         raise UserError(f"two studies are the same draw: {KEY}.seed is {twice[0]} in both.")
     for study in moved:
-        _check_alike(unmoved[0], study)
+        check_alike(unmoved[0], study, but_for=KEY, allowed=(KEY, "source.json.moved"))
     return unmoved[0], moved
 
 
-def _read_study(folder: Path) -> Study:
+def read_study(folder: Path) -> Study:
+    """Read a finished study.
+
+    Raises:
+        UserError: a file is missing.
+        CheckError: its base was moved in another way than its params say.
+    """
     for path in (PARAMS, MODEL_SOURCE, COMPARISON, ITEMS):
         if not (folder / path).is_file():
             raise UserError(f"{folder / path} is missing: the study is not finished.")
@@ -102,38 +108,47 @@ def _read_study(folder: Path) -> Study:
     return Study(folder, settings, moved, source, trained, items)
 
 
-def _check_alike(unmoved: Study, other: Study) -> None:
-    """Raise an error if two studies differ in more than the move."""
+def check_alike(one: Study, other: Study, *, but_for: str, allowed: tuple[str, ...]) -> None:
+    """Check that two studies differ in nothing but what was done to their base.
+
+    Args:
+        but_for: what that is called in messages.
+        allowed: beginnings of the keys of params, and of `source.json`, in which they may differ.
+
+    Raises:
+        UserError: they differ in another key.
+        CheckError: they were not trained with the same libraries on the same kind of device and the same rows, or not
+            scored on the same items.
+    """
     differences = [
-        *_differing(unmoved.settings.model_dump(mode="json"), other.settings.model_dump(mode="json")),
-        *_differing({"source.json": unmoved.source}, {"source.json": other.source}),
+        *_differing(one.settings.model_dump(mode="json"), other.settings.model_dump(mode="json")),
+        *_differing({"source.json": one.source}, {"source.json": other.source}),
     ]
-    allowed = (KEY, "source.json.moved")
     differences = [text for key, text in differences if not key.startswith(allowed)]
     if differences:
         raise UserError(
-            f"{unmoved.folder} and {other.folder} differ in more than {KEY}: {first_of(differences, '; ')}."
+            f"{one.folder} and {other.folder} differ in more than {but_for}: {first_of(differences, '; ')}."
         )
     runs = [
         (f"{variant} seed {record.seed} of {study.folder}", f"train@{variant}-{record.seed}", record)
-        for study in (unmoved, other)
+        for study in (one, other)
         for variant, records in study.trained.items()
         for record in records
     ]
     comparable.check_same_surroundings("training", "trained", runs)
-    for variant, records in unmoved.trained.items():
-        for one, two in zip(records, other.trained[variant], strict=True):
+    for variant, records in one.trained.items():
+        for record, twin in zip(records, other.trained[variant], strict=True):
             for key in comparable.OF_TRAINING:
-                if getattr(one, key) != getattr(two, key):
+                if getattr(record, key) != getattr(twin, key):
                     raise CheckError(
-                        f"{variant} seed {one.seed} of {other.folder} was not trained on the rows of {unmoved.folder}: "
+                        f"{variant} seed {record.seed} of {other.folder} was not trained on the rows of {one.folder}: "
                         f"{key} differs"
                     )
         for form in (BASE, AS_TRAINED):
-            one, two = unmoved.table(variant, form), other.table(variant, form)
-            if not (one.items.equals(two.items) and (one.denominators == two.denominators).all()):
+            table, twins = one.table(variant, form), other.table(variant, form)
+            if not (table.items.equals(twins.items) and (table.denominators == twins.denominators).all()):
                 raise CheckError(
-                    f"{variant}/{form} of {other.folder} was not scored on the items of {unmoved.folder}"
+                    f"{variant}/{form} of {other.folder} was not scored on the items of {one.folder}"
                 )
 
 

@@ -5,9 +5,11 @@ from dataclasses import dataclass
 from markupsafe import Markup, escape
 
 from workflow.comparison.model import Contrast, Cost
+from workflow.comparison.sentences import OTHER_CATEGORIES
 from workflow.report.english import (
     RANDOM_MODEL,
     VERDICTS,
+    caveats_of,
     change,
     count,
     decimals_for,
@@ -66,6 +68,7 @@ def headline(facts: Facts) -> Headline:
         sentences += [sentence for sentence in (_all_quality(facts, metric), _all_costs(facts)) if sentence]
         lines = [_line(facts, other, metric) for other in facts.others]
     notes = [
+        _other_rows_sentence(facts, metric) if lines else None,
         _training_sentence(facts, metric),
         _seed_sentence(facts, metric),
         _float32_sentence(facts),
@@ -207,7 +210,25 @@ def _line(facts: Facts, other: Variant, metric: tuple[str, str] | None) -> Marku
         if cost:
             parts.append(Markup("{}\N{NO-BREAK SPACE}the {}").format(_ratio(facts, cost), title))
     text = Markup(", ").join(parts) if parts else "not measured"
-    return Markup("{}: {}.{}").format(other.label, text, caveat_of(facts, contrast) if contrast else "")
+    return Markup("{}: {}.{}").format(
+        other.label, text, caveat_of(facts, contrast, left_out=[OTHER_CATEGORIES]) if contrast else ""
+    )
+
+
+def _other_rows_sentence(facts: Facts, metric: tuple[str, str] | None) -> Markup | None:
+    """The variants that leave out other categories than the baseline, for the lines of all of them."""
+    labels = [
+        other.label
+        for other in facts.others
+        if metric
+        and (contrast := facts.contrast("to_baseline", other.name, AS_TRAINED, metric))
+        and OTHER_CATEGORIES in caveats_of(facts, contrast)
+    ]
+    if not labels:
+        return None
+    return Markup("{} did not learn from the same rows as {}: they leave out different categories.").format(
+        listed(labels), facts.baseline.label
+    )
 
 
 def _memory_and_speed(facts: Facts, other: Variant) -> tuple[Cost | None, Cost | None]:

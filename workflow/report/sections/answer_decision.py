@@ -9,13 +9,13 @@ from workflow.comparison.model import Contrast
 from workflow.comparison.more_data import MoreData, more_data
 from workflow.cost import memory
 from workflow.report.decision import Candidate, Choice, choice_sentence, decide
-from workflow.report.english import count, listed, served, unmeasured_sentence
+from workflow.report.english import change, count, decimals_for, listed, served, unmeasured_sentence
 from workflow.report.formatting import NARROW, decimals_of, number, quantity
 from workflow.report.labels import model_name
 from workflow.report.model import Facts, Variant
 from workflow.report.names import shape_name
 from workflow.report.scale import kept_in_words, kept_share, share_of_gain
-from workflow.report.sections.answer_verdict import item_count, metric_in_sentence
+from workflow.report.sections.answer_verdict import item_count, margin_with_unit, metric_in_sentence
 from workflow.runtime.forms import AS_TRAINED, GGUF_FORMS, MERGED_16BIT, MERGED_DEQUANTIZED
 
 BUDGETS = (8, 12, 16, 24, 48, 80)  # GB of 10^9 bytes, as GPUs are sold
@@ -40,6 +40,14 @@ class Advice:
 
 
 @dataclass(frozen=True)
+class OpenQuestions:
+    """What the run cannot say: sentences, and a line for each variant if there are several."""
+
+    sentences: list[Markup]
+    lines: list[Markup]
+
+
+@dataclass(frozen=True)
 class Decision:
     """What can be decided, by model, and what the run cannot say.
 
@@ -50,7 +58,7 @@ class Decision:
 
     advices: list[Advice]
     serving: list[Markup]  # how to serve a quantized variant, where verdicts tell its forms apart
-    open_questions: list[Markup]
+    open_questions: OpenQuestions
     models: dict[str, str]
     budgets: dict[int, dict[str, float]]
 
@@ -61,7 +69,7 @@ class Decision:
 def decision(facts: Facts) -> Decision:
     """The advice for the run's own model, and for a larger one whose memory is predicted."""
     if facts.params.model.source == "random" or not facts.others:
-        return Decision([], [], [], {}, {})
+        return Decision([], [], OpenQuestions([], []), {}, {})
     advices, models = [], {}
     if advice := _advice_for_this_model(facts):
         advices.append(advice)
@@ -136,7 +144,15 @@ def _candidate(
         or (share is not None and share.high <= 0),
         slow=slow,
         kept=kept,
+        trained_as=_training_settings(facts, variant),
+        own_settings=len(facts.params.variants[variant.name].training),
     )
+
+
+def _training_settings(facts: Facts, variant: Variant) -> str:
+    """All that decides a variant's training, at the rate that its runs recorded: equal for those trained alike."""
+    own = facts.params.variants[variant.name].model_dump_json(exclude={"training"})
+    return f"{own} {facts.training_of(variant.name).model_dump_json()}"
 
 
 def _sentences(facts: Facts, choices: list[Choice]) -> list[tuple[str, Markup]]:
@@ -232,14 +248,58 @@ def _kept_briefly(facts: Facts, variant: Variant, form: str) -> Markup:
     return Markup(" ({} of the gain)").format(kept_share(facts, share)[0]) if share else Markup()
 
 
-def _open_questions(facts: Facts) -> list[Markup]:
-    """What the run could not decide about the quantized variants as trained, and what would let it."""
-    questions = []
-    for variant in facts.others:
-        contrast = facts.to_baseline(variant.name, AS_TRAINED, facts.primary)
-        if contrast and contrast.verdict == "undecided":
-            questions.append(open_question(facts, variant, contrast))
-    return questions
+def _open_questions(facts: Facts) -> OpenQuestions:
+    """What the run could not decide about the variants as trained, and what would let it."""
+    undecided = [
+        (variant, contrast)
+        for variant in facts.others
+        if (contrast := facts.to_baseline(variant.name, AS_TRAINED, facts.primary))
+        and contrast.verdict == "undecided"
+    ]
+    if len(undecided) == 1:
+        return OpenQuestions([open_question(facts, *undecided[0])], [])
+    if not undecided:
+        return OpenQuestions([], [])
+    contrasts = [contrast for _, contrast in undecided]
+    head = Markup(
+        "Whether these lose anything against {} this run cannot say: neither a difference nor equivalence was shown. After each "
+        "stands the smallest difference in {} that a test of its own finds with probability {}, and what would let it find {}."
+    ).format(
+        facts.baseline.label, contrasts[0].unit, f"{facts.compared.power:g}", _goal_of_all(facts, contrasts)
+    )
+    return OpenQuestions([head], [_open_line(facts, variant, contrast) for variant, contrast in undecided])
+
+
+def _target(contrast: Contrast) -> float:
+    """The difference that is to be found: the one that was measured or, if that is larger, the margin."""
+    margin = contrast.equivalence.margin if contrast.equivalence else 0.0
+    return max(abs(contrast.difference.value), margin)
+
+
+def _goal_of_all(facts: Facts, contrasts: list[Contrast]) -> Markup:
+    """The difference that is to be found, for several contrasts of one metric."""
+    margin = margin_with_unit(facts, contrasts[0])
+    if not margin:
+        return Markup("one as large as it measured (no margin is set)")
+    if all(_target(contrast) == contrast.equivalence.margin for contrast in contrasts):
+        return Markup("one as small as the margin, {}").format(margin)
+    return Markup("one as large as it measured, or as small as the margin, {}, where that is larger").format(
+        margin
+    )
+
+
+def _open_line(facts: Facts, variant: Variant, contrast: Contrast) -> Markup:
+    need = more_data(contrast.difference, _target(contrast), power=facts.compared.power)
+    amount = facts.cite(_rounded(need.detectable), contrast, "difference", "detectable")
+    if need.detectable <= need.target:
+        difference = change(facts, contrast, decimals_for(facts, facts.primary))
+        enough = Markup("small enough by itself; it measured {} ({} to {})").format(
+            difference.value, difference.low, difference.high
+        )
+    else:
+        ways = ", or ".join(_ways(contrast, need)) or "neither more seeds nor more test rows alone"
+        enough = f"{ways} would do"
+    return Markup("{}: {}, {}").format(variant.label, amount, enough)
 
 
 def open_question(facts: Facts, variant: Variant, contrast: Contrast) -> Markup:
@@ -247,11 +307,10 @@ def open_question(facts: Facts, variant: Variant, contrast: Contrast) -> Markup:
 
     The target is the difference that was measured or, if that is larger, the margin.
     """
-    margin = contrast.equivalence.margin if contrast.equivalence else 0.0
-    size = abs(contrast.difference.value)
-    need = more_data(contrast.difference, max(size, margin), power=facts.compared.power)
+    need = more_data(contrast.difference, _target(contrast), power=facts.compared.power)
     amount = facts.cite(_rounded(need.detectable), contrast, "difference", "detectable")
-    against = Markup("the margin is {}").format(f"{margin:g}") if margin else Markup("no margin is set")
+    margin = margin_with_unit(facts, contrast)
+    against = Markup("the margin is {}").format(margin) if margin else Markup("no margin is set")
     return Markup(
         "Whether {} loses anything against {} this run cannot say: it finds a difference of {}{}{} with "
         "probability {}, and {}. {}"
@@ -263,24 +322,34 @@ def open_question(facts: Facts, variant: Variant, contrast: Contrast) -> Markup:
         contrast.unit,
         f"{facts.compared.power:g}",
         against,
-        _way_out(contrast, need, is_margin=margin >= size),
+        _way_out(contrast, need),
     )
 
 
-def _way_out(contrast: Contrast, need: MoreData, *, is_margin: bool) -> Markup:
+def _way_out(contrast: Contrast, need: MoreData) -> Markup:
+    if need.detectable <= need.target:
+        return Markup(
+            "By a test of its own that would be enough, but neither a difference nor equivalence was shown."
+        )
     goal = (
-        "as small as the margin"
-        if is_margin
-        else f"as large as the one it measured ({_rounded(need.target)})"
+        f"as large as the one it measured ({_rounded(need.target)})"
+        if need.target == abs(contrast.difference.value)
+        else "as small as the margin"
     )
-    ways = []
-    if need.seeds:
-        ways.append(f"{count(need.seeds - (contrast.difference.seeds or 1), 'more seed')}")
-    if need.items:
-        ways.append(f"{count(need.items - contrast.difference.items, 'more test row')}")
+    ways = _ways(contrast, need)
     if not ways:
         return Markup("To find one {}, neither more seeds nor more test rows alone would do.").format(goal)
     return Markup("To find one {}, {} would do.").format(goal, ", or ".join(ways))
+
+
+def _ways(contrast: Contrast, need: MoreData) -> list[str]:
+    """How many more seeds, and how many more test rows, would do alone; empty if neither would."""
+    ways = []
+    if need.seeds:
+        ways.append(count(need.seeds - (contrast.difference.seeds or 1), "more seed"))
+    if need.items:
+        ways.append(count(need.items - contrast.difference.items, "more test row"))
+    return ways
 
 
 def _rounded(value: float) -> str:

@@ -8,6 +8,7 @@ from workflow.comparison.model import Contrast, Cost, Share
 from workflow.report.dot_table import Axis, DotRow, dot_table
 from workflow.report.drawing import STYLE, Panel, color_of, marker_of
 from workflow.report.english import change, decimals_for, listed, quality_name, served
+from workflow.report.figure_forms import fitting_labels
 from workflow.report.formatting import NARROW, number, quantity, signed
 from workflow.report.model import Facts, Variant
 from workflow.report.scale import kept_share, share_of_gain
@@ -186,10 +187,7 @@ def _numbers(facts: Facts, arm: _Arm, *, of_gain: bool) -> str:
 def _labels(facts: Facts, arms: list[_Arm], *, of_gain: bool) -> dict[str, str]:
     """The longest labels of the variants that have room beside the numbers of the rows."""
     room = LONGEST_ROW - max(len(_numbers(facts, arm, of_gain=of_gain)) for arm in arms)
-    full = {v.name: v.label for v in facts.variants}
-    compact = {v.name: f"{v.short}: {v.compact}" if facts.lettered else v.compact for v in facts.variants}
-    short = {v.name: v.short for v in facts.variants}
-    return next((labels for labels in (full, compact) if max(map(len, labels.values())) <= room), short)
+    return fitting_labels(facts, room)
 
 
 def _data(facts: Facts, arm: _Arm) -> dict[str, float]:

@@ -1,5 +1,7 @@
 """The answer's sentence on a verdict, and its parts."""
 
+from collections.abc import Collection
+
 from markupsafe import Markup
 
 from workflow.comparison.model import Contrast, Score
@@ -8,11 +10,11 @@ from workflow.report import formatting
 from workflow.report.english import (
     MEASURES,
     TASKS,
+    caveats_of,
     change,
     correction_sentence,
     decimals_for,
     equivalence_confidence,
-    in_words,
 )
 from workflow.report.formatting import NARROW, number, signed
 from workflow.report.model import Facts, Variant
@@ -102,7 +104,7 @@ def item_count(facts: Facts, score: Score) -> Markup:
     return Markup("{} test item{}").format(items, "" if score.items == 1 else "s")
 
 
-def caveat_of(facts: Facts, contrast: Contrast) -> str:
-    """The caveats of a verdict, to follow its sentence."""
-    caveats = (correction_sentence(contrast), in_words(facts, contrast.caveat))
-    return "".join(f" {text}" for text in caveats if text)
+def caveat_of(facts: Facts, contrast: Contrast, left_out: Collection[str] = ()) -> str:
+    """The caveats of a verdict, to follow its sentence, without those that are told elsewhere."""
+    caveats = [correction_sentence(contrast), *caveats_of(facts, contrast)]
+    return "".join(f" {text}" for text in caveats if text and text not in left_out)

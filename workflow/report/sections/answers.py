@@ -7,6 +7,8 @@ from workflow.report.english import MEASURES, count
 from workflow.report.model import Facts
 from workflow.report.names import METRICS
 
+MOST_SHOWN, IN_A_LINE = 8, 5
+
 
 def answer_words(facts: Facts) -> str:
     """Sentences on the choice of the rows and of the winners."""
@@ -29,6 +31,12 @@ def answer_words(facts: Facts) -> str:
     return text
 
 
+def _shown(facts: Facts) -> int:
+    """How many answers of a row are seen at once: all, or with many the first that fill a line of a wide window."""
+    answered = 1 + len(facts.answers.arms)  # and the reference
+    return answered if answered <= MOST_SHOWN else IN_A_LINE
+
+
 @dataclass(frozen=True)
 class AnswersSection:
     """The written answers, side by side."""
@@ -37,10 +45,15 @@ class AnswersSection:
     metric: str | None  # the name of what decides the winners
     words: str
     tie: str
+    shown: int  # answers of a row; the others are folded
 
 
 def section(facts: Facts) -> AnswersSection:
     """The content of this section's template."""
     return AnswersSection(
-        answers=facts.answers, metric=METRICS.get(facts.answers.metric), words=answer_words(facts), tie=TIE
+        answers=facts.answers,
+        metric=METRICS.get(facts.answers.metric),
+        words=answer_words(facts),
+        tie=TIE,
+        shown=_shown(facts),
     )

@@ -32,7 +32,7 @@ class CategoryRow:
     pooled: bool
     held_out: bool
     items: str  # their number; the fewest to the most where it differs between variants
-    cells: list[CategoryCell | None]
+    cells: list[tuple[str, CategoryCell | None]]  # by variant
 
 
 def category_rows(facts: Facts) -> list[CategoryRow]:
@@ -51,7 +51,9 @@ def category_rows(facts: Facts) -> list[CategoryRow]:
             pooled=subset in (HELD_OUT, SEEN),
             held_out=subset in held_out,
             items=" to ".join(f"{items:,}" for items in sorted({min(scores[subset]), max(scores[subset])})),
-            cells=[_category_cell(facts, variant.name, subset) for variant in facts.variants],
+            cells=[
+                (variant.label, _category_cell(facts, variant.name, subset)) for variant in facts.variants
+            ],
         )
         for subset, name in sorted(
             names.items(), key=lambda pair: pair[0] in categories and pair[0] not in held_out

@@ -74,7 +74,7 @@ def _waterfall(
     totals = {"base_to_base", "to_baseline"}  # their bars start at zero
     starts = _starts(parts)
     least = decimals_for(facts, facts.primary)
-    row = 40
+    row = 32
     height = row * len(parts)
 
     def draw(axes: Axes) -> None:
@@ -82,15 +82,15 @@ def _waterfall(
             axes.axvspan(-margin, margin, color=RULE, alpha=0.7, linewidth=0)
         axes.axvline(0, color=MUTED, linewidth=1.2)
         for index, (part, contrast) in enumerate(parts):
-            start, y = starts[part.kind], row * index + 28
+            start, y = starts[part.kind], row * index + 22
             whole = part.kind == "to_baseline"
-            axes.barh(y, part.value, left=start, height=11, color=color, alpha=1 if whole else 0.5)
+            axes.barh(y, part.value, left=start, height=9, color=color, alpha=1 if whole else 0.5)
             axes.plot([start + part.low, start + part.high], [y, y], color=INK, linewidth=1.3)
             if part.kind not in totals:
-                axes.plot([start] * 2, [y - 8, y + 8], color=color, linewidth=1.2)
+                axes.plot([start] * 2, [y - 7, y + 7], color=color, linewidth=1.2)
             name = f"Served {form_name(part.form)}" if part.kind == "form" else part.part
-            write_at_side(axes, y - 9, name, weight="bold" if whole else "normal")
-            write_at_side(axes, y - 9, f"{change(facts, contrast, least).value}, {part.verdict}", right=True)
+            write_at_side(axes, y - 7, name, weight="bold" if whole else "normal")
+            write_at_side(axes, y - 7, f"{change(facts, contrast, least).value}, {part.verdict}", right=True)
         axes.set_ylim(height + 4, 0)
         axes.set_yticks([])
         axes.grid(False, axis="y")

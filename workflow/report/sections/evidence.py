@@ -1,15 +1,19 @@
 """Evidence: quality, memory and speed of all variants in one table, and a description of each variant."""
 
+import math
 from dataclasses import dataclass
 
 from workflow import precisions
+from workflow.comparison.model import Contrast
 from workflow.comparison.records import PrecisionRecord
 from workflow.data.gguf_cards import fallback_words
 from workflow.report import drawing, english, formatting
 from workflow.report.english import Change
 from workflow.report.formatting import Number, number, ratio
 from workflow.report.model import Facts, Variant
+from workflow.report.scale import NATS
 from workflow.report.sections.cost import cost_span
+from workflow.report.sections.kept import Gain, Interval, gain
 from workflow.runtime.forms import AS_TRAINED
 
 EVIDENCE_COSTS = ("peak_memory", "training_speed", "step_time")
@@ -64,15 +68,27 @@ class EvidenceRow:
     as_trained: bool
     quality: EvidenceCell | None
     change: Change | None
+    notes: list[int]  # the numbers of the notes on what the difference rests on
+    share: Interval | None  # of the gain; None if it is not stated
+    perplexity: str  # times the baseline's; empty unless the metric is a loss in nats per token
     weights: EvidenceCell | None
     costs: list[EvidenceCell | None]
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """The table of all variants and serving forms. `costs` are (name, unit, direction) of the last columns."""
+    """The table of all variants and serving forms.
+
+    Attributes:
+        gain: what the baseline's training gained; None if no shares of it were taken.
+        notes: what differences rest on, each once.
+        costs: (name, unit, direction) of the last columns.
+    """
 
     rows: list[EvidenceRow]
+    gain: Gain | None
+    has_perplexity: bool
+    notes: list[str]
     costs: list[tuple[str, str, str]]
     energy: str  # a sentence on the origin of the energy, or on why there is none
 
@@ -86,7 +102,8 @@ def evidence(facts: Facts) -> Evidence:
     lightest = min((gib for gib in weights.values() if gib is not None), default=None)
     metrics = [metric for metric in EVIDENCE_COSTS if metric in facts.cost_metrics]
     energy = facts.energy
-    rows = []
+    kept = gain(facts)
+    rows, notes = [], []
     for variant, form in arms:
         score = facts.score(variant.name, form, facts.primary)
         contrast = facts.to_baseline(variant.name, form, facts.primary)
@@ -94,6 +111,8 @@ def evidence(facts: Facts) -> Evidence:
         costs = [_cost_cell(facts, variant, metric) if form == AS_TRAINED else None for metric in metrics]
         if energy:
             costs.append(_energy_cell(facts, variant) if form == AS_TRAINED else None)
+        caveats = english.caveats_of(facts, contrast) if contrast else []
+        notes += [caveat for caveat in caveats if caveat not in notes]
         rows.append(
             EvidenceRow(
                 label=variant.label,
@@ -110,6 +129,9 @@ def evidence(facts: Facts) -> Evidence:
                     (variant.name, form) == best,
                 ),
                 change=contrast and english.change(facts, contrast, decimals),
+                notes=[notes.index(caveat) + 1 for caveat in caveats],
+                share=kept and kept.shares.get((variant.name, form)),
+                perplexity=_perplexity(contrast),
                 weights=served
                 and EvidenceCell(
                     Number(
@@ -130,7 +152,21 @@ def evidence(facts: Facts) -> Evidence:
         columns.append((english.cost_name(metric), first.unit, english.direction(first.higher_is_better)))
     if energy:
         columns.append(("Energy", "J per 1,000 tokens", english.direction(False)))
-    return Evidence(rows, columns, english.energy_sentence(facts))
+    return Evidence(
+        rows=rows,
+        gain=kept,
+        has_perplexity=any(row.perplexity for row in rows),
+        notes=notes,
+        costs=columns,
+        energy=english.energy_sentence(facts),
+    )
+
+
+def _perplexity(contrast: Contrast | None) -> str:
+    """How many times the baseline's perplexity an arm has: exp(difference) of a loss in nats per token."""
+    if contrast is None or contrast.unit != NATS:
+        return ""
+    return number(math.exp(contrast.difference.value), 3)
 
 
 def _decided_best(facts: Facts, arms: list[tuple[Variant, str]]) -> tuple[str, str] | None:

@@ -1,16 +1,13 @@
-"""What is kept: each arm's share of the baseline's gain, its scores as shares of the baseline's, and its predictions."""
+"""How close to the baseline: each arm's share of its gain, its scores as shares of the baseline's, and its predictions."""
 
-import math
 from dataclasses import dataclass
 
 from workflow.comparison.divergences import KL_MEAN, QUANTILES, SAME_TOP
 from workflow.comparison.model import Divergence, Share
 from workflow.comparison.shares import GAIN, SCORE
 from workflow.report import english, formatting
-from workflow.report.english import Change
 from workflow.report.formatting import NARROW, Number, number
 from workflow.report.model import Facts, Variant
-from workflow.runtime.forms import AS_TRAINED
 
 HUNDRED = 100  # a share as a percentage
 
@@ -25,16 +22,18 @@ class Interval:
 
 
 @dataclass(frozen=True)
-class KeptRow:
-    """A variant in a serving form. What the baseline as trained keeps is all, by definition."""
+class Gain:
+    """What the baseline's training gained, and what each arm keeps of it.
 
-    label: str
-    form: str
-    first: bool  # of the variant's rows
-    is_baseline: bool
-    share: Interval | None  # None if it is not stated
-    perplexity: str  # times the baseline's; empty unless the metric is a loss in nats per token
-    change: Change | None
+    Attributes:
+        words: the gain with its interval.
+        reason: why no share of it is stated; None if they are.
+        shares: by variant and form; None where it is not stated.
+    """
+
+    words: str
+    reason: str | None
+    shares: dict[tuple[str, str], Interval | None]
 
 
 @dataclass(frozen=True)
@@ -59,30 +58,19 @@ class DivergenceRow:
 class Kept:
     """The tables of this section; one without rows is not shown."""
 
-    rows: list[KeptRow]
-    gain: str  # the baseline's own
-    reason: str | None  # why no share of the gain is stated
-    has_perplexity: bool
     scores: list[ScoreBlock]
     divergences: list[DivergenceRow]
     compared: str  # the responses and tokens at which predictions were compared
 
     def __bool__(self) -> bool:
-        return bool(self.rows or self.divergences)
+        return bool(self.scores or self.divergences)
 
 
 def section(facts: Facts) -> Kept:
     """The content of this section's template."""
-    shares = {(s.variant, s.form): s for s in facts.compared.shares if s.measure == GAIN}
-    first = next(iter(shares.values()), None)
-    rows = [_row(facts, variant, form, shares) for variant, form in _arms(facts)] if shares else []
     divergences = {(d.variant, d.form, d.metric): d for d in facts.compared.divergences}
     compared = next(iter(divergences.values()), None)
     return Kept(
-        rows=rows,
-        gain=_gain(facts, first) if first else "",
-        reason=first and english.in_words(facts, first.reason),
-        has_perplexity=any(row.perplexity for row in rows),
         scores=_score_blocks(facts),
         divergences=[
             _divergence_row(facts, variant, form, divergences)
@@ -99,20 +87,15 @@ def _arms(facts: Facts) -> list[tuple[Variant, str]]:
     return [(variant, form) for variant in facts.variants for form in facts.forms_of(variant.name)]
 
 
-def _row(facts: Facts, variant: Variant, form: str, shares: dict[tuple[str, str], Share]) -> KeptRow:
-    contrast = facts.to_baseline(variant.name, form, facts.primary)
-    share = shares.get((variant.name, form))
-    perplexity = ""
-    if contrast and contrast.unit == "nats per token":
-        perplexity = number(math.exp(contrast.difference.value), 3)
-    return KeptRow(
-        label=variant.label,
-        form=english.form_name(form),
-        first=form == facts.forms_of(variant.name)[0],
-        is_baseline=variant.is_baseline and form == AS_TRAINED,
-        share=share and percentage(facts, share),
-        perplexity=perplexity,
-        change=contrast and english.change(facts, contrast, english.decimals_for(facts, facts.primary)),
+def gain(facts: Facts) -> Gain | None:
+    """The baseline's gain and the shares of it. None in a comparison from before they were taken."""
+    shares = [share for share in facts.compared.shares if share.measure == GAIN]
+    if not shares:
+        return None
+    return Gain(
+        words=_gain_words(shares[0]),
+        reason=english.in_words(facts, shares[0].reason),
+        shares={(share.variant, share.form): percentage(facts, share) for share in shares},
     )
 
 
@@ -128,8 +111,7 @@ def percentage(facts: Facts, item: Share | Divergence) -> Interval | None:
     return Interval(value, low, high)
 
 
-def _gain(facts: Facts, share: Share) -> str:
-    """The baseline's own gain, with its interval."""
+def _gain_words(share: Share) -> str:
     divisor = share.divisor
     decimals = formatting.decimals_of(divisor.low, divisor.high)
     value, low, high = (number(getattr(divisor, name), decimals) for name in ("value", "low", "high"))

@@ -9,10 +9,12 @@ from workflow.report.english import (
     TASKS,
     cost_name,
     count,
+    cut_of,
     differing_settings,
     energy_sentence,
     float32_variants,
     group_count,
+    healing_of,
     listed,
     move_of,
     peak_sentence,
@@ -20,7 +22,7 @@ from workflow.report.english import (
     weights_in_16_bits,
 )
 from workflow.report.formatting import NARROW, quantity, ratio
-from workflow.report.model import Facts, Variant
+from workflow.report.model import Facts
 from workflow.report.names import shape_name
 from workflow.runtime.forms import AS_TRAINED
 
@@ -62,8 +64,9 @@ def limits(facts: Facts) -> list[Limit]:
         _no_category_held_out(facts),
         _first_items(facts),
         _short_training(facts),
-        *(_not_precision_alone(facts, other) for other in facts.others),
+        _not_precision_alone(facts),
         _quantized_before(facts),
+        _cut_and_healed(facts),
         _not_deterministic(facts),
         _emulated(facts),
         _no_real_16_bits(facts),
@@ -213,17 +216,18 @@ def _detectable(facts: Facts) -> Limit | None:
     if not contrasts:
         return None
     unit, power = contrasts[0][1].unit, formatting.percent(facts.compared.power)
-    smallest = listed(
-        [
-            f"{formatting.significant(contrast.difference.detectable, 2)}{NARROW}{unit}"
-            + (f" for {other.label}" if len(contrasts) > 1 else "")
-            for other, contrast in contrasts
-        ]
+    smallest = [
+        (other.label, formatting.significant(contrast.difference.detectable, 2))
+        for other, contrast in contrasts
+    ]
+    head = (
+        f"A difference to {facts.baseline.label} in the primary metric is found with a probability of {power}"
     )
-    body = (
-        f"A difference to {facts.baseline.label} in the primary metric is found with a probability of {power} "
-        f"from {smallest}, by a test of its own."
-    )
+    if len(smallest) == 1:
+        body = f"{head} from {smallest[0][1]}{NARROW}{unit}, by a test of its own."
+    else:
+        each = "; ".join(f"{label} {least}" for label, least in smallest)
+        body = f"{head}, by a test of its own, from so many {unit}: {each}."
     margin = facts.compared.margins.get(facts.compared.primary)
     if margin is None:
         body += " No margin is set for this metric, so nothing is called equivalent in it."
@@ -301,14 +305,26 @@ def _short_training(facts: Facts) -> Limit | None:
     )
 
 
-def _not_precision_alone(facts: Facts, other: Variant) -> Limit | None:
-    changed = differing_settings(facts, other)
-    if not changed:
+def _not_precision_alone(facts: Facts) -> Limit | None:
+    """The variants that differ from the baseline in more than precision; those that differ alike stand together."""
+    labels_by_settings: dict[tuple[str, ...], list[str]] = {}
+    for other in facts.others:
+        labels_by_settings.setdefault(tuple(differing_settings(facts, other)), []).append(other.label)
+    labels_by_settings.pop((), None)
+    if not labels_by_settings:
         return None
+    labels = [label for group in labels_by_settings.values() for label in group]
+    (first_settings, first), *rest = labels_by_settings.items()
+    also = f"From {facts.baseline.label}, {listed(first)} {'differs' if len(first) == 1 else 'differ'} also in {listed(first_settings)}"
+    parts = [also, *(f"{listed(group)} in {listed(settings)}" for settings, group in rest)]
+    if len(labels) == 1:
+        return Limit(
+            f"{labels[0]} differs in more than precision",
+            f"{also}, so no difference between the two is due to precision alone.",
+        )
     return Limit(
-        f"{other.label} differs in more than precision",
-        f"From {facts.baseline.label} it also differs in {listed(changed)}, so no difference between "
-        "the two is due to precision alone.",
+        f"{len(labels):,} variants differ in more than precision",
+        f"{'; '.join(parts)}. So no difference of theirs is due to precision alone.",
     )
 
 
@@ -327,6 +343,18 @@ def _quantized_before(facts: Facts) -> Limit | None:
         f"Its weights come from a {before} file, so its 16-bit form had lost precision before any run began. "
         "What 4 bits cost a model that was never rounded may differ, and be more. Tried apart on SmolLM2-135M (50 rows, "
         "untrained): NF4 cost 0.18 nats per token on the Q4_1 grid and about 0.25 off it, so the first grid flattered it.",
+    )
+
+
+def _cut_and_healed(facts: Facts) -> Limit | None:
+    cut, healed = facts.model.get("cut"), facts.model.get("healed")
+    done = [*([cut_of(cut)] if cut else []), *([healing_of(healed)] if healed else [])]
+    if not done:
+        return None
+    return Limit(
+        f"The base was {listed([*(['cut'] if cut else []), *(['healed'] if healed else [])])}",
+        f"It is not a family member as released: {', and then '.join(done)}. What 4 bits cost it says little about a model "
+        "that was released at this size.",
     )
 
 
@@ -438,16 +466,23 @@ def missing(facts: Facts) -> list[str]:
     ]
     if absent:
         sentences.append(f"No difference in the primary metric for {listed(absent)}: it was not compared.")
+    not_measured: dict[tuple[str, ...], list[str]] = {}  # costs by the variants without them
     for metric in ("peak_memory", "training_speed"):
-        without = [variant.label for variant in facts.variants if not facts.cost_of(variant.name, metric)]
-        if without:
-            sentences.append(f"No {cost_name(metric).lower()} for {listed(without)}: it was not measured.")
+        without = tuple(
+            variant.label for variant in facts.variants if not facts.cost_of(variant.name, metric)
+        )
+        not_measured.setdefault(without, []).append(cost_name(metric).lower())
+    not_measured.pop((), None)
+    sentences += [
+        f"No {' and no '.join(names)} for {_all_or(facts, without)}: it was not measured."
+        for without, names in not_measured.items()
+    ]
     own = [block for block in facts.hardware if block.own_run]
     measured = {variant.name for block in own for variant in block.variants}
-    without = [variant.label for variant in facts.variants if variant.name not in measured]
+    without = tuple(variant.label for variant in facts.variants if variant.name not in measured)
     if without:
         sentences.append(
-            f"No memory and speed over batch and length for {listed(without)}: the grid was not measured."
+            f"No memory and speed over batch and length for {_all_or(facts, without)}: the grid was not measured."
         )
     if not any(not block.on_cpu for block in facts.hardware):
         sentences.append("No GPU: results/hardware holds no measurement of one, and no grid ran on one.")
@@ -459,6 +494,11 @@ def missing(facts: Facts) -> list[str]:
             f"{count(len(points), 'benchmark point')} could not be measured; the tables say why of each."
         )
     return sentences
+
+
+def _all_or(facts: Facts, labels: tuple[str, ...]) -> str:
+    """The labels as a sentence lists them; of all of several variants, that it is all."""
+    return "any variant" if len(labels) == len(facts.variants) > 1 else listed(labels)
 
 
 @dataclass(frozen=True)

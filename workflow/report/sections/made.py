@@ -11,8 +11,11 @@ RECORD_NAMES = {
     "sha256": "sha256",
     "quantized_before": "Quantized before",
     "moved": "Moved off its grid",
+    "cut": "Cut",
+    "healed": "Healed",
     "storage_dtype": "Stored as",
 }
+IN_WORDS = {"moved": english.move_of, "cut": english.cut_of, "healed": english.healing_of}
 
 
 @dataclass(frozen=True)
@@ -49,8 +52,8 @@ def record(source: dict) -> list[tuple[str, str]]:
     pairs = []
     for key, value in source.items():
         name = RECORD_NAMES.get(key, key.replace("_", " ").capitalize())
-        if key == "moved" and value is not None:
-            value = english.move_of(value)
+        if key in IN_WORDS and value is not None:
+            value = IN_WORDS[key](value)
         if isinstance(value, dict):
             pairs += record(value)
             continue

@@ -10,7 +10,6 @@ from workflow.comparison.model import Contrast, Score
 from workflow.report import english, formatting
 from workflow.report.drawing import (
     FORM_ROW,
-    HEAD_ROW,
     MUTED,
     PAPER,
     ROW,
@@ -36,9 +35,12 @@ from workflow.report.english import (
     quality_name,
     unit_label,
 )
+from workflow.report.figure_forms import fitting_labels
 from workflow.report.formatting import number, signed
 from workflow.report.model import Facts, Variant
 from workflow.runtime.forms import AS_TRAINED, BASE
+
+LONGEST_ROW = 50  # characters of the texts above a row that have room in one line
 
 
 @dataclass(frozen=True)
@@ -168,11 +170,14 @@ def tally(contrasts: list[Contrast]) -> str:
 
 
 def quality_panels(facts: Facts) -> list[Panel]:
-    """The primary metric before and after training, and each form's difference to the baseline."""
+    """The primary metric before and after training, and the difference to the baseline as trained.
+
+    The answer's figure has the other serving forms.
+    """
     panels = []
     if all(facts.score(facts.baseline.name, form, facts.primary) for form in (BASE, AS_TRAINED)):
         panels.append(_before_after(facts))
-    if _contrasts_by_variant(facts, facts.primary):
+    if _as_trained(facts, facts.primary):
         panels.append(_differences(facts, facts.primary))
     return panels
 
@@ -203,6 +208,11 @@ def _before_after(facts: Facts) -> Panel:
                 (variant, base, trained, facts.contrast("to_base", variant.name, AS_TRAINED, metric))
             )
     first, decimals = results[0][1], decimals_for(facts, metric)
+    ends = [
+        f"{number(base.value, decimals)} → {number(trained.value, decimals)}"
+        for _, base, trained, _ in results
+    ]
+    labels = fitting_labels(facts, LONGEST_ROW - max(map(len, ends)))
 
     def draw(axes: Axes) -> None:
         seaborn.stripplot(
@@ -232,13 +242,22 @@ def _before_after(facts: Facts) -> Panel:
                 },
             )
             if contrast:
-                ends = [base.value + contrast.difference.low, base.value + contrast.difference.high]
-                axes.plot(ends, [row, row], color=color, linewidth=3, alpha=0.55, solid_capstyle="butt")
+                change_by_training = [
+                    base.value + contrast.difference.low,
+                    base.value + contrast.difference.high,
+                ]
+                axes.plot(
+                    change_by_training,
+                    [row, row],
+                    color=color,
+                    linewidth=3,
+                    alpha=0.55,
+                    solid_capstyle="butt",
+                )
             axes.plot(base.value, row, color=color, marker=marker, markersize=8, markerfacecolor=PAPER)
             axes.plot(trained.value, row, color=color, marker=marker, markersize=8)
-            write_over_row(axes, row, variant.label)
-            ends = f"{number(base.value, decimals)} → {number(trained.value, decimals)}"
-            write_over_row(axes, row, ends, right=True)
+            write_over_row(axes, row, labels[variant.name])
+            write_over_row(axes, row, ends[row], right=True)
         rows_axis(axes, len(results))
         axes.margins(x=0.08)
         put_worse_left(axes, higher_is_better=first.higher_is_better)
@@ -256,43 +275,33 @@ def _before_after(facts: Facts) -> Panel:
     return Panel(title, draw_svg(f"before-{'-'.join(metric)}", draw, alt, height=len(results) * ROW + 52))
 
 
-def _contrasts_by_variant(facts: Facts, metric: tuple[str, str]) -> list[tuple[Variant, list[Contrast]]]:
-    """The differences to the baseline by variant: of all forms in the primary metric, as trained in the others."""
-    by_variant = []
-    for variant in facts.variants:
-        forms = facts.forms_of(variant.name) if metric == facts.primary else [AS_TRAINED]
-        differences = [facts.to_baseline(variant.name, form, metric) for form in forms]
-        by_variant.append((variant, [contrast for contrast in differences if contrast]))
-    return [(variant, contrasts) for variant, contrasts in by_variant if contrasts]
-
-
 def _differences(facts: Facts, metric: tuple[str, str]) -> Panel:
-    by_variant = _contrasts_by_variant(facts, metric)
-    first, decimals = by_variant[0][1][0], decimals_for(facts, metric)
-    all_contrasts = [contrast for _, contrasts in by_variant for contrast in contrasts]
+    contrasts, decimals = _as_trained(facts, metric), decimals_for(facts, metric)
+    first, variants = contrasts[0], {variant.name: variant for variant in facts.variants}
     margin = first.equivalence.margin if first.equivalence else None
     baseline = f"{facts.baseline.label}, {form_name(AS_TRAINED)}"
-    forms = {contrast.form for contrast in all_contrasts} != {AS_TRAINED}
-    height = len(by_variant) * HEAD_ROW + len(all_contrasts) * FORM_ROW
+    values = [change(facts, contrast, decimals).value for contrast in contrasts]
+    verdicts = [f", {contrast.verdict}" for contrast in contrasts]
+    labels = fitting_labels(facts, LONGEST_ROW - max(map(len, values)) - max(map(len, verdicts)))
+    height = len(contrasts) * FORM_ROW
+
+    middles = [row * FORM_ROW - 8 for row in range(1, len(contrasts) + 1)]
 
     def draw(axes: Axes) -> None:
-        y = 0
-        for variant, contrasts in by_variant:
-            y += HEAD_ROW
-            write_at_side(axes, y - 4, variant.label, weight="bold")
-            for contrast in contrasts:
-                y += FORM_ROW
-                middle = y - 8
-                _difference(axes, middle, variant, contrast)
-                text = f"{form_name(contrast.form)}: {contrast.verdict}" if forms else contrast.verdict
-                write_at_side(axes, middle - 9, text)
-                write_at_side(axes, middle - 9, change(facts, contrast, decimals).value, right=True)
+        # What looks the same is drawn in a row, so that it becomes one path of the page.
+        if margin:
+            for middle in middles:
+                axes.plot([-margin, margin], [middle] * 2, color=RULE, linewidth=15, solid_capstyle="butt")
+        for middle in middles:
+            axes.plot([0, 0], [middle - 9, middle + 9], color=MUTED, linewidth=1.2)
+        for middle, contrast, value, verdict in zip(middles, contrasts, values, verdicts, strict=True):
+            _difference(axes, middle, variants[contrast.variant], contrast)
+            write_at_side(axes, middle - 9, labels[contrast.variant] + verdict)
+            write_at_side(axes, middle - 9, value, right=True)
         axes.set_ylim(height + 4, 0)
         axes.set_yticks([])
         axes.grid(False, axis="y")
-        ends = [
-            end for contrast in all_contrasts for end in (contrast.difference.low, contrast.difference.high)
-        ]
+        ends = [end for contrast in contrasts for end in (contrast.difference.low, contrast.difference.high)]
         reach = max(abs(end) for end in [*ends, margin or 0]) or 1
         axes.set_xlim(-1.15 * reach, 1.15 * reach)
         put_worse_left(axes, higher_is_better=first.higher_is_better)
@@ -302,21 +311,18 @@ def _differences(facts: Facts, metric: tuple[str, str]) -> Panel:
     alt = f"{quality_name(metric)}: difference to {baseline}, in {first.unit}. "
     if margin:
         alt += f"A band marks the margin of equivalence, {margin:g} either way. "
-    for variant, contrasts in by_variant:
-        for contrast in contrasts:
-            difference = change(facts, contrast, decimals)
-            alt += f"{variant.label}, {form_name(contrast.form)}: {difference.value}, interval {difference.interval}, {difference.verdict}. "
+    for contrast in contrasts:
+        difference, label = change(facts, contrast, decimals), variants[contrast.variant].label
+        alt += f"{label}, {form_name(AS_TRAINED)}: {difference.value}, interval {difference.interval}, {difference.verdict}. "
     title = f"Difference to {baseline}, {first.unit}" if metric == facts.primary else quality_name(metric)
     return Panel(title, draw_svg(f"difference-{'-'.join(metric)}", draw, alt.strip(), height=height + 52))
 
 
 def _difference(axes: Axes, middle: float, variant: Variant, contrast: Contrast) -> None:
-    """Draw an estimate with its interval. With a margin, draw its band and the equivalence interval too."""
+    """Draw an estimate with its interval and, with a margin, the equivalence interval."""
     difference, tost, color = contrast.difference, contrast.equivalence, color_of(variant)
     if tost:
-        axes.barh(middle, 2 * tost.margin, left=-tost.margin, height=15, color=RULE, alpha=0.7)
         axes.plot([tost.low, tost.high], [middle] * 2, color=color, linewidth=4, solid_capstyle="butt")
-    axes.plot([0, 0], [middle - 9, middle + 9], color=MUTED, linewidth=1.2)
     axes.plot([difference.low, difference.high], [middle] * 2, color=color, linewidth=1.6)
     axes.plot(
         difference.value, middle, color=color, marker=marker_of(variant), markersize=7, markeredgecolor=PAPER

@@ -1,5 +1,6 @@
 """Learning rates: which were tried, what was chosen, and which differences are at one rate."""
 
+import math
 from dataclasses import dataclass
 
 from markupsafe import Markup
@@ -13,7 +14,9 @@ from workflow.report.labels import variant_label
 from workflow.report.model import Facts, MeasuredVariant, Variant
 from workflow.tuning.records import CandidateResult, Choice
 
-HEIGHT = 300
+HEIGHT = 230
+MOST_NAMED = 3  # variants that a sentence names; the table has all
+CLOSE = 0.15  # as a share of the axis; the texts of closer ticks would touch
 DIGITS = 4  # of a loss
 SAME, OWN, OWN_SAME = "the same rate", "each at its own best", "each at its own best, which is the same rate"
 OTHER = "another rate, which params give"
@@ -29,7 +32,6 @@ class RunRow:
     """
 
     label: str
-    name: str
     learning_rate: str
     origin: str
     to_baseline: str
@@ -131,13 +133,12 @@ def rates_panel(facts: Facts) -> Panel:
                 zorder=4,
             )
         axes.set_xscale("log")
-        axes.xaxis.set_major_locator(FixedLocator(_rates(facts)))
+        axes.xaxis.set_major_locator(FixedLocator(_ticks(facts)))
         axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter(FuncFormatter(lambda rate, _: f"{rate:g}"))
-        axes.tick_params(axis="x", labelrotation=30 if len(_rates(facts)) > 5 else 0)
-        axes.yaxis.set_major_locator(MaxNLocator(6))
+        axes.yaxis.set_major_locator(MaxNLocator(5))
         axes.set_xlabel("learning rate")
-        axes.set_ylabel("nats per token (lower is better)")
+        axes.set_ylabel("nats per token")
 
     title = "Validation loss over learning rate, in nats per token (lower is better)"
     alt = f"{title}. " + " ".join(
@@ -170,10 +171,16 @@ def _chosen(choice: Choice) -> CandidateResult:
     return next(candidate for candidate in choice.candidates if candidate.candidate == choice.chosen)
 
 
-def _rates(facts: Facts) -> list[float]:
-    return sorted(
-        {candidate.learning_rate for choice in facts.choices.values() for candidate in choice.candidates}
-    )
+def _ticks(facts: Facts) -> list[float]:
+    """The rates that were tried, without those whose texts would touch a chosen one's or the one's before."""
+    rates = {candidate.learning_rate for choice in facts.choices.values() for candidate in choice.candidates}
+    chosen = {choice.learning_rate for choice in facts.choices.values()}
+    width = math.log10(max(rates) / min(rates))
+    ticks: list[float] = []
+    for rate in [*sorted(chosen), *sorted(rates - chosen)]:
+        if all(abs(math.log10(rate / tick)) >= CLOSE * width for tick in ticks):
+            ticks.append(rate)
+    return sorted(ticks)
 
 
 def _words(facts: Facts) -> str:
@@ -197,7 +204,11 @@ def differences_words(facts: Facts) -> str:
         (OTHER, "at another rate, which params give, for {}"),
     ):
         if names := [other.label for other in facts.others if relation(facts, other) == kind]:
-            parts.append(words.format(english.listed(names)))
+            parts.append(
+                words.format(
+                    english.listed(names) if len(names) <= MOST_NAMED else f"{len(names):,} variants"
+                )
+            )
     return f"The differences to {facts.baseline.label} are {english.listed(parts)}." if parts else ""
 
 
@@ -214,19 +225,19 @@ def _run_row(facts: Facts, variant: Variant) -> RunRow:
     named = facts.params.rate_of(variant.name)
     return RunRow(
         label=variant.label,
-        name=variant.name,
         learning_rate=f"{facts.training_of(variant.name).learning_rate:g}",
-        origin=_origin(facts.choices[named]) if isinstance(named, str) else "given by params",
+        origin=_origin(facts, facts.choices[named]) if isinstance(named, str) else "given by params",
         to_baseline="" if variant.is_baseline else relation(facts, variant),
     )
 
 
-def _origin(choice: Choice) -> str:
-    text = f"the best of {len(choice.candidates)} for {choice.variant}"
+def _origin(facts: Facts, choice: Choice) -> str:
+    label = next(variant.label for variant in _tuned_variants(facts) if variant.name == choice.variant)
+    text = f"the best of {len(choice.candidates)} for {label}"
     if choice.margin is None:
-        return f"{text}; all others diverged"
+        return f"{text} (all others diverged)"
     second = next(c for c in choice.candidates if c.candidate == choice.runner_up)
-    return f"{text}; {second.learning_rate:g} is next, at {signed(choice.margin, DIGITS)}{NARROW}nats"
+    return f"{text} (next: {second.learning_rate:g}, {signed(choice.margin, DIGITS)}{NARROW}nats)"
 
 
 def _tried_row(label: str, choice: Choice, candidate: CandidateResult) -> TriedRow:

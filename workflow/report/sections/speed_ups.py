@@ -1,6 +1,6 @@
 """Speed-ups: which of them each variant's training had, why it lacked the others, and its speed without any."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from workflow import methods, precisions
 from workflow.report.english import count, listed, shape_words
@@ -29,10 +29,10 @@ class Speed:
 
 @dataclass(frozen=True)
 class SpeedUpRow:
-    """A variant: the mark of each speed-up, and the reasons for those that it lacks."""
+    """A variant, or several with the same entries: the mark of each speed-up, and the reasons for those that it lacks."""
 
     label: str
-    marks: list[str]  # yes, no or not recorded, in the order of SPEED_UPS
+    marks: tuple[str, ...]  # yes, no or not recorded, in the order of SPEED_UPS
     reasons: str
     speed: Speed | None  # as trained
     plain: Speed | None  # of the plain loop
@@ -44,6 +44,8 @@ class SpeedUps:
 
     names: list[str]
     rows: list[SpeedUpRow]
+    has_speed: bool
+    has_plain: bool
     warnings: list[str]
     plain_words: str
 
@@ -51,9 +53,12 @@ class SpeedUps:
 def section(facts: Facts) -> SpeedUps:
     """The content of this section's template."""
     plain = _plain_points(facts)
+    rows = _joined([_row(facts, variant, plain) for variant in facts.variants]) if _recorded(facts) else []
     return SpeedUps(
         names=[_heading(name) for name in SPEED_UPS.values()],
-        rows=[_row(facts, variant, plain) for variant in facts.variants] if _recorded(facts) else [],
+        rows=rows,
+        has_speed=any(row.speed for row in rows),
+        has_plain=any(row.plain for row in rows),
         warnings=_warnings(facts),
         plain_words=_plain_words(facts, plain),
     )
@@ -102,11 +107,19 @@ def _row(facts: Facts, variant: Variant, plain: dict[str, Point]) -> SpeedUpRow:
         by_reason.setdefault(reason, []).append(SPEED_UPS[name])
     return SpeedUpRow(
         label=variant.label,
-        marks=[{True: "yes", False: "no", None: "not recorded"}[found.get(name)] for name in SPEED_UPS],
+        marks=tuple({True: "yes", False: "no", None: "not recorded"}[found.get(name)] for name in SPEED_UPS),
         reasons="; ".join(f"{listed(names)}: {reason}" for reason, names in by_reason.items()),
         speed=_speed(facts, variant),
         plain=_plain_speed(facts, variant, plain),
     )
+
+
+def _joined(rows: list[SpeedUpRow]) -> list[SpeedUpRow]:
+    """With one row for the variants without a speed that have the same marks and reasons."""
+    joined: dict[SpeedUpRow, list[str]] = {}
+    for row in rows:
+        joined.setdefault(replace(row, label=""), []).append(row.label)
+    return [replace(row, label="; ".join(labels)) for row, labels in joined.items()]
 
 
 def _speed(facts: Facts, variant: Variant) -> Speed | None:
