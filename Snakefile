@@ -5,6 +5,7 @@
 # that says "up to date". The marks are made anew from DVC's status whenever Snakemake
 # starts, so `snakemake -n` and `dvc status` cannot disagree.
 
+import atexit
 import sys
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
@@ -19,6 +20,7 @@ from workflow.engine import (
     prune,
     snakemake_options,
     snakemake_rules,
+    warm_stages,
 )
 from workflow.engine.dvc_repository import open_repo
 from workflow.params import load
@@ -35,6 +37,7 @@ container: "docker://python:3.11"
 
 
 until_exit = ExitStack()
+atexit.register(until_exit.close)
 
 try:
     if workflow.is_main_process:
@@ -54,7 +57,7 @@ try:
             until_exit.enter_context(engine_locks.snakemake_running())
             if local and not snakemake_options.only_plans():
                 machine.check(PARAMS, lambda: nullcontext(repo))
-            snakemake_rules.mark_fresh_stages(repo)
+            fresh = snakemake_rules.mark_fresh_stages(repo)
 except UserError as error:
     raise WorkflowError(str(error)) from None
 
@@ -70,6 +73,8 @@ onstart:
     until_exit.enter_context(engine_locks.only_engine())
     engine_locks.wait_for_jobs()
     prune.prune_and_report()
+    if local and len(RULES) - len(fresh) > 1:
+        until_exit.enter_context(warm_stages.running(to_log=True))
 
 
 for dvc_stage in RULES:

@@ -43,6 +43,7 @@ REAL_FILES = (
     "workflow/engine/snakemake_options.py",
     "workflow/engine/snakemake_rules.py",
     "workflow/engine/stage_times.py",
+    "workflow/engine/warm_stages.py",
     "workflow/report/captions/curves.rst",
     "workflow/report/captions/page.rst",
     "workflow/report/captions/tables.rst",
@@ -139,6 +140,7 @@ class Repository:
             "GIT_CONFIG_KEY_1": "user.email",
             "GIT_CONFIG_VALUE_1": "test@example.org",
             CONTROL: str(self.control),
+            "WORKFLOW_WARM": "",  # stubs need no libraries
         }
 
     def dvc(self, *arguments: str, fails: bool = False) -> str:

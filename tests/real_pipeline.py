@@ -50,6 +50,7 @@ def environment(folder: Path) -> dict[str, str]:
         "HF_ENDPOINT": "http://127.0.0.1:9",
         "HF_HOME": str(folder / ".huggingface"),
         "GIT_CONFIG_GLOBAL": os.devnull,
+        "WORKFLOW_WARM": "",  # stages fork from the process of the tests, or run as by hand
     }
 
 

@@ -7,17 +7,18 @@ fork too. Every other program gets a fresh interpreter.
 """
 
 import importlib
-import json
 import os
-import select
 import shlex
-import signal
-import socket
 import subprocess
 import sys
 import tempfile
+import time
 from contextlib import suppress
 from pathlib import Path
+
+import psutil
+
+from workflow.runtime import warm
 
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
@@ -36,19 +37,18 @@ class WarmPython:
     def __init__(self):
         self.folder = tempfile.TemporaryDirectory(prefix="warm")  # a socket's path is at most 107 bytes long
         self.address = Path(self.folder.name) / "socket"
-        listener = socket.socket(socket.AF_UNIX)
-        listener.bind(str(self.address))
-        listener.listen(64)
         self.process = subprocess.Popen(
-            [sys.executable, __file__, "serve", str(listener.fileno())],
-            stdin=subprocess.PIPE,
+            [sys.executable, __file__, str(os.getpid())],
+            stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            pass_fds=[listener.fileno()],
             # Threads that wait actively starve each other; a fork cannot choose this any more.
-            env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_WAIT_POLICY": "PASSIVE"},
+            env=os.environ
+            | {"PYTHONPATH": str(ROOT), "OMP_WAIT_POLICY": "PASSIVE", warm.VARIABLE: str(self.address)},
         )
-        listener.close()
+        while not self.address.exists():
+            assert self.process.poll() is None, "the process that stages fork from has ended"
+            time.sleep(0.1)
         folder = Path(self.folder.name)
         self.python, self.lm_eval = (folder / name for name in ("python", "lm_eval"))
         self._write_python(self.python)
@@ -67,6 +67,7 @@ class WarmPython:
         """Write a `python` that forks the programs that load libraries, and runs all else itself."""
         self._write(
             path,
+            f"kill -0 {self.process.pid} || exit 1\n"  # it would ask for ever
             'case "$1:$2" in\n'
             "-m:workflow.stages.environment) ;;\n"  # it is done before a fork would be
             f'-m:workflow.stages.*|-m:workflow.cost.grid|-m:workflow.cost.repeated|-m:workflow.save_served) exec {self._asking()} "$0" "$@" ;;\n'
@@ -75,7 +76,8 @@ class WarmPython:
         )
 
     def _asking(self) -> str:
-        return shlex.join([sys.executable, "-IS", __file__, "ask", str(self.address)])
+        address = f"{warm.VARIABLE}={self.address}"
+        return shlex.join(["env", address, sys.executable, "-IS", warm.__file__])
 
     @staticmethod
     def _write(program: Path, script: str) -> None:
@@ -83,80 +85,9 @@ class WarmPython:
         program.chmod(0o755)
 
     def close(self) -> None:
-        self.process.stdin.close()
+        self.process.kill()
         self.process.wait()
         self.folder.cleanup()
-
-
-def ask(address: str, program: str, arguments: list[str]) -> None:
-    """Be the process that was started as `program`: hand all to a fork, and end as it ends."""
-    connection = socket.socket(socket.AF_UNIX)
-    connection.connect(address)
-    request = {
-        "process": os.getpid(),
-        "program": program,
-        "arguments": arguments,
-        "folder": os.getcwd(),
-        "variables": dict(os.environ),
-    }
-    socket.send_fds(connection, [b"x"], [0, 1, 2])
-    stream = connection.makefile("rw", encoding="utf-8")
-    stream.write(json.dumps(request) + "\n")
-    stream.flush()
-    stage = int(stream.readline())
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda number, frame: os.kill(stage, number))
-    code = int(stream.readline())
-    if code < 0:
-        signal.signal(-code, signal.SIG_DFL)
-        os.kill(os.getpid(), -code)
-    sys.exit(code)
-
-
-def serve(listener: socket.socket) -> None:
-    """Fork for each that asks, until the stream from the tests ends."""
-    from slow_libraries import compute_now
-
-    for name in IMPORTED:
-        __import__(name)
-    compute_now()
-    for name in [name for name in sys.modules if name.partition(".")[0] == "workflow"]:
-        del sys.modules[name]  # a clone has its own
-    sys.path.remove(str(ROOT))
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the keepers
-    while True:
-        ready, _, _ = select.select([listener, 0], [], [])
-        if 0 in ready:
-            return
-        connection, _ = listener.accept()
-        if os.fork() == 0:
-            listener.close()
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            os._exit(keep(connection))
-        connection.close()
-
-
-def keep(connection: socket.socket) -> int:
-    """Fork a stage, and say how it ended; kill it if the process that asked for it is gone."""
-    _, descriptors, _, _ = socket.recv_fds(connection, 1, 3)
-    stream = connection.makefile("rw", encoding="utf-8")
-    request = json.loads(stream.readline())
-    stage = os.fork()
-    if stage == 0:
-        connection.detach()
-        be_stage(request, descriptors)
-    for descriptor in descriptors:
-        os.close(descriptor)
-    stream.write(f"{stage}\n")
-    stream.flush()
-    ended = os.pidfd_open(stage)
-    ready, _, _ = select.select([ended, connection], [], [])
-    if ended not in ready:
-        os.kill(stage, signal.SIGKILL)
-    code = os.waitstatus_to_exitcode(os.waitpid(stage, 0)[1])
-    stream.write(f"{code}\n")
-    stream.flush()
-    return 0
 
 
 def read_the_hubs_variables() -> None:
@@ -170,57 +101,36 @@ def read_the_hubs_variables() -> None:
     hf_api.api.endpoint = constants.ENDPOINT
 
 
-def be_stage(request: dict, descriptors: list[int]) -> None:
-    """Be `python -m MODULE ARGUMENTS`, in the folder and with the variables and streams of the one that asked."""
-    import psutil
-
-    for number, descriptor in enumerate(descriptors):
-        os.dup2(descriptor, number)
-        os.close(descriptor)
-    os.chdir(request["folder"])
-    os.environ.clear()
-    os.environ.update(request["variables"])
+def prepare(request: dict) -> None:
+    """Let the libraries read what variables and folders the one that asked has, in place of those of the tests."""
     if threads := os.environ.get("OMP_NUM_THREADS"):  # as a fresh process reads it
         import torch
 
         torch.set_num_threads(int(threads))
     # A process that computes with others ends when the one that started it is gone.
-    os.getppid = lambda: psutil.Process(request["process"]).ppid()
-    _, module, *arguments = request["arguments"]
-    sys.argv = [module, *arguments]
-    sys.executable = request["program"]
+    os.getppid = lambda: psutil.Process(warm.caller()).ppid()
     places = os.environ.get("PYTHONPATH")
-    sys.path[:0] = [os.getcwd(), *(places.split(os.pathsep) if places else [])]
-    if module in NETWORK:
+    sys.path[1:1] = places.split(os.pathsep) if places else []
+    if request["command"][2] in NETWORK:
         read_the_hubs_variables()
     sys.modules.pop("sitecustomize", None)
     with suppress(ImportError):
         import sitecustomize  # noqa: F401
-    os._exit(exit_code_of(module, alter_sys=True))
 
 
-def exit_code_of(module: str, *, alter_sys: bool) -> int:
-    """Run a module as a program, say what an interpreter would say of its end, and return its exit code."""
-    import runpy
-    import traceback
+def main(parent: int) -> None:
+    """Fork for each that asks, as long as the tests run."""
+    from slow_libraries import compute_now
 
-    try:
-        runpy.run_module(module, run_name="__main__", alter_sys=alter_sys)
-        code = 0
-    except SystemExit as end:
-        if isinstance(end.code, str):
-            print(end.code, file=sys.stderr)
-        code = end.code if isinstance(end.code, int) else int(end.code is not None)
-    except BaseException:
-        traceback.print_exc()
-        code = 1
-    sys.stdout.flush()
-    sys.stderr.flush()
-    return code
+    warm.end_with(parent)
+    for name in IMPORTED:
+        __import__(name)
+    compute_now()
+    for name in [name for name in sys.modules if name.partition(".")[0] == "workflow"]:
+        del sys.modules[name]  # a clone has its own
+    sys.path.remove(str(ROOT))
+    warm.serve([], lambda request: True, prepare)
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "ask":
-        ask(sys.argv[2], sys.argv[3], sys.argv[4:])
-    else:
-        serve(socket.socket(fileno=int(sys.argv[2])))
+    main(int(sys.argv[1]))

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from slow_libraries import compute_now
-from warm_python import exit_code_of
 
 ROOT = Path(__file__).resolve().parents[1]
 IMPORTED = ("workflow.training.train", "workflow.evaluation.score", "workflow.evaluation.harness", "workflow.fetch.sources",
@@ -92,7 +91,27 @@ def _run(asked: dict, captured: list[int]) -> int:
         os.dup2(file, stream)
     os.chdir(asked["folder"])
     sys.argv = [asked["stage"], *asked["arguments"]]
-    return exit_code_of(f"workflow.stages.{asked['stage']}", alter_sys=False)
+    return _exit_code_of(f"workflow.stages.{asked['stage']}")
+
+
+def _exit_code_of(module: str) -> int:
+    """Run a module as a program, say what an interpreter would say of its end, and return its exit code."""
+    import runpy
+    import traceback
+
+    try:
+        runpy.run_module(module, run_name="__main__")
+        code = 0
+    except SystemExit as end:
+        if isinstance(end.code, str):
+            print(end.code, file=sys.stderr)
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    return code
 
 
 if __name__ == "__main__":

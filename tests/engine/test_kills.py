@@ -12,13 +12,16 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
-from engine_fixture import ENGINES
+from engine_fixture import ENGINES, wait_until
 from real_pipeline import TINY, clone, environment, run
 from ruamel.yaml import YAML
 
@@ -107,7 +110,7 @@ def started(folder: Path, engine: str) -> subprocess.Popen:
     return subprocess.Popen(
         ["bash", "-c", f"exec 2>&1; {COMMANDS[engine]}"],
         cwd=folder,
-        env=environment(folder),
+        env={name: value for name, value in environment(folder).items() if name != "WORKFLOW_WARM"},
         stdout=(folder / "said").open("w"),
         start_new_session=True,
     )
@@ -161,6 +164,58 @@ def test_a_run_that_is_killed_and_run_again_ends_like_one_that_is_not(undisturbe
         assert not leftovers(folder), (stage, moment, who)
         assert "up to date" in run(folder, "dvc", "status")
         shutil.rmtree(folder)
+
+
+PYTHON = """#!/bin/sh
+case "$1" in -m) echo "$2" >> "$(dirname "$0")/started" ;; esac
+exec {python} "$@"
+"""
+STAGES = (
+    ("train", "--variant", "lora_16bit", "--seed", "1"),
+    ("train", "--variant", "qlora_nf4_dq", "--seed", "1"),
+    ("evaluate", "--variant", "qlora_nf4_dq", "--seed", "1"),
+    ("divergence", "--variant", "qlora_nf4_dq", "--baseline", "lora_16bit", "--seed", "1"),
+)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="stages fork on Linux alone")
+def test_stages_that_fork_compute_what_stages_that_start_alone_do(undisturbed, tmp_path):
+    started, outcomes = {}, {}
+    for address in ("", str(tmp_path / "socket")):
+        folder = tmp_path / ("forked" if address else "alone")
+        shutil.copytree(undisturbed, folder, symlinks=True)
+        programs = folder / ".venv/bin"
+        programs.mkdir(parents=True)
+        (programs / "python").write_text(PYTHON.format(python=sys.executable))
+        (programs / "python").chmod(0o755)
+        variables = environment(folder) | {"WORKFLOW_WARM": address}
+        with process_to_fork_from(folder, variables) if address else nullcontext():
+            for stage in STAGES:
+                subprocess.run(
+                    ["workflow/run", *stage], cwd=folder, env=variables, check=True, stderr=subprocess.DEVNULL
+                )
+        started[address] = (programs / "started").read_text().split()
+        outcomes[address] = outcome(folder)
+    alone, forked = started.values()
+    assert alone == [f"workflow.stages.{stage[0]}" for stage in STAGES] and forked == [
+        "workflow.runtime.warm"
+    ]
+    assert differences(*outcomes.values()) == [] and len(outcomes[""]) > 30
+    assert any(name.endswith("adapter_model.safetensors") for name in outcomes[""])
+
+
+@contextmanager
+def process_to_fork_from(folder: Path, variables: dict[str, str]) -> Iterator[None]:
+    with subprocess.Popen(
+        ["workflow/run", "--warm", str(os.getpid())],
+        cwd=folder,
+        env=variables,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    ) as process:
+        wait_until(lambda: Path(variables["WORKFLOW_WARM"]).exists(), 120)
+        yield
+        process.kill()
 
 
 def leftovers(folder: Path) -> list[str]:

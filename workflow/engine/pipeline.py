@@ -7,8 +7,17 @@
 
 import argparse
 import sys
+from contextlib import ExitStack
 
-from workflow.engine import dvc_patch_recording, dvc_patch_state, machine, progress, quiet_dvc, stage_times
+from workflow.engine import (
+    dvc_patch_recording,
+    dvc_patch_state,
+    machine,
+    progress,
+    quiet_dvc,
+    stage_times,
+    warm_stages,
+)
 from workflow.engine.dvc_repository import check_path, open_repo
 from workflow.engine.engine_locks import job_lock, only_engine
 from workflow.engine.prune import prune_and_report
@@ -18,8 +27,12 @@ from workflow.runtime.errors import UserError
 from workflow.runtime.stage import say
 
 
-def run_dvc(arguments: list[str]) -> int:
+def run_dvc(arguments: list[str], *, to_log: bool = False) -> int:
     """Run DVC as `make report` and Snakemake's jobs do.
+
+    Args:
+        arguments: of DVC's command line.
+        to_log: whether stages write to their logs alone.
 
     Returns:
         DVC's exit code.
@@ -35,7 +48,11 @@ def run_dvc(arguments: list[str]) -> int:
         settings, options = load(), arguments[arguments.index("repro") + 1 :]
         if all(option.startswith("-") for option in options):  # no target, which may compute nothing
             machine.check(settings, open_repo)
-    with only_engine() if runs_pipeline else job_lock().read_lock(), dvc_patch_recording.applied():
+    with ExitStack() as stack:
+        stack.enter_context(only_engine() if runs_pipeline else job_lock().read_lock())
+        stack.enter_context(dvc_patch_recording.applied())
+        if runs_pipeline:
+            stack.enter_context(warm_stages.applied(to_log=to_log))
         return dvc_patch_state.run(arguments, say=say)
 
 
@@ -58,7 +75,7 @@ def run_shown() -> int:
     if not plan.labels:
         return 0
     with quiet_dvc.shown_by(shown):
-        return run_dvc(["repro"])
+        return run_dvc(["repro"], to_log=True)
 
 
 def main() -> None:

@@ -21,7 +21,8 @@ from workflow.runtime.stage import FAILED, log_file
 # Holds an empty file for each stage that DVC calls up to date: the outputs of Snakemake's rules.
 MARKS = SNAKEMAKE / "dvc"
 # What Snakemake sets for every job (snakemake/shell.py) and the numeric libraries read.
-THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "GOTO_NUM_THREADS",
+                    "VECLIB_MAXIMUM_THREADS", "NUMEXPR_NUM_THREADS")  # fmt: skip
 
 
 @dataclass(frozen=True)

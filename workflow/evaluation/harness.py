@@ -17,11 +17,15 @@ from typing import Any
 import lm_eval
 from lm_eval.api.model import LM
 from lm_eval.tasks import TaskManager
+from torch.utils import collect_env
 
 from workflow import params
 from workflow.runtime import faults
 from workflow.runtime.errors import UserError
 from workflow.runtime.paths import FETCHED_TASKS, TASKS
+
+# The harness describes the machine after each call, by a dozen programs that take half a second.
+collect_env.get_pretty_env_info = functools.cache(collect_env.get_pretty_env_info)
 
 NAME = f"lm-evaluation-harness {lm_eval.__version__}"
 

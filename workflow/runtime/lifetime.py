@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
+from workflow.runtime import warm
+
 PATIENCE = 0.5  # seconds between two checks of another process
 PATIENCE_WITH_IMPORTS = 0.1  # seconds until a signal that came in an import is looked at again
 LONGEST_WAIT = 4.0  # seconds for an import to end; clusters give about 30 until they kill
@@ -105,7 +107,7 @@ def end_with_engines() -> None:
     """
     import psutil  # not needed to import the graph
 
-    engines = [process for process in psutil.Process().parents() if is_engine(process)]
+    engines = [process for process in psutil.Process(warm.caller()).parents() if is_engine(process)]
 
     def watch() -> None:
         while all(map(_lives, engines)):

@@ -1,6 +1,7 @@
 """What every stage does when it starts and ends: quiet libraries, no network, a log, one sentence for a user's error."""
 
 import argparse
+import gc
 import logging
 import os
 import signal
@@ -85,6 +86,8 @@ def run_stage(
                     launch.launch(f"workflow.stages.{name}", sys.argv[1:], processes=processes, label=label)
                 inputs.check()
                 say(f"{label}: done in {time.monotonic() - started:.0f} s")
+                # Else the interpreter would search all that was imported for cycles as it ends, for a second or more.
+                gc.freeze()
                 return
         except (Exception, KeyboardInterrupt, Terminated) as error:
             reason, advice, code = _end_of(received.error or error, label)
