@@ -698,7 +698,7 @@ def check_refusal(case: Case, folder: Path, before: dict[str, bytes], ended: End
     assert "Traceback" not in ended.out + ended.err
     failures = [text for text in ended.err.splitlines() if "failed:" in text]
     assert len(failures) == 1 and failures == ended.err.splitlines()[-1:], ended.err
-    match = re.fullmatch(rf"{re.escape(label)}: failed: (.+)[.?] Log: (logs/\S+)\. .+", failures[0])
+    match = re.fullmatch(rf"{re.escape(label)}: failed: (.+?)\.? Log: (logs/\S+)\. .+", failures[0])
     assert match and re.search(case.sentence, match[1]), failures[0]
     log = (folder / match[2]).read_text()
     assert failures[0] in log and "Traceback" not in log
