@@ -7,15 +7,21 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from made_up_studies import (
+    BASELINE,
+    ROWS,
+    edit_params,
+    edit_source,
+    edit_training,
+    scores,
+    write_finished,
+)
 from report_reader import Reader
 from scipy import stats
-from test_mechanism import BASELINE, ROWS, SEEDS, edit_params, edit_source, edit_training, record
 
 from workflow import params
 from workflow.params import editing
 from workflow.runtime.errors import CheckError, UserError
-from workflow.runtime.files import write_json
-from workflow.runtime.paths import COMPARISON, MODEL_SOURCE, PARAMS
 from workflow.tools import mechanism
 from workflow.tools.depths import measure_depths, measure_losses, read_depths
 from workflow.tools.moved_studies import ITEMS
@@ -37,28 +43,14 @@ DEPTHS = (30, 24, 18)
 
 def items(layers: int) -> pd.DataFrame:
     """Scores with common noise of the rows, which pairing takes out, and small noise of bases and seeds."""
-    rows, noise = np.random.default_rng(0), np.random.default_rng(layers)
-    tokens, level = rows.integers(5, 200, ROWS).astype(float), rows.normal(2.0, 0.5, ROWS)
-    own = {name: rows.normal(0, 0.02, ROWS) for name in GAPS}
-    frames = []
-    for variant in (BASELINE, *GAPS):
-        for seed in (None, *SEEDS):
-            gap = 0.0 if variant == BASELINE else GAPS[variant][layers][seed is not None]
-            wide = NOISE.get(variant, 0.002) if layers == 24 else 0.002
-            loss = (
-                level
-                + (30 - layers) / 10
-                + (gap and gap + own[variant] + noise.normal(0, wide if seed else 0))
-            )
-            frames.append(
-                pd.DataFrame(
-                    {"task": "holdout_loss", "metric": "nats_per_token", "leaf": "holdout_loss", "item": range(ROWS),
-                     "category": "made up", "held_out": False, "group": [f"g{row // 2}" for row in range(ROWS)],
-                     "numerator": tokens * (loss + noise.normal(0, 0.01, ROWS)), "denominator": tokens, "variant": variant,
-                     "seed": seed, "form": "base" if seed is None else "as_trained"}
-                )
-            )  # fmt: skip
-    return pd.concat(frames).astype({"seed": "float64"})
+    noise = np.random.default_rng(layers)
+
+    def loss_of(variant: str, seed: int | None, own: np.ndarray | float) -> tuple[float, np.ndarray | float]:
+        gap = 0.0 if variant == BASELINE else GAPS[variant][layers][seed is not None]
+        wide = NOISE.get(variant, 0.002) if layers == 24 else 0.002
+        return (30 - layers) / 10, gap and gap + own + noise.normal(0, wide if seed else 0)
+
+    return scores(GAPS, noise, loss_of)
 
 
 def source_of(layers: int) -> dict:
@@ -75,14 +67,7 @@ def write_study(folder: Path, layers: int) -> Path:
     prompt = {"chat_template": "model", "chat_date": "2024-07-26", "end_token": None}
     place = {"source": "file", "path": f"studies/{layers}_layers", "sha256": f"{layers:064}"}
     text = editing.with_section(text, "model", place | prompt | {"moved": None, "kept_layers": None})
-    (folder / ITEMS).parent.mkdir(parents=True)
-    (folder / MODEL_SOURCE).parent.mkdir(parents=True)
-    (folder / PARAMS).write_text(text)
-    write_json(folder / MODEL_SOURCE, source_of(layers))
-    trained = {name: [record(name, seed) for seed in SEEDS] for name in (BASELINE, *GAPS)}
-    write_json(folder / COMPARISON, {"training": trained})
-    items(layers).to_parquet(folder / ITEMS, index=False)
-    return folder
+    return write_finished(folder, text=text, source=source_of(layers), gaps=GAPS, table=items(layers))
 
 
 @pytest.fixture(scope="module")

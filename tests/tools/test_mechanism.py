@@ -7,6 +7,15 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from made_up_studies import (
+    BASELINE,
+    ROWS,
+    edit_params,
+    edit_source,
+    edit_training,
+    scores,
+    write_finished,
+)
 from report_reader import Reader
 from ruamel.yaml import YAML
 
@@ -15,13 +24,11 @@ from workflow.engine import study
 from workflow.params import editing
 from workflow.report import drawing
 from workflow.runtime.errors import CheckError, UserError
-from workflow.runtime.files import read_json, write_json
-from workflow.runtime.paths import COMPARISON, MODEL_SOURCE, PARAMS
+from workflow.runtime.paths import PARAMS
 from workflow.tools import mechanism, moved_studies
 from workflow.tools.gaps import judge, measure_gaps
 from workflow.tools.moved_studies import ITEMS
 
-BASELINE = "lora_16bit"
 # By variant, in nats per token: the gap before training and after, on the base as it is and on the moved ones.
 GAPS = {
     "qlora_nf4_dq": {"unmoved": (0.18, 0.09), "moved": (0.25, 0.10)},
@@ -29,7 +36,7 @@ GAPS = {
     "qlora_nf4_blocks_32": {"unmoved": (0.16, 0.09), "moved": (0.16, 0.065)},
 }
 ANSWERS = {"qlora_nf4_dq": "not the grid", "qlora_fp4": "the grid", "qlora_nf4_blocks_32": "undecided"}
-DRAWS, SEEDS, ROWS = (1, 2, 3), (1, 2, 3), 150
+DRAWS = (1, 2, 3)
 
 
 def params_text(draw: int | None, cells: float = 0.25) -> str:
@@ -41,41 +48,18 @@ def params_text(draw: int | None, cells: float = 0.25) -> str:
     )
 
 
-def record(variant: str, seed: int, device: str = "Made-up GPU") -> dict:
-    rows = {"rows": 700, "rows_dropped": 0, "rows_cut": 0, "tokens_in_loss": 70000}
-    return {
-        "variant": variant, "seed": seed, "deterministic": False, "rows": rows, "validation_rows": rows,
-        "order_sha256": f"{seed}" * 64, "trainable_parameters": 1, "trainable_dtype": "float32", "adapted_modules": 1,
-        "steps": 132, "tokens_seen": 200000, "seconds": 1.0, "versions": {"torch": "2.13.0"},
-        "precision": {"base": "nf4", "double_quantization": True, "storage": "nf4", "compute": "bfloat16", "device": "cuda",
-                      "device_name": device, "quantized_modules": 210, "linear_modules": 210, "weights_gib": 0.2},
-    }  # fmt: skip
-
-
 def items(draw: int | None) -> pd.DataFrame:
     """Scores with common noise of the rows, which pairing takes out, and small noise of draws and seeds."""
-    rows, noise = np.random.default_rng(0), np.random.default_rng(100 if draw is None else draw)
-    tokens, level = rows.integers(5, 200, ROWS).astype(float), rows.normal(2.0, 0.5, ROWS)
-    own = {name: rows.normal(0, 0.02, ROWS) for name in GAPS}
-    frames = []
-    for variant in (BASELINE, *GAPS):
-        before, after = (
-            (0.0, 0.0) if variant == BASELINE else GAPS[variant]["unmoved" if draw is None else "moved"]
-        )
-        for seed in (None, *SEEDS):
-            gap = before if seed is None else after
-            # The untrained base as it is has no draw and no seed, and so none of their noise.
-            of_unit = 0 if draw is None and seed is None else noise.normal(0, 0.002)
-            loss = level + (0.9 if seed is None else 0) + (gap and gap + own[variant] + of_unit)
-            frames.append(
-                pd.DataFrame(
-                    {"task": "holdout_loss", "metric": "nats_per_token", "leaf": "holdout_loss", "item": range(ROWS),
-                     "category": "made up", "held_out": False, "group": [f"g{row // 2}" for row in range(ROWS)],
-                     "numerator": tokens * (loss + noise.normal(0, 0.01, ROWS)), "denominator": tokens, "variant": variant,
-                     "seed": seed, "form": "base" if seed is None else "as_trained"}
-                )
-            )  # fmt: skip
-    return pd.concat(frames).astype({"seed": "float64"})
+    noise = np.random.default_rng(100 if draw is None else draw)
+
+    def loss_of(variant: str, seed: int | None, own: np.ndarray | float) -> tuple[float, np.ndarray | float]:
+        base = "unmoved" if draw is None else "moved"
+        gap = 0.0 if variant == BASELINE else GAPS[variant][base][seed is not None]
+        # The untrained base as it is has no draw and no seed, and so none of their noise.
+        of_unit = 0 if draw is None and seed is None else noise.normal(0, 0.002)
+        return 0.9 if seed is None else 0, gap and gap + own + of_unit
+
+    return scores(GAPS, noise, loss_of)
 
 
 def write_study(folder: Path, draw: int | None, cells: float = 0.25) -> Path:
@@ -84,16 +68,8 @@ def write_study(folder: Path, draw: int | None, cells: float = 0.25) -> Path:
         if draw is None
         else {"cells": cells, "seed": draw, "tensors": 210, "weights": 106168320, "relative_size": 0.041}
     )
-    (folder / ITEMS).parent.mkdir(parents=True)
-    (folder / PARAMS).write_text(params_text(draw, cells))
-    write_json(
-        folder / MODEL_SOURCE,
-        {"source": "wheel", "quantized_before": "GGUF Q4_1", "moved": moved, "parameters": 1},
-    )
-    trained = {name: [record(name, seed) for seed in SEEDS] for name in (BASELINE, *GAPS)}
-    write_json(folder / COMPARISON, {"training": trained})
-    items(draw).to_parquet(folder / ITEMS, index=False)
-    return folder
+    source = {"source": "wheel", "quantized_before": "GGUF Q4_1", "moved": moved, "parameters": 1}
+    return write_finished(folder, text=params_text(draw, cells), source=source, gaps=GAPS, table=items(draw))
 
 
 @pytest.fixture(scope="module")
@@ -182,21 +158,6 @@ def test_the_rule(unmoved, change, above_third, answer):
     gap = Gap()
     gap.unmoved, gap.change = Ends(*unmoved), Ends(*change)
     assert judge(gap, Ends(*above_third), margin=0.02)[0] == answer
-
-
-def edit_params(folder: Path, section: str, key: str, value) -> None:
-    path = folder / PARAMS
-    path.write_text(editing.with_value(path.read_text(), section, key, value))
-
-
-def edit_training(folder: Path, **changes) -> None:
-    content = read_json(folder / COMPARISON)
-    content["training"]["qlora_fp4"][0] |= changes
-    write_json(folder / COMPARISON, content)
-
-
-def edit_source(folder: Path, **changes) -> None:
-    write_json(folder / MODEL_SOURCE, read_json(folder / MODEL_SOURCE) | changes)
 
 
 def drop_an_item(folder: Path) -> None:
