@@ -119,7 +119,11 @@ def test_keys_of_another_source_are_unknown(problems):
         content["model"]["revision"] = "0" * 40
 
     (line,) = problems(change)
-    assert line.startswith("model.revision is not a known key") and "package" in line and "layers" not in line
+    assert (
+        line.startswith("model.revision is not a known key")
+        and "package, version" in line
+        and ", layers," not in line
+    )
 
 
 def test_a_word_or_a_list_is_told_as_both(problems):

@@ -178,7 +178,7 @@ def pipeline(warm_python, tmp_path_factory) -> Path:
         f"import {Path(__file__).stem}\n{Path(__file__).stem}.register()\n"
     )
     before = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = os.pathsep.join(map(str, (hook, folder, Path(__file__).parent)))
+    os.environ["PYTHONPATH"] = os.pathsep.join(map(str, (hook, folder, *Path(__file__).parents[:2])))
     try:
         run(folder, "dvc", "repro")
     finally:

@@ -303,12 +303,16 @@ def dangers(source: str) -> list[str]:
     return found
 
 
-MODULES = sorted((ROOT / "workflow").rglob("*.py"))
+MODULES = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "workflow").rglob("*.py"))
+# The process that stages fork from imports the libraries of its own list, and a fork runs a stage of its own list.
+WRITTEN_TO_RUN = {
+    "workflow/runtime/warm.py": ["calls __import__", "calls importlib.import_module", "imports runpy"]
+}
 
 
-@pytest.mark.parametrize("module", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+@pytest.mark.parametrize("module", MODULES)
 def test_no_module_runs_what_it_was_not_written_to_run(module):
-    assert dangers(module.read_text()) == []
+    assert sorted(dangers((ROOT / module).read_text())) == WRITTEN_TO_RUN.get(module, [])
 
 
 @pytest.mark.parametrize(

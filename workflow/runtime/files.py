@@ -1,11 +1,11 @@
 """Files that appear whole or not at all, readers with clear errors, and hashes of content."""
 
+import copy
 import errno
 import functools
 import hashlib
 import json
 import os
-import pickle
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -165,7 +165,7 @@ def read_yaml(path: Path) -> Any:
     from workflow.runtime import yaml_errors
 
     try:
-        return pickle.loads(_parsed(path.read_text(encoding="utf-8")))
+        return copy.deepcopy(_parsed(path.read_text(encoding="utf-8")))
     except UnicodeDecodeError:
         raise UserError(f"{path} is not UTF-8 ({not_utf8(path)}).") from None
     except IsADirectoryError:
@@ -180,11 +180,11 @@ def read_yaml(path: Path) -> Any:
 
 
 @functools.lru_cache(maxsize=8)
-def _parsed(text: str) -> bytes:
-    """The content of YAML, pickled: a stage reads params.yaml eight times, and parsing it takes 50 ms."""
+def _parsed(text: str) -> Any:
+    """The content of YAML, kept: a stage reads params.yaml eight times, and parsing it takes 50 ms."""
     from ruamel.yaml import YAML
 
-    return pickle.dumps(YAML(typ="safe", pure=True).load(text))
+    return YAML(typ="safe", pure=True).load(text)
 
 
 SIGNATURES = {
