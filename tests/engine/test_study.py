@@ -30,6 +30,7 @@ from workflow.runtime import environment
 from workflow.runtime.errors import UserError
 from workflow.runtime.files import read_json, write_json, write_text
 from workflow.runtime.forms import OWN_FORMS
+from workflow.runtime.locks import try_lock
 from workflow.runtime.paths import COMPARE, REPORT, SUMMARY, SUMMARY_TABLE, environment_file, weights_folder
 
 QLORA = "qlora_nf4_dq"
@@ -465,6 +466,26 @@ def test_a_study_has_the_code_the_params_and_links_to_the_data(tmp_path, monkeyp
     assert (folder / "workflow/engine/study.py").is_file() and not (folder / "workflow/gone.py").exists()
     assert (folder / "results/kept.json").is_file()
     assert "no_scm = true" in (folder / ".dvc/config.local").read_text()
+
+
+def test_studies_share_downloads_alone(repository, monkeypatch):
+    """What a stage locks and what it says it read are by its name, which is the same in every study."""
+    for name, value in repository.environment().items():
+        monkeypatch.setenv(name, value)
+    folders = [repository.root / "studies" / name for name in ("one", "other")]
+    for folder in folders:
+        folder.mkdir(parents=True)
+        (folder / ".cache").symlink_to(repository.root / ".cache")  # as it once was laid out
+        study.lay_out(str(repository.root / "params.yaml"), folder=folder, repository=repository.root)
+        assert (folder / ".cache/wheels").samefile(repository.root / ".cache/wheels")
+    running = [folder / ".cache/running" for folder in folders]
+    for folder in running:
+        folder.mkdir(exist_ok=True)
+    assert not running[0].samefile(running[1])
+    held = try_lock(running[0] / "pipeline")
+    study.bring_up_to_date(folders[1], engine="dvc", targets=["fetch_dataset"], cores=1, per_gpu=1)
+    held.release()
+    assert held and repository.ran() == ["fetch_dataset"]
 
 
 def test_a_study_is_laid_out_on_the_model_of_other_params(tmp_path, monkeypatch):

