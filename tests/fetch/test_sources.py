@@ -91,12 +91,20 @@ def test_a_wheel_with_another_hash_is_refused_and_not_kept(index, tmp_path):
     assert [path.suffix for path in sources.WHEELS.iterdir()] == [".lock"]
 
 
-def test_a_wheel_that_two_want_at_once_is_downloaded_once(index):
+def test_a_wheel_that_two_want_at_once_is_downloaded_once(index, monkeypatch):
+    download, downloads = sources._download, []
+
+    def counted(*arguments, **options):
+        downloads.append(arguments)
+        download(*arguments, **options)
+
+    monkeypatch.setattr(sources, "_download", counted)
     with ThreadPoolExecutor() as pool:
         first, second = pool.map(
             lambda _: sources.fetch_wheel(wheel(index, member="unused"), key="dataset"), range(2)
         )
     assert first == second and sources.sha256(first) == digest(index)
+    assert len(downloads) == 1
 
 
 def test_of_a_package_that_is_not_there_pip_gives_its_reason(index, tmp_path):

@@ -93,9 +93,8 @@ def lay_out(study: str, *, folder: Path, repository: Path, model: Path | None = 
     write_text(folder / ".dvc" / "config.local", "[core]\n    no_scm = true\n")
     write_text(folder / PARAMS, text)
     (repository / WHEELS).mkdir(parents=True, exist_ok=True)
-    if (
-        folder / CACHE
-    ).is_symlink():  # once shared whole: studies side by side waited for each other's stages
+    # It was once shared whole: studies side by side waited for each other's stages.
+    if (folder / CACHE).is_symlink():
         (folder / CACHE).unlink()
     for path in [WHEELS, *local_files(settings)]:
         link = folder / path

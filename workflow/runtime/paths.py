@@ -32,9 +32,8 @@ LOGS = Path("logs")
 STAGE_SECONDS = RESULTS / "stage_seconds.json"  # of the published run
 # What stages keep for one another and for their next run; git and DVC ignore it.
 CACHE = Path(".cache")
-WHEELS = (
-    CACHE / "wheels"
-)  # downloads, kept so that a change of code does not fetch them again; studies share them
+# Downloads, kept so that a change of code does not fetch them again; studies share them.
+WHEELS = CACHE / "wheels"
 UNPACKED = CACHE / "unpacked"
 LOCKS = CACHE / "running"
 INPUT_RECORDS = CACHE / "inputs"
