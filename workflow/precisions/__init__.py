@@ -11,6 +11,7 @@ from workflow.precisions import (
     bnb_int8,
     emulated,
     fp8,
+    fp8_products,
     hqq,
     int8_weight_only,
     sixteen_bit,
@@ -59,6 +60,7 @@ for _precision in (
     emulated.NVFP4,
     int8_weight_only.PRECISION,
     fp8.PRECISION,
+    fp8_products.PRECISION,
     *hqq.PRECISIONS,
 ):
     register(_precision)

@@ -5,8 +5,9 @@ Nothing here imports torch: params ask the table, and so does Snakemake before a
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -97,6 +98,40 @@ def unchanged(model: PreTrainedModel, *_: Any) -> PreTrainedModel:
 
 
 @dataclass(frozen=True)
+class Products:
+    """How the layers of a precision multiply, where it is not by their dequantized weight."""
+
+    # x [tokens, in] -> what all layers that read it multiply.
+    prepared: Callable[[Tensor], Any]
+    # (layer, prepared x, type) -> [tokens, out] in that type, without the bias.
+    product: Callable[[Any, Any, torch.dtype], Tensor]
+    # (layer, gradient [tokens, out]) -> [tokens, in] in the gradient's type.
+    input_gradient: Callable[[Any, Tensor], Tensor]
+
+
+_DEQUANTIZED = ContextVar("dequantized", default=False)
+
+
+@contextmanager
+def dequantized_products() -> Iterator[None]:
+    """Let every layer multiply by its dequantized weight.
+
+    It is for a comparison of two ways to compute the same. Where inputs are rounded to a few bits, a difference in the
+    last of 16 bits becomes one of a whole step, and grows from layer to layer.
+    """
+    token = _DEQUANTIZED.set(True)
+    try:
+        yield
+    finally:
+        _DEQUANTIZED.reset(token)
+
+
+def in_force(products: Products | None) -> Products | None:
+    """A precision's products; None inside `dequantized_products`."""
+    return None if _DEQUANTIZED.get() else products
+
+
+@dataclass(frozen=True)
 class Precision:
     """In which numbers the linear layers of a base are held, and what can be done with such a base."""
 
@@ -125,6 +160,8 @@ class Precision:
     # (in, out, quantization) -> bytes of each tensor of weights, and of each of quantization constants.
     tensor_bytes: Callable[[int, int, Quantization], tuple[list[float], list[float]]]
     dequantized_weight: Callable[[nn.Linear, torch.dtype], Tensor] = plain_weight
+    # None: its layers multiply by that weight.
+    products: Products | None = None
     # A float32 weight [out, in], quantized as the layer's own is; what that gives, to a weight of a type. None where a
     # training cannot multiply by such a weight.
     quantized_weight: Callable[[nn.Module, Tensor], Any] | None = None

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from workflow.precisions.base import Loading
+from workflow.precisions.base import Loading, Products, in_force
 from workflow.runtime.errors import CheckError
 
 TOLERANCE = {torch.float32: 2e-3, torch.bfloat16: 2e-2, torch.float16: 5e-3}  # relative; in float32, TF32
@@ -31,6 +31,23 @@ class DequantizedProduct(torch.autograd.Function):
         return grad @ ctx.layer.dequantized(ctx.layer, grad.dtype), None
 
 
+class OwnProduct(torch.autograd.Function):
+    """x W^T as the layer's precision multiplies, forward and backward."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, layer: "StoredLinear"):
+        """x [..., in] -> [..., out]"""
+        ctx.layer = layer
+        rows = layer.products.prepared(x.reshape(-1, x.shape[-1]))
+        return layer.products.product(layer, rows, x.dtype).view(*x.shape[:-1], layer.out_features)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        layer = ctx.layer
+        rows = layer.products.input_gradient(layer, grad.reshape(-1, grad.shape[-1]))
+        return rows.view(*grad.shape[:-1], layer.in_features), None
+
+
 class StoredLinear(nn.Linear):
     """A linear layer that holds codes, and constants that turn them into numbers.
 
@@ -46,6 +63,7 @@ class StoredLinear(nn.Linear):
         codes: Tensor,
         constants: dict[str, Tensor],
         dequantized: Callable[["StoredLinear", torch.dtype], Tensor],
+        products: Products | None = None,
     ):
         """
         Args:
@@ -54,6 +72,7 @@ class StoredLinear(nn.Linear):
             codes: integers.
             constants: become buffers of these names.
             dequantized: gives the weight [out, in] of this layer in a type.
+            products: how it multiplies; None for products with that weight.
         """
         nn.Module.__init__(self)
         self.in_features, self.out_features = layer.in_features, layer.out_features
@@ -62,7 +81,7 @@ class StoredLinear(nn.Linear):
         self.bias = layer.bias
         for name, constant in constants.items():
             self.register_buffer(name, constant)
-        self.dequantized = dequantized
+        self.dequantized, self.products = dequantized, products
 
     @property
     def W_q(self) -> Tensor:
@@ -74,16 +93,24 @@ class StoredLinear(nn.Linear):
         return self.dequantized(self, self.compute_dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        out = DequantizedProduct.apply(x, self)
+        product = DequantizedProduct if in_force(self.products) is None else OwnProduct
+        out = product.apply(x, self)
         return out if self.bias is None else out + self.bias.to(out.dtype)
 
 
 def quantize(
-    model: PreTrainedModel, store: Callable[[nn.Linear], StoredLinear], loading: Loading
+    model: PreTrainedModel,
+    store: Callable[[nn.Linear], StoredLinear],
+    loading: Loading,
+    *,
+    tolerance: float | None = None,
 ) -> PreTrainedModel:
     """The model with its linear layers stored, one after the other and in place.
 
     The output head stays as it is, and the layers that are kept in 16 bits.
+
+    Args:
+        tolerance: relative, of a product against that with the dequantized weight; None for the compute type's rounding.
 
     Raises:
         CheckError: the gradient of a stored layer is not that of its dequantized weight.
@@ -95,7 +122,7 @@ def quantize(
         stored = store(layer)
         model.set_submodule(name, stored)
         if first:
-            check_gradient(stored)
+            check_gradient(stored, TOLERANCE[stored.compute_dtype] if tolerance is None else tolerance)
             first = False
     if torch.cuda.is_available():
         torch.cuda.empty_cache()  # what the 16-bit weights took
@@ -113,7 +140,7 @@ def dequantize(model: PreTrainedModel, compute: torch.dtype) -> PreTrainedModel:
     return model
 
 
-def check_gradient(layer: StoredLinear) -> None:
+def check_gradient(layer: StoredLinear, tolerance: float) -> None:
     """Raise a CheckError unless a small product and its gradient are those of the dequantized weight.
 
     They are compared with PyTorch's own layer in the compute type.
@@ -127,7 +154,7 @@ def check_gradient(layer: StoredLinear) -> None:
             output.sum().backward()
     for result, expected in (*pairs, (ours.grad, plain.grad)):
         difference = (result - expected).float().norm() / expected.float().norm().clamp(min=1e-30)
-        if not difference < TOLERANCE[layer.compute_dtype]:
+        if not difference < tolerance:
             raise CheckError(
                 f"a layer held in {layer.precision} has another product or gradient than its dequantized weight: "
                 f"they differ by {float(difference):.2g} of their size"

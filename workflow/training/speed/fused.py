@@ -7,6 +7,7 @@ Each computes what the layers of PEFT and transformers compute, up to the roundi
 from dataclasses import dataclass
 from functools import partial
 from types import MethodType
+from typing import Any
 
 import torch
 from peft.tuners.lora import LoraLayer
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from workflow import precisions
+from workflow.precisions.base import Products, dequantized_products, in_force
 from workflow.training.speed.chunks import LOGITS_AT_ONCE
 from workflow.training.speed.kernels import gated_silu, gated_silu_backward
 
@@ -24,6 +26,52 @@ def base_weight(base: nn.Linear, dtype: torch.dtype) -> Tensor:
     """A linear layer's weight [out, in] in `dtype`: of a quantized layer, dequantized for this call alone."""
     precision = precisions.recognize(base)
     return base.weight.to(dtype) if precision is None else precision.dequantized_weight(base, dtype)
+
+
+def base_product(
+    base: nn.Linear,
+    x: Tensor,
+    *,
+    bias: bool = True,
+    weight: Tensor | None = None,
+    prepared: dict[Products, Any] | None = None,
+) -> Tensor:
+    """base(x) of x [..., in] in x's type.
+
+    Args:
+        bias: whether it is added.
+        weight: the layer's [out, in] in x's type, where it is at hand.
+        prepared: what precisions made of x for layers before this one that read it, to which theirs is added.
+    """
+    added = base.bias.to(x.dtype) if bias and base.bias is not None else None
+    products = _products(base)
+    if products is None:
+        return functional.linear(x, base_weight(base, x.dtype) if weight is None else weight, added)
+    prepared = {} if prepared is None else prepared
+    if products not in prepared:
+        prepared[products] = products.prepared(_rows(x))
+    out = products.product(base, prepared[products], x.dtype).view(*x.shape[:-1], base.out_features)
+    return out if added is None else out.add_(added)
+
+
+def base_input_gradient(base: nn.Linear, grad: Tensor) -> Tensor:
+    """The gradient [tokens, in] of a base layer's input, of grad [tokens, out]."""
+    products = _products(base)
+    return grad @ base_weight(base, grad.dtype) if products is None else products.input_gradient(base, grad)
+
+
+def add_base_input_gradient(total: Tensor, base: nn.Linear, grad: Tensor) -> None:
+    """Add the gradient of a base layer's input to `total` [tokens, in]."""
+    products = _products(base)
+    if products is None:
+        total.addmm_(grad, base_weight(base, grad.dtype))
+    else:
+        total.add_(products.input_gradient(base, grad))
+
+
+def _products(base: nn.Linear) -> Products | None:
+    precision = precisions.recognize(base)
+    return None if precision is None else in_force(precision.products)
 
 
 class AdaptedLinear(torch.autograd.Function):
@@ -42,8 +90,7 @@ class AdaptedLinear(torch.autograd.Function):
         """x [..., in] in the compute type; dropped: x after dropout, None for x itself; a [r, in], b [out, r]."""
         source = x if dropped is None else dropped
         low = functional.linear(source, a.to(x.dtype))
-        bias = None if base.bias is None else base.bias.to(x.dtype)
-        out = functional.linear(x, base_weight(base, x.dtype), bias)
+        out = base_product(base, x)
         _rows(out).addmm_(_rows(low), b.to(x.dtype).t(), alpha=scaling)
         ctx.save_for_backward(source, low, a, b)
         ctx.base, ctx.scaling, ctx.has_dropped = base, scaling, dropped is not None
@@ -56,7 +103,7 @@ class AdaptedLinear(torch.autograd.Function):
         grad_low, grad_a, grad_b = _adapter_gradients(flat, source, low, a, b, ctx.scaling)
         grad_x = grad_dropped = None
         if ctx.needs_input_grad[0]:
-            grad_x = flat @ base_weight(ctx.base, grad.dtype)
+            grad_x = base_input_gradient(ctx.base, flat)
             if not ctx.has_dropped:
                 grad_x.addmm_(grad_low, a.to(grad.dtype), alpha=ctx.scaling)
             grad_x = grad_x.view(source.shape)
@@ -97,7 +144,7 @@ class DecomposedLinear(torch.autograd.Function):
         """x [..., in] in the compute type; a [r, in], b [out, r]; magnitude and squares (w.w) [out], in float32."""
         weight, small = base_weight(base, x.dtype), a.to(x.dtype)
         low = functional.linear(x, small)
-        plain = functional.linear(x, weight)
+        plain = base_product(base, x, bias=False, weight=weight)
         _rows(plain).addmm_(_rows(low), b.to(x.dtype).t(), alpha=scaling)
         cross = (weight @ small.t()).to(b.dtype)
         norm = (squares + scaling * (b * (2 * cross + scaling * (b @ (a @ a.t())))).sum(1)).sqrt()
@@ -116,7 +163,7 @@ class DecomposedLinear(torch.autograd.Function):
         grad_low, grad_a, grad_b = _adapter_gradients(flat, x, low, a, b, ctx.scaling)
         grad_x = None
         if ctx.needs_input_grad[0]:
-            grad_x = flat @ base_weight(ctx.base, grad.dtype)
+            grad_x = base_input_gradient(ctx.base, flat)
             grad_x = grad_x.addmm_(grad_low, a.to(grad.dtype), alpha=ctx.scaling).view(x.shape)
         return grad_x, grad_a, grad_b, grad_magnitude, None, None, None
 
@@ -307,7 +354,7 @@ def _agree(module: nn.Module, fused, probe: Tensor) -> bool:
     """Whether the fused form gives a module's own output, in training too, where a dropout would show."""
     training = module.training
     module.train()
-    with torch.no_grad(), torch.random.fork_rng():
+    with torch.no_grad(), torch.random.fork_rng(), dequantized_products():
         own, fast = module(probe).float(), fused(module, probe).float()
     module.train(training)
     return torch.allclose(own, fast, rtol=2e-2, atol=1e-2 * float(own.abs().mean()))

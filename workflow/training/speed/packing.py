@@ -11,6 +11,7 @@ from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, PreTrainedModel
 
+from workflow.precisions.base import dequantized_products
 from workflow.runtime.errors import CheckError
 from workflow.training.speed.fused import IGNORED
 
@@ -191,7 +192,7 @@ def can_be_packed(model: PreTrainedModel, *, longest: int) -> bool:
     training = model.training
     model.eval()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), dequantized_products():
             together = model.base_model(
                 input_ids=packed.input_ids,
                 position_ids=packed.position_ids,

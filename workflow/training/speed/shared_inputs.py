@@ -14,7 +14,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from workflow.training.speed import fused
-from workflow.training.speed.fused import NormOf, base_weight
+from workflow.training.speed.fused import (
+    NormOf,
+    add_base_input_gradient,
+    base_input_gradient,
+    base_product,
+)
 from workflow.training.speed.kernels import gated_silu, gated_silu_backward
 
 SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
@@ -41,10 +46,9 @@ class AdaptedLinears(torch.autograd.Function):
         flat = x.reshape(-1, x.shape[-1])
         a, b = weights[: len(layers)], weights[len(layers) :]
         lows = functional.linear(flat, _stacked(a, x.dtype)).split(list(map(len, a)), dim=1)
-        outs = []
+        outs, prepared = [], {}
         for layer, low, weight in zip(layers, lows, b, strict=True):
-            bias = None if layer.base.bias is None else layer.base.bias.to(x.dtype)
-            out = functional.linear(flat, base_weight(layer.base, x.dtype), bias)
+            out = base_product(layer.base, flat, prepared=prepared)
             outs.append(out.addmm_(low, weight.to(x.dtype).t(), alpha=layer.scaling))
         ctx.save_for_backward(x if norm_of is None else norm_of.source, *lows, *weights)
         ctx.layers, ctx.norm = layers, None if norm_of is None else norm_of.norm
@@ -68,7 +72,7 @@ class AdaptedLinears(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             grad_x = grad_low @ _stacked(a, x.dtype)
             for layer, flat in zip(ctx.layers, flats, strict=True):
-                grad_x.addmm_(flat, base_weight(layer.base, flat.dtype))
+                add_base_input_gradient(grad_x, layer.base, flat)
             grad_x = grad_x.view(x.shape)
         return grad_x, None, None, *grad_a, *grad_b
 
@@ -87,8 +91,7 @@ class AdaptedGatedSilu(torch.autograd.Function):
         product = gated_silu(gate, up)
         flat = product.view(-1, product.shape[-1])
         low = functional.linear(flat, a.to(flat.dtype))
-        bias = None if layer.base.bias is None else layer.base.bias.to(flat.dtype)
-        out = functional.linear(flat, base_weight(layer.base, flat.dtype), bias)
+        out = base_product(layer.base, flat)
         out.addmm_(low, b.to(flat.dtype).t(), alpha=layer.scaling)
         ctx.save_for_backward(gate, up, low, a, b)
         ctx.layer = layer
@@ -103,7 +106,7 @@ class AdaptedGatedSilu(torch.autograd.Function):
         product = gated_silu(gate, up)
         grad_a = (grad_low.t() @ product.view(-1, product.shape[-1])).to(a.dtype)
         del product  # before the gradient of the same size is made
-        grad_product = flat @ base_weight(ctx.layer.base, flat.dtype)
+        grad_product = base_input_gradient(ctx.layer.base, flat)
         grad_product.addmm_(grad_low, a.to(flat.dtype))
         return *gated_silu_backward(grad_product.view(gate.shape), gate, up), grad_a, grad_b, None
 
