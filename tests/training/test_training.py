@@ -29,7 +29,7 @@ from workflow.training.history import History
 from workflow.training.order import LikeLengthSampler, planned, planned_steps, rows_of_passes
 from workflow.training.rows import check_rendered, check_rows, with_faults
 from workflow.training.speed import packing
-from workflow.training.speed.choice import choose_speed_ups
+from workflow.training.speed.choice import LAUNCHES_HIDDEN_BY, choose_speed_ups, graphs_pay
 from workflow.training.speed.fused import IGNORED
 from workflow.training.trainer import input_ids, model_of
 
@@ -205,6 +205,19 @@ def test_graphs_are_for_work_that_is_the_same_for_every_batch(
     assert choose_speed_ups(model, plan, on_a_gpu).cuda_graphs == graphs
     without = plan.with_training(cuda_graphs=False)
     assert not choose_speed_ups(model, without, on_a_gpu).cuda_graphs
+
+
+def test_a_base_that_is_multiplied_faster_has_graphs_for_longer_passes(tiny_model, monkeypatch):
+    monkeypatch.setattr(load, "check_device", lambda precision, device: None)
+    plain, fast = (
+        load.load_base(tiny_model, params.preset("gpu_benchmark").variants[name], hardware=CPU)[0]
+        for name in ("lora_16bit", "lora_fp8_products")
+    )
+    layers = load.base_linears(plain).values()
+    weights = sum(layer.in_features * layer.out_features for layer in layers) / plain.config.num_hidden_layers
+    longest = LAUNCHES_HIDDEN_BY / weights
+    assert [graphs_pay(plain, share * longest) for share in (0.99, 1.01)] == [True, False]
+    assert [graphs_pay(fast, share * longest) for share in (1.01, 2.99, 3.01)] == [True, True, False]
 
 
 def made(kind, config, **changes):

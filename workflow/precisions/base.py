@@ -170,6 +170,8 @@ class Precision:
     spread_weight: Callable[[nn.Module], Tensor] | None = None
     # Bytes that this takes beside its result, by the layer's weights.
     spreading_bytes: Callable[[int], int] | None = None
+    # Time that a pass takes to launch over time that it takes to compute, as a multiple of a 16-bit base's.
+    launch_share: float = 1.0
     # Bytes read and written for each weight to dequantize it before a matrix product.
     dequantization_bytes: float = 0.0
     # Why it cannot be packed, fused or captured where it cannot, as a clause.

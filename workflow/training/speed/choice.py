@@ -63,8 +63,10 @@ def choose_speed_ups(model: PreTrainedModel, run: Run, precision: LoadedPrecisio
 
 def graphs_pay(model: PreTrainedModel, tokens: float) -> bool:
     """Whether launching a pass of this many tokens takes longer than computing it."""
-    weights = sum(layer.in_features * layer.out_features for layer in base_linears(model).values())
-    return tokens * weights / model.config.get_text_config().num_hidden_layers < LAUNCHES_HIDDEN_BY
+    layers = base_linears(model).values()
+    weights = sum(layer.in_features * layer.out_features for layer in layers)
+    share = max(precision.launch_share for precision in map(precisions.recognize, layers) if precision)
+    return tokens * weights / model.config.get_text_config().num_hidden_layers < LAUNCHES_HIDDEN_BY * share
 
 
 def _has_plain_head(model: PreTrainedModel) -> bool:
