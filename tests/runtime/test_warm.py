@@ -149,9 +149,9 @@ def test_no_thread_and_no_gpu_is_in_use_before_a_fork(folder, address):
     code = (
         "import os, threading, torch\n"
         "print(len(os.listdir('/proc/self/task')), threading.active_count(), torch.cuda.is_initialized(), "
-        "torch.cuda._is_in_bad_fork())"
+        "torch.cuda._is_in_bad_fork(), os.environ.get('PYTORCH_NVML_BASED_CUDA_CHECK'))"
     )
-    assert run(folder, address, code).stdout == "1 1 False False\n"
+    assert run(folder, address, code).stdout == "1 1 False False None\n"
 
 
 @pytest.mark.parametrize(

@@ -277,6 +277,8 @@ def main(parent: int) -> None:
     """Be the warm process of the folder's repository, as long as the parent lives."""
     end_with(parent)
     inherited, packages = surroundings(), _packages()
+    # Libraries ask for GPUs as they are imported. CUDA's own answer would keep forks from using one; the driver's does not.
+    os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
     from workflow.runtime.stage import go_offline, quiet_libraries
 
     go_offline()
