@@ -1,6 +1,7 @@
 """A base that is cut and healed learns from rows that no split of its study has, and says what was done to it."""
 
 import hashlib
+import os
 import sys
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from workflow.data.near_duplicates import jaccard
 from workflow.data.rows import Instruction, as_rows, from_rows, from_scored_rows, normal
 from workflow.fetch import sources
 from workflow.params import editing
+from workflow.runtime import gpus
 from workflow.runtime.errors import UserError
 from workflow.runtime.files import read_json, read_jsonl, write_json, write_jsonl
 from workflow.runtime.paths import (
@@ -202,6 +204,18 @@ def test_a_base_that_was_healed_just_so_is_left_as_it_is(study, healed, monkeypa
     heal(Path(study.name), variant="healing", layers=[2], folder=Path())
     assert file.stat().st_mtime_ns == before
     assert "2_layers is healed already" in capsys.readouterr().out
+
+
+def test_it_computes_on_one_gpu_of_two(tmp_path, monkeypatch):
+    """With both visible, transformers would split every batch among them, and TRL refuses that."""
+    seen = []
+    monkeypatch.setattr(sys, "argv", ["mechanism", "heal", "studies/made_up", "--layers", "2"])
+    monkeypatch.setattr(gpus, "visible", lambda: [gpus.Gpu(name, name) for name in ("GPU-aa", "GPU-bb")])
+    monkeypatch.setattr(gpus, "lock_folder", lambda: tmp_path)
+    monkeypatch.setenv(gpus.VISIBLE, "GPU-aa,GPU-bb")
+    monkeypatch.setattr(mechanism, "heal", lambda *_, **__: seen.append(os.environ[gpus.VISIBLE]) or [])
+    mechanism.main()
+    assert seen == ["GPU-aa"]
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,10 @@ gaps.csv, losses.csv, mechanism.md and index.html. `make mechanism` does all of 
     python -m workflow.mechanism depths studies/healed_30 studies/healed_24 studies/healed_18
 
 do the same for bases of fewer layers, each healed by full training on rows that no split uses. `make depths` does all of it.
+
+    python -m workflow.mechanism changes studies/curves at_700_rows:at_11200_rows at_rank_4:at_rank_256
+
+says of one finished study how the gap changes from one pair of its `comparison.repairs` to another, and writes changes.csv.
 """
 
 import argparse
@@ -23,19 +27,22 @@ import pandas as pd
 
 from workflow import params
 from workflow.params import editing
+from workflow.runtime import gpus
 from workflow.runtime.errors import UserError
 from workflow.runtime.files import whole_folder, write_text
 from workflow.runtime.stage import offline_command, say
 from workflow.tools import depth_page, mechanism_page
 from workflow.tools.arguments import at_least
+from workflow.tools.changes import flat_changes, measure_changes
 from workflow.tools.depths import Depth, DepthGap, measure_depths, measure_losses, read_depths
 from workflow.tools.gaps import Gap, Loss, VariantGaps, losses, measure_gaps
 from workflow.tools.healing import heal
-from workflow.tools.moved_studies import TASK, UNIT, Study, read
+from workflow.tools.moved_studies import TASK, UNIT, Study, read, read_study
 
 STUDIES = Path("studies")
 UNMOVED, MOVED = "unmoved.yaml", "moved_{seed}.yaml"
 GAPS, LOSSES, TEXT, PAGE = "gaps.csv", "losses.csv", "mechanism.md", "index.html"
+CHANGES = "changes.csv"
 SAYS = ("value", "low", "high", "p_value")
 
 
@@ -184,7 +191,35 @@ def _parser() -> argparse.ArgumentParser:
             default=STUDIES / name,
             help="of the tables and the page (default %(default)s)",
         )
+    changes = actions.add_parser("changes", help="say how a gap changes from one pair of a study to another")
+    changes.add_argument("study", type=Path, help="the folder of a finished study")
+    changes.add_argument(
+        "pairs",
+        type=_two_names,
+        nargs="+",
+        help="FIRST:LAST, two of its comparison.repairs: the last less the first",
+    )
+    changes.add_argument("--csv", type=Path, help=f"where the table is written (default STUDY/{CHANGES})")
     return parser
+
+
+def _two_names(text: str) -> tuple[str, str]:
+    first, colon, last = text.partition(":")
+    if not (first and colon and last):
+        raise argparse.ArgumentTypeError(f"{text} is not FIRST:LAST, two names of comparison.repairs")
+    return first, last
+
+
+def _say_changes(study: Path, pairs: list[tuple[str, str]], csv: Path) -> None:
+    found = measure_changes(read_study(study), pairs)
+    write_text(csv, flat_changes(found).to_csv(index=False))
+    for one in found:
+        first, last = (mechanism_page.interval(gap) for gap in one.gaps)
+        say(
+            f"{one.first} to {one.last}: {one.answer}. The gap is {first}, then {last}: it changes by "
+            f"{mechanism_page.interval(one.change)} {UNIT}."
+        )
+    say(f"{csv} is written.")
 
 
 def main() -> None:
@@ -197,8 +232,12 @@ def main() -> None:
                 return
             case "heal":
                 how = {"variant": options.variant, "compared": options.variants}
-                paths = heal(options.study, layers=options.layers, folder=STUDIES, **how)
+                with gpus.reserved(1, sharers=gpus.allowed_sharers("train", gpus=1), say=say):
+                    paths = heal(options.study, layers=options.layers, folder=STUDIES, **how)
                 say(f"written: {', '.join(map(str, paths))}")
+                return
+            case "changes":
+                _say_changes(options.study, options.pairs, options.csv or options.study / CHANGES)
                 return
             case "compare":
                 gaps = write(*read(options.folders), options.folder)
