@@ -158,8 +158,7 @@ def test_the_readme_shows_the_headline_from_the_published_files(folder, home):
     assert publish.NONE not in readme
     assert "2026-11-24 12:00 UTC, Made-up CPU, 2 threads; torch 2.13.0+cpu, bitsandbytes 0.50.2." in readme
     assert (
-        "The base had already been quantized once (GGUF Q4_1); 4 bits may cost more on a base that had not"
-        in readme
+        "The base had already been quantized once (GGUF Q4_1; [what that does](docs/mechanism.md))." in readme
     )
     rows = [
         [cell.strip() for cell in line.strip("|").split(" | ")]

@@ -27,7 +27,7 @@ from matplotlib.figure import Figure
 from workflow import params
 from workflow.comparison.model import ALL
 from workflow.engine import study
-from workflow.engine.study import ENVIRONMENT, ITEMS
+from workflow.engine.study import ITEMS
 from workflow.report.drawing import INK, MUTED, PAPER, RULE, SETTINGS
 from workflow.report.english import cut_of, healing_of, move_of
 from workflow.report.figure_forms import SHORT_FORMS
@@ -43,6 +43,7 @@ from workflow.runtime.markdown import Code, escaped
 from workflow.runtime.paths import (
     COMPARE,
     DVC_LOCK,
+    ENVIRONMENT,
     MODEL_SOURCE,
     PARAMS,
     REPORT,
@@ -282,8 +283,13 @@ def unpacked(packed: Path, folder: Path) -> dict[Path, Path]:
 def with_studies(readme: str) -> str:
     """A README whose block shows the published studies."""
     before, after = _between_marks(readme)
-    sections = [section(name) for name in names()] or [NONE]
+    sections = [section(name) for name in sorted(names(), key=_finished)] or [NONE]
     return f"{before}{BEGIN}\n" + "\n\n".join(sections) + f"\n{END}{after}"
+
+
+def _finished(name: str) -> str:
+    """When a published study was finished, so that a text order is one in time."""
+    return read_json(PUBLISHED / name / ENVIRONMENT)["finished"]
 
 
 def _between_marks(readme: str) -> tuple[str, str]:
@@ -312,8 +318,7 @@ def section(name: str) -> str:
         f"{rows['test_rows']:,} to test on, {seeds} {'seed' if seeds == 1 else 'seeds'}. {environment['finished']}, "
         f"{escaped(', '.join(dict.fromkeys(table['device'])))}{driver}; {versions}."
         + (
-            f" The base had already been quantized once ({escaped(quantized_before)}); 4 bits may cost more on a base that had "
-            "not ([findings](docs/findings.md))."
+            f" The base had already been quantized once ({escaped(quantized_before)}; [what that does](docs/mechanism.md))."
             if quantized_before
             else ""
         )

@@ -28,7 +28,17 @@ from workflow.runtime import dvc_lock, gpus
 from workflow.runtime.dvc_lock import LockedStage
 from workflow.runtime.errors import UserError
 from workflow.runtime.files import expanded, whole_file, write_json, write_text
-from workflow.runtime.paths import CACHE, COMPARE, DVC_LOCK, HARDWARE, PARAMS, REPORT, RESULTS, WHEELS
+from workflow.runtime.paths import (
+    CACHE,
+    COMPARE,
+    DVC_LOCK,
+    ENVIRONMENT,
+    HARDWARE,
+    PARAMS,
+    REPORT,
+    RESULTS,
+    WHEELS,
+)
 from workflow.runtime.stage import LOGS, say
 
 STUDIES = Path("studies")
@@ -46,7 +56,6 @@ CODE = (
     HARDWARE.as_posix(),
 )
 PAGE_CODE = "workflow/report"  # all that is new when a page is rendered again
-ENVIRONMENT = Path("environment.json")
 LOCKED_VERSIONS = Path("requirements.lock")
 ITEMS = COMPARE / "items.parquet"
 # Models, data, rows and adapters are not packed: their digests are in dvc.lock.

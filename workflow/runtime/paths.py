@@ -29,6 +29,7 @@ SUMMARY_TABLE = RESULTS / "summary.csv"
 CARDS = RESULTS / "cards"
 MEASURED = (RESULTS / "benchmark" / "measured.json", RESULTS / "benchmark_grid" / "measured.json")
 LOGS = Path("logs")
+ENVIRONMENT = Path("environment.json")  # of a study: what it ran on
 STAGE_SECONDS = RESULTS / "stage_seconds.json"  # of the published run
 # What stages keep for one another and for their next run; git and DVC ignore it.
 CACHE = Path(".cache")

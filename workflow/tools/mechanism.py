@@ -5,7 +5,8 @@
     python -m workflow.mechanism compare studies/mechanism_on_*/
 
 `bases` writes the params whose models the studies are of. `compare` takes the folders of the finished studies, and writes
-gaps.csv, losses.csv, mechanism.md and index.html. `make mechanism` does all of it.
+gaps.csv, losses.csv, mechanism.md and index.html. `make mechanism` does all of it. With --inputs it also copies what it read of
+each study into the folder's studies/, so that the comparison can be made again from there.
 
     python -m workflow.study run mechanism --target sample
     python -m workflow.mechanism heal studies/mechanism --layers 30 24 18
@@ -20,6 +21,7 @@ says of one finished study how the gap changes from one pair of its `comparison.
 """
 
 import argparse
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 
@@ -30,6 +32,7 @@ from workflow.params import editing
 from workflow.runtime import gpus
 from workflow.runtime.errors import UserError
 from workflow.runtime.files import whole_folder, write_text
+from workflow.runtime.paths import DVC_LOCK, ENVIRONMENT
 from workflow.runtime.stage import offline_command, say
 from workflow.tools import depth_page, mechanism_page
 from workflow.tools.arguments import at_least
@@ -37,12 +40,13 @@ from workflow.tools.changes import flat_changes, measure_changes
 from workflow.tools.depths import Depth, DepthGap, measure_depths, measure_losses, read_depths
 from workflow.tools.gaps import Gap, Loss, VariantGaps, losses, measure_gaps
 from workflow.tools.healing import heal
-from workflow.tools.moved_studies import TASK, UNIT, Study, read, read_study
+from workflow.tools.moved_studies import READ, TASK, UNIT, Study, read, read_study
 
 STUDIES = Path("studies")
 UNMOVED, MOVED = "unmoved.yaml", "moved_{seed}.yaml"
 GAPS, LOSSES, TEXT, PAGE = "gaps.csv", "losses.csv", "mechanism.md", "index.html"
 CHANGES = "changes.csv"
+INPUTS, RECORDS = "studies", (ENVIRONMENT, DVC_LOCK)
 SAYS = ("value", "low", "high", "p_value")
 
 
@@ -111,8 +115,11 @@ def _flat_ratio(name: str, ratio) -> dict:
     return {f"{name}_{key}": getattr(ratio, key, None) for key in ("value", "low", "high")}
 
 
-def write(unmoved: Study, moved: list[Study], folder: Path) -> list[VariantGaps]:
+def write(unmoved: Study, moved: list[Study], folder: Path, *, inputs: bool = False) -> list[VariantGaps]:
     """Compare the studies, and write the tables and the page into a folder, whole or not at all.
+
+    Args:
+        inputs: whether to put what was read of each study there as well.
 
     Raises:
         UserError: the folder has other files, such as those of a study.
@@ -124,10 +131,12 @@ def write(unmoved: Study, moved: list[Study], folder: Path) -> list[VariantGaps]
         write_text(unfinished / LOSSES, flat_losses(scored).to_csv(index=False))
         write_text(unfinished / TEXT, mechanism_page.as_markdown(gaps, scored, unmoved, moved))
         write_text(unfinished / PAGE, mechanism_page.render(gaps, scored, unmoved, moved))
+        if inputs:
+            _copy_inputs([unmoved, *moved], unfinished / INPUTS)
     return gaps
 
 
-def write_depths(depths: list[Depth], folder: Path) -> list[DepthGap]:
+def write_depths(depths: list[Depth], folder: Path, *, inputs: bool = False) -> list[DepthGap]:
     """Compare the studies of healed bases as `write` does those of moved ones.
 
     Raises:
@@ -140,12 +149,14 @@ def write_depths(depths: list[Depth], folder: Path) -> list[DepthGap]:
         write_text(unfinished / LOSSES, depth_page.flat_depth_losses(scored).to_csv(index=False))
         write_text(unfinished / TEXT, depth_page.as_markdown(gaps, scored, depths))
         write_text(unfinished / PAGE, depth_page.render(gaps, scored, depths))
+        if inputs:
+            _copy_inputs([depth.study for depth in depths], unfinished / INPUTS)
     return gaps
 
 
 def _check_free(folder: Path) -> None:
     """Raise a UserError if a folder has files that no comparison writes."""
-    others = [path.name for path in folder.glob("*") if path.name not in (GAPS, LOSSES, TEXT, PAGE)]
+    others = [path.name for path in folder.glob("*") if path.name not in (GAPS, LOSSES, TEXT, PAGE, INPUTS)]
     if others:
         raise UserError(f"{folder} has other files, such as {others[0]}; --folder names another one.")
 
@@ -154,6 +165,15 @@ def flat_losses(scored: list[Loss]) -> pd.DataFrame:
     """A row for each variant and base, in nats per token; an empty draw is the base as it is."""
     frame = pd.DataFrame([asdict(loss) for loss in scored]).astype({"draw": "Int64"})
     return frame.assign(task=TASK, unit=UNIT)
+
+
+def _copy_inputs(studies: list[Study], folder: Path) -> None:
+    """Copy what a comparison reads of finished studies, and the records of how they were run where there are any."""
+    for study in studies:
+        for path in (*READ, *(path for path in RECORDS if (study.folder / path).is_file())):
+            target = folder / study.folder.name / path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(study.folder / path, target)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -191,6 +211,7 @@ def _parser() -> argparse.ArgumentParser:
             default=STUDIES / name,
             help="of the tables and the page (default %(default)s)",
         )
+        action.add_argument("--inputs", action="store_true", help="put what is read of each study there, too")
     changes = actions.add_parser("changes", help="say how a gap changes from one pair of a study to another")
     changes.add_argument("study", type=Path, help="the folder of a finished study")
     changes.add_argument(
@@ -240,10 +261,10 @@ def main() -> None:
                 _say_changes(options.study, options.pairs, options.csv or options.study / CHANGES)
                 return
             case "compare":
-                gaps = write(*read(options.folders), options.folder)
+                gaps = write(*read(options.folders), options.folder, inputs=options.inputs)
                 answers = [f"{gap.variant}: {gap.answer}; {gap.reason}" for gap in gaps]
             case "depths":
-                found = write_depths(read_depths(options.folders), options.folder)
+                found = write_depths(read_depths(options.folders), options.folder, inputs=options.inputs)
                 answers = depth_page.answers(found)
         for answer in answers:
             say(answer)

@@ -207,7 +207,7 @@ def gap_panel(rows: list[tuple[str, Sequence[Interval]]], bases: list[str]) -> P
     marks = [
         (
             label,
-            (place - (len(bases) - 1) / 2) * apart,
+            place * apart - OFFSET,  # the first is as far below the text of the row, however many there are
             PALETTE[place % len(PALETTE)],
             MARKERS[place % len(MARKERS)],
         )
@@ -243,5 +243,5 @@ def gap_panel(rows: list[tuple[str, Sequence[Interval]]], bases: list[str]) -> P
         for text, parts in rows
     )
     return Panel(
-        "Gap to 16 bits, before and after training", draw_svg("gaps", draw, alt, height=len(rows) * ROW + 90)
+        "Gap to 16 bits, before and after training", draw_svg("gaps", draw, alt, height=len(rows) * ROW + 110)
     )

@@ -20,6 +20,7 @@ from workflow.runtime.paths import COMPARE, COMPARISON, MODEL_SOURCE, PARAMS
 
 TASK, METRIC, UNIT = "holdout_loss", "nats_per_token", "nats per token"
 ITEMS = COMPARE / "items.parquet"
+READ = (PARAMS, MODEL_SOURCE, COMPARISON, ITEMS)  # what is read of a study
 KEY = "model.moved"  # the only one in which studies of a moved base may differ
 TRAININGS = TypeAdapter(dict[str, list[TrainingRecord]])
 
@@ -91,7 +92,7 @@ def read_study(folder: Path) -> Study:
         UserError: a file is missing.
         CheckError: its base was moved in another way than its params say.
     """
-    for path in (PARAMS, MODEL_SOURCE, COMPARISON, ITEMS):
+    for path in READ:
         if not (folder / path).is_file():
             raise UserError(f"{folder / path} is missing: the study is not finished.")
     settings = params.load(folder / PARAMS)
