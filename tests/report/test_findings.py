@@ -1,12 +1,16 @@
 """docs/findings.md says what the published study found: its numbers are those of the results."""
 
 import re
+import shutil
+from dataclasses import asdict
 
 import pandas as pd
 import pytest
 from conftest import ROOT
 
 from workflow.runtime.files import read_json
+from workflow.tools.changes import measure_changes
+from workflow.tools.moved_studies import read_study
 
 PUBLISHED = ROOT / "results/studies/reference_study"
 NF4, DQ, RECIPE = "qlora_nf4", "qlora_nf4_dq", "seed_recipe"
@@ -245,3 +249,69 @@ def test_the_rates_of_the_second_study_were_chosen_within_what_was_tried():
         }
         assert choice["learning_rate"] == min(mean, key=mean.get)
         assert min(mean) < choice["learning_rate"] < max(mean)
+
+
+CURVES = ROOT / "results/studies/curves"
+
+
+@pytest.mark.parametrize(
+    "pair",
+    [
+        "at_the_center",
+        "at_700_rows",
+        "at_11200_rows",
+        "at_rank_4",
+        "at_rank_256",
+        "at_1_epoch",
+        "at_10_epochs",
+    ],
+)
+def test_a_gap_of_the_curves_is_that_of_the_results(said, pair):
+    found = pd.read_csv(CURVES / "compare/contrasts.csv")
+    assert quoted(one(found, kind="repair", name=pair), 4) in said
+
+
+def test_what_the_curves_compare_and_answer(said, tmp_path):
+    """From the scores of every item, laid out as where the study ran."""
+    for path in (
+        "params.yaml",
+        "fetch_model/source.json",
+        "compare/comparison.json",
+        "compare/items.parquet",
+    ):
+        target = tmp_path / ("" if path == "params.yaml" else "results") / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(CURVES / path, target)
+    ends = [("at_700_rows", "at_11200_rows"), ("at_rank_4", "at_rank_256"), ("at_1_epoch", "at_10_epochs")]
+    rows, rank, epochs = measure_changes(read_study(tmp_path), ends)
+    assert f"from 700 rows: {quoted(asdict(rows.change), 3)} | **{rows.answer}**" in said
+    assert f"from rank 4: {quoted(asdict(rank.change), 3)} | **{rank.answer}**" in said
+    assert f"from 1 epoch: {quoted(asdict(epochs.change), 4)} | **{epochs.answer}**" in said
+    assert f"take {-rows.change.value / rows.gaps[0].value:.0%} of it".replace("%", " %") in said
+    losses = pd.read_csv(CURVES / "summary.csv").query("form == 'as_trained' and metric == 'nats_per_token'")
+    losses = losses.set_index("variant")["value"]
+    assert f"NF4 on 2,800 rows ({losses[DQ]:.3f}) does not reach 16 bits on 700" in said
+    assert f"({losses['lora_700_rows']:.3f}), and NF4 on 11,200 ({losses['nf4_11200_rows']:.3f})" in said
+
+
+def test_what_the_first_grid_and_the_depth_do(said):
+    page = " ".join((ROOT / "docs/mechanism.md").read_text(encoding="utf-8").split())
+    moved = pd.read_csv(ROOT / "results/mechanism/moved/gaps.csv")
+    for row in moved.to_dict("records"):
+        digits = 3 if row["variant"] == "qlora_fp4" or row["training"] == "before" else 4
+        change = {key: row[f"change_{key}"] for key in ("value", "low", "high")}
+        assert quoted(change, 4 if row["training"] == "after" else 3) in page
+        if row["training"] == "after":
+            assert row["answer"] == "not the grid"
+            for base in ("unmoved", "moved"):
+                gap = {key: row[f"{base}_{key}"] for key in ("value", "low", "high")}
+                assert quoted(gap, digits) in page
+            if row["variant"] in (DQ, "qlora_fp4"):
+                assert quoted(change, 4) in said
+    for row in pd.read_csv(ROOT / "results/mechanism/depths/gaps.csv").to_dict("records"):
+        for moment in ("before", "after"):
+            assert quoted({key: row[f"{moment}_{key}"] for key in ("value", "low", "high")}, 4) in page
+        if row["layers"] < 30:
+            change = {key: row[f"change_after_{key}"] for key in ("value", "low", "high")}
+            assert f"| {quoted(change, 4)} | {row['answer']} |" in page
+    assert quoted(change, 4) in said  # of the fewest layers

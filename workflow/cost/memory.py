@@ -261,7 +261,7 @@ def describes(speed_ups) -> bool:
 
 
 CONTEXT_GIB = 0.8  # the driver's context, loaded kernels and graphs, which PyTorch's allocator does not count
-FRAGMENTS = 1.03  # reserved over allocated, because of fragmentation (2 to 10 % in results/hardware/)
+FRAGMENTS = 1.03  # reserved over allocated, because of fragmentation (0 to 4 % as stages run, docs/speed.md)
 
 
 def usable_gib(gpu_gb: float) -> float:
