@@ -502,10 +502,10 @@ def test_a_study_is_laid_out_on_the_model_of_other_params(tmp_path, monkeypatch)
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["run", "no_such_preset"], "no_such_preset is not a preset; known are curves, default, gpu_benchmark, "),
+        (["run", "no_such_preset"], "no_such_preset is not a preset; known are default, curves, gpu_benchmark, "),
         (["run", "My-Study.yaml"], "a study cannot be called My-Study: small letters, digits and _ make its name."),
         (["pack", "tiny"], "dvc.lock is missing: the study was not run."),
-        (["finish", "no_such_preset"], "no_such_preset is not a preset; known are curves, default, gpu_benchmark, "),
+        (["finish", "no_such_preset"], "no_such_preset is not a preset; known are default, curves, gpu_benchmark, "),
     ],
 )  # fmt: skip
 def test_a_mistake_is_one_sentence(tmp_path, arguments, sentence):
