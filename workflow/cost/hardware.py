@@ -209,7 +209,9 @@ def main() -> None:
     )
     parser.add_argument("--again", action="store_true", help="measure points again that are in the file")
     options = parser.parse_args()
-    os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")  # as workflow/run sets it for stages
+    os.environ.setdefault(
+        "PYTORCH_ALLOC_CONF", "expandable_segments:True"
+    )  # as workflow/run sets it for stages
     try:
         with offline_command("benchmark"), gpus.reserved(1, say=say):
             settings = params.load(options.params) if options.params else params.preset(PRESET)

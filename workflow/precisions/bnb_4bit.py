@@ -147,9 +147,9 @@ def tensor_bytes(inputs: int, outputs: int, quantization: Quantization) -> tuple
 
 def dequantized_weight(layer: nn.Linear, dtype: torch.dtype) -> Tensor:
     """The weight [out, in], for this call alone."""
-    from bitsandbytes.functional import dequantize_4bit
+    from workflow.precisions import bnb_4bit_fast
 
-    return dequantize_4bit(layer.weight, quantization_state(layer)).to(dtype)
+    return bnb_4bit_fast.dequantized(layer.weight, quantization_state(layer)).to(dtype)
 
 
 def replace_layers(model: PreTrainedModel, quantization: BitsAndBytesConfig) -> None:
