@@ -11,10 +11,9 @@ from workflow.params.model import Repair
 from workflow.runtime.errors import UserError, suggestion
 from workflow.runtime.forms import AS_TRAINED
 from workflow.tools.gaps import about_items, margin_of
-from workflow.tools.moved_studies import TASK, UNIT, Study
+from workflow.tools.moved_studies import SAYS, TASK, UNIT, Study
 
 Answer = Literal["larger", "smaller", "none that matters", "undecided"]
-SAYS = ("value", "low", "high", "p_value")
 
 
 @dataclass(frozen=True)

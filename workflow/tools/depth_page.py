@@ -19,10 +19,9 @@ from workflow.tools.mechanism_page import (
     ratio_words,
     render_page,
 )
-from workflow.tools.moved_studies import TASK, UNIT
+from workflow.tools.moved_studies import SAYS, TASK, UNIT
 
 MARK = "Cut and healed, not a family member as released"
-SAYS = ("value", "low", "high", "p_value")
 BASES_HEAD = ("layers", "dropped", "parameters", "healing: loss before", "healing: loss after")
 HEAD = ("variant", "layers", "gap before training", "gap after training", "after / before",
         "before, less the full depth", "after, less the full depth", "answer")  # fmt: skip

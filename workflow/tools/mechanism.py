@@ -40,14 +40,13 @@ from workflow.tools.changes import flat_changes, measure_changes
 from workflow.tools.depths import Depth, DepthGap, measure_depths, measure_losses, read_depths
 from workflow.tools.gaps import Gap, Loss, VariantGaps, losses, measure_gaps
 from workflow.tools.healing import heal
-from workflow.tools.moved_studies import READ, TASK, UNIT, Study, read, read_study
+from workflow.tools.moved_studies import READ, SAYS, TASK, UNIT, Study, read, read_study
 
 STUDIES = Path("studies")
 UNMOVED, MOVED = "unmoved.yaml", "moved_{seed}.yaml"
 GAPS, LOSSES, TEXT, PAGE = "gaps.csv", "losses.csv", "mechanism.md", "index.html"
 CHANGES = "changes.csv"
 INPUTS, RECORDS = "studies", (ENVIRONMENT, DVC_LOCK)
-SAYS = ("value", "low", "high", "p_value")
 
 
 def write_bases(study: str, *, cells: float, seeds: list[int], folder: Path = STUDIES) -> list[Path]:
@@ -126,13 +125,13 @@ def write(unmoved: Study, moved: list[Study], folder: Path, *, inputs: bool = Fa
     """
     _check_free(folder)
     gaps, scored = measure_gaps(unmoved, moved), losses(unmoved, moved)
-    with whole_folder(folder) as unfinished:
-        write_text(unfinished / GAPS, flat_gaps(gaps).to_csv(index=False))
-        write_text(unfinished / LOSSES, flat_losses(scored).to_csv(index=False))
-        write_text(unfinished / TEXT, mechanism_page.as_markdown(gaps, scored, unmoved, moved))
-        write_text(unfinished / PAGE, mechanism_page.render(gaps, scored, unmoved, moved))
-        if inputs:
-            _copy_inputs([unmoved, *moved], unfinished / INPUTS)
+    contents = {
+        GAPS: flat_gaps(gaps).to_csv(index=False),
+        LOSSES: flat_losses(scored).to_csv(index=False),
+        TEXT: mechanism_page.as_markdown(gaps, scored, unmoved, moved),
+        PAGE: mechanism_page.render(gaps, scored, unmoved, moved),
+    }
+    _write_whole(folder, contents, [unmoved, *moved] if inputs else [])
     return gaps
 
 
@@ -144,14 +143,22 @@ def write_depths(depths: list[Depth], folder: Path, *, inputs: bool = False) -> 
     """
     _check_free(folder)
     gaps, scored = measure_depths(depths), measure_losses(depths)
-    with whole_folder(folder) as unfinished:
-        write_text(unfinished / GAPS, depth_page.flat_depths(gaps).to_csv(index=False))
-        write_text(unfinished / LOSSES, depth_page.flat_depth_losses(scored).to_csv(index=False))
-        write_text(unfinished / TEXT, depth_page.as_markdown(gaps, scored, depths))
-        write_text(unfinished / PAGE, depth_page.render(gaps, scored, depths))
-        if inputs:
-            _copy_inputs([depth.study for depth in depths], unfinished / INPUTS)
+    contents = {
+        GAPS: depth_page.flat_depths(gaps).to_csv(index=False),
+        LOSSES: depth_page.flat_depth_losses(scored).to_csv(index=False),
+        TEXT: depth_page.as_markdown(gaps, scored, depths),
+        PAGE: depth_page.render(gaps, scored, depths),
+    }
+    _write_whole(folder, contents, [depth.study for depth in depths] if inputs else [])
     return gaps
+
+
+def _write_whole(folder: Path, contents: dict[str, str], studies: list[Study]) -> None:
+    """Write files by their names, and copies of what was read of some studies, into a folder: all or nothing."""
+    with whole_folder(folder) as unfinished:
+        for name, text in contents.items():
+            write_text(unfinished / name, text)
+        _copy_inputs(studies, unfinished / INPUTS)
 
 
 def _check_free(folder: Path) -> None:

@@ -19,6 +19,7 @@ from workflow.runtime.forms import AS_TRAINED, BASE
 from workflow.runtime.paths import COMPARE, COMPARISON, MODEL_SOURCE, PARAMS
 
 TASK, METRIC, UNIT = "holdout_loss", "nats_per_token", "nats per token"
+SAYS = ("value", "low", "high", "p_value")  # of a difference, in the tables
 ITEMS = COMPARE / "items.parquet"
 READ = (PARAMS, MODEL_SOURCE, COMPARISON, ITEMS)  # what is read of a study
 KEY = "model.moved"  # the only one in which studies of a moved base may differ
