@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from workflow.training.speed.ahead import Ahead, Asked, made_by
+from workflow.training.speed.fused import dequantized_layers, dequantized_weight
 from workflow.training.speed.packing import Pack, PackSize
 
 
@@ -42,18 +44,22 @@ class GraphedSteps:
         # One stream for all: cuBLAS keeps a workspace for each stream that it has seen.
         self.stream = torch.cuda.Stream()
         self.stream.wait_stream(torch.cuda.current_stream())
+        layers, asked = dequantized_layers(model), [Asked(dequantized_weight) for _ in blanks]
         with torch.cuda.stream(self.stream):  # kernels are chosen and loaded outside the captures
-            for blank in blanks:
-                forward(blank, self.divisor)[0].backward()
+            for blank, weights in zip(blanks, asked, strict=True):
+                with made_by(weights, layers):
+                    forward(blank, self.divisor)[0].backward()
         torch.cuda.current_stream().wait_stream(self.stream)
         torch.cuda.synchronize()
         torch.cuda.empty_cache()  # what the warm-up leaves reserved, the captures reserve again
         pool = torch.cuda.graph_pool_handle()
-        for blank in blanks:
+        second = torch.cuda.Stream()
+        for blank, weights in zip(blanks, asked, strict=True):
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph, pool=pool, stream=self.stream):
-                loss, right = forward(blank, self.divisor)
-                loss.backward()
+                with made_by(Ahead(dequantized_weight, weights.order, second), layers):
+                    loss, right = forward(blank, self.divisor)
+                    loss.backward()
                 out = (loss.detach(), right.detach())
             del loss, right
             self.graphs[blank.length] = (graph, blank, out)

@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from workflow import precisions
 from workflow.precisions.base import Products, dequantized_products, in_force
+from workflow.training.speed.ahead import SOURCE
 from workflow.training.speed.chunks import LOGITS_AT_ONCE
 from workflow.training.speed.kernels import gated_silu, gated_silu_backward
 
@@ -24,8 +25,23 @@ IGNORED = -100  # the label that PyTorch's cross entropy leaves out
 
 def base_weight(base: nn.Linear, dtype: torch.dtype) -> Tensor:
     """A linear layer's weight [out, in] in `dtype`: of a quantized layer, dequantized for this call alone."""
+    source = vars(base).get(SOURCE)
+    return dequantized_weight(base, dtype) if source is None else source.weight(base, dtype)
+
+
+def dequantized_weight(base: nn.Linear, dtype: torch.dtype) -> Tensor:
+    """The same, made now."""
     precision = precisions.recognize(base)
     return base.weight.to(dtype) if precision is None else precision.dequantized_weight(base, dtype)
+
+
+def dequantized_layers(model: nn.Module) -> list[nn.Linear]:
+    """The base layers that multiply by a weight which is made for each product."""
+    bases = [module.base_layer for module in model.modules() if isinstance(module, LoraLayer)]
+    found = [(base, precisions.recognize(base)) for base in bases]
+    return [
+        base for base, precision in found if precision and precision.dequantization_bytes and not precision.products
+    ]
 
 
 def base_product(
