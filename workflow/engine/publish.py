@@ -55,7 +55,7 @@ from workflow.runtime.paths import (
 from workflow.runtime.stage import say
 
 PUBLISHED, PAGES, README = Path("results/studies"), Path("report/studies"), Path("README.md")
-MOST_ITEMS = 4 * 2**20  # bytes; larger files of the items' scores are not for git
+MOST_ITEMS = 10 * 2**20  # bytes; larger files of the items' scores are not for git
 RECORDED = ("finished", "python", "gpus", "driver", "packages")  # keys of environment.json that are used here
 ABOVE = {PARAMS, DVC_LOCK, ENVIRONMENT}  # files of a study outside of its results/
 BEGIN, END = "<!-- studies: written by workflow/engine/publish.py -->", "<!-- end of studies -->"

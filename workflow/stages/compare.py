@@ -22,7 +22,8 @@ def compare() -> None:
     for claim in compared.claims:
         say(f"  ({claim.claim}) {claim.text}, {claim.variant}/{claim.form}: {claim.holds}")
     with whole_file(COMPARE / "items.parquet") as path:
-        items.to_parquet(path, index=False)
+        # Git keeps those of a published study: others compute its differences again from them.
+        items.to_parquet(path, index=False, compression="zstd", compression_level=15)
     write_json(COMPARE / "comparison.json", compared.as_dict())
     for name, table in export.tables(compared).items():
         write_text(COMPARE / f"{name}.csv", table.to_csv(index=False))
