@@ -4,6 +4,7 @@ import re
 import shutil
 from dataclasses import asdict
 
+import numpy as np
 import pandas as pd
 import pytest
 from conftest import ROOT
@@ -227,6 +228,7 @@ SECOND = ROOT / "results/studies/study"
         ("to_baseline", "full_16bit", "as_trained", "all"),
         ("to_baseline", RECIPE, "as_trained", "all"),
         ("to_baseline", RECIPE, "requantized", "all"),
+        ("to_baseline", "qlora_fp4", "as_trained", "all"),
         ("to_baseline", DQ, "as_trained", "category/closed_qa"),
         ("to_baseline", DQ, "as_trained", "category/summarization"),
         ("to_base", "lora_16bit_without_reading", "as_trained", "held_out"),
@@ -238,6 +240,90 @@ SECOND = ROOT / "results/studies/study"
 def test_a_difference_of_the_second_study_is_that_of_its_results(said, kind, variant, form, subset):
     found = pd.read_csv(SECOND / "compare/contrasts.csv")
     assert quoted(one(found, kind=kind, variant=variant, form=form, subset=subset), 3) in said
+
+
+def test_the_pairs_of_the_second_study(said):
+    found = pd.read_csv(SECOND / "compare/contrasts.csv")
+    loftq = one(found, kind="repair", name="without_loftq", subset="all")
+    assert f"NF4 less LoftQ is {quoted(loftq, 3)}" in said and loftq["verdict"] == "equivalent"
+    by_rows = {key: loftq[f"by_rows_{key}"] for key in ("value", "low", "high")}
+    assert f"By rows LoftQ gains {quoted(by_rows, 3)}" in said and loftq["verdict_by_rows"] != "equivalent"
+    rates = one(found, kind="repair", name="rate_of_16_bits", subset="all")
+    turned = {"value": -rates["value"], "low": -rates["high"], "high": -rates["low"]}
+    assert f"it differs by {quoted(turned, 4)}, equivalent" in said and rates["verdict"] == "equivalent"
+    for variant, words in (
+        ("dora_16bit", "DoRA less LoRA is"),
+        ("lora_int8_wo", "8 bits are equivalent,"),
+    ):
+        plain = one(found, kind="to_baseline", variant=variant, form="as_trained", subset="all")
+        assert f"{words} {quoted(plain, 4)}" in said and plain["verdict"] == "equivalent"
+    full = one(found, kind="to_baseline", variant="full_16bit", form="as_trained", subset="all")
+    assert (full["verdict"], full["verdict_by_rows"]) == ("equivalent", "undecided")
+    itself = one(found, kind="control", subset="all")
+    assert f"two seeds less two others, is {itself['value']:+.4f}" in said
+    assert f"({itself['low']:+.3f} to {itself['high']:+.3f})" in said and itself["verdict"] == "undecided"
+
+
+@pytest.mark.parametrize(
+    ("variant", "verdict", "alone", "corrected"),
+    [(DQ, "undecided", "0.06", "0.64"), ("qlora_fp4", "worse", "0.00", "0.02")],
+)
+def test_what_piqa_tells_in_the_second_study(said, variant, verdict, alone, corrected):
+    found = pd.read_csv(SECOND / "compare/contrasts.csv")
+    piqa = {"kind": "to_baseline", "form": "as_trained", "task": "piqa", "metric": "acc", "subset": "all"}
+    difference = one(found, variant=variant, **piqa)
+    value, low, high = (f"{100 * difference[key]:+.1f}" for key in ("value", "low", "high"))
+    assert f"{value} points ({low} to {high})" in said
+    assert difference["verdict"] == verdict
+    assert [f"{difference[key]:.2f}" for key in ("p_value", "p_adjusted")] == [alone, corrected]
+
+
+def test_where_the_answer_stands_in_the_context_4_bits_cost_less(said):
+    """Hypothesis 3, computed from the items: both kinds of rows and the seeds are drawn again."""
+    items = pd.read_parquet(SECOND / "compare/items.parquet").query(
+        "task == 'holdout_loss' and metric == 'nats_per_token' and form == 'as_trained'"
+    )
+    losses = items[items["variant"].isin([DQ, "lora_16bit"])].pivot_table(
+        index=["item", "group", "category", "denominator"], columns=["variant", "seed"], values="numerator"
+    )
+    rows = losses.index.to_frame(index=False)
+    gaps = (losses[DQ] - losses["lora_16bit"]).to_numpy()
+    tokens = rows["denominator"].to_numpy()
+    reading = rows["category"].isin(["closed_qa", "summarization"]).to_numpy()
+    groups = pd.factorize(rows["group"])[0]
+
+    def difference(weights: np.ndarray, seeds: np.ndarray) -> float:
+        nats, parts = weights * gaps[:, seeds].mean(1), (reading, ~reading)
+        inside, outside = (nats[part].sum() / (weights * tokens)[part].sum() for part in parts)
+        return inside - outside
+
+    generator, count = np.random.default_rng(0), groups.max() + 1
+    drawn = [
+        difference(
+            np.bincount(generator.integers(0, count, count), minlength=count)[groups],
+            generator.integers(0, gaps.shape[1], gaps.shape[1]),
+        )
+        for _ in range(2000)
+    ]
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    value = difference(np.ones(len(rows)), np.arange(gaps.shape[1]))
+    said_value, said_low, said_high = map(
+        float,
+        re.search(r"together less the six together: (-[\d.]+) \((-[\d.]+) to (-[\d.]+)\)", said).groups(),
+    )
+    assert value == pytest.approx(said_value, abs=0.0005)
+    assert (low, high) == pytest.approx((said_low, said_high), abs=0.0015)
+
+
+def test_how_many_answers_end_in_the_second_study(said):
+    ended = (
+        pd.read_csv(SECOND / "summary.csv").query("metric == 'ended'").set_index(["variant", "form"])["value"]
+    )
+    recipe, base, repaired = (
+        100 * ended[cell] for cell in ((RECIPE, "as_trained"), (RECIPE, "base"), (DQ, "as_trained"))
+    )
+    assert f"It ends {recipe:.0f} of 100 answers by itself, where its untouched base ends {base:.0f}" in said
+    assert f"NF4 trained without faults {repaired:.0f}." in said
 
 
 def test_the_rates_of_the_second_study_were_chosen_within_what_was_tried():
