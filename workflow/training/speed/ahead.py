@@ -56,7 +56,9 @@ class Ahead:
             RuntimeError: another layer is asked for.
         """
         if self.made is None or self.order[self.next] != Weight(layer, dtype):
-            raise RuntimeError("the layers of a pass are asked for their weights in another order than before")
+            raise RuntimeError(
+                "the layers of a pass are asked for their weights in another order than before"
+            )
         weight, ready = self.made
         self.next, self.made = self.next + 1, None
         self._make_next()

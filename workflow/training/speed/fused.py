@@ -40,7 +40,9 @@ def dequantized_layers(model: nn.Module) -> list[nn.Linear]:
     bases = [module.base_layer for module in model.modules() if isinstance(module, LoraLayer)]
     found = [(base, precisions.recognize(base)) for base in bases]
     return [
-        base for base, precision in found if precision and precision.dequantization_bytes and not precision.products
+        base
+        for base, precision in found
+        if precision and precision.dequantization_bytes and not precision.products
     ]
 
 
