@@ -1,7 +1,6 @@
 """docs/findings.md says what the published study found: its numbers are those of the results."""
 
 import re
-import shutil
 from dataclasses import asdict
 
 import numpy as np
@@ -357,19 +356,10 @@ def test_a_gap_of_the_curves_is_that_of_the_results(said, pair):
     assert quoted(one(found, kind="repair", name=pair), 4) in said
 
 
-def test_what_the_curves_compare_and_answer(said, tmp_path):
-    """From the scores of every item, laid out as where the study ran."""
-    for path in (
-        "params.yaml",
-        "fetch_model/source.json",
-        "compare/comparison.json",
-        "compare/items.parquet",
-    ):
-        target = tmp_path / ("" if path == "params.yaml" else "results") / path
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(CURVES / path, target)
+def test_what_the_curves_compare_and_answer(said):
+    """From the scores of every item."""
     ends = [("at_700_rows", "at_11200_rows"), ("at_rank_4", "at_rank_256"), ("at_1_epoch", "at_10_epochs")]
-    rows, rank, epochs = measure_changes(read_study(tmp_path), ends)
+    rows, rank, epochs = measure_changes(read_study(CURVES), ends)
     assert f"from 700 rows: {quoted(asdict(rows.change), 3)} | **{rows.answer}**" in said
     assert f"from rank 4: {quoted(asdict(rank.change), 3)} | **{rank.answer}**" in said
     assert f"from 1 epoch: {quoted(asdict(epochs.change), 4)} | **{epochs.answer}**" in said

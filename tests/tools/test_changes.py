@@ -13,7 +13,7 @@ from workflow.params import editing
 from workflow.runtime.errors import UserError
 from workflow.tools import mechanism
 from workflow.tools.changes import measure_changes
-from workflow.tools.moved_studies import read_study
+from workflow.tools.moved_studies import ITEMS, read_study
 
 GAPS = {"qlora_nf4": 0.1, "qlora_nf4_dq": 0.04, "qlora_fp4": 0.101, "lora_int8": 0.2}
 PAIRS = {name: {"faulty": name, "repaired": BASELINE} for name in GAPS}
@@ -40,6 +40,13 @@ def folder(tmp_path: Path) -> Path:
         ),
     )
     return write_finished(tmp_path / "made_up", text=text(), source={"moved": None}, gaps=GAPS, table=table)
+
+
+def publish(folder: Path) -> None:
+    """Lay a finished study out as it is published."""
+    for path in (folder / "results").iterdir():
+        path.rename(folder / path.name)
+    (folder / "results").rmdir()
 
 
 def test_a_change_is_the_last_gap_less_the_first_and_answers_by_the_rule(folder):
@@ -78,6 +85,31 @@ def test_the_command_says_each_answer_and_writes_the_table(folder, monkeypatch, 
         "nats per token",
     )
     assert row["change_high"] < 0 and row["seeds"] == 3
+
+
+def test_a_published_study_is_read_the_same_and_stays_as_it_is(folder, monkeypatch, capsys):
+    pairs = [("qlora_nf4", "qlora_nf4_dq")]
+    ran = measure_changes(read_study(folder), pairs)
+    publish(folder)
+    study = read_study(folder)
+    assert measure_changes(study, pairs) == ran
+    assert study.file(ITEMS) == folder / "compare/items.parquet" and study.file(ITEMS).is_file()
+    files = set(folder.rglob("*"))
+    monkeypatch.setattr(sys, "argv", ["mechanism", "changes", str(folder), "qlora_nf4:qlora_nf4_dq"])
+    mechanism.main()
+    said = capsys.readouterr().out
+    assert said.startswith("qlora_nf4 to qlora_nf4_dq: smaller.") and "is written" not in said
+    assert set(folder.rglob("*")) == files
+    monkeypatch.setattr(sys, "argv", [*sys.argv, "--csv", str(folder.parent / "changes.csv")])
+    mechanism.main()
+    assert len(pd.read_csv(folder.parent / "changes.csv")) == 1
+
+
+def test_a_published_study_without_its_items_is_refused(folder):
+    publish(folder)
+    (folder / "compare/items.parquet").unlink()
+    with pytest.raises(UserError, match=r"made_up/compare/items.parquet is missing: it is not published\.$"):
+        read_study(folder)
 
 
 def test_what_is_no_pair_is_refused(folder, monkeypatch, capsys):

@@ -26,7 +26,7 @@ from workflow.comparison.sentences import (
     weighting_sentence,
 )
 from workflow.runtime.errors import CheckError
-from workflow.runtime.forms import AS_TRAINED, BASE
+from workflow.runtime.forms import AS_TRAINED, BASE, variant_and_form
 
 SPANS = {"rouge_l": 1.0, "chrf": 100.0}  # from the worst to the best score of an item
 
@@ -132,10 +132,7 @@ def planned_contrasts(settings: params.Params) -> list[PlannedContrast]:
             if arm != trained
         ]
     for repair, pair in settings.comparison.repairs.items():
-        faulty, repaired = (
-            Arm(variant, form or AS_TRAINED)
-            for variant, _, form in (served.partition("/") for served in (pair.faulty, pair.repaired))
-        )
+        faulty, repaired = (Arm(*variant_and_form(served)) for served in (pair.faulty, pair.repaired))
         contrasts.append(PlannedContrast("repair", [(1, faulty), (-1, repaired)], str(repaired), name=repair))
     if len(experiment.seeds) >= FEWEST_SEEDS:
         contrasts.append(_control(baseline, sorted(experiment.seeds)))

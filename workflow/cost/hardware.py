@@ -26,6 +26,7 @@ from workflow.runtime.versions import installed
 PRESET = "gpu_benchmark"
 SWITCHES = ("packing", "fused_adapters", "shared_inputs", "fused_layers", "fused_loss", "cuda_graphs")
 NONE = dict.fromkeys(SWITCHES, False)
+ALLOCATOR, SEGMENTS = "PYTORCH_ALLOC_CONF", "expandable_segments:True"  # workflow/run says why
 # The settings to measure on the run's own rows: (loop, changes to training).
 PATHS = {
     "every speed-up": ("ours", {}),
@@ -209,9 +210,8 @@ def main() -> None:
     )
     parser.add_argument("--again", action="store_true", help="measure points again that are in the file")
     options = parser.parse_args()
-    os.environ.setdefault(
-        "PYTORCH_ALLOC_CONF", "expandable_segments:True"
-    )  # as workflow/run sets it for stages
+    # Before torch is imported. For stages workflow/run sets it.
+    os.environ.setdefault(ALLOCATOR, SEGMENTS)
     try:
         with offline_command("benchmark"), gpus.reserved(1, say=say):
             settings = params.load(options.params) if options.params else params.preset(PRESET)

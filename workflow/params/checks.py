@@ -19,7 +19,7 @@ from workflow.params.sources import ChatColumns
 from workflow.params.training import Training
 from workflow.params.values import OWN_METRICS, OWN_TASKS
 from workflow.runtime.errors import suggestion
-from workflow.runtime.forms import AS_TRAINED
+from workflow.runtime.forms import variant_and_form
 
 if TYPE_CHECKING:
     from workflow.params.model import Params
@@ -328,9 +328,9 @@ def _check_repairs(params: Params) -> Iterator[str]:
     for name, repair in params.comparison.repairs.items():
         for key in ("faulty", "repaired"):
             served = getattr(repair, key)
-            variant, _, form = served.partition("/")
+            variant, form = variant_and_form(served)
             forms = params.forms_of(variant) if variant in params.variants else []
-            if variant not in params.experiment.variants or (form or AS_TRAINED) not in forms:
+            if variant not in params.experiment.variants or form not in forms:
                 yield (
                     f"comparison.repairs.{name}.{key} is {served}, which is not evaluated: "
                     "experiment.variants and evaluation.forms decide what is"

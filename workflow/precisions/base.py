@@ -97,6 +97,13 @@ def unchanged(model: PreTrainedModel, *_: Any) -> PreTrainedModel:
     return model
 
 
+def dequantized_layers(model: PreTrainedModel, compute: torch.dtype) -> PreTrainedModel:
+    """The model with ordinary linear layers in the compute type, where they were each a `StoredLinear`."""
+    from workflow.precisions import stored_linear
+
+    return stored_linear.dequantize(model, compute)
+
+
 @dataclass(frozen=True)
 class Products:
     """How the layers of a precision multiply, where it is not by their dequantized weight."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from workflow.precisions.base import Facts, Loading, Precision, Quantization, dtype_name
+from workflow.precisions.base import Facts, Loading, Precision, Quantization, dequantized_layers, dtype_name
 from workflow.precisions.dynamic import each_layer
 
 if TYPE_CHECKING:
@@ -119,13 +119,6 @@ def quantize(model: PreTrainedModel, loading: Loading) -> PreTrainedModel:
     return stored_linear.quantize(model, store, loading)
 
 
-def dequantize(model: PreTrainedModel, compute: torch.dtype) -> PreTrainedModel:
-    """The model with ordinary linear layers in the compute type."""
-    from workflow.precisions import stored_linear
-
-    return stored_linear.dequantize(model, compute)
-
-
 PRECISION = Precision(
     name="fp8",
     label=lambda method, quantization: f"8-bit {method} (FP8)",
@@ -150,10 +143,10 @@ PRECISION = Precision(
     dequantized_weight=dequantized_weight,
     dequantization_bytes=(1 + 2) + 4.0,  # converted, then scaled in place
     quantize=quantize,
-    dequantize=dequantize,
-    mergeable=dequantize,
+    dequantize=dequantized_layers,
+    mergeable=dequantized_layers,
     requantize=quantize,
-    savable=dequantize,
+    savable=dequantized_layers,
     code_after=lambda quantization: (
         CODE + each_layer("layer.weight.data = rounded_to_fp8(layer.weight.data)", quantization)
     ),

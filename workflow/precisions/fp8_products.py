@@ -9,7 +9,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from workflow.precisions.base import Facts, Loading, Precision, Products, Quantization, dtype_name
+from workflow.precisions.base import (
+    Facts,
+    Loading,
+    Precision,
+    Products,
+    Quantization,
+    dequantized_layers,
+    dtype_name,
+)
 from workflow.precisions.dynamic import each_layer
 
 if TYPE_CHECKING:
@@ -134,13 +142,6 @@ def quantize(model: PreTrainedModel, loading: Loading) -> PreTrainedModel:
     return stored_linear.quantize(model, store, loading, tolerance=TOLERANCE)
 
 
-def dequantize(model: PreTrainedModel, compute: torch.dtype) -> PreTrainedModel:
-    """The model with ordinary linear layers in the compute type."""
-    from workflow.precisions import stored_linear
-
-    return stored_linear.dequantize(model, compute)
-
-
 PRECISION = Precision(
     name=NAME,
     label=lambda method, quantization: f"8-bit {method} (FP8 products)",
@@ -167,9 +168,9 @@ PRECISION = Precision(
     launch_share=3.0,  # it computes in less time than 16 bits, with more kernels
     dequantization_bytes=(0 + 2) / 2,  # the codes transposed, in the backward pass alone
     quantize=quantize,
-    dequantize=dequantize,
-    mergeable=dequantize,
+    dequantize=dequantized_layers,
+    mergeable=dequantized_layers,
     requantize=quantize,
-    savable=dequantize,
+    savable=dequantized_layers,
     code_after=lambda quantization: CODE + each_layer(EACH_LAYER, quantization),
 )

@@ -10,7 +10,7 @@ from functools import partial
 from math import ceil
 from typing import TYPE_CHECKING
 
-from workflow.precisions.base import Facts, Loading, Precision, Quantization, dtype_name
+from workflow.precisions.base import Facts, Loading, Precision, Quantization, dequantized_layers, dtype_name
 from workflow.precisions.dynamic import each_layer
 from workflow.runtime.errors import UserError
 
@@ -129,13 +129,6 @@ def quantize(bits: int, model: PreTrainedModel, loading: Loading) -> PreTrainedM
     return stored_linear.quantize(model, partial(store, bits), loading)
 
 
-def dequantize(model: PreTrainedModel, compute: torch.dtype) -> PreTrainedModel:
-    """The model with ordinary linear layers in the compute type."""
-    from workflow.precisions import stored_linear
-
-    return stored_linear.dequantize(model, compute)
-
-
 def _code_after(bits: int, quantization: Quantization) -> str:
     stored = (
         "stored = HQQLinear(\n"
@@ -175,10 +168,10 @@ def _precision(bits: int) -> Precision:
         dequantized_weight=dequantized_weight,
         dequantization_bytes=DEQUANTIZATION_BYTES[bits],
         quantize=partial(quantize, bits),
-        dequantize=dequantize,
-        mergeable=dequantize,
+        dequantize=dequantized_layers,
+        mergeable=dequantized_layers,
         requantize=partial(quantize, bits),
-        savable=dequantize,
+        savable=dequantized_layers,
         base_imports="from hqq.core.quantize import BaseQuantizeConfig, HQQLinear\n",
         code_after=partial(_code_after, bits),
     )

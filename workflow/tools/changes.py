@@ -9,7 +9,7 @@ import pandas as pd
 from workflow.comparison.inference import Difference, difference
 from workflow.params.model import Repair
 from workflow.runtime.errors import UserError, suggestion
-from workflow.runtime.forms import AS_TRAINED
+from workflow.runtime.forms import variant_and_form
 from workflow.tools.gaps import about_items, margin_of
 from workflow.tools.moved_studies import SAYS, TASK, UNIT, Study
 
@@ -85,6 +85,5 @@ def _pair(study: Study, name: str) -> Repair:
 
 def _gap(study: Study, pair: Repair) -> np.ndarray:
     """The faulty arm's loss less the repaired one's, in nats: [seeds, items]."""
-    served = (text.partition("/") for text in (pair.faulty, pair.repaired))
-    faulty, repaired = (study.table(variant, form or AS_TRAINED) for variant, _, form in served)
+    faulty, repaired = (study.table(*variant_and_form(served)) for served in (pair.faulty, pair.repaired))
     return faulty.numerators - repaired.numerators

@@ -18,6 +18,7 @@ do the same for bases of fewer layers, each healed by full training on rows that
     python -m workflow.mechanism changes studies/curves at_700_rows:at_11200_rows at_rank_4:at_rank_256
 
 says of one finished study how the gap changes from one pair of its `comparison.repairs` to another, and writes changes.csv.
+It reads a published study, such as results/studies/curves, too, and writes nothing there.
 """
 
 import argparse
@@ -40,7 +41,7 @@ from workflow.tools.changes import flat_changes, measure_changes
 from workflow.tools.depths import Depth, DepthGap, measure_depths, measure_losses, read_depths
 from workflow.tools.gaps import Gap, Loss, VariantGaps, losses, measure_gaps
 from workflow.tools.healing import heal
-from workflow.tools.moved_studies import READ, SAYS, TASK, UNIT, Study, read, read_study
+from workflow.tools.moved_studies import READ, SAYS, TASK, UNIT, Study, is_published, read, read_study
 
 STUDIES = Path("studies")
 UNMOVED, MOVED = "unmoved.yaml", "moved_{seed}.yaml"
@@ -180,7 +181,7 @@ def _copy_inputs(studies: list[Study], folder: Path) -> None:
         for path in (*READ, *(path for path in RECORDS if (study.folder / path).is_file())):
             target = folder / study.folder.name / path
             target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(study.folder / path, target)
+            shutil.copyfile(study.file(path), target)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -220,14 +221,18 @@ def _parser() -> argparse.ArgumentParser:
         )
         action.add_argument("--inputs", action="store_true", help="put what is read of each study there, too")
     changes = actions.add_parser("changes", help="say how a gap changes from one pair of a study to another")
-    changes.add_argument("study", type=Path, help="the folder of a finished study")
+    changes.add_argument("study", type=Path, help="the folder of a finished study, or of a published one")
     changes.add_argument(
         "pairs",
         type=_two_names,
         nargs="+",
         help="FIRST:LAST, two of its comparison.repairs: the last less the first",
     )
-    changes.add_argument("--csv", type=Path, help=f"where the table is written (default STUDY/{CHANGES})")
+    changes.add_argument(
+        "--csv",
+        type=Path,
+        help=f"where the table is written (default STUDY/{CHANGES}; of a published study, nowhere)",
+    )
     return parser
 
 
@@ -238,16 +243,20 @@ def _two_names(text: str) -> tuple[str, str]:
     return first, last
 
 
-def _say_changes(study: Path, pairs: list[tuple[str, str]], csv: Path) -> None:
+def _say_changes(study: Path, pairs: list[tuple[str, str]], csv: Path | None) -> None:
     found = measure_changes(read_study(study), pairs)
-    write_text(csv, flat_changes(found).to_csv(index=False))
+    if csv is None and not is_published(study):
+        csv = study / CHANGES
+    if csv:
+        write_text(csv, flat_changes(found).to_csv(index=False))
     for one in found:
         first, last = (mechanism_page.interval(gap) for gap in one.gaps)
         say(
             f"{one.first} to {one.last}: {one.answer}. The gap is {first}, then {last}: it changes by "
             f"{mechanism_page.interval(one.change)} {UNIT}."
         )
-    say(f"{csv} is written.")
+    if csv:
+        say(f"{csv} is written.")
 
 
 def main() -> None:
@@ -265,7 +274,7 @@ def main() -> None:
                 say(f"written: {', '.join(map(str, paths))}")
                 return
             case "changes":
-                _say_changes(options.study, options.pairs, options.csv or options.study / CHANGES)
+                _say_changes(options.study, options.pairs, options.csv)
                 return
             case "compare":
                 gaps = write(*read(options.folders), options.folder, inputs=options.inputs)

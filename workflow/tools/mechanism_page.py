@@ -182,7 +182,7 @@ def render_page(
         panel=panel,
         tables=tables,
         command=command,
-        files=[(f"{study.folder.name}/{ITEMS}", md5(study.folder / ITEMS)) for study in studies],
+        files=[(f"{study.folder.name}/{ITEMS}", md5(study.file(ITEMS))) for study in studies],
     )
 
 

@@ -16,7 +16,7 @@ from workflow.comparison.results import Table, table_of
 from workflow.runtime.errors import CheckError, UserError, first_of
 from workflow.runtime.files import read_json
 from workflow.runtime.forms import AS_TRAINED, BASE
-from workflow.runtime.paths import COMPARE, COMPARISON, MODEL_SOURCE, PARAMS
+from workflow.runtime.paths import COMPARE, COMPARISON, MODEL_SOURCE, PARAMS, RESULTS
 
 TASK, METRIC, UNIT = "holdout_loss", "nats_per_token", "nats per token"
 SAYS = ("value", "low", "high", "p_value")  # of a difference, in the tables
@@ -43,6 +43,10 @@ class Study:
     trained: dict[str, list[TrainingRecord]]
     items: pd.DataFrame
 
+    def file(self, path: Path) -> Path:
+        """Where one of its files lies, by its path in the folder where it ran."""
+        return file_of(self.folder, path)
+
     def table(self, variant: str, form: str) -> Table:
         """The losses of an arm per seed and item, in nats.
 
@@ -51,7 +55,7 @@ class Study:
         """
         frame = self.items[(self.items["variant"] == variant) & (self.items["form"] == form)]
         if frame.empty:
-            raise UserError(f"{self.folder / ITEMS} has no {TASK}/{METRIC} of {variant}/{form}.")
+            raise UserError(f"{self.file(ITEMS)} has no {TASK}/{METRIC} of {variant}/{form}.")
         return table_of(frame, Arm(variant, form))
 
 
@@ -86,27 +90,46 @@ def read(folders: list[Path]) -> tuple[Study, list[Study]]:
     return unmoved[0], moved
 
 
+def is_published(folder: Path) -> bool:
+    """Whether a study lies as it is published: what was in its results/ stands beside params.yaml."""
+    return not (folder / RESULTS).exists() and (folder / COMPARE.relative_to(RESULTS)).is_dir()
+
+
+def file_of(folder: Path, path: Path) -> Path:
+    """Where a file of a study lies.
+
+    Args:
+        path: that of the file where the study ran.
+    """
+    if path.is_relative_to(RESULTS) and is_published(folder):
+        path = path.relative_to(RESULTS)
+    return folder / path
+
+
 def read_study(folder: Path) -> Study:
-    """Read a finished study.
+    """Read a finished study, where it ran or as it is published.
 
     Raises:
         UserError: a file is missing.
         CheckError: its base was moved in another way than its params say.
     """
-    for path in READ:
-        if not (folder / path).is_file():
-            raise UserError(f"{folder / path} is missing: the study is not finished.")
-    settings = params.load(folder / PARAMS)
-    source = read_json(folder / MODEL_SOURCE)
+    published = is_published(folder)
+    params_file, source_file, comparison_file, items_file = files = [file_of(folder, path) for path in READ]
+    for path in files:
+        if not path.is_file():
+            reason = "it is not published" if published else "the study is not finished"
+            raise UserError(f"{path} is missing: {reason}.")
+    settings = params.load(params_file, published=published)
+    source = read_json(source_file)
     moved, recorded = settings.model.moved, source.get("moved")
     if (moved and moved.model_dump()) != (recorded and {key: recorded[key] for key in ("cells", "seed")}):
         raise CheckError(
-            f"{folder / MODEL_SOURCE} says that the base was moved by {recorded}, and {KEY} in params.yaml is {moved}: "
+            f"{source_file} says that the base was moved by {recorded}, and {KEY} in params.yaml is {moved}: "
             "run the study again"
         )
-    items = pd.read_parquet(folder / ITEMS)
+    items = pd.read_parquet(items_file)
     items = items[(items["task"] == TASK) & (items["metric"] == METRIC)]
-    trained = TRAININGS.validate_python(read_json(folder / COMPARISON)["training"])
+    trained = TRAININGS.validate_python(read_json(comparison_file)["training"])
     return Study(folder, settings, moved, source, trained, items)
 
 
