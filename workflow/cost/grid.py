@@ -129,7 +129,7 @@ def measure(job: Job) -> dict:
         `outcome`, and for a measured point: precision; speed-ups; memory in GiB at each stage (on a CPU the
         process' resident set size); seconds per step and tokens per second (useful and padded), each as the median
         with quartiles over all counted steps, and the medians of the repeats; seconds to load (and quantize) and to
-        capture graphs; the predicted memory (null if a speed-up that the prediction assumes is off); the matrix rate
+        capture graphs; whether these dequantize weights ahead; the predicted memory (null if a speed-up that the prediction assumes is off); the matrix rate
         of this device, and the share of it that the model's operations reach (null, like the prediction, for a model
         without a Llama's layers); joules per 1,000 useful tokens (null without NVML); and the tokens of the largest
         forward pass of the measurement and of an epoch. The peak is that of an epoch's largest pass.
@@ -214,6 +214,7 @@ def _measure(job: Job) -> dict:
         **_speeds(job, stopwatch),
         "load_seconds": load_seconds,
         "capture_seconds": trainer.capture_seconds,
+        "weights_ahead": trainer.graphs is not None and bool(trainer.graphs.dequantized),
         **_utilization(config, run, stopwatch, compute=precision.compute),
         "joules_per_1000_tokens": None
         if stopwatch.joules is None

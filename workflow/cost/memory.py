@@ -202,6 +202,7 @@ def predict(
     *,
     tokens: int,
     graphs: bool = True,
+    weights_ahead: bool = True,
 ) -> Memory:
     """Predict the peak that a training step allocates on a GPU, for a forward pass of `tokens` tokens in 16 bits.
 
@@ -211,7 +212,11 @@ def predict(
     gradient; or, before that, the weight with its adapter folded in, which is quantized; or, where inputs are not
     shared, once down_proj's input is freed, the three [tokens, intermediate] gradients of the gated activation. (By
     then the residual's gradient has replaced the last residual stream.) With checkpointing, only the input of each
-    layer is kept, and one layer is recomputed.
+    layer is kept, and one layer is recomputed. In a graph, both moments also hold the dequantized weight of the next
+    product (workflow/training/speed/ahead.py).
+
+    Args:
+        weights_ahead: False for what was measured before graphs made that weight ahead.
     """
     base, constants = weights(shape, variant)
     method = methods.get(variant.method)
@@ -232,14 +237,15 @@ def predict(
         activations, again = shape.layers * layer + embedded, 0
     rows = max(1, min(tokens, LOGITS_AT_ONCE // shape.vocabulary))
     chunk = rows * shape.vocabulary
-    at_loss = 2 * stream + chunk * (4 + 2)
     is_dequantized = precision.is_quantized and not precision.is_emulated
     dequantized = 2 * shape.hidden * shape.intermediate if is_dequantized else 0
+    ahead = dequantized if graphs and weights_ahead and not precision.products else 0
+    at_loss = 2 * stream + chunk * (4 + 2) + ahead
     wide = 2 * tokens * shape.intermediate
     folding = method.folding_bytes(shape.hidden * shape.intermediate, precision)
-    in_backward = again + max(dequantized + wide, 0 if shared_inputs else 2 * wide, folding)
+    in_backward = again + ahead + max(dequantized + wide, 0 if shared_inputs else 2 * wide, folding)
     if at_loss > in_backward:
-        loss, transient = chunk * (4 + 2), 2 * stream
+        loss, transient = chunk * (4 + 2), 2 * stream + ahead
     else:
         loss, transient = 0, in_backward
     return Memory(

@@ -22,6 +22,7 @@ class PlainLoop:
 
     speed_ups = SpeedUps(*[False] * 6)
     capture_seconds = 0.0
+    graphs = None
 
     def __init__(
         self,

@@ -44,10 +44,11 @@ class GraphedSteps:
         # One stream for all: cuBLAS keeps a workspace for each stream that it has seen.
         self.stream = torch.cuda.Stream()
         self.stream.wait_stream(torch.cuda.current_stream())
-        layers, asked = dequantized_layers(model), [Asked(dequantized_weight) for _ in blanks]
+        self.dequantized = dequantized_layers(model)
+        asked = [Asked(dequantized_weight) for _ in blanks]
         with torch.cuda.stream(self.stream):  # kernels are chosen and loaded outside the captures
             for blank, weights in zip(blanks, asked, strict=True):
-                with made_by(weights, layers):
+                with made_by(weights, self.dequantized):
                     forward(blank, self.divisor)[0].backward()
         torch.cuda.current_stream().wait_stream(self.stream)
         torch.cuda.synchronize()
@@ -57,7 +58,7 @@ class GraphedSteps:
         for blank, weights in zip(blanks, asked, strict=True):
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph, pool=pool, stream=self.stream):
-                with made_by(Ahead(dequantized_weight, weights.order, second), layers):
+                with made_by(Ahead(dequantized_weight, weights.order, second), self.dequantized):
                     loss, right = forward(blank, self.divisor)
                     loss.backward()
                 out = (loss.detach(), right.detach())
