@@ -16,10 +16,10 @@ from workflow.models import load
 from workflow.training.speed import ahead
 from workflow.training.speed.ahead import Ahead, Asked, Weight, made_by
 from workflow.training.speed.fused import (
-    dequantized_layers,
     dequantized_weight,
     fuse_adapters,
     fuse_layers,
+    layers_to_dequantize,
 )
 from workflow.training.speed.shared_inputs import share_inputs
 
@@ -61,7 +61,7 @@ def gradients(model: nn.Module) -> list[torch.Tensor]:
 
 def test_a_pass_asks_for_each_weight_forward_and_then_backward():
     model = adapted("qlora_nf4_dq")
-    layers = dequantized_layers(model)
+    layers = layers_to_dequantize(model)
     asked = Asked(dequantized_weight)
     with made_by(asked, layers):
         found = gradients(model)
@@ -85,8 +85,8 @@ def test_a_pass_asks_for_each_weight_forward_and_then_backward():
 
 
 def test_only_layers_whose_weight_is_made_are_made_ahead():
-    assert dequantized_layers(adapted("lora_16bit")) == []
-    assert len(dequantized_layers(adapted("qlora_nf4_dq"))) == 2 * len(LAYER)
+    assert layers_to_dequantize(adapted("lora_16bit")) == []
+    assert len(layers_to_dequantize(adapted("qlora_nf4_dq"))) == 2 * len(LAYER)
 
 
 def test_a_pass_that_fails_leaves_no_layer_with_a_source():

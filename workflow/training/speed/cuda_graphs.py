@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from workflow.training.speed.ahead import Ahead, Asked, made_by
-from workflow.training.speed.fused import dequantized_layers, dequantized_weight
+from workflow.training.speed.fused import dequantized_weight, layers_to_dequantize
 from workflow.training.speed.packing import Pack, PackSize
 
 
@@ -44,7 +44,7 @@ class GraphedSteps:
         # One stream for all: cuBLAS keeps a workspace for each stream that it has seen.
         self.stream = torch.cuda.Stream()
         self.stream.wait_stream(torch.cuda.current_stream())
-        self.dequantized = dequantized_layers(model)
+        self.dequantized = layers_to_dequantize(model)
         asked = [Asked(dequantized_weight) for _ in blanks]
         with torch.cuda.stream(self.stream):  # kernels are chosen and loaded outside the captures
             for blank, weights in zip(blanks, asked, strict=True):

@@ -35,7 +35,7 @@ def dequantized_weight(base: nn.Linear, dtype: torch.dtype) -> Tensor:
     return base.weight.to(dtype) if precision is None else precision.dequantized_weight(base, dtype)
 
 
-def dequantized_layers(model: nn.Module) -> list[nn.Linear]:
+def layers_to_dequantize(model: nn.Module) -> list[nn.Linear]:
     """The base layers that multiply by a weight which is made for each product."""
     bases = [module.base_layer for module in model.modules() if isinstance(module, LoraLayer)]
     found = [(base, precisions.recognize(base)) for base in bases]
