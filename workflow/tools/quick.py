@@ -11,6 +11,7 @@ import argparse
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -182,16 +183,18 @@ def table(reference: "Loss", bases: list[UntrainedBase]) -> str:
 
 def basis(ratios: list[TrainedRatio], bases: list[UntrainedBase]) -> str:
     """Say what the estimates rest on."""
-    models = ", ".join(dict.fromkeys(r.model for r in ratios))
-    parts = ", ".join(f"{r.variant} {r.value:.3f} ({r.low:.3f} to {r.high:.3f})" for r in ratios)
-    studies = ", ".join(dict.fromkeys(r.study for r in ratios))
+    studies = "; ".join(
+        f"{study} ({', '.join(dict.fromkeys(r.model for r in found))}; {found[0].rows:,} rows, {found[0].seeds} seeds) "
+        + ", ".join(f"{r.variant} {r.value:.3f} ({r.low:.3f} to {r.high:.3f})" for r in found)
+        for study, found in ((study, list(found)) for study, found in groupby(ratios, key=lambda r: r.study))
+    )
     text = (
-        f"The estimate is the gap before training times the share of it that training left in {studies} ({models}; "
-        f"{ratios[0].rows} rows, {ratios[0].seeds} seeds): {parts}. Its ends are the outermost products of both intervals, over "
-        "all these ratios. They hold for another model only as far as it behaves like that one, which was not measured."
+        f"The estimate is the gap before training times the share of it that training left in the published studies: {studies}. "
+        "It takes the median of the same precision's shares. Its ends are the outermost products of the intervals of both. "
+        "They hold for another model only as far as it behaves like that one, which was not measured."
     )
     if any(not base.expected.is_own for base in bases):
-        text += " * No study trained on this precision: the median of the ratios."
+        text += " * No study trained on this precision: all shares count."
     return text
 
 

@@ -121,15 +121,16 @@ def expected(
 ) -> Expected:
     """Estimate the gap after training of a base from its gap before.
 
-    The ratio is the one of the same precision or, where no study has it, the median of all. Its ends are the outermost ones
-    of all ratios, because one model's ratios say nothing of another model's. The ends of the estimate are the outermost
-    products of the gap's ends and the ratio's, so they are wider than an interval of either.
+    The ratio is the median of the same precision's, of which studies with other rows and rates have several, or of all where
+    no study has that precision. Its ends are the outermost ones of these. The ends of the estimate are the outermost products
+    of the gap's ends and the ratio's, so they are wider than an interval of either.
 
     Args:
         gap: before training, with the ends of its interval.
     """
     own = [r for r in ratios if (r.precision, r.quantization) == (precision, quantization)]
-    value = float(np.median([r.value for r in own or ratios]))
-    ends = min(r.low for r in ratios), max(r.high for r in ratios)
+    used = own or ratios
+    value = float(np.median([r.value for r in used]))
+    ends = min(r.low for r in used), max(r.high for r in used)
     products = [end * factor for end in gap[1:] for factor in ends]
     return Expected(gap[0] * value, min(products), max(products), bool(own))
