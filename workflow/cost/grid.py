@@ -129,10 +129,11 @@ def measure(job: Job) -> dict:
         `outcome`, and for a measured point: precision; speed-ups; memory in GiB at each stage (on a CPU the
         process' resident set size); seconds per step and tokens per second (useful and padded), each as the median
         with quartiles over all counted steps, and the medians of the repeats; seconds to load (and quantize) and to
-        capture graphs; whether these dequantize weights ahead; the predicted memory (null if a speed-up that the prediction assumes is off); the matrix rate
-        of this device, and the share of it that the model's operations reach (null, like the prediction, for a model
-        without a Llama's layers); joules per 1,000 useful tokens (null without NVML); and the tokens of the largest
-        forward pass of the measurement and of an epoch. The peak is that of an epoch's largest pass.
+        capture graphs; whether these dequantize weights ahead; the predicted memory (null if a speed-up that the
+        prediction assumes is off); the matrix rate of this device, and the share of it that the model's operations reach
+        (null, like the prediction, for a model without a Llama's layers); joules per 1,000 useful tokens (null without
+        NVML); and the tokens of the largest forward pass of the measurement and of an epoch. The peak is that of an
+        epoch's largest pass.
     """
     import torch
 

@@ -239,8 +239,7 @@ def predict(
     chunk = rows * shape.vocabulary
     is_dequantized = precision.is_quantized and not precision.is_emulated
     dequantized = 2 * shape.hidden * shape.intermediate if is_dequantized else 0
-    is_ahead = graphs and weights_ahead and precision.dequantization_bytes and not precision.products
-    ahead = dequantized if is_ahead else 0
+    ahead = dequantized if graphs and weights_ahead and precision.makes_weights else 0
     at_loss = 2 * stream + chunk * (4 + 2) + ahead
     wide = 2 * tokens * shape.intermediate
     folding = method.folding_bytes(shape.hidden * shape.intermediate, precision)

@@ -218,6 +218,11 @@ class Precision:
     code_after: Callable[[Quantization], str] = no_code  # where no library quantizes as it loads
 
     @property
+    def makes_weights(self) -> bool:
+        """Whether its layers multiply by a weight that is dequantized for each product."""
+        return self.dequantization_bytes > 0 and self.products is None
+
+    @property
     def can_be_trained_through(self) -> bool:
         """Whether a training can multiply by its weights as they are quantized with the adapter in them."""
         return self.quantized_weight is not None

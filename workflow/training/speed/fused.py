@@ -38,12 +38,7 @@ def dequantized_weight(base: nn.Linear, dtype: torch.dtype) -> Tensor:
 def layers_to_dequantize(model: nn.Module) -> list[nn.Linear]:
     """The base layers that multiply by a weight which is made for each product."""
     bases = [module.base_layer for module in model.modules() if isinstance(module, LoraLayer)]
-    found = [(base, precisions.recognize(base)) for base in bases]
-    return [
-        base
-        for base, precision in found
-        if precision and precision.dequantization_bytes and not precision.products
-    ]
+    return [base for base in bases if (precision := precisions.recognize(base)) and precision.makes_weights]
 
 
 def base_product(
