@@ -169,6 +169,7 @@ def test_the_quick_form_measures_the_untrained_bases(workspace, monkeypatch, tmp
     [
         ("reference_study", ("qlora_nf4", "qlora_fp4", "qlora_nf4_dq", "lora_int8")),
         ("study", ("qlora_nf4_dq", "qlora_fp4", "lora_int8_wo")),
+        ("curves", ("qlora_nf4_dq",)),
     ],
 )
 def test_the_ratios_are_those_of_a_studys_scores(study, of_precision):

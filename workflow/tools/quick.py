@@ -183,11 +183,7 @@ def table(reference: "Loss", bases: list[UntrainedBase]) -> str:
 
 def basis(ratios: list[TrainedRatio], bases: list[UntrainedBase]) -> str:
     """Say what the estimates rest on."""
-    studies = "; ".join(
-        f"{study} ({', '.join(dict.fromkeys(r.model for r in found))}; {found[0].rows:,} rows, {found[0].seeds} seeds) "
-        + ", ".join(f"{r.variant} {r.value:.3f} ({r.low:.3f} to {r.high:.3f})" for r in found)
-        for study, found in ((study, list(found)) for study, found in groupby(ratios, key=lambda r: r.study))
-    )
+    studies = "; ".join(_of_a_study(list(found)) for _, found in groupby(ratios, key=lambda r: r.study))
     text = (
         f"The estimate is the gap before training times the share of it that training left in the published studies: {studies}. "
         "It takes the median of the same precision's shares. Its ends are the outermost products of the intervals of both. "
@@ -196,6 +192,12 @@ def basis(ratios: list[TrainedRatio], bases: list[UntrainedBase]) -> str:
     if any(not base.expected.is_own for base in bases):
         text += " * No study trained on this precision: all shares count."
     return text
+
+
+def _of_a_study(ratios: list[TrainedRatio]) -> str:
+    first = ratios[0]
+    shares = ", ".join(f"{r.variant} {r.value:.3f} ({r.low:.3f} to {r.high:.3f})" for r in ratios)
+    return f"{first.study} ({first.model}; {first.rows:,} rows, {first.seeds} seeds) {shares}"
 
 
 def flat_table(reference: "Loss", bases: list[UntrainedBase]) -> pd.DataFrame:
