@@ -336,6 +336,50 @@ def test_the_rates_of_the_second_study_were_chosen_within_what_was_tried():
         assert min(mean) < choice["learning_rate"] < max(mean)
 
 
+def test_what_is_kept_of_the_gain_in_the_second_study(said):
+    shares = pd.read_csv(SECOND / "compare/shares.csv").query(
+        "measure == 'share_of_gain' and metric == 'nats_per_token' and subset == 'all'"
+    )
+    kept = {(row["variant"], row["form"]): row for row in shares.to_dict("records")}
+    nf4 = kept[DQ, "as_trained"]
+    value, low, high = (100 * nf4[key] for key in ("value", "low", "high"))
+    assert f"It keeps {value:.0f} % ({low:.0f} to {high:.0f}) of what 16-bit LoRA gains" in said
+    percent = {cell: f"{100 * row['value']:.0f} %" for cell, row in kept.items()}
+    assert f"{percent['qlora_nf4_dq_merge_aware', 'requantized']} of LoRA's gain" in said
+    eight_bits = percent["lora_int8_wo", "as_trained"], percent["lora_int8_wo", "requantized"]
+    assert "they keep {} of the gain, and {} when merged and quantized again".format(*eight_bits) in said
+    assert f"and keeps {percent['qlora_fp4', 'as_trained']}." in said
+
+
+def test_how_sure_the_second_study_is(said):
+    found = pd.read_csv(SECOND / "compare/contrasts.csv")
+    gained, again = (
+        one(found, kind="to_base", variant=DQ, form=form, subset="all")
+        for form in ("as_trained", "requantized")
+    )
+    better = (
+        f"is {-again['value']:.3f} better than the untouched 4-bit base, of {-gained['value']:.3f} that were"
+    )
+    assert better in said
+    nf4 = one(found, kind="to_baseline", variant=DQ, form="as_trained", subset="all")
+    by_rows = {key: nf4[f"by_rows_{key}"] for key in ("value", "low", "high")}
+    assert f"By rows, NF4 is {quoted(by_rows, 3)}" in said
+    assert f"The 2,000 rows weigh like {nf4['effective_groups']:.0f}." in said
+    assert 0.15 < nf4["seed_share"] < 0.25  # a fifth
+    answers = {"task": "holdout_generation", "metric": "ended", "subset": "all"}
+    ended = one(found, kind="to_baseline", variant=DQ, form="as_trained", **answers)
+    value, low, high = (100 * ended[key] for key in ("value", "low", "high"))
+    assert f"of NF4's, {-value:.1f} points fewer end ({low:+.1f} to {high:+.1f})" in said
+    family = found[found["in_family"]]
+    undecided = family[family["verdict"] == "undecided"]
+    assert f"Of the {len(family)} differences that decide, four are undecided" in said
+    assert set(zip(undecided["variant"], undecided["form"], strict=True)) == {
+        (f"lora_16bit_without_{kind}", form)
+        for kind in ("reading", "writing")
+        for form in ("as_trained", "merged_16bit")
+    }
+
+
 CURVES = ROOT / "results/studies/curves"
 
 
