@@ -123,9 +123,8 @@ def test_a_shared_training_says_what_it_did(pair):
         assert shared[name] == alone[name], name
     assert (alone["processes"], shared["processes"]) == (1, 2)
     assert shared["tokens_computed"] >= shared["tokens_seen"]
-    assert shared["speed_ups"] == alone["speed_ups"] | dict.fromkeys(
-        ("packing", "shared_inputs", "fused_layers", "fused_loss"), False
-    )
+    assert shared["speed_ups"] == alone["speed_ups"]
+    assert [name for name, used in alone["speed_ups"].items() if not used] == ["cuda_graphs"]  # on a CPU
     same = ("base", "double_quantization", "storage", "compute", "quantized_modules", "weights_gib")
     assert [shared["precision"][key] for key in same] == [alone["precision"][key] for key in same]
 
@@ -212,7 +211,7 @@ def test_a_killed_process_ends_the_stage_and_leaves_no_output(folder, tmp_path):
 def test_a_shared_training_goes_on_with_the_same_bits(folder, tiny_model, splits, tmp_path):
     """It keeps its best weights, of which each process holds a part, and saves them whole."""
     asked = content()
-    set_training(asked, steps=60, dropout=0.1, learning_rate=3e-2, keep="best", validations=20)
+    set_training(asked, steps=60, dropout=0.1, learning_rate=6e-2, keep="best", validations=20)
     whole, ended = tmp_path / "whole", tmp_path / "ended"
     for one in (whole, ended):
         (one / "results").mkdir(parents=True)

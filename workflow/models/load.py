@@ -20,6 +20,7 @@ from workflow.data import model_files
 from workflow.precisions.base import Loading, Precision, dtype_name
 from workflow.precisions.bnb_4bit import use_exact_cpu_kernels
 from workflow.precisions.dynamic import layers_in_16_bits
+from workflow.runtime import launch
 from workflow.runtime.errors import CheckError, UserError
 
 
@@ -130,7 +131,7 @@ def load_base(
     A variant that trains every weight gets float32 master weights; autocast computes in `compute`.
 
     Args:
-        sharded: load (and quantize) in host memory, from where each device gets its part.
+        sharded: load into host memory, from where each process' device gets its part. That device quantizes.
         on_any_device: to try a variant on a CPU that will run on a GPU.
 
     Raises:
@@ -139,6 +140,8 @@ def load_base(
     """
     use_exact_cpu_kernels()
     device = choose_device(hardware)
+    if sharded and device.type == "cuda":
+        device = torch.device("cuda", launch.rank())
     compute = choose_compute(hardware, variant, device)
     precision = precisions.get(variant.precision)
     precisions.check_installed(precision)
@@ -147,7 +150,7 @@ def load_base(
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         loading = loading_of(variant, compute, linear_names(config, variant), sharded=sharded)
-        with precision.while_loading(loading):
+        with precision.while_loading(replace(loading, quantized_on=device if sharded else None)):
             model, report = AutoModelForCausalLM.from_pretrained(
                 folder,
                 dtype=loading.weights,

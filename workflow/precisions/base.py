@@ -36,6 +36,9 @@ class Loading:
     compute: torch.dtype  # of the matrix products
     weights: torch.dtype  # of the weights that are not quantized
     sharded: bool = False
+    quantized_on: torch.device | None = (
+        None  # where weights are quantized that are held elsewhere; None for no such place
+    )
 
     @property
     def double_quantization(self) -> bool:

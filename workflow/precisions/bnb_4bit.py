@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from math import ceil
 from typing import TYPE_CHECKING, Any
@@ -58,22 +58,50 @@ def config(name: str, loading: Loading) -> BitsAndBytesConfig:
 
 
 @contextmanager
-def blocks(loading: Loading) -> Iterator[None]:
-    """Give the 4-bit layers that are made meanwhile the block size that the loading names.
+def as_asked(loading: Loading) -> Iterator[None]:
+    """Quantize what is loaded meanwhile in the blocks, and on the device, that the loading names."""
+    with ExitStack() as stack:
+        if loading.block_size != DEFAULT_BLOCK_SIZE:
+            stack.enter_context(_blocks(loading.block_size))
+        if loading.quantized_on is not None:
+            stack.enter_context(_quantized_on(loading.quantized_on))
+        yield
+
+
+@contextmanager
+def _quantized_on(device: torch.device) -> Iterator[None]:
+    """Quantize each weight on a device, and hold its numbers where the loader wants them."""
+    import bitsandbytes as bnb
+
+    quantize = bnb.nn.Params4bit._quantize
+
+    def quantize_there(weight: bnb.nn.Params4bit, place: torch.device) -> bnb.nn.Params4bit:
+        quantize(weight, device)
+        weight.data = weight.data.to(place)
+        weight.quant_state.to(place)
+        return weight
+
+    bnb.nn.Params4bit._quantize = quantize_there
+    try:
+        yield
+    finally:
+        bnb.nn.Params4bit._quantize = quantize
+
+
+@contextmanager
+def _blocks(size: int) -> Iterator[None]:
+    """Give the 4-bit layers that are made meanwhile blocks of this size.
 
     transformers' configuration has no block size. Its loader quantizes with the attributes of the empty weight that
     the layer was made with, so they are set there.
     """
     import bitsandbytes as bnb
 
-    if loading.block_size == DEFAULT_BLOCK_SIZE:
-        yield
-        return
     begin = bnb.nn.Linear4bit.__init__
 
     def begin_with_blocks(layer: nn.Module, *args: Any, **settings: Any) -> None:
         begin(layer, *args, **settings)
-        layer.weight.blocksize = loading.block_size
+        layer.weight.blocksize = size
 
     bnb.nn.Linear4bit.__init__ = begin_with_blocks
     try:
@@ -329,7 +357,7 @@ def _precision(name: str) -> Precision:
         dequantization_bytes=0.5 + 2,
         block_sizes=BLOCK_SIZES,
         config=partial(config, name),
-        while_loading=blocks,
+        while_loading=as_asked,
         problem=problem,
         replace=replace_layers,
         parameter=parameter,

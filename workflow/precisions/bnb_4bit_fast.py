@@ -31,10 +31,11 @@ class Kind:
 
 def dequantized(packed: Tensor, state: QuantState) -> Tensor:
     """The weight [out, in] of a layer, in its state's type."""
-    if not (packed.is_cuda and packed.dtype == torch.uint8 and packed.is_contiguous()):
+    if not (packed.is_cuda and packed.is_contiguous()):
         return dequantize_4bit(packed, state)
     kind = Kind(packed.device, state.quant_type, bool(state.nested), state.blocksize, state.dtype)
-    return way_of(kind)(packed, state)
+    # To be sharded, the numbers are stored as if they were of another type.
+    return way_of(kind)(packed.view(torch.uint8).view(-1, 1), state)
 
 
 @cache

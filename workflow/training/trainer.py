@@ -31,7 +31,7 @@ from workflow.training.order import LikeLengthSampler, rows_of_passes
 from workflow.training.sharding import RankBatches, loader, use_fsdp_on_cpu
 from workflow.training.speed.choice import SpeedUps, graphs_pay
 from workflow.training.speed.cuda_graphs import GraphedSteps
-from workflow.training.speed.fused import IGNORED, LinearCrossEntropy, fuse_adapters, fuse_layers
+from workflow.training.speed.fused import IGNORED, fuse_adapters, fuse_layers, scoring
 from workflow.training.speed.kernels import fuse_rotations
 from workflow.training.speed.packing import (
     Pack,
@@ -76,12 +76,14 @@ class RunTrainer(SFTTrainer):
         self.learned = self.right = self.tokens = 0  # since the last log line
         model = model_of(self)
         self.causal_model = model.get_base_model() if hasattr(model, "get_base_model") else model
-        self.attention = packed_attention(self.causal_model, compute) if speed_ups.packing else None
+        # A model that is to be sharded is still in host memory.
+        device = self.accelerator.device
+        self.attention = packed_attention(self.causal_model, compute, device) if speed_ups.packing else None
         if speed_ups.fused_layers:
             fuse_layers(model)
-            fuse_rotations(self.causal_model)
+            fuse_rotations(self.causal_model, device)
         if speed_ups.fused_adapters:
-            fuse_adapters(model, compute=compute)
+            fuse_adapters(model, compute=compute, device=device)
         if speed_ups.shared_inputs:
             share_inputs(model)
         rows = [*self.train_dataset["input_ids"], *self.eval_dataset["input_ids"]]
@@ -180,8 +182,8 @@ class RunTrainer(SFTTrainer):
         if not self.speed_ups.packing:
             return super().get_batch_samples(epoch_iterator, num_batches, device)
         packs = list(islice(epoch_iterator, num_batches))
-        learned = sum(pack.targets.ne(IGNORED).sum() for pack in packs)
-        return packs, torch.as_tensor(learned, dtype=torch.float32, device=device)
+        learned = torch.as_tensor(sum(pack.targets.ne(IGNORED).sum() for pack in packs), device=device)
+        return packs, self.summed(learned).float()
 
     # The step.
 
@@ -232,23 +234,17 @@ class RunTrainer(SFTTrainer):
             attention["position_ids"] = batch.position_ids
         else:
             attention = {"attention_mask": batch["attention_mask"]}
+        # A sharded model gathers its weights on the way in through the outermost module.
+        model = self.causal_model if self.ranks == 1 else self.model
         with self.autocast():
             if not self.speed_ups.fused_loss:
-                # A sharded model gathers its weights on the way in through the outermost module.
-                model = self.causal_model if self.ranks == 1 else self.model
                 logits = model(input_ids=ids, use_cache=False, **attention).logits.flatten(0, 1).float()
                 loss = functional.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum")
                 return loss / divisor, (logits.argmax(-1) == targets).sum()
-            hidden = self.causal_model.base_model(
-                input_ids=ids, use_cache=False, **attention
-            ).last_hidden_state.flatten(0, 1)
-        learned = batch.learned if isinstance(batch, Pack) else targets != IGNORED
-        hidden, targets = hidden[learned], targets[learned]
-        head = self.causal_model.get_output_embeddings().weight
-        if not torch.is_grad_enabled():
-            head = head.detach()  # or a gradient as large as the vocabulary would be made for nothing
-        loss, right = LinearCrossEntropy.apply(hidden.to(self.compute), head, targets)
-        return loss / divisor, right
+            learned = batch.learned if isinstance(batch, Pack) else targets != IGNORED
+            with scoring(self.causal_model.get_output_embeddings(), learned, targets, self.compute):
+                loss, right = model(input_ids=ids, use_cache=False, **attention).logits
+        return loss / divisor, right.detach()
 
     def autocast(self):
         """Autocast where weights are not in the compute type: adapters in PEFT's own layers, a full fine-tuning."""

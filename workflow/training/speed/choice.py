@@ -10,6 +10,8 @@ from transformers import (
 from workflow import precisions
 from workflow.models.load import LoadedPrecision, base_linears
 from workflow.params import Run
+from workflow.training.speed.fused import scoring
+from workflow.training.speed.kinds import first_of_each_kind
 from workflow.training.speed.obstacles import obstacles
 from workflow.training.speed.packing import can_be_packed
 
@@ -50,13 +52,15 @@ def choose_speed_ups(model: PreTrainedModel, run: Run, precision: LoadedPrecisio
         device=precision.device,
         compute=precision.compute,
     )
-    packing = not reasons["packing"] and can_be_packed(model, longest=run.training.max_length)
+    with first_of_each_kind(model):
+        packing = not reasons["packing"] and can_be_packed(model, longest=run.training.max_length)
+        fused_loss = not reasons["fused_loss"] and _has_plain_head(model)
     return SpeedUps(
         packing=packing,
         fused_adapters=not reasons["fused_adapters"],
         shared_inputs=not reasons["shared_inputs"],
         fused_layers=not reasons["fused_layers"],
-        fused_loss=not reasons["fused_loss"] and _has_plain_head(model),
+        fused_loss=fused_loss,
         cuda_graphs=packing and not reasons["cuda_graphs"],
     )
 
@@ -70,7 +74,7 @@ def graphs_pay(model: PreTrainedModel, tokens: float) -> bool:
 
 
 def _has_plain_head(model: PreTrainedModel) -> bool:
-    """Whether logits are the last hidden state times the output embeddings, nothing added, scaled or capped.
+    """Whether logits are what the output head makes of the last hidden state: its product, nothing added, scaled or capped.
 
     It is tried on a few tokens; a cap that so small logits would not show is known by its name.
     """
@@ -84,7 +88,11 @@ def _has_plain_head(model: PreTrainedModel) -> bool:
         hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
         plain = (hidden.to(head.weight.dtype) @ head.weight.t()).float()
         logits = model(input_ids=ids, use_cache=False).logits.float()
+        with scoring(head, ids.new_ones(ids.numel(), dtype=torch.bool), ids.flatten(), plain.dtype):
+            scored = model(input_ids=ids, use_cache=False).logits
     model.train(training)
     caps = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
     capped = any(getattr(model.config.get_text_config(), name, None) is not None for name in caps)
-    return not capped and torch.allclose(plain, logits, rtol=2e-2, atol=1e-2 * float(logits.abs().mean()))
+    if capped or scored.numel() != 2:  # the model reads the head's weight past the head
+        return False
+    return torch.allclose(plain, logits, rtol=2e-2, atol=1e-2 * float(logits.abs().mean()))

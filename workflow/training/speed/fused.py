@@ -4,6 +4,8 @@ Each computes what the layers of PEFT and transformers compute, up to the roundi
 (tests/training/test_fused.py holds each to them), in PyTorch's own operations, so it runs on a CPU as on a GPU.
 """
 
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from types import MethodType
@@ -19,6 +21,7 @@ from workflow.precisions.base import Products, dequantized_products, in_force
 from workflow.training.speed.ahead import SOURCE
 from workflow.training.speed.chunks import LOGITS_AT_ONCE
 from workflow.training.speed.kernels import gated_silu, gated_silu_backward
+from workflow.training.speed.kinds import kind
 
 IGNORED = -100  # the label that PyTorch's cross entropy leaves out
 
@@ -247,11 +250,39 @@ class LinearCrossEntropy(torch.autograd.Function):
         )
 
 
-def fuse_adapters(model: nn.Module, *, compute: torch.dtype) -> int:
+@contextmanager
+def scoring(head: nn.Module, learned: Tensor, targets: Tensor, compute: torch.dtype) -> Iterator[None]:
+    """Let the output head give the loss in place of logits: a tensor of the summed nats and the right predictions.
+
+    The head is called as ever, so a weight that is gathered for its call is there.
+
+    Args:
+        learned: which of the positions [rows x tokens] have a target, as a mask or as their numbers.
+        targets: the next token of each position [rows x tokens].
+    """
+    targets = targets[learned]
+
+    def forward(hidden: Tensor) -> Tensor:
+        # Without the detachment a gradient as large as the vocabulary would be made for nothing.
+        weight = head.weight if torch.is_grad_enabled() else head.weight.detach()
+        hidden = hidden.flatten(0, 1)[learned].to(compute)
+        return torch.stack(LinearCrossEntropy.apply(hidden, weight, targets))
+
+    head.forward = forward
+    try:
+        yield
+    finally:
+        del head.forward
+
+
+def fuse_adapters(model: nn.Module, *, compute: torch.dtype, device: torch.device | None = None) -> int:
     """Give every adapted layer on a base that can be fused its fused form; return how many were given it.
 
     A layer on another base keeps PEFT's own way, with autocast around it. One whose method computes it in one step of
     its own keeps that.
+
+    Args:
+        device: on which the model will compute; None for where it is.
     """
     fused = 0
     for module in model.modules():
@@ -262,7 +293,7 @@ def fuse_adapters(model: nn.Module, *, compute: torch.dtype) -> int:
             if "forward" in vars(module):
                 pass  # its method's own
             elif module.lora_magnitude_vector:
-                squares = base_weight(module.base_layer, compute).float().square().sum(1)
+                squares = base_weight(module.base_layer, compute).float().square().sum(1).to(device)
                 module.forward = partial(_decomposed_forward, module, squares)
             else:
                 module.forward = MethodType(adapted_forward, module)
@@ -307,15 +338,18 @@ def fuse_layers(model: nn.Module) -> int:
     They are known by what they hold and how they behave, so that another architecture's norm of like name
     (Gemma's adds 1 to its weight) is left alone.
     """
+    agrees: dict[Hashable, bool] = {}
     fused = 0
     for module in model.modules():
-        if _is_rms_norm(module):
-            module.forward = MethodType(_rms_norm_forward, module)
-        elif _is_gated_silu(module):
-            module.forward = MethodType(gated_silu_forward, module)
-        else:
+        form = next((form for form in FORMS if form.may_be_of(module)), None)
+        if form is None:
             continue
-        fused += 1
+        alike = kind(module)
+        if alike not in agrees:
+            agrees[alike] = _agree(module, form.forward, form.probe(module))
+        if agrees[alike]:
+            module.forward = MethodType(form.forward, module)
+            fused += 1
     return fused
 
 
@@ -324,12 +358,10 @@ def is_named_rms_norm(module: nn.Module) -> bool:
     return type(module).__name__.endswith("RMSNorm") and hasattr(module, "variance_epsilon")
 
 
-def _is_rms_norm(module: nn.Module) -> bool:
-    if not is_named_rms_norm(module):
-        return False
-    size = module.weight.shape[0]
-    probe = torch.linspace(-2, 3, 2 * size, device=module.weight.device).view(2, size).to(module.weight.dtype)
-    return _agree(module, _rms_norm_forward, probe)
+def _norm_probe(module: nn.Module) -> Tensor:
+    """Numbers [2, size] from -2 to 3, in the type of the norm's weight."""
+    size, weight = module.weight.shape[0], module.weight
+    return torch.linspace(-2, 3, 2 * size, device=weight.device).view(2, size).to(weight.dtype)
 
 
 def _rms_norm_forward(module: nn.Module, x: Tensor) -> Tensor:
@@ -350,28 +382,44 @@ class NormOf:
     norm: nn.Module
 
 
-def _is_gated_silu(module: nn.Module) -> bool:
-    parts = ("gate_proj", "up_proj", "down_proj")
-    if not all(hasattr(module, part) for part in parts):
-        return False
+def _is_named_gated(module: nn.Module) -> bool:
+    return all(hasattr(module, part) for part in ("gate_proj", "up_proj", "down_proj"))
+
+
+def _gated_probe(module: nn.Module) -> Tensor:
+    """Random numbers [4, in], in the type that the perceptron computes in."""
     # An adapter is in float32 on a base in 16 bits.
     types = {p.dtype for p in module.parameters() if p.is_floating_point()}
     dtype = next(iter(types - {torch.float32}), torch.float32)
     generator = torch.Generator().manual_seed(0)
     probe = torch.randn(4, module.gate_proj.in_features, generator=generator)
-    device = next(module.gate_proj.parameters()).device
-    return _agree(module, gated_silu_forward, probe.to(device, dtype))
+    return probe.to(next(module.gate_proj.parameters()).device, dtype)
 
 
-def _agree(module: nn.Module, fused, probe: Tensor) -> bool:
+def _agree(module: nn.Module, form: Callable, probe: Tensor) -> bool:
     """Whether the fused form gives a module's own output, in training too, where a dropout would show."""
     training = module.training
     module.train()
     with torch.no_grad(), torch.random.fork_rng(), dequantized_products():
-        own, fast = module(probe).float(), fused(module, probe).float()
+        own, fast = module(probe).float(), form(module, probe).float()
     module.train(training)
     return torch.allclose(own, fast, rtol=2e-2, atol=1e-2 * float(own.abs().mean()))
 
 
 def gated_silu_forward(module: nn.Module, x: Tensor) -> Tensor:
     return module.down_proj(GatedSilu.apply(module.gate_proj(x), module.up_proj(x)))
+
+
+@dataclass(frozen=True)
+class Form:
+    """A fused form of a module."""
+
+    may_be_of: Callable[[nn.Module], bool]  # by what the module holds
+    forward: Callable[[nn.Module, Tensor], Tensor]
+    probe: Callable[[nn.Module], Tensor]  # makes an input on which both forms are tried
+
+
+FORMS = (
+    Form(is_named_rms_norm, _rms_norm_forward, _norm_probe),
+    Form(_is_named_gated, gated_silu_forward, _gated_probe),
+)

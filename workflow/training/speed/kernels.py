@@ -50,19 +50,22 @@ def gated_silu_backward(grad: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor,
     return grad_gate, functional.silu(gate).mul_(grad)
 
 
-def fuse_rotations(model: PreTrainedModel) -> int:
+def fuse_rotations(model: PreTrainedModel, device: torch.device) -> int:
     """Rotate queries and keys in place, in one pass over both; return how many layers do so.
 
     An attention layer is given a copy of its own forward function in which the rotation alone is another. A rotation
     that Liger's does not agree with, such as one of neighboring numbers in place of halves, is left alone.
+
+    Args:
+        device: on which the model will compute.
     """
-    if model.device.type != "cuda" or liger() is None:
+    if device.type != "cuda" or liger() is None:
         return 0
     fused = 0
     for module in model.modules():
         forward = type(module).forward
         own = getattr(forward, "__globals__", {}).get(ROTATION)
-        if own is None or ROTATION not in forward.__code__.co_names or not _rotates_alike(model, own):
+        if own is None or ROTATION not in forward.__code__.co_names or not _rotates_alike(model, own, device):
             continue
         module.forward = MethodType(_with_rotation(forward), module)
         fused += 1
@@ -74,7 +77,7 @@ def _rotate(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Ten
     return liger().rope.LigerRopeFunction.apply(q, k, cos, sin)
 
 
-def _rotates_alike(model: PreTrainedModel, own: Callable) -> bool:
+def _rotates_alike(model: PreTrainedModel, own: Callable, device: torch.device) -> bool:
     """Whether a rotation is that of whole heads by halves: tried on random numbers."""
     config = model.config.get_text_config()
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
@@ -82,9 +85,9 @@ def _rotates_alike(model: PreTrainedModel, own: Callable) -> bool:
         inspect.signature(own).parameters
     ):
         return False
-    generator = torch.Generator(model.device).manual_seed(0)
-    q, k = (torch.randn(1, 3, heads, size, device=model.device, generator=generator) for heads in (4, 2))
-    angles = torch.randn(1, 3, size // 2, device=model.device, generator=generator).repeat(1, 1, 2)
+    generator = torch.Generator(device).manual_seed(0)
+    q, k = (torch.randn(1, 3, heads, size, device=device, generator=generator) for heads in (4, 2))
+    angles = torch.randn(1, 3, size // 2, device=device, generator=generator).repeat(1, 1, 2)
     rotated = [
         function(q.clone().transpose(1, 2), k.clone().transpose(1, 2), angles.cos(), angles.sin())
         for function in (own, _rotate)

@@ -22,34 +22,31 @@ def obstacles(
 ) -> dict[str, str]:
     """By each speed-up's name, why the run cannot have it, as a clause; empty where nothing speaks against it.
 
-    Fused adapters find their sharded weights gathered, as they compute inside a decoder layer. The fused loss would
-    use the output head's weight past its module, where it is not gathered. Packing and fused layers are tried on the
-    model before they are used, and a model that is to be sharded is in host memory then, where a pass takes minutes.
+    Sharded weights are gathered when a decoder layer or the output head is called, into memory that is taken anew each
+    time: a CUDA graph would read where they were.
 
     Args:
         device: cpu or cuda.
         compute: the type of the matrix products.
     """
     precision = base.no_speed_ups or "not on a base in this precision"
-    sharded = SHARDED if variant.processes > 1 else ""
     fused_adapters = _first(not training.fused_adapters and SWITCHED_OFF, method.no_fused_adapters(training))
-    packing = _first(not training.packing and SWITCHED_OFF, sharded, not base.can_be_packed and precision)
+    packing = _first(not training.packing and SWITCHED_OFF, not base.can_be_packed and precision)
     return {
         "packing": packing,
         "fused_adapters": fused_adapters,
         "shared_inputs": _first(
             not training.shared_inputs and SWITCHED_OFF,
-            sharded,
             fused_adapters and "needs fused adapters",
             not method.may_share_inputs and "not for this method’s layers",
             not base.can_be_fused and precision,
             training.dropout and "each layer’s dropout changes the input",
         ),
-        "fused_layers": _first(not training.fused_layers and SWITCHED_OFF, sharded),
-        "fused_loss": _first(not training.fused_loss and SWITCHED_OFF, sharded),
+        "fused_layers": _first(not training.fused_layers and SWITCHED_OFF),
+        "fused_loss": _first(not training.fused_loss and SWITCHED_OFF),
         "cuda_graphs": _first(
             not training.cuda_graphs and SWITCHED_OFF,
-            sharded,
+            variant.processes > 1 and SHARDED,
             device != "cuda" and "needs a GPU",
             method.no_graphs(training),
             not base.can_be_captured and precision,

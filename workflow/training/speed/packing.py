@@ -157,21 +157,19 @@ def sizes_needed(passes: Sequence[PackSize], *, free: float = 1 / 20, multiple: 
     return sizes
 
 
-def packed_attention(model: PreTrainedModel, compute: torch.dtype) -> str | None:
-    """The attention that packs of this model run fastest with here; None for a mask over the whole pack.
+def packed_attention(model: PreTrainedModel, compute: torch.dtype, device: torch.device) -> str | None:
+    """The attention that packs of this model run fastest with on a device; None for a mask over the whole pack.
 
     VARLEN, PyTorch's variable-length flash attention, needs 16 bits and an Ampere GPU or newer. BY_ROW is for a CPU,
     where a few more calls cost less than the products between rows that a mask throws away.
     """
     if not getattr(model, "_supports_attention_backend", False):
         return None
-    if model.device.type == "cpu":
+    if device.type == "cpu":
         return BY_ROW
-    fast = compute in (torch.bfloat16, torch.float16) and torch.cuda.get_device_capability(model.device) >= (
-        8,
-        0,
-    )
-    return VARLEN if model.device.type == "cuda" and fast else None
+    is_16_bits = compute in (torch.bfloat16, torch.float16)
+    fast = device.type == "cuda" and is_16_bits and torch.cuda.get_device_capability(device) >= (8, 0)
+    return VARLEN if fast else None
 
 
 def can_be_packed(model: PreTrainedModel, *, longest: int) -> bool:
