@@ -18,8 +18,8 @@ import select
 import signal
 import socket
 import sys
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -44,12 +44,12 @@ STAGES = {
 # No library reads these: engines and shells set them for each command.
 INDIFFERENT, INDIFFERENT_PREFIXES = {"_", "PWD", "OLDPWD", "SHLVL"}, ("DVC_", "WORKFLOW_")
 TEMPORARY = ("TMPDIR", "TEMP", "TMP", "TEMPDIR")  # Snakemake sets them to what they are by default
-# What stages import of other packages. Before a GPU these are not loaded: bitsandbytes begins to use it.
+# What stages import of other packages.
 LIBRARIES = ("pydantic.dataclasses", "ruamel.yaml", "psutil", "numpy", "pandas", "scipy.stats", "pyarrow.parquet", "jinja2", "safetensors.torch", "torch.utils.data",
              "transformers.trainer", "transformers.modeling_gguf_pytorch_utils", "transformers.models.llama.modeling_llama",
              "transformers.models.auto.tokenization_auto", "datasets", "datasketch", "lm_eval.evaluator",
-             "lm_eval.models.huggingface", "rouge_score.rouge_scorer", "sacrebleu", "gguf", "matplotlib.figure")  # fmt: skip
-LIBRARIES_WITHOUT_GPU = ("bitsandbytes", "peft.tuners.lora", "trl.trainer.sft_trainer")
+             "lm_eval.models.huggingface", "rouge_score.rouge_scorer", "sacrebleu", "gguf", "matplotlib.figure",
+             "bitsandbytes", "peft.tuners.lora", "trl.trainer.sft_trainer")  # fmt: skip
 
 
 def surroundings() -> dict[str, Any]:
@@ -147,6 +147,7 @@ def serve(
     libraries: Iterable[str],
     accepts: Callable[[dict[str, Any]], bool],
     prepare: Callable[[dict[str, Any]], None] = lambda request: None,
+    importing: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> None:
     """Import libraries, and fork for each command that asks, until the process that started this one is gone.
 
@@ -154,10 +155,12 @@ def serve(
         libraries: names of modules.
         accepts: whether a command may be a fork, by its request.
         prepare: called in the fork, before the command's module is imported.
+        importing: makes the context in which the libraries are imported.
     """
     before = dict(os.environ)
-    for name in libraries:
-        __import__(name)
+    with importing():
+        for name in libraries:
+            __import__(name)
     set_by_libraries = {name: value for name, value in os.environ.items() if before.get(name) != value}
     _check_forkable()
     gc.collect()
@@ -192,6 +195,34 @@ def serve(
     connection.close()
     request["environment"] |= set_by_libraries
     _be(request, descriptors, prepare)
+
+
+@contextmanager
+def capabilities_by_the_driver() -> Iterator[None]:
+    """Let libraries ask the driver what a GPU can do. CUDA would begin in this process to answer, and no fork could use it."""
+    import pynvml
+    import torch
+
+    own = torch.cuda.get_device_capability
+
+    def capability(device: object = None) -> tuple[int, int]:
+        try:
+            handle = pynvml.nvmlDeviceGetHandleByIndex(torch.cuda._get_nvml_device_index(device))
+            return tuple(pynvml.nvmlDeviceGetCudaComputeCapability(handle))
+        except (
+            Exception
+        ):  # no answer, as for a part of a GPU: a wrong one would have bitsandbytes choose another library
+            return own(device)
+
+    with suppress(pynvml.NVMLError):
+        pynvml.nvmlInit()
+    torch.cuda.get_device_capability = capability
+    try:
+        yield
+    finally:
+        torch.cuda.get_device_capability = own
+        with suppress(pynvml.NVMLError):
+            pynvml.nvmlShutdown()
 
 
 def _check_forkable() -> None:
@@ -300,7 +331,7 @@ def main(parent: int) -> None:
         )
 
     has_gpu = Path("/dev/nvidiactl").exists() or Path("/dev/kfd").exists()
-    serve([*LIBRARIES, *(() if has_gpu else LIBRARIES_WITHOUT_GPU)], accepts)
+    serve(LIBRARIES, accepts, importing=capabilities_by_the_driver if has_gpu else nullcontext)
 
 
 def _packages() -> list[int]:

@@ -217,11 +217,11 @@ def build_trainer(
     for name, parameter in model_of(trainer).named_parameters():
         if name in initial:
             parameter.data = initial[name]
+    trainer.speed_up(speed_ups, compute=getattr(torch, precision.compute))
     if run.variant.processes > 1:
         keep_quantization(model, trainer.accelerator.device)
         # Every process drops out of its own rows; all began with one seed, so that their adapters do.
         torch.manual_seed(int(np.random.SeedSequence([run.seed, launch.rank()]).generate_state(1)[0]))
-    trainer.speed_up(speed_ups, compute=getattr(torch, precision.compute))
     return trainer
 
 
