@@ -213,7 +213,7 @@ def test_the_plan_says_that_it_does_not_know_of_shared_trainings(capsys, monkeyp
 
 def test_the_plan_names_the_models_it_knows(capsys, monkeypatch):
     monkeypatch.setattr("sys.argv", ["plan", "--model", "llama9", "--gpu", "24"])
-    with pytest.raises(SystemExit, match="neither a config.json.*llama2_13b, llama2_7b"):
+    with pytest.raises(SystemExit, match="neither a config.json.*llama2_13b, llama2_70b, llama2_7b"):
         plan.main()
 
 

@@ -169,7 +169,8 @@ def test_layers_that_are_promised_keep_what_the_formula_counts(tiny, kind):
 
 # In billions, as the models' cards and papers have them.
 BILLIONS = {
-    "llama2_7b": 6.74, "llama2_13b": 13.02, "llama3_8b": 8.03, "llama3_1_8b": 8.03, "llama3_1_70b": 70.6,
+    "llama2_7b": 6.74, "llama2_13b": 13.02, "llama2_70b": 69.0, "llama3_8b": 8.03, "llama3_1_8b": 8.03, "llama3_70b": 70.6,
+    "llama3_1_70b": 70.6,
     "tinyllama_1b": 1.10, "mistral_7b": 7.25, "smollm2_135m": 0.135, "smollm2_360m": 0.362, "smollm2_1_7b": 1.71,
     "qwen2_5_0_5b": 0.494, "qwen2_5_1_5b": 1.54, "qwen2_5_3b": 3.09, "qwen2_5_7b": 7.62, "qwen2_5_14b": 14.8,
     "qwen2_5_32b": 32.8, "qwen2_5_72b": 72.7, "qwen3_0_6b": 0.596, "qwen3_1_7b": 1.72, "qwen3_4b": 4.02,
