@@ -123,11 +123,14 @@ def rounded(size: float) -> int:
     return ceil(size / ALLOCATION) * ALLOCATION
 
 
-def weights(shape: Shape, variant: params.Variant) -> tuple[int, int]:
+def weights(shape: Shape, variant: params.Variant, *, parts: int = 1) -> tuple[int, int]:
     """Bytes of the base's weights, and of its quantization constants.
 
     The precision determines the tensors of linear layers. Embeddings, head and norms stay in 16 bits. Full
     fine-tuning keeps all weights in float32.
+
+    Args:
+        parts: into which each weight is cut, of which one is counted; constants stay whole.
     """
     others = shape.embedding_parameters + shape.norm_parameters
     if methods.get(variant.method).master_weights:
@@ -137,9 +140,10 @@ def weights(shape: Shape, variant: params.Variant) -> tuple[int, int]:
     for name, (inputs, outputs) in shape.linears.items():
         layer, layer_constants = tensor_bytes(inputs, outputs, variant.quantization)
         plain = layers_in_16_bits(shape, variant, name)
-        linears += plain * rounded(2 * inputs * outputs) + (shape.layers - plain) * sum(map(rounded, layer))
+        held = sum(rounded(size / parts) for size in layer)
+        linears += plain * rounded(2 * inputs * outputs / parts) + (shape.layers - plain) * held
         constants += (shape.layers - plain) * sum(map(rounded, layer_constants))
-    return linears + 2 * others, constants
+    return linears + ceil(2 * others / parts), constants
 
 
 def quantized_parameters(shape: Shape, variant: params.Variant) -> int:
@@ -152,6 +156,20 @@ def layers_in_16_bits(shape: Shape, variant: params.Variant, name: str) -> int:
     """In how many decoder layers the linear layer of this name stays in 16 bits."""
     names = [whole for whole in linear_names(shape) if whole.endswith(f".{name}")]
     return sum(any(dynamic.is_named(whole, end) for end in variant.layers_in_16_bits) for whole in names)
+
+
+def _layer_bytes(shape: Shape, variant: params.Variant) -> int:
+    """Bytes of the weights of the largest decoder layer, as they are stored, without their quantization constants."""
+    tensor_bytes = precisions.get(variant.precision).tensor_bytes
+    layers = [2 * ceil(shape.norm_parameters / shape.layers)] * shape.layers
+    for number, whole in enumerate(linear_names(shape)):
+        inputs, outputs = shape.linears[whole.rpartition(".")[2]]
+        is_plain = any(dynamic.is_named(whole, end) for end in variant.layers_in_16_bits)
+        stored = (
+            [2 * inputs * outputs] if is_plain else tensor_bytes(inputs, outputs, variant.quantization)[0]
+        )
+        layers[number // len(shape.linears)] += ceil(sum(stored))
+    return max(layers)
 
 
 def linear_names(shape: Shape) -> list[str]:
@@ -195,6 +213,17 @@ def kept_of_a_layer(
     return 2 * tokens * wide + tokens * masks + 4 * tokens * (shape.heads + 2)
 
 
+@dataclass(frozen=True)
+class _Pass:
+    """Bytes that a forward and backward pass takes, beside weights, adapters, gradients and the optimizer's states."""
+
+    layer: int  # kept of a decoder layer for the backward pass
+    kept: int  # of all layers, and the last residual stream
+    logits: int  # a chunk of them, with log-probabilities and gradient
+    at_loss: int  # beside that chunk
+    in_backward: int  # of the layer that computes
+
+
 def predict(
     shape: Shape,
     variant: params.Variant,
@@ -220,45 +249,153 @@ def predict(
     """
     base, constants = weights(shape, variant)
     method = methods.get(variant.method)
-    trained, adapters = method.trained_parameters(shape, training), method.adapter_parameters(shape, training)
+    trained = method.trained_parameters(shape, training)
+    step = _pass(shape, variant, training, tokens=tokens, ahead=graphs and weights_ahead)
+    if step.logits + step.at_loss > step.in_backward:
+        loss, transient = step.logits, step.at_loss
+    else:
+        loss, transient = 0, step.in_backward
+    return Memory(
+        weights=base,
+        quantization_constants=constants,
+        adapters=4 * method.adapter_parameters(shape, training),
+        gradients=4 * trained,
+        optimizer=ADAM_STATES[training.optimizer] * trained,
+        activations=step.kept,
+        loss=loss,
+        transient=transient,
+        workspace=(4 if graphs else 2) * WORKSPACE,
+    )
+
+
+def _pass(
+    shape: Shape, variant: params.Variant, training: params.Training, *, tokens: int, ahead: bool
+) -> _Pass:
+    """Count what `predict` describes.
+
+    Args:
+        ahead: whether the dequantized weight of the next product is made ahead.
+    """
+    method, precision = methods.get(variant.method), precisions.get(variant.precision)
     outputs = method.kept_outputs(shape, training)
     training = method.activation_settings(training)
-    states = ADAM_STATES[training.optimizer] * trained
-    precision = precisions.get(variant.precision)
     shared_inputs = (
         training.shared_inputs and method.may_share_inputs and precision.can_be_fused and not training.dropout
     )
     layer = kept_of_a_layer(shape, training, tokens, outputs=outputs, shared_inputs=shared_inputs)
     stream = 2 * tokens * shape.hidden
-    embedded = stream  # the last residual stream, which the last norm keeps
-    if training.gradient_checkpointing:
-        activations, again = shape.layers * stream + embedded, layer - stream
-    else:
-        activations, again = shape.layers * layer + embedded, 0
+    kept, again = (stream, layer - stream) if training.gradient_checkpointing else (layer, 0)
     rows = max(1, min(tokens, LOGITS_AT_ONCE // shape.vocabulary))
-    chunk = rows * shape.vocabulary
     is_dequantized = precision.is_quantized and not precision.is_emulated
     dequantized = 2 * shape.hidden * shape.intermediate if is_dequantized else 0
-    ahead = dequantized if graphs and weights_ahead and precision.makes_weights else 0
-    at_loss = 2 * stream + chunk * (4 + 2) + ahead
+    made_ahead = dequantized if ahead and precision.makes_weights else 0
     wide = 2 * tokens * shape.intermediate
     folding = method.folding_bytes(shape.hidden * shape.intermediate, precision)
-    in_backward = again + ahead + max(dequantized + wide, 0 if shared_inputs else 2 * wide, folding)
-    if at_loss > in_backward:
-        loss, transient = chunk * (4 + 2), 2 * stream + ahead
+    return _Pass(
+        layer=kept,
+        kept=shape.layers * kept + stream,  # the last residual stream, which the last norm keeps
+        logits=rows * shape.vocabulary * (4 + 2),
+        at_loss=2 * stream + made_ahead,
+        in_backward=again + made_ahead + max(dequantized + wide, 0 if shared_inputs else 2 * wide, folding),
+    )
+
+
+@dataclass(frozen=True)
+class SharedMemory(Memory):
+    """The same of one of the processes that share a training, each on a card of its own."""
+
+    gathered: int  # weights of all processes, while they are in use
+
+
+# Copies of a decoder layer's weights that FSDP2 has at once (`FSDPParamGroup.wait_for_unshard`, PyTorch 2.13). While
+# forward copies a layer out of the buffer that it was gathered in, the buffer of the layer before is still referred to;
+# while backward computes a layer, the one before it is gathered into its buffer.
+LAYERS_IN_FORWARD, LAYERS_IN_BACKWARD = 3, 2
+
+
+def predict_shared(
+    shape: Shape, variant: params.Variant, training: params.Training, *, tokens: int, processes: int
+) -> SharedMemory:
+    """Predict the peak of `predict` on each card of a training that several processes share (docs/sharding.md).
+
+    A process holds its part of every weight, adapter and optimizer state, and all quantization constants. It has the
+    same speed-ups but CUDA graphs, and gathers (accelerate's `fsdp2_prepare_model`) a decoder layer for its forward and
+    backward pass, as it is stored; the embedding for both; and the output head from its product until its own backward
+    pass. A tied head is the embedding, and stays for the whole pass. Gradients are cut as they are summed over the
+    processes, a decoder layer at a time, which is done in the last of a step's passes: in several passes, each process
+    has whole ones. (The copy that is summed stays until the next one is made.) The peak is the largest of these moments:
+    the last decoder layer in forward, the head as it is gathered, the loss, the last decoder layer in backward, the one
+    before it and the second, and the embedding at the end (a tied one at the beginning).
+
+    Args:
+        training: by its batch_rows and micro_batch_rows a process has one pass a step, or several.
+        tokens: of a pass of one process.
+        processes: two or more.
+    """
+    method = methods.get(variant.method)
+    trained, adapters = method.trained_parameters(shape, training), method.adapter_parameters(shape, training)
+    step = _pass(shape, variant, training, tokens=tokens, ahead=False)
+    unit = _layer_bytes(shape, variant) + 4 * ceil(adapters / shape.layers)
+    head = 2 * shape.vocabulary * shape.hidden
+    held = head if shape.tied else 0
+    of_a_layer = 4 * ceil(trained / shape.layers)
+    part = ceil(of_a_layer / processes)
+    several = training.batch_rows > training.micro_batch_rows * processes
+    whole = 4 * trained if several else 0
+    # (gradients, activations, loss, transient, gathered) of each moment.
+    moments = [
+        (whole, step.kept - step.layer, 0, 0, held + LAYERS_IN_FORWARD * unit),
+        (whole, step.kept, 0, 0, held if shape.tied else unit + 2 * head),
+        (whole, step.kept, step.logits, step.at_loss, head + (unit if shape.tied else max(unit, head))),
+        (whole or of_a_layer, step.kept, 0, step.in_backward, held + LAYERS_IN_BACKWARD * unit),
+    ]
+    for done in (1, max(1, shape.layers - 2)):  # decoder layers, whose gradients are summed
+        gradients = done * part + (4 * trained - (done - 1) * of_a_layer if several else 2 * of_a_layer)
+        activations = step.kept - done * step.layer
+        moments.append((gradients, activations, 0, step.in_backward, held + LAYERS_IN_BACKWARD * unit))
+    if shape.tied:
+        moments.append((whole, 0, 0, 0, 2 * head + 2 * unit))
     else:
-        loss, transient = 0, in_backward
-    return Memory(
+        moments.append((max(whole, shape.layers * part + of_a_layer), 0, 0, 0, 2 * head))
+    gradients, activations, loss, transient, gathered = max(moments, key=sum)
+    base, constants = weights(shape, variant, parts=processes)
+    return SharedMemory(
         weights=base,
         quantization_constants=constants,
-        adapters=4 * adapters,
-        gradients=4 * trained,
-        optimizer=states,
+        adapters=4 * ceil(adapters / processes),
+        gradients=gradients,
+        optimizer=ADAM_STATES[training.optimizer] * ceil(trained / processes),
         activations=activations,
         loss=loss,
         transient=transient,
-        workspace=(4 if graphs else 2) * WORKSPACE,
+        workspace=2 * WORKSPACE,
+        gathered=gathered,
     )
+
+
+def peak_bytes(
+    config: PreTrainedConfig,
+    variant: params.Variant,
+    training: params.Training,
+    *,
+    tokens: int,
+    processes: int,
+) -> int:
+    """The predicted peak in bytes on each card of a training, shared or not.
+
+    Args:
+        tokens: of a pass of one process.
+    """
+    return predict_per_card(Shape.of(config), variant, training, tokens=tokens, processes=processes).total
+
+
+def predict_per_card(
+    shape: Shape, variant: params.Variant, training: params.Training, *, tokens: int, processes: int
+) -> Memory:
+    """`predict` of one process, and else `predict_shared`."""
+    if processes == 1:
+        return predict(shape, variant, training, tokens=tokens)
+    return predict_shared(shape, variant, training, tokens=tokens, processes=processes)
 
 
 def describes(speed_ups) -> bool:
@@ -279,12 +416,19 @@ def fits(need: Memory, gib: float) -> bool:
     return need.total * FRAGMENTS <= gib * GIB
 
 
-def largest_fit(shape: Shape, variant: params.Variant, training: params.Training, *, gib: float) -> int:
-    """The largest number of tokens, a multiple of 64, whose forward pass fits in `gib` GiB; 0 if not even 64 fit."""
+def largest_fit(
+    shape: Shape, variant: params.Variant, training: params.Training, *, gib: float, processes: int = 1
+) -> int:
+    """The largest number of tokens, a multiple of 64, whose forward pass fits in `gib` GiB; 0 if not even 64 fit.
+
+    Args:
+        processes: that share the training; the pass is that of one, and so are the GiB.
+    """
     step, low, high = 64, 0, 2**14
     while low < high:
         middle = (low + high + 1) // 2
-        if fits(predict(shape, variant, training, tokens=middle * step), gib):
+        need = predict_per_card(shape, variant, training, tokens=middle * step, processes=processes)
+        if fits(need, gib):
             low = middle
         else:
             high = middle - 1
