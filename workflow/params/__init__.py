@@ -3,6 +3,7 @@
 In: a YAML file. Out: one `Params`, or a sentence that names the key, the value and what is allowed.
 """
 
+from workflow.params.checks import why_not_shared
 from workflow.params.model import (
     SHAPES,
     Benchmark,
@@ -102,5 +103,6 @@ __all__ = [
     "load",
     "preset",
     "schema",
+    "why_not_shared",
     "with_section",
 ]

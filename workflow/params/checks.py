@@ -22,7 +22,7 @@ from workflow.runtime.errors import suggestion
 from workflow.runtime.forms import variant_and_form
 
 if TYPE_CHECKING:
-    from workflow.params.model import Params
+    from workflow.params.model import Params, Variant
 
 
 def check(params: Params, damaged: Collection[tuple] = ()) -> Iterator[str]:
@@ -140,21 +140,11 @@ def _check_adapter(params: Params, name: str) -> Iterator[str]:
     """Yield a sentence if a variant's adapter cannot begin or learn as its training params say."""
     variant, training = params.variants[name], params.training_of(name)
     method = methods.get(variant.method)
-    own = {
-        "initialization": (training.initialization, "default"),
-        "rank_stabilized": (training.rank_stabilized, False),
-        "b_rate_factor": (training.b_rate_factor, 1.0),
-    }
-    for key, (value, plain) in own.items():
+    for key, (value, plain) in _of_an_adapter(training).items():
         if value != plain and not method.leaves_adapter:
             yield (
                 f"variants.{name}.method is {method.name}, which has no adapter, and its {key} {_yaml(value)}; "
                 f"set {key} to {_yaml(plain)} in its training"
-            )
-        if value != plain and variant.processes > 1 and key != "rank_stabilized":
-            yield (
-                f"variants.{name}.processes is {variant.processes} and its {key} {_yaml(value)}, which was not tried "
-                f"in a sharded training; a sharded one has {key} {_yaml(plain)}"
             )
     initialization = initializations.get(training.initialization)
     is_quantized = precisions.get(variant.precision).is_quantized
@@ -167,6 +157,15 @@ def _check_adapter(params: Params, name: str) -> Iterator[str]:
         )
 
 
+def _of_an_adapter(training: Training) -> dict[str, tuple[object, object]]:
+    """What changes how an adapter begins or learns: by key, its value and that of a plain one."""
+    return {
+        "initialization": (training.initialization, "default"),
+        "rank_stabilized": (training.rank_stabilized, False),
+        "b_rate_factor": (training.b_rate_factor, 1.0),
+    }
+
+
 def _yaml(value: object) -> str:
     """A value as params.yaml writes it."""
     return json.dumps(value) if isinstance(value, bool) else str(value)
@@ -174,17 +173,32 @@ def _yaml(value: object) -> str:
 
 def _check_sharding(params: Params, name: str) -> Iterator[str]:
     """Yield a sentence if a variant's training cannot be spread over so many processes."""
-    processes, training = params.variants[name].processes, params.training_of(name)
-    together = training.micro_batch_rows * processes
-    if processes > 1 and training.batch_rows % together:
+    variant, training = params.variants[name], params.training_of(name)
+    together = training.micro_batch_rows * variant.processes
+    if variant.processes > 1 and training.batch_rows % together:
         yield (
-            f"variants.{name}.processes is {processes}: batch_rows ({training.batch_rows}) must be a multiple of "
+            f"variants.{name}.processes is {variant.processes}: batch_rows ({training.batch_rows}) must be a multiple of "
             f"micro_batch_rows x processes ({together})"
         )
-    if processes > 1 and training.optimizer.startswith("paged_"):
+    if variant.processes > 1:
+        for reason in why_not_shared(variant, training):
+            yield f"variants.{name}.processes is {variant.processes} and {reason}"
+
+
+def why_not_shared(variant: Variant, training: Training) -> Iterator[str]:
+    """Yield, as a clause, each reason for which no processes can share a training, however they deal out its rows."""
+    if variant.why_not_shared:
+        yield variant.why_not_shared
+    for key, (value, plain) in _of_an_adapter(training).items():
+        if value != plain and key != "rank_stabilized":
+            yield (
+                f"its {key} {_yaml(value)}, which was not tried in a sharded training; a sharded one has {key} "
+                f"{_yaml(plain)}"
+            )
+    if training.optimizer.startswith("paged_"):
         yield (
-            f"variants.{name}.processes is {processes} and its optimizer {training.optimizer}, "
-            "which cannot update a part of a weight; use adamw_torch or adamw_torch_fused"
+            f"its optimizer {training.optimizer}, which cannot update a part of a weight; use adamw_torch or "
+            "adamw_torch_fused"
         )
 
 

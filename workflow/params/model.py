@@ -120,14 +120,21 @@ class Variant(Strict):
                 f"layers_in_16_bits names {self.layers_in_16_bits[0]}, and precision {self.precision} quantizes no layer: "
                 "it must be []"
             )
-        if self.processes > 1 and not (method.may_shard and precision.can_be_sharded):
-            reason = f"precision is {self.precision}" if method.may_shard else f"method is {method.name}"
-            raise ValueError(
-                f"processes is {self.processes} and {reason}, which is not sharded: "
-                f"method {_listed(methods.TABLE, 'may_shard', 'or')} on a base in "
-                f"{_listed(precisions.TABLE, 'can_be_sharded', 'or')} is"
-            )
+        if self.processes > 1 and self.why_not_shared:
+            raise ValueError(f"processes is {self.processes} and {self.why_not_shared}")
         return self
+
+    @property
+    def why_not_shared(self) -> str:
+        """Why no processes can share a training of this method and precision, as a clause; empty where they can."""
+        method, precision = methods.get(self.method), precisions.get(self.precision)
+        if method.may_shard and precision.can_be_sharded:
+            return ""
+        reason = f"precision is {self.precision}" if method.may_shard else f"method is {method.name}"
+        return (
+            f"{reason}, which is not sharded: method {_listed(methods.TABLE, 'may_shard', 'or')} on a base in "
+            f"{_listed(precisions.TABLE, 'can_be_sharded', 'or')} is"
+        )
 
     def _check_blocks(self, precision: Precision) -> None:
         """Raise a ValueError if the precision does not have this block size."""
