@@ -202,15 +202,6 @@ def test_the_plan_says_what_fits_before_anything_is_downloaded(capsys, monkeypat
     assert 1 < float(ratio) < 1.6
 
 
-def test_the_plan_says_that_it_does_not_know_of_shared_trainings(capsys, monkeypatch, tmp_path):
-    said = "what several processes that share a training (docs/sharding.md) need is not predicted"
-    shared = tmp_path / "params.yaml"
-    shared.write_text((ROOT / "params.yaml").read_text().replace("processes: 1", "processes: 2", 1))
-    arguments = ("--model", "llama2_7b", "--gpu", "24", "--params")
-    assert said in run_plan(capsys, monkeypatch, *arguments, str(shared))
-    assert said not in run_plan(capsys, monkeypatch, *arguments, str(ROOT / "params.yaml"))
-
-
 def test_the_plan_names_the_models_it_knows(capsys, monkeypatch):
     monkeypatch.setattr("sys.argv", ["plan", "--model", "llama9", "--gpu", "24"])
     with pytest.raises(SystemExit, match="neither a config.json.*llama2_13b, llama2_70b, llama2_7b"):

@@ -7,7 +7,9 @@ import pytest
 import torch
 from accelerate.utils import FullyShardedDataParallelPlugin
 from accelerate.utils.fsdp_utils import fsdp2_prepare_model
+from conftest import ROOT
 from peft import get_peft_model
+from plan_command import run_plan
 from torch import distributed
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -15,7 +17,7 @@ from torch.utils._pytree import tree_flatten
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
 
 from workflow import params
-from workflow.cost import memory
+from workflow.cost import memory, plan
 from workflow.methods.lora import LORA
 from workflow.runtime.paths import PARAMS
 from workflow.training.sharding import FSDP
@@ -207,3 +209,113 @@ def test_the_largest_fit_on_a_card_grows_with_their_number(asked):
     assert most[0] == 0 < most[1] < most[2]
     need = memory.predict_shared(shape, variant, asked.training, tokens=most[1] + 64, processes=2)
     assert not memory.fits(need, memory.usable_gib(24))
+
+
+LARGEST = ("--model", "llama2_70b", "--length", "1024", "--gpu")
+SHAREABLE = ("lora_16bit", "qlora_nf4", "qlora_nf4_dq", "qlora_fp4")
+
+
+def rows_of(text: str) -> dict[tuple[str, str], str]:
+    """A plan's lines of its first table, by variant and checkpointing."""
+    table = text.split("By component")[0]
+    return {tuple(line.split()[:2]): line for line in table.splitlines() if len(line.split()) > 2}
+
+
+def components(text: str) -> dict[str, dict[str, float]]:
+    """A plan's table of GiB by component, by variant."""
+    header, *lines = text.split("checkpointing:\n\n")[1].splitlines()
+    return {
+        line.split()[0]: dict(zip(header.split()[1:], map(float, line.split()[1:]), strict=True))
+        for line in lines
+    }
+
+
+def test_a_model_that_is_larger_than_a_card_fits_on_several(capsys, monkeypatch):
+    one, two, four = (
+        run_plan(capsys, monkeypatch, *LARGEST, "24", "--gpus", number) for number in ("1", "2", "4")
+    )
+    assert "does not fit" in rows_of(one)["qlora_nf4_dq", "yes"]
+    assert "does not fit" in rows_of(two)["qlora_nf4_dq", "yes"]
+    fitting = rows_of(four)["qlora_nf4_dq", "yes"].split()
+    assert len(fitting) == 5 and int(fitting[2]) >= 1 and float(fitting[3]) < memory.usable_gib(24)
+    assert "4 GPUs of 24 GB, of each of which a training can use 21.6 GiB" in four
+    for name in SHAREABLE:
+        whole, half, quarter = (components(text)[name] for text in (one, two, four))
+        assert half["weights"] == pytest.approx(whole["weights"] / 2, abs=0.002)
+        assert quarter["weights"] == pytest.approx(whole["weights"] / 4, abs=0.002)
+        assert whole["constants"] == half["constants"] == quarter["constants"]
+        assert whole["total"] > half["total"] > quarter["total"] > quarter["gathered"] + whole["constants"]
+    assert "gathered" not in one.split("By component")[1]
+
+
+def test_the_docs_say_what_is_predicted(capsys, monkeypatch):
+    said = " ".join((ROOT / "docs/sharding.md").read_text(encoding="utf-8").split())
+    for number in ("1", "2", "4", "8"):
+        found = components(run_plan(capsys, monkeypatch, *LARGEST, "24", "--gpus", number))
+        totals = [f"{found[name]['total']:.1f}" for name in ("qlora_nf4_dq", "lora_16bit")]
+        assert f"| {number} | {' | '.join(totals)} |" in said
+    short = run_plan(
+        capsys, monkeypatch, *LARGEST[:2], "--gpu", "24", "--gpus", "2", "--length", "512", "--rank", "8"
+    )
+    rows, peak = rows_of(short)["qlora_nf4_dq", "yes"].split()[2:4]
+    assert rows == "1" and f"one of 512 tokens, in {float(peak):.1f} GiB" in said
+    large = run_plan(
+        capsys, monkeypatch, "--model", "llama3_1_70b", "--gpu", "48", "--gpus", "2", "--length", "256"
+    )
+    rows, peak = rows_of(large)["qlora_nf4_dq", "no"].split()[2:4]
+    readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    assert f"with {rows} rows ({float(peak):.0f} GiB on each)" in readme
+
+
+def test_one_gpu_is_planned_as_without_the_option(capsys, monkeypatch):
+    without = run_plan(capsys, monkeypatch, *LARGEST, "80")
+    assert run_plan(capsys, monkeypatch, *LARGEST, "80", "--gpus", "1") == without
+    assert "not shared" not in without and "minutes, H100" in without
+
+
+def test_no_time_is_invented_for_shared_trainings(capsys, monkeypatch):
+    said = run_plan(capsys, monkeypatch, *LARGEST, "h100", "--gpus", "2", "--price", "2")
+    assert not any(column in said.split("No time")[0] for column in ("minutes", "time / 16-bit", "cost"))
+    assert "No time or cost is estimated" in said and "docs/sharding.md" in said and "NCCL" in said
+
+
+def test_what_cannot_be_shared_is_said_with_its_reason(capsys, monkeypatch, tmp_path):
+    said = run_plan(capsys, monkeypatch, *LARGEST, "80", "--gpus", "2")
+    for name, reason in {
+        "lora_int8": "precision is int8, which is not sharded",
+        "full_16bit": "method is full, which is not sharded",
+        "lora_plus": "its b_rate_factor 16.0, which was not tried",
+    }.items():
+        (line,) = [line for line in said.splitlines() if line.startswith(f"{name} ")]
+        assert f"not shared ({reason}" in line and name not in components(said)
+    assert "int8 keeps PEFT's own layers" not in said  # no line is a lower bound for it
+    paged = tmp_path / "params.yaml"
+    text = (ROOT / "params.yaml").read_text()
+    assert text.count("optimizer: adamw_torch\n") == 1
+    paged.write_text(text.replace("optimizer: adamw_torch\n", "optimizer: paged_adamw_32bit\n"))
+    said = run_plan(capsys, monkeypatch, *LARGEST, "80", "--gpus", "2", "--params", str(paged))
+    assert "not shared (its optimizer paged_adamw_32bit, which cannot update a part of a weight" in said
+    assert "By component" not in said  # nothing is left to list
+    said = run_plan(capsys, monkeypatch, "--model", "llama2_7b", "--gpu", "t4", "--gpus", "2")
+    assert "not shared (it computes in float16" in said
+
+
+@pytest.mark.parametrize("number", ["0", "-1", "two", "1.5", "1025"])
+def test_a_number_of_gpus_that_is_none_is_refused(capsys, monkeypatch, number):
+    monkeypatch.setattr("sys.argv", ["plan", *LARGEST, "24", f"--gpus={number}"])
+    with pytest.raises(SystemExit) as end:
+        plan.main()
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert end.value.code == 2 and f"argument --gpus: invalid value {number}: input should be" in said
+
+
+def test_the_option_decides_and_not_the_processes_of_a_variant(capsys, monkeypatch, tmp_path):
+    shared = tmp_path / "params.yaml"
+    shared.write_text((ROOT / "params.yaml").read_text().replace("processes: 1", "processes: 2", 1))
+    arguments = ("--model", "llama2_7b", "--gpu", "24", "--params")
+    said = "as --gpus says: the `processes` of lora_16bit (docs/sharding.md) are not used"
+    assert f"Each is planned on one GPU, {said}" in run_plan(capsys, monkeypatch, *arguments, str(shared))
+    assert "as --gpus says" not in run_plan(capsys, monkeypatch, *arguments, str(ROOT / "params.yaml"))
+    arguments = (*arguments, str(shared), "--gpus")
+    assert "as --gpus says" not in run_plan(capsys, monkeypatch, *arguments, "2")
+    assert f"Each is planned on 4 GPUs, {said}" in run_plan(capsys, monkeypatch, *arguments, "4")

@@ -17,9 +17,11 @@ from plain_loss import plain_loss
 from ruamel.yaml import YAML
 from safetensors.torch import load_file
 from torch.utils.data import SequentialSampler
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
-from workflow import params
+from workflow import params, precisions
+from workflow.cost import memory
+from workflow.methods.lora import adapter_parameters
 from workflow.models import load
 from workflow.runtime import launch
 from workflow.runtime.errors import CheckError, UserError
@@ -132,6 +134,20 @@ def test_a_shared_training_says_what_it_did(pair):
 def test_each_process_holds_half_of_the_weights(pair):
     alone, shared = (read_json(folder / "result.json")["weights_gib_per_process"] for folder in pair[:2])
     assert shared < 0.52 * alone
+
+
+def test_what_a_process_holds_is_what_the_plan_counts(pair, tiny_model):
+    """Both hold all constants, so that the difference is what the other process holds."""
+    asked = params.Params.model_validate(content())
+    name = pair[0].parent.name
+    variant, shape = asked.variants[name], memory.Shape.of(AutoConfig.from_pretrained(tiny_model))
+    alone, shared = (read_json(folder / "result.json")["weights_gib_per_process"] for folder in pair[:2])
+    half, _ = memory.weights(shape, variant, parts=2)
+    # On a CPU what is not quantized is held in float32.
+    is_quantized = precisions.get(variant.precision).is_quantized
+    half += shape.parameters - is_quantized * memory.quantized_parameters(shape, variant)
+    half += 4 * adapter_parameters(shape, asked.training_of(name)) / 2
+    assert alone - shared == pytest.approx(half / memory.GIB, abs=2e-6)
 
 
 def test_one_process_speaks_for_both(pair):

@@ -2,11 +2,13 @@
 
     python -m workflow.plan --model llama2_7b --gpu 24
     python -m workflow.plan --model qwen2_5_7b --gpu rtx4090 --price 0.4
+    python -m workflow.plan --model llama2_70b --gpu 24 --gpus 4
 
 Memory is counted from the model's configuration (workflow/cost/memory.py), which is checked against the model itself,
 built without its weights (workflow/cost/architecture.py). Time is estimated from a GPU's matrix product rate and
 memory rate, both fitted to the measurements in results/hardware/. The ratio to 16 bits depends little on these rates.
 Another card than the measured one is estimated: it is taken to reach the same share of its data sheet's rates.
+With --gpus, several cards share the weights of each training (docs/sharding.md): what each needs is predicted, and no time.
 """
 
 import argparse
@@ -25,7 +27,7 @@ from workflow.cost.memory import (
     describes,
     largest_fit,
     linear_names,
-    predict,
+    predict_per_card,
     quantized_parameters,
     usable_gib,
 )
@@ -45,6 +47,7 @@ BATCHES = (1, 2, 4, 8, 16, 32)
 # The rates that this project's training reaches on an H100, in operations and bytes per second, and the overhead of
 # a pass in seconds. `docs/speed.md` says how well they fit.
 MATRIX_RATE, MEMORY_RATE, SECONDS_PER_PASS = 3.97e14, 1.74e12, 0.0236
+Gpus = Annotated[int, Field(gt=0, le=1024)]  # as many as `processes` of a variant may be
 Price = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
 
 
@@ -72,6 +75,7 @@ class Workload:
 
     Attributes:
         gpu_gb: memory of the GPU, in the vendor's GB.
+        gpus: of that kind, which share the weights of each training.
         card: the GPU, if it was named; times are else those of the measured one.
         price: of an hour of the GPU, in the user's currency; None to leave costs out.
         length: tokens of the longest row.
@@ -80,6 +84,7 @@ class Workload:
     """
 
     gpu_gb: float
+    gpus: int
     card: cards.Card | None
     price: float | None
     length: int
@@ -130,18 +135,29 @@ def plan(
     notes: list[str],
 ) -> str:
     """Write the plan as text: a table of what fits, and the memory of each variant by component."""
+    shared = workload.gpus > 1
+    many = f"{workload.gpus} GPUs of {workload.gpu_gb:g} GB, of each of which"
     minutes = f"minutes, {workload.clock.label}"
+    times = f" {'time / 16-bit':>13} {minutes:>24}" + ("" if workload.price is None else f" {'cost':>8}")
     lines = [
-        f"{config_name}: {shape.parameters / 1e9:.4g} "
-        f"billion parameters; a GPU of {workload.gpu_gb:g} GB, of which a training can use {workload.usable_gib:.1f} GiB.",
+        f"{config_name}: {shape.parameters / 1e9:.4g} billion parameters; "
+        f"{many if shared else f'a GPU of {workload.gpu_gb:g} GB, of which'} a training can use {workload.usable_gib:.1f} GiB.",
         f"Rows are cut at {workload.length} tokens and have {workload.mean_length} on average; {ROWS} rows x {EPOCHS} epochs.",
         "A peak is that of the longest pass that an epoch can hold: every row of it at full length.",
+        *(
+            ["Rows, peaks and tokens are those of each GPU, which computes passes of its own."]
+            if shared
+            else []
+        ),
         "",
-        f"{'variant':<14} {'checkpointing':<13} {'rows a pass':>11} {'peak GiB':>9} {'most tokens':>11} "
-        f"{'time / 16-bit':>13} {minutes:>24}" + ("" if workload.price is None else f" {'cost':>8}"),
+        f"{'variant':<14} {'checkpointing':<13} {'rows a pass':>11} {'peak GiB':>9} {'most tokens':>11}"
+        + ("" if shared else times),
     ]
     tables = []
     for name in settings.variants:
+        if why := why_not_shared(name, settings, workload):
+            lines.append(f"{name:<14} {'':<13} {'not shared':>11} ({why})")
+            continue
         for checkpointing in (False, True):
             training = settings.training_of(name).model_copy(update={"gradient_checkpointing": checkpointing})
             if workload.rank is not None:
@@ -150,6 +166,8 @@ def plan(
             lines.append(row)
         tables.append((name, need))
     lines += [line for note in notes for line in ("", note)]
+    if not tables:
+        return "\n".join(lines)
     lines += ["", "By component, GiB, at one row of full length a pass with checkpointing:", ""]
     parts = list(tables[0][1].gib())
     lines.append(f"{'variant':<14} " + " ".join(f"{part.replace('quantization_', ''):>12}" for part in parts))
@@ -167,15 +185,20 @@ def _row(
 ) -> tuple[str, Memory]:
     """Write the row of a variant with this training, and predict the memory of one row of full length."""
     variant, length = settings.variants[name], workload.length
-    smallest = predict(shape, variant, training, tokens=length)
-    most = largest_fit(shape, variant, training, gib=workload.usable_gib)
+    training = training.model_copy(update={"micro_batch_rows": 1})
+    smallest = predict_per_card(shape, variant, training, tokens=length, processes=workload.gpus)
+    most = largest_fit(shape, variant, training, gib=workload.usable_gib, processes=workload.gpus)
     rows = max((rows for rows in BATCHES if rows * length <= most), default=0)
     head = f"{name:<14} {'yes' if training.gradient_checkpointing else 'no':<13} "
     if not rows:
         short = smallest.gib()["total"] - workload.usable_gib
         why = f"{short:.1f} GiB short" if short > 0 else "too tight"
         return f"{head}{'does not fit':>11} {smallest.gib()['total']:9.2f} ({why} for one row)", smallest
-    need = predict(shape, variant, training, tokens=rows * length)
+    training = training.model_copy(update={"micro_batch_rows": rows})
+    need = predict_per_card(shape, variant, training, tokens=rows * length, processes=workload.gpus)
+    found = f"{head}{rows:11d} {need.gib()['total']:9.2f} {most:11d}"
+    if workload.gpus > 1:
+        return found, smallest
     baseline = settings.experiment.baseline
     plain = settings.training_of(baseline).model_copy(
         update={"gradient_checkpointing": False, "rank": training.rank}
@@ -186,10 +209,19 @@ def _row(
     # The time that 16 bits would take with as many rows per pass, even if they do not fit.
     baseline_seconds = passes * step_seconds(shape, settings.variants[baseline], plain, **timing)
     cost = "" if workload.price is None else f" {seconds / 3600 * workload.price:8.2f}"
-    return (
-        f"{head}{rows:11d} {need.gib()['total']:9.2f} {most:11d} {seconds / baseline_seconds:13.2f} {seconds / 60:24.1f}{cost}",
-        smallest,
-    )
+    return f"{found} {seconds / baseline_seconds:13.2f} {seconds / 60:24.1f}{cost}", smallest
+
+
+def why_not_shared(name: str, settings: params.Params, workload: Workload) -> str:
+    """Why the GPUs cannot share a variant's training, as a clause; empty where they can, or there is one."""
+    if workload.gpus == 1:
+        return ""
+    variant = settings.variants[name]
+    reasons = list(params.why_not_shared(variant, settings.training_of(name)))
+    computes = variant.compute_dtype or settings.hardware.compute_dtype
+    if computes == "float16" or (computes != "float32" and not workload.clock.bfloat16):
+        reasons.append("it computes in float16, whose scaled gradients are not for a sharded training")
+    return reasons[0] if reasons else ""
 
 
 def read_shape(model: str) -> "tuple[str, PreTrainedConfig, Shape]":
@@ -231,6 +263,12 @@ def read_gpu(text: str) -> tuple[cards.Card | None, float]:
 def clock_notes(workload: Workload) -> list[str]:
     """Say of which card the times are, and whether they were measured."""
     card = workload.clock
+    if workload.gpus > 1:
+        what = "time" if workload.price is None else "time or cost"
+        return [
+            f"No {what} is estimated: the rates were fitted to trainings on one GPU with CUDA graphs, which a shared one "
+            "does not have. docs/sharding.md has what was measured of some."
+        ]
     if workload.card is None:
         return [
             f"Times are those of an {card.label}, measured; name the card (--gpu rtx4090) for an estimate of its own."
@@ -274,9 +312,14 @@ def check_targets(shape: Shape, settings: params.Params) -> None:
                 )
 
 
-def caveats(config: "PreTrainedConfig", settings: params.Params, *, length: int) -> list[str]:
+def caveats(config: "PreTrainedConfig", settings: params.Params, *, length: int, gpus: int = 1) -> list[str]:
     """List, one sentence each, the aspects of params and model that the prediction does not cover."""
     notes = []
+    planned = {
+        name: variant
+        for name, variant in settings.variants.items()
+        if gpus == 1 or not any(params.why_not_shared(variant, settings.training_of(name)))
+    }
     text = config.get_text_config()
     if text.model_type not in architecture.MEASURED or getattr(text, "hidden_act", None) != "silu":
         notes.append(
@@ -289,7 +332,7 @@ def caveats(config: "PreTrainedConfig", settings: params.Params, *, length: int)
             f"Rows of {length} tokens are longer than the model's attention window ({window}), so they are not packed, "
             "which is not counted: memory and time are lower bounds."
         )
-    for name in dict.fromkeys(variant.precision for variant in settings.variants.values()):
+    for name in dict.fromkeys(variant.precision for variant in planned.values()):
         if not precisions.get(name).can_be_fused:
             notes.append(
                 f"{name} keeps PEFT's own layers, which are not modeled: its memory and time are lower bounds."
@@ -299,18 +342,24 @@ def caveats(config: "PreTrainedConfig", settings: params.Params, *, length: int)
                 f"{name} is emulated: its memory and time are those of 16 bits, not those of a GPU with the format."
             )
     names = linear_names(Shape.of(config))
-    for name, variant in settings.variants.items():
+    for name, variant in planned.items():
         for pattern in variant.layers_in_16_bits:
             if not any(dynamic.is_named(whole, pattern) for whole in names):
                 notes.append(
                     f"{name} keeps {pattern} in 16 bits, and no linear layer of this model has that name: it is planned "
                     "without."
                 )
-    if any(variant.processes > 1 for variant in settings.variants.values()):
+    if gpus > 1:
         notes.append(
-            "Each is on one GPU: what several processes that share a training (docs/sharding.md) need is not predicted."
+            "Of each GPU, what NCCL holds for itself is not counted, as PyTorch's allocator does not know of it."
         )
-    slow = [name for name in settings.variants if not _described(settings, name)]
+    others = [name for name, variant in planned.items() if variant.processes not in (1, gpus)]
+    if others:
+        notes.append(
+            f"Each is planned on {'one GPU' if gpus == 1 else f'{gpus} GPUs'}, as --gpus says: the `processes` of "
+            f"{', '.join(others)} (docs/sharding.md) are not used."
+        )
+    slow = [name for name in planned if not _described(settings, name)]
     if slow:
         notes.append(
             f"Of {', '.join(slow)} a speed-up under training is off: memory and time, predicted with all on, are "
@@ -318,7 +367,7 @@ def caveats(config: "PreTrainedConfig", settings: params.Params, *, length: int)
         )
     wide = [
         name
-        for name, variant in settings.variants.items()
+        for name, variant in planned.items()
         if (variant.compute_dtype or settings.hardware.compute_dtype) == "float32"
     ]
     if wide:
@@ -364,6 +413,12 @@ def main() -> None:
         help=f"the GPU's memory in GB, as it is sold, or one of {', '.join(cards.CARDS)}",
     )
     parser.add_argument(
+        "--gpus",
+        type=number(Gpus, int),
+        default=1,
+        help="how many such GPUs share the weights of each training, whatever `processes` of a variant is (default 1)",
+    )
+    parser.add_argument(
         "--price",
         type=number(Price, float),
         help="of an hour of the GPU, in your currency, for a column of costs",
@@ -390,6 +445,7 @@ def main() -> None:
         card, gpu_gb = options.gpu
         workload = Workload(
             gpu_gb=gpu_gb,
+            gpus=options.gpus,
             card=card,
             price=options.price,
             length=length,
@@ -398,7 +454,7 @@ def main() -> None:
         )
         check_lengths(config, length=length, mean_length=workload.mean_length)
         check_targets(shape, settings)
-    notes = [*clock_notes(workload), *caveats(config, settings, length=length)]
+    notes = [*clock_notes(workload), *caveats(config, settings, length=length, gpus=workload.gpus)]
     print(plan(name, shape, settings, workload, notes=notes))
 
 
