@@ -17,6 +17,7 @@ from workflow.methods.lora import LORA, adapter_parameters
 from workflow.models import load
 from workflow.runtime.paths import HARDWARE, PARAMS
 from workflow.training.speed import fused
+from workflow.training.speed.chunks import LOGITS_AT_ONCE
 from workflow.training.speed.shared_inputs import share_inputs
 
 STUDY = ROOT / "results/studies/reference_study"
@@ -144,7 +145,9 @@ def test_predictions_lie_within_what_the_readme_says_of_what_was_measured():
             graphs=point["speed_ups"]["cuda_graphs"],
             weights_ahead=point.get("weights_ahead", False),  # the others are older
         )
-        assert need.gib()["total"] == pytest.approx(point["predicted_gib"]["total"])
+        # A chunk of logits was counted in 16 bits when these were written.
+        older = point["predicted_gib"]["total"]
+        assert older - 1e-4 < need.gib()["total"] < older + 2 * LOGITS_AT_ONCE / memory.GIB + 1e-4
         deviations.append(100 * (need.gib()["total"] / point["memory_gib"]["peak_allocated"] - 1))
     largest = max(map(abs, deviations))
     assert largest < 5

@@ -1,6 +1,5 @@
 """What a card needs of a training that several processes share: held to what FSDP2 really has in memory at once."""
 
-import weakref
 from types import SimpleNamespace
 
 import pytest
@@ -8,12 +7,11 @@ import torch
 from accelerate.utils import FullyShardedDataParallelPlugin
 from accelerate.utils.fsdp_utils import fsdp2_prepare_model
 from conftest import ROOT
+from live_tensors import Live
 from peft import get_peft_model
 from plan_command import run_plan
 from torch import distributed
 from torch.testing._internal.distributed.fake_pg import FakeStore
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
 
 from workflow import params
@@ -32,34 +30,6 @@ def asked() -> params.Params:
 
 def shape_of(name: str) -> memory.Shape:
     return memory.Shape.of(AutoConfig.from_pretrained(params.SHAPES / f"{name}.json"))
-
-
-class Live(TorchDispatchMode):
-    """Counts the bytes of all tensors that are alive, at every operation."""
-
-    def __init__(self):
-        super().__init__()
-        self.storages: dict[int, weakref.ref] = {}
-        self.peak = 0
-
-    def add(self, tensor: torch.Tensor) -> None:
-        storage = getattr(tensor, "_local_tensor", tensor).untyped_storage()
-        known = self.storages.get(storage._cdata)
-        if known is None or known() is None:
-            self.storages[storage._cdata] = weakref.ref(storage)
-
-    def bytes(self) -> int:
-        alive = {key: found for key, ref in self.storages.items() if (found := ref()) is not None}
-        self.storages = {key: self.storages[key] for key in alive}
-        return sum(storage.nbytes() for storage in alive.values())
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        result = function(*args, **(kwargs or {}))
-        for value in tree_flatten((args, kwargs, result))[0]:
-            if isinstance(value, torch.Tensor):
-                self.add(value)
-        self.peak = max(self.peak, self.bytes())
-        return result
 
 
 def peak_of_a_step(config: LlamaConfig, training: params.Training, *, processes: int, passes: int) -> int:

@@ -12,7 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
+import pynvml
 import pytest
+import torch
 from conftest import ROOT
 from engine_fixture import wait_until
 
@@ -306,3 +308,23 @@ def test_the_warm_process_may_hang_or_die_and_ends_with_its_starter(folder, tmp_
     process.wait(timeout=10)
     assert run(folder, address, IS_WARM).stdout == "False\n"
     starter.wait()
+
+
+def test_libraries_ask_the_driver_what_a_gpu_can_do(monkeypatch):
+    """bitsandbytes asks so as it is imported; CUDA would begin to answer, and no fork could use a GPU then."""
+    asked = []
+
+    def own(device=None):
+        asked.append(device)
+        return 5, 0
+
+    monkeypatch.setattr(torch.cuda, "get_device_capability", own)
+    monkeypatch.setattr(torch.cuda, "_get_nvml_device_index", {0: 3, 1: None}.get)
+    for name in ("nvmlInit", "nvmlShutdown"):
+        monkeypatch.setattr(pynvml, name, lambda: None)
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetHandleByIndex", ["a", "b", "c", "d"].__getitem__)
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetCudaComputeCapability", {"d": [9, 0]}.__getitem__)
+    with warm.capabilities_by_the_driver():
+        assert torch.cuda.get_device_capability(0) == (9, 0) and not asked
+        assert torch.cuda.get_device_capability(1) == (5, 0) and asked == [1]  # the driver has no answer
+    assert torch.cuda.get_device_capability is own

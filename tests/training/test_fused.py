@@ -4,6 +4,7 @@ import bitsandbytes as bnb
 import pytest
 import torch
 from conftest import CPU
+from live_tensors import Live
 from peft import get_peft_model
 from torch import nn
 from torch.nn import functional
@@ -421,6 +422,38 @@ def test_a_chunked_cross_entropy_never_holds_all_logits(monkeypatch):
         LinearCrossEntropy.apply(hidden, weight, labels)[0].backward()
     assert plain.elements == rows * vocabulary
     assert chunked.elements == 39 * vocabulary <= 2500  # more than the hidden states' 300 * 8
+
+
+@pytest.mark.parametrize("learns", [True, False])
+def test_a_chunk_of_logits_is_made_when_that_before_it_is_gone(monkeypatch, learns):
+    """In 32 bits a chunk and its log-probabilities, and beside them what the loss is made of."""
+    rows, size, vocabulary, at_once = 60, 8, 4096, 20
+    monkeypatch.setattr(fused, "LOGITS_AT_ONCE", at_once * vocabulary)
+    hidden = random(rows, size, grad=False).bfloat16().requires_grad_(learns)
+    weight, labels = random(vocabulary, size, grad=False).bfloat16(), torch.randint(vocabulary, (rows,))
+    with Live() as live:
+        LinearCrossEntropy.apply(hidden, weight, labels)
+    others = 2 * (vocabulary * size + 2 * rows * size)
+    assert 8 * at_once * vocabulary < live.peak < 1.02 * (8 * at_once * vocabulary + others)
+
+
+def test_a_head_gives_the_loss_of_what_is_learned_in_place_of_logits(tiny_model):
+    model, ids = llama(tiny_model), torch.arange(3, 27).view(2, 12)
+    targets = functional.pad(ids[:, 1:], (0, 1), value=IGNORED).flatten()
+    targets[5:9] = IGNORED
+    logits = model(input_ids=ids).logits.flatten(0, 1)
+    wanted = functional.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum")
+    embeddings = model.get_input_embeddings().weight
+    (gradient,) = torch.autograd.grad(wanted, embeddings)
+    for learned in (targets != IGNORED, (targets != IGNORED).nonzero().flatten()):
+        with fused.scoring(model.get_output_embeddings(), learned, targets, torch.float32):
+            loss, right = model(input_ids=ids).logits
+        assert loss.item() == pytest.approx(wanted.item(), rel=1e-6)
+        assert right.item() == (logits.argmax(-1) == targets).sum().item()
+        assert (
+            torch.autograd.grad(loss, embeddings)[0].sub(gradient).abs().max() < 1e-4 < gradient.abs().max()
+        )
+    assert torch.equal(model(input_ids=ids).logits.flatten(0, 1), logits)
 
 
 def test_scoring_alone_multiplies_once():

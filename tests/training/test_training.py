@@ -15,6 +15,7 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch.utils.data import RandomSampler
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.modeling_outputs import CausalLMOutput
 
 from workflow import methods, params
 from workflow.cost import benchmark, memory
@@ -243,6 +244,14 @@ def head_with_bias():
     return model
 
 
+class PastTheHead(transformers.LlamaForCausalLM):
+    """Multiplies by the head's weight without calling the head."""
+
+    def forward(self, input_ids, **others):
+        hidden = self.model(input_ids=input_ids, **others).last_hidden_state
+        return CausalLMOutput(logits=hidden @ self.lm_head.weight.T)
+
+
 def recurrent_gemma():
     return made(transformers.RecurrentGemmaForCausalLM, transformers.RecurrentGemmaConfig, lru_width=32)
 
@@ -280,6 +289,11 @@ def test_the_fused_loss_is_for_a_head_that_is_one_matrix(asked, runs, head):
     assert one_matrix == fused_loss
     chosen = choose_speed_ups(model, one_run(asked), runs["lora_16bit"][0].precision)
     assert chosen.fused_loss == fused_loss
+
+
+def test_the_fused_loss_is_for_a_head_that_is_called(asked, runs):
+    model = made(PastTheHead, transformers.LlamaConfig)
+    assert not choose_speed_ups(model, one_run(asked), runs["lora_16bit"][0].precision).fused_loss
 
 
 ARCHITECTURES = {

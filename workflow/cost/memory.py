@@ -219,7 +219,7 @@ class _Pass:
 
     layer: int  # kept of a decoder layer for the backward pass
     kept: int  # of all layers, and the last residual stream
-    logits: int  # a chunk of them, with log-probabilities and gradient
+    logits: int  # a chunk of them, with log-probabilities
     at_loss: int  # beside that chunk
     in_backward: int  # of the layer that computes
 
@@ -235,8 +235,8 @@ def predict(
 ) -> Memory:
     """Predict the peak that a training step allocates on a GPU, for a forward pass of `tokens` tokens in 16 bits.
 
-    The peak is the larger of two moments. The first is the loss: a chunk of logits (16 bits), its log-probabilities
-    (32 bits) and its gradient are in memory together with the last hidden states and their gradient. The second is
+    The peak is the larger of two moments. The first is the loss: a chunk of logits and its log-probabilities, both in
+    32 bits, are in memory together with the last hidden states and their gradient. The second is
     the beginning of the backward pass, in the last layer's MLP: it holds down_proj's dequantized weight and input
     gradient; or, before that, the weight with its adapter folded in, which is quantized; or, where inputs are not
     shared, once down_proj's input is freed, the three [tokens, intermediate] gradients of the gated activation. (By
@@ -294,7 +294,7 @@ def _pass(
     return _Pass(
         layer=kept,
         kept=shape.layers * kept + stream,  # the last residual stream, which the last norm keeps
-        logits=rows * shape.vocabulary * (4 + 2),
+        logits=rows * shape.vocabulary * (4 + 4),
         at_loss=2 * stream + made_ahead,
         in_backward=again + made_ahead + max(dequantized + wide, 0 if shared_inputs else 2 * wide, folding),
     )

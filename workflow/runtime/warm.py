@@ -232,7 +232,11 @@ def _check_forkable() -> None:
     os.close(os.pidfd_open(os.getpid()))
     child = os.fork()
     if child == 0:
-        os._exit(torch.cuda._is_in_bad_fork())
+        try:  # a library may have begun behind torch's back
+            torch.zeros(1, device="cuda" if torch.cuda.is_available() else "cpu")
+        except Exception:
+            os._exit(1)
+        os._exit(0)
     if os.waitpid(child, 0)[1]:
         os._exit(1)
 

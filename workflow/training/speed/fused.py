@@ -224,17 +224,19 @@ class LinearCrossEntropy(torch.autograd.Function):
             index = targets.clamp(min=0).unsqueeze(1)
             logits = chunk @ head.t()
             right += ((logits.argmax(1, keepdim=True) == index) & learned).sum()
-            logs = functional.log_softmax(logits, dim=1, dtype=torch.float32)
+            logits = logits.float()  # and what it was made of is freed
+            logs = functional.log_softmax(logits, dim=1)
             del logits
             loss -= (logs.gather(1, index) * learned).sum()
-            if grad_hidden is None and grad_weight is None:
-                continue
-            grads = logs.exp_().scatter_add_(1, index, -torch.ones_like(index, dtype=torch.float32))
-            grads = grads.mul_(learned).to(hidden.dtype)
-            if grad_hidden is not None:
-                torch.mm(grads, head, out=grad_hidden[start : start + rows])
-            if grad_weight is not None:
-                grad_weight += grads.t() @ chunk
+            if grad_hidden is not None or grad_weight is not None:
+                grads = logs.exp_().scatter_add_(1, index, -torch.ones_like(index, dtype=torch.float32))
+                grads = grads.mul_(learned).to(hidden.dtype)
+                if grad_hidden is not None:
+                    torch.mm(grads, head, out=grad_hidden[start : start + rows])
+                if grad_weight is not None:
+                    grad_weight += grads.t() @ chunk
+                del grads
+            del logs  # or the next chunk would be made beside it
         ctx.save_for_backward(grad_hidden, grad_weight)
         ctx.mark_non_differentiable(right)
         return loss, right
