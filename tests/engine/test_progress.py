@@ -103,13 +103,21 @@ def test_a_time_is_a_basis_only_for_the_same_sizes(tmp_path, monkeypatch):
 
 def test_the_time_left_is_scaled_by_the_pace_of_this_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    times = StageTimes("digest", {"sample": 10, "train@a-1": 100, "train@a-2": 100})
-    assert times.left("sample", 4, ["train@a-1", "train@a-2"]) == (206, True)
-    times.record("sample", 20)  # twice as long as before
+    times = StageTimes("digest", {"sample": 40, "train@a-1": 100, "train@a-2": 100})
+    assert times.left("sample", 4, ["train@a-1", "train@a-2"]) == (236, True)
+    times.record("sample", 140)  # and with a minute at the pace of before, twice as long
     assert times.left("train@a-1", 50, ["train@a-2"]) == (350, True)
     assert times.left("train@a-1", 500, ["train@a-2"]) == (200, True)
     assert times.left("train@a-1", 0, ["train@a-2", "compare"]) == (400, False)
     assert times.left("compare", 5, ["report"]) is None
+
+
+def test_a_short_stage_that_had_to_wait_does_not_make_minutes_hours(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    times = StageTimes("digest", {"try_model": 2, "train@a-1": 1000})
+    times.record("try_model", 30)
+    left, complete = times.left("train@a-1", 0, [])
+    assert 1000 < left < 1500 and complete
 
 
 def test_without_earlier_times_the_basis_is_what_this_run_did_of_the_same_kind(tmp_path, monkeypatch):

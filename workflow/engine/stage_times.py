@@ -16,6 +16,7 @@ from workflow.runtime.paths import PARAMS, STAGE_SECONDS, STAGE_SECONDS_HERE
 
 # What a stage computes does not get longer or shorter by these.
 WITHOUT_TIME = {"experiment", "checkpoints", "comparison", "report"}
+MINUTE = 60.0  # seconds
 
 
 @dataclass
@@ -70,10 +71,13 @@ class StageTimes:
         return max(sum(known) - (0 if times[0] is None else spent), 0), len(known) == len(times)
 
     def _pace(self) -> float:
-        """Return how many times as long as before this run's stages took; 1 before one is finished."""
+        """Return how many times as long as before this run's stages took; 1 before one is finished.
+
+        A minute that took as long as before is added to both: a stage of seconds that had to wait says little.
+        """
         both = self.now.keys() & self.earlier.keys()
-        before = sum(self.earlier[name] for name in both)
-        return sum(self.now[name] for name in both) / before if before else 1.0
+        now, before = (sum(times[name] for name in both) for times in (self.now, self.earlier))
+        return (now + MINUTE) / (before + MINUTE)
 
 
 def load() -> StageTimes:
