@@ -36,9 +36,7 @@ class Loading:
     compute: torch.dtype  # of the matrix products
     weights: torch.dtype  # of the weights that are not quantized
     sharded: bool = False
-    quantized_on: torch.device | None = (
-        None  # where weights are quantized that are held elsewhere; None for no such place
-    )
+    quantized_on: torch.device | None = None  # None for where the weights are held
 
     @property
     def double_quantization(self) -> bool:

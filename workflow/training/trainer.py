@@ -83,7 +83,7 @@ class RunTrainer(SFTTrainer):
             fuse_layers(model)
             fuse_rotations(self.causal_model, device)
         if speed_ups.fused_adapters:
-            fuse_adapters(model, compute=compute, device=device)
+            fuse_adapters(model, compute=compute)
         if speed_ups.shared_inputs:
             share_inputs(model)
         rows = [*self.train_dataset["input_ids"], *self.eval_dataset["input_ids"]]

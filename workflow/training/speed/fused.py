@@ -277,14 +277,11 @@ def scoring(head: nn.Module, learned: Tensor, targets: Tensor, compute: torch.dt
         del head.forward
 
 
-def fuse_adapters(model: nn.Module, *, compute: torch.dtype, device: torch.device | None = None) -> int:
+def fuse_adapters(model: nn.Module, *, compute: torch.dtype) -> int:
     """Give every adapted layer on a base that can be fused its fused form; return how many were given it.
 
     A layer on another base keeps PEFT's own way, with autocast around it. One whose method computes it in one step of
     its own keeps that.
-
-    Args:
-        device: on which the model will compute; None for where it is.
     """
     fused = 0
     for module in model.modules():
@@ -295,7 +292,7 @@ def fuse_adapters(model: nn.Module, *, compute: torch.dtype, device: torch.devic
             if "forward" in vars(module):
                 pass  # its method's own
             elif module.lora_magnitude_vector:
-                squares = base_weight(module.base_layer, compute).float().square().sum(1).to(device)
+                squares = base_weight(module.base_layer, compute).float().square().sum(1)
                 module.forward = partial(_decomposed_forward, module, squares)
             else:
                 module.forward = MethodType(adapted_forward, module)

@@ -26,17 +26,22 @@ def kind(module: nn.Module) -> Hashable:
 def first_of_each_kind(model: PreTrainedModel) -> Iterator[None]:
     """Leave out the decoder layers behind the first ones that are of every kind; a model without such layers stays whole."""
     count = model.config.get_text_config().num_hidden_layers
-    stacks = [
-        (parent, name, part)
-        for parent in model.modules()
-        for name, part in parent.named_children()
-        if isinstance(part, nn.ModuleList) and len(part) == count
-    ]
-    for parent, name, layers in stacks:
-        kinds = [kind(layer) for layer in layers]
-        setattr(parent, name, layers[: max(map(kinds.index, kinds)) + 1])
+    stack = next(
+        (
+            (parent, name, part)
+            for parent in model.modules()  # a layer comes before what it holds, such as as many experts
+            for name, part in parent.named_children()
+            if isinstance(part, nn.ModuleList) and len(part) == count
+        ),
+        None,
+    )
+    if stack is None:
+        yield
+        return
+    parent, name, layers = stack
+    kinds = [kind(layer) for layer in layers]
+    setattr(parent, name, layers[: max(map(kinds.index, kinds)) + 1])
     try:
         yield
     finally:
-        for parent, name, layers in stacks:
-            setattr(parent, name, layers)
+        setattr(parent, name, layers)
