@@ -2,9 +2,11 @@
 
 SHAPES = {  # the models whose shapes stand in workflow/cost/shapes/
     "llama2_13b": "Llama-2-13B",
+    "llama2_70b": "Llama-2-70B",
     "llama2_7b": "Llama-2-7B",
     "llama3_1_70b": "Llama-3.1-70B",
     "llama3_1_8b": "Llama-3.1-8B",
+    "llama3_70b": "Llama-3-70B",
     "llama3_8b": "Llama-3-8B",
     "mistral_7b": "Mistral-7B",
     "qwen2_5_0_5b": "Qwen2.5-0.5B",
