@@ -209,9 +209,8 @@ def capabilities_by_the_driver() -> Iterator[None]:
         try:
             handle = pynvml.nvmlDeviceGetHandleByIndex(torch.cuda._get_nvml_device_index(device))
             return tuple(pynvml.nvmlDeviceGetCudaComputeCapability(handle))
-        except (
-            Exception
-        ):  # no answer, as for a part of a GPU: a wrong one would have bitsandbytes choose another library
+        except Exception:
+            # No answer, as for a part of a GPU: a wrong one would have bitsandbytes choose another library.
             return own(device)
 
     with suppress(pynvml.NVMLError):
