@@ -1,5 +1,6 @@
 """What a card needs of a training that several processes share: held to what FSDP2 really has in memory at once."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -146,13 +147,11 @@ def test_each_of_n_cards_holds_an_nth_of_the_weights_and_all_constants(asked, na
 
 
 def test_one_process_needs_what_was_predicted_before(asked):
-    config = AutoConfig.from_pretrained(params.SHAPES / "llama2_7b.json")
-    shape, variant = memory.Shape.of(config), asked.variants["qlora_nf4_dq"]
+    shape, variant = shape_of("llama2_7b"), asked.variants["qlora_nf4_dq"]
     need = memory.predict(shape, variant, asked.training, tokens=2048)
     assert memory.predict_per_card(shape, variant, asked.training, tokens=2048, processes=1) == need
-    assert memory.peak_bytes(config, variant, asked.training, tokens=2048, processes=1) == need.total
     shared = memory.predict_shared(shape, variant, asked.training, tokens=2048, processes=2)
-    assert memory.peak_bytes(config, variant, asked.training, tokens=2048, processes=2) == shared.total
+    assert memory.predict_per_card(shape, variant, asked.training, tokens=2048, processes=2) == shared
 
 
 def test_gradients_are_whole_where_a_step_has_several_passes(asked):
@@ -189,13 +188,12 @@ SHARED = [point for point in MEASURED["points"] if point["processes"] > 1]
 def predicted(point: dict) -> list[float]:
     """GiB of each process of a measured training."""
     settings = params.preset("mechanism")
-    config = AutoConfig.from_pretrained(params.SHAPES / f"{point['shape']}.json")
-    config.vocab_size = MEASURED["vocabulary"]
+    shape = replace(shape_of(point["shape"]), vocabulary=MEASURED["vocabulary"])
     names = ("gradient_checkpointing", "batch_rows", "micro_batch_rows")
     training = settings.training_of(point["variant"]).model_copy(update={name: point[name] for name in names})
     variant, processes = settings.variants[point["variant"]], point["processes"]
     return [
-        memory.peak_bytes(config, variant, training, tokens=tokens, processes=processes) / memory.GIB
+        memory.predict_per_card(shape, variant, training, tokens=tokens, processes=processes).gib()["total"]
         for tokens in point["longest_pass_tokens"]
     ]
 

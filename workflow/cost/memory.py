@@ -155,7 +155,12 @@ def quantized_parameters(shape: Shape, variant: params.Variant) -> int:
 def layers_in_16_bits(shape: Shape, variant: params.Variant, name: str) -> int:
     """In how many decoder layers the linear layer of this name stays in 16 bits."""
     names = [whole for whole in linear_names(shape) if whole.endswith(f".{name}")]
-    return sum(any(dynamic.is_named(whole, end) for end in variant.layers_in_16_bits) for whole in names)
+    return sum(_stays_in_16_bits(whole, variant) for whole in names)
+
+
+def _stays_in_16_bits(whole: str, variant: params.Variant) -> bool:
+    """Whether the linear layer of this whole name is not quantized."""
+    return any(dynamic.is_named(whole, end) for end in variant.layers_in_16_bits)
 
 
 def _layer_bytes(shape: Shape, variant: params.Variant) -> int:
@@ -164,11 +169,9 @@ def _layer_bytes(shape: Shape, variant: params.Variant) -> int:
     layers = [2 * ceil(shape.norm_parameters / shape.layers)] * shape.layers
     for number, whole in enumerate(linear_names(shape)):
         inputs, outputs = shape.linears[whole.rpartition(".")[2]]
-        is_plain = any(dynamic.is_named(whole, end) for end in variant.layers_in_16_bits)
-        stored = (
-            [2 * inputs * outputs] if is_plain else tensor_bytes(inputs, outputs, variant.quantization)[0]
-        )
-        layers[number // len(shape.linears)] += ceil(sum(stored))
+        stored, _ = tensor_bytes(inputs, outputs, variant.quantization)
+        held = 2 * inputs * outputs if _stays_in_16_bits(whole, variant) else ceil(sum(stored))
+        layers[number // len(shape.linears)] += held
     return max(layers)
 
 
@@ -371,22 +374,6 @@ def predict_shared(
         workspace=2 * WORKSPACE,
         gathered=gathered,
     )
-
-
-def peak_bytes(
-    config: PreTrainedConfig,
-    variant: params.Variant,
-    training: params.Training,
-    *,
-    tokens: int,
-    processes: int,
-) -> int:
-    """The predicted peak in bytes on each card of a training, shared or not.
-
-    Args:
-        tokens: of a pass of one process.
-    """
-    return predict_per_card(Shape.of(config), variant, training, tokens=tokens, processes=processes).total
 
 
 def predict_per_card(
