@@ -24,6 +24,7 @@ from workflow.engine import (
 )
 from workflow.engine.dvc_repository import open_repo
 from workflow.params import load
+from workflow.runtime import gpus
 from workflow.runtime.errors import UserError
 
 min_version("9.27")
@@ -45,6 +46,8 @@ try:
     PARAMS = load()
     # Without `--jobs` there is no cluster, and `gpu` says which jobs may not run at once.
     local = workflow.resource_settings.nodes is None
+    on_cpu = PARAMS.hardware.device == "cpu" or not gpus.visible()
+    at_once = workflow.global_resources.get("gpu")
     with open_repo() as repo:
         RULES = snakemake_rules.load_rules(
             repo,
@@ -52,6 +55,7 @@ try:
             processes={
                 name: variant.processes for name, variant in PARAMS.variants.items()
             },
+            alone=at_once.value if at_once and local and on_cpu else None,
         )
         if workflow.is_main_process:  # a job on a cluster reads this file again
             until_exit.enter_context(engine_locks.snakemake_running())

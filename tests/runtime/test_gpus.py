@@ -251,23 +251,26 @@ def test_a_variant_needs_a_gpu_unless_params_say_cpu(tmp_path: Path, monkeypatch
         params.gpus_needed(variant="qlora")
 
 
-COMPUTING = {f"benchmark@{OTHER}", f"benchmark_grid@{OTHER}-own"}
+MEASURING = {f"benchmark@{OTHER}", f"benchmark_grid@{OTHER}-own"}
+LEARNING = {f"evaluate_base@{OTHER}", f"train@{OTHER}-1"}
 
 
 @contextmanager
-def snakemake(finished: Repository, folder: Path, gpus: int) -> Iterator[tuple[Repository, subprocess.Popen]]:
-    """Run two stages that compute, and hang, and one that does not, on four cores and so many GPUs."""
+def snakemake(
+    finished: Repository, folder: Path, gpus: int, stages: set[str]
+) -> Iterator[tuple[Repository, subprocess.Popen]]:
+    """Run stages that compute, and hang, and one that does not, on four cores and so many GPUs."""
     repository = finished.copy(folder)
     shutil.rmtree(repository.root / ".snakemake")  # where `is_done` looks
     repository.edit_params(add_variant)
     repository.append("workflow/stages/fetch_tasks.py", "# changed")
-    for stage in COMPUTING:
+    for stage in stages:
         (repository.control / f"hang {stage}").touch()
     command = [
         str(snakemake_command()),
         "--cores",
         "4",
-        *COMPUTING,
+        *stages,
         "fetch_tasks",
         "--resources",
         f"gpu={gpus}",
@@ -276,33 +279,44 @@ def snakemake(finished: Repository, folder: Path, gpus: int) -> Iterator[tuple[R
         try:
             yield repository, process
         finally:
-            for stage in COMPUTING:
+            for stage in stages:
                 (repository.control / f"hang {stage}").unlink(missing_ok=True)
 
 
-def started(repository: Repository) -> set[str]:
+def started(repository: Repository, stages: set[str]) -> set[str]:
     log = repository.control / "ran"
-    return COMPUTING & set(log.read_text().split()) if log.exists() else set()
+    return stages & set(log.read_text().split()) if log.exists() else set()
 
 
 def is_done(repository: Repository, stage: str) -> bool:
     return (repository.root / ".snakemake" / "dvc" / stage).exists()
 
 
-def test_one_gpu_makes_stages_that_compute_wait_for_each_other_and_no_others(
-    finished: Repository, tmp_path: Path
+def run_one_after_the_other(repository: Repository, stages: set[str]) -> None:
+    """Let the first of two stages end, and wait for the second."""
+    wait_until(lambda: started(repository, stages) and is_done(repository, "fetch_tasks"))
+    [first] = started(repository, stages)
+    (repository.control / f"hang {first}").unlink()
+    wait_until(lambda: started(repository, stages) == stages)
+    assert is_done(repository, first)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "stages"),
+    [(1, LEARNING), (1, MEASURING), (2, MEASURING), (3, {f"train@{OTHER}-1", f"benchmark@{OTHER}"})],
+    ids=["one GPU", "one GPU, measuring", "measuring", "measuring and learning"],
+)
+def test_stages_that_compute_wait_for_each_other_and_no_others(
+    finished: Repository, tmp_path: Path, gpus: int, stages: set[str]
 ):
-    with snakemake(finished, tmp_path / "copy", gpus=1) as (repository, process):
-        wait_until(lambda: started(repository) and is_done(repository, "fetch_tasks"))
-        [first] = started(repository)
-        (repository.control / f"hang {first}").unlink()
-        wait_until(lambda: started(repository) == COMPUTING)
-        assert is_done(repository, first)
+    """There is no GPU here, so that on more than one, stages that measure still have the processor alone."""
+    with snakemake(finished, tmp_path / "copy", gpus, stages) as (repository, process):
+        run_one_after_the_other(repository, stages)
     assert process.returncode == 0
 
 
 def test_two_gpus_let_two_stages_compute_at_once(finished: Repository, tmp_path: Path):
-    with snakemake(finished, tmp_path / "copy", gpus=2) as (repository, process):
-        wait_until(lambda: started(repository) == COMPUTING)
-        assert not any(is_done(repository, stage) for stage in COMPUTING)
+    with snakemake(finished, tmp_path / "copy", 2, LEARNING) as (repository, process):
+        wait_until(lambda: started(repository, LEARNING) == LEARNING)
+        assert not any(is_done(repository, stage) for stage in LEARNING)
     assert process.returncode == 0

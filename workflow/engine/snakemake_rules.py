@@ -16,6 +16,7 @@ from dvc.stage import PipelineStage
 
 from workflow.engine.dvc_repository import stage_graph, stale_stages
 from workflow.engine.engine_locks import SNAKEMAKE
+from workflow.runtime.gpus import MEASURING
 from workflow.runtime.stage import FAILED, log_file
 
 # Holds an empty file for each stage that DVC calls up to date: the outputs of Snakemake's rules.
@@ -77,7 +78,11 @@ class Rule:
 
 
 def load_rules(
-    repo: Repo, *, gpus: bool = True, processes: Mapping[str, int] = MappingProxyType({})
+    repo: Repo,
+    *,
+    gpus: bool = True,
+    processes: Mapping[str, int] = MappingProxyType({}),
+    alone: int | None = None,
 ) -> list[Rule]:
     """Return a rule for each stage of dvc.yaml. No output is read, so this is safe while jobs run.
 
@@ -85,6 +90,8 @@ def load_rules(
         repo: an open repository.
         gpus: whether jobs may request GPUs.
         processes: number of processes by variant; 1 for a variant that is not in it.
+        alone: how many GPUs a stage that measures requests on a machine without any, where `gpu` says how many stages
+            compute at once: all, so that it measures no other. None where each stage locks its GPU.
     """
     graph = stage_graph(repo)
     pull = bool(repo.config["core"].get("remote"))
@@ -92,7 +99,7 @@ def load_rules(
         Rule(
             name=stage.name,
             upstream=tuple(sorted(dependency.name for dependency in graph.successors(stage))),
-            resources=_resources(stage.meta or {}, gpus=gpus, processes=processes),
+            resources=_resources(stage, gpus=gpus, processes=processes, alone=alone),
             command=job_command(stage.name, pull=pull),
             report_files=_report_files(stage),
         )
@@ -100,10 +107,15 @@ def load_rules(
     ]
 
 
-def _resources(meta: dict[str, Any], *, gpus: bool, processes: Mapping[str, int]) -> dict[str, int]:
+def _resources(
+    stage: PipelineStage, *, gpus: bool, processes: Mapping[str, int], alone: int | None
+) -> dict[str, int]:
+    meta = stage.meta or {}
     resources = dict(meta.get("resources", {}))
     if "gpu" in resources:
         resources["gpu"] *= processes.get(meta.get("processes_of", ""), 1) if gpus else 0
+        if alone is not None and stage.name.partition("@")[0] in MEASURING:
+            resources["gpu"] = alone
     return resources
 
 
