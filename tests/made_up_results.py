@@ -359,7 +359,7 @@ def point(setting: str, variant: str, *, tokens_per_second: float = 100.0, **cha
         "setting": setting, "variant": variant, "shape": "tinyllama_1b", "loop": "ours", "batch_rows": 4,
         "micro_batch_rows": 4, "length": 512, "gradient_checkpointing": False, "warmup_steps": 2, "steps": 10,
         "repeats": 3, "seed": 55, "rank": 16, "outcome": "measured",
-        "precision": {"base": "nf4", "double_quantization": doubly, "device": "cuda",
+        "precision": {"base": "nf4", "double_quantization": doubly, "compute": "bfloat16", "device": "cuda",
                       "device_name": DEVICES["cuda"]},
         "memory_gib": {"after_load": 2.0, "peak_allocated": 8.0, "peak_reserved": 8.5},
         "predicted_gib": {"weights": 2.0, "quantization_constants": 0.0, "adapters": 0.5, "gradients": 0.5,
@@ -369,7 +369,7 @@ def point(setting: str, variant: str, *, tokens_per_second: float = 100.0, **cha
         "useful_tokens_per_second": {"median": tokens_per_second, "low": 0.9 * tokens_per_second,
                                      "high": 1.1 * tokens_per_second},
         "useful_tokens_per_second_overall": 1.02 * tokens_per_second,
-        "model_flop_utilisation": 0.4321, "joules_per_1000_tokens": 77.0,
+        "matmul_tflops": 700.0, "model_flop_utilisation": 0.4321, "joules_per_1000_tokens": 77.0,
     } | changes  # fmt: skip
 
 
@@ -377,7 +377,7 @@ def missing(setting: str, variant: str, outcome: str, detail: str, **changes) ->
     """A point that could not be measured."""
     kept = point(setting, variant, **changes)
     measured = ("precision", "memory_gib", "predicted_gib", "step_seconds", "useful_tokens_per_second",
-                "useful_tokens_per_second_overall", "model_flop_utilisation",
+                "useful_tokens_per_second_overall", "matmul_tflops", "model_flop_utilisation",
                 "joules_per_1000_tokens")  # fmt: skip
     return {k: v for k, v in kept.items() if k not in measured} | {"outcome": outcome, "detail": detail}
 

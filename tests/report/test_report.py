@@ -807,6 +807,25 @@ def test_a_measured_device_shows_its_numbers():
     assert read().row("more rows")[1] == "8,000 7,200 to 8,800 8.00× (at 4)"
 
 
+# 767 of the 989 TFLOP/s of the H100's data sheet.
+@pytest.mark.parametrize(
+    ("device", "compute", "share"),
+    [
+        ("NVIDIA H100 80GB HBM3", "bfloat16", "48.0 % (37.2 %)"),
+        ("NVIDIA H100 80GB HBM3", "float32", "48.0 %"),
+        ("NVIDIA H100 PCIe", "bfloat16", "48.0 %"),  # another card, which is not in the table
+    ],
+)
+def test_the_share_of_the_data_sheets_rate_stands_beside_that_of_the_measured_one(device, compute, share):
+    write()
+    point = made_up_results.point(
+        "every speed-up", BASELINE, model_flop_utilisation=0.48, matmul_tflops=767.0
+    )
+    point["precision"] |= {"device_name": device, "compute": compute}
+    made_up_results.write_hardware([point], device=device)
+    assert read().row("every speed-up")[5] == share
+
+
 def test_settings_on_other_rows_stand_apart_and_are_compared_among_themselves():
     write()
     point, plain = made_up_results.point, {"loop": "plain", "predicted_gib": None}

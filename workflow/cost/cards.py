@@ -18,22 +18,41 @@ class Card:
     memory_gb: float  # of 10^9 bytes
     tflops: float  # 10^12 operations per second
     gb_per_second: float  # of memory, 10^9 bytes
+    device: str  # its name in CUDA; another name is another card, such as one for PCIe, or a part of this one
     bfloat16: bool = True  # else float16, which has no CUDA graphs here
 
 
 CARDS = {
-    "t4": Card("T4", 16, 65, 320, bfloat16=False),
-    "v100_16": Card("V100 16 GB", 16, 125, 900, bfloat16=False),
-    "v100_32": Card("V100 32 GB", 32, 125, 900, bfloat16=False),
-    "rtx3090": Card("RTX 3090", 24, 71, 936),
-    "rtx4090": Card("RTX 4090", 24, 165, 1008),
-    "rtx5090": Card("RTX 5090", 32, 209, 1792),
-    "a10g": Card("A10G", 24, 70, 600),
-    "l4": Card("L4", 24, 121, 300),
-    "l40s": Card("L40S", 48, 362, 864),
-    "a100_40": Card("A100 40 GB", 40, 312, 1555),
-    "a100_80": Card("A100 80 GB", 80, 312, 2039),
-    MEASURED: Card("H100", 80, 989, 3350),
-    "h200": Card("H200", 141, 989, 4800),
-    "b200": Card("B200", 180, 2250, 8000),
+    "t4": Card("T4", 16, 65, 320, "Tesla T4", bfloat16=False),
+    "v100_16": Card("V100 16 GB", 16, 125, 900, "Tesla V100-SXM2-16GB", bfloat16=False),
+    "v100_32": Card("V100 32 GB", 32, 125, 900, "Tesla V100-SXM2-32GB", bfloat16=False),
+    "rtx3090": Card("RTX 3090", 24, 71, 936, "NVIDIA GeForce RTX 3090"),
+    "rtx4090": Card("RTX 4090", 24, 165, 1008, "NVIDIA GeForce RTX 4090"),
+    "rtx5090": Card("RTX 5090", 32, 209, 1792, "NVIDIA GeForce RTX 5090"),
+    "a10g": Card("A10G", 24, 70, 600, "NVIDIA A10G"),
+    "l4": Card("L4", 24, 121, 300, "NVIDIA L4"),
+    "l40s": Card("L40S", 48, 362, 864, "NVIDIA L40S"),
+    "a100_40": Card("A100 40 GB", 40, 312, 1555, "NVIDIA A100-SXM4-40GB"),
+    "a100_80": Card("A100 80 GB", 80, 312, 2039, "NVIDIA A100-SXM4-80GB"),
+    MEASURED: Card("H100", 80, 989, 3350, "NVIDIA H100 80GB HBM3"),
+    "h200": Card("H200", 141, 989, 4800, "NVIDIA H200"),
+    "b200": Card("B200", 180, 2250, 8000, "NVIDIA B200"),
 }
+
+
+def nominal_share(share: float | None, tflops: float, *, device: str, compute: str) -> float | None:
+    """A share of the matrix rate that a device reaches, as a share of its data sheet's rate.
+
+    Args:
+        share: None if it is not known.
+        tflops: the rate that it reaches, in TFLOP/s.
+        device: its name in CUDA.
+        compute: type of the matrix products; the data sheets' rates here are of 16-bit ones.
+
+    Returns:
+        None for a device that is not in the table, or for products in another type.
+    """
+    nominal = next((card.tflops for card in CARDS.values() if card.device == device), None)
+    if share is None or nominal is None or compute not in ("bfloat16", "float16"):
+        return None
+    return share * tflops / nominal

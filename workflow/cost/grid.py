@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from workflow import params
-from workflow.cost import processes
+from workflow.cost import cards, processes
 from workflow.runtime.files import read_jsonl
 
 if TYPE_CHECKING:  # a worker imports them when it has a job
@@ -374,10 +374,14 @@ def describe(point: dict) -> str:
     predicted = ""
     if "peak_allocated" in memory_gib and point["predicted_gib"] is not None:
         predicted = f" (predicted {point['predicted_gib']['total']:.2f})"
-    share = point["model_flop_utilisation"]
+    share, precision = point["model_flop_utilisation"], point["precision"]
+    nominal = cards.nominal_share(
+        share, point["matmul_tflops"], device=precision["device_name"], compute=precision["compute"]
+    )
     return (
         f"{where}: peak {peak:.2f} GiB{predicted}, {point['useful_tokens_per_second_overall']:.0f} tokens/s"
         + ("" if share is None else f", {share:.0%} of the matrix rate")
+        + ("" if nominal is None else f" ({nominal:.0%} of the data sheet’s)")
     )
 
 

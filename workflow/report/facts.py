@@ -11,6 +11,7 @@ from workflow import params
 from workflow.comparison.model import Comparison
 from workflow.comparison.records import BenchmarkRecord, PrecisionRecord, TrainingRecord, read_record
 from workflow.cost import memory
+from workflow.cost.cards import nominal_share
 from workflow.report import answers, lock
 from workflow.report.formatting import clean
 from workflow.report.labels import compact_labels, model_name, short_labels, variant_label, variant_labels
@@ -282,9 +283,22 @@ def _point(point: dict, key: str) -> Point:
         reserved=memory.get("peak_reserved"),
         predicted=None if allocated is None else point.get("predicted_gib"),
         share=point.get("model_flop_utilisation"),
+        nominal_share=_nominal_share(point),
         joules=point.get("joules_per_1000_tokens"),
         longest=point.get("epoch_longest_pass_tokens"),
         key=key,
+    )
+
+
+def _nominal_share(point: dict) -> float | None:
+    if point["outcome"] != "measured":
+        return None
+    precision = point["precision"]
+    return nominal_share(
+        point.get("model_flop_utilisation"),
+        point["matmul_tflops"],
+        device=precision["device_name"],
+        compute=precision["compute"],
     )
 
 

@@ -96,6 +96,7 @@ class Point:
     reserved: float | None
     predicted: dict[str, float] | None  # by component; None if the allocator was not measured
     share: float | None  # of the matrix rate
+    nominal_share: float | None  # of the data sheet's rate; None for a device whose data sheet is not known
     joules: float | None  # per 1,000 useful tokens
     longest: int | None  # tokens of an epoch's longest forward pass; None if that was not run
     key: str  # its place, as file#key

@@ -35,6 +35,7 @@ class PointRow:
     predicted: str
     deviation: str
     share: str
+    nominal_share: str
     joules: str
 
 
@@ -166,11 +167,16 @@ def _point_row(block: Device, point: Point) -> PointRow:
         if point.predicted
         else "",
         deviation=deviation(point) if point.deviation is not None else "",
-        share="" if point.share is None else f"{number(100 * point.share, 1)}{formatting.NARROW}%",
+        share=_percent(point.share),
+        nominal_share=_percent(point.nominal_share),
         joules=""
         if point.joules is None
         else cite(quantity(point.joules, "J"), point.joules, "joules_per_1000_tokens"),
     )
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{number(100 * share, 1)}{formatting.NARROW}%"
 
 
 def fit_blocks(facts: Facts) -> list[tuple[str, list[FitRow]]]:
