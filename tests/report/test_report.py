@@ -942,7 +942,7 @@ def test_the_runs_own_grid_is_shown_too():
     write()
     point = made_up_results.point
     held = {"memory_gib": {"after_load": 1.0, "peak_resident": 3.21}, "joules_per_1000_tokens": None}
-    held["precision"] = {"device": "cpu", "device_name": made_up_results.DEVICES["cpu"]}
+    held["precision"] = {"compute": "float32", "device": "cpu", "device_name": made_up_results.DEVICES["cpu"]}
     for variant in (BASELINE, QLORA):
         made_up_results.write_grid(variant, "own", [point("grid", variant, **held)])
     page = read()
