@@ -46,7 +46,6 @@ try:
     PARAMS = load()
     # Without `--jobs` there is no cluster, and `gpu` says which jobs may not run at once.
     local = workflow.resource_settings.nodes is None
-    on_cpu = PARAMS.hardware.device == "cpu" or not gpus.visible()
     at_once = workflow.global_resources.get("gpu")
     with open_repo() as repo:
         RULES = snakemake_rules.load_rules(
@@ -55,7 +54,13 @@ try:
             processes={
                 name: variant.processes for name, variant in PARAMS.variants.items()
             },
-            alone=at_once.value if at_once and local and on_cpu else None,
+            alone=(
+                at_once.value
+                if at_once
+                and local
+                and (PARAMS.hardware.device == "cpu" or not gpus.visible())
+                else None
+            ),
         )
         if workflow.is_main_process:  # a job on a cluster reads this file again
             until_exit.enter_context(engine_locks.snakemake_running())

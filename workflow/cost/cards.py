@@ -40,19 +40,15 @@ CARDS = {
 }
 
 
-def nominal_share(share: float | None, tflops: float, *, device: str, compute: str) -> float | None:
-    """A share of the matrix rate that a device reaches, as a share of its data sheet's rate.
-
-    Args:
-        share: None if it is not known.
-        tflops: the rate that it reaches, in TFLOP/s.
-        device: its name in CUDA.
-        compute: type of the matrix products; the data sheets' rates here are of 16-bit ones.
+def nominal_share(point: dict) -> float | None:
+    """The share of the data sheet's matrix rate that a measured point of a grid reaches.
 
     Returns:
-        None for a device that is not in the table, or for products in another type.
+        None for a device that is not in the table, for products in another type than the data sheets' 16 bits, or for
+        a model whose operations are not counted.
     """
-    nominal = next((card.tflops for card in CARDS.values() if card.device == device), None)
-    if share is None or nominal is None or compute not in ("bfloat16", "float16"):
+    share, precision = point["model_flop_utilisation"], point["precision"]
+    nominal = next((card.tflops for card in CARDS.values() if card.device == precision["device_name"]), None)
+    if share is None or nominal is None or precision["compute"] not in ("bfloat16", "float16"):
         return None
-    return share * tflops / nominal
+    return share * point["matmul_tflops"] / nominal

@@ -374,10 +374,7 @@ def describe(point: dict) -> str:
     predicted = ""
     if "peak_allocated" in memory_gib and point["predicted_gib"] is not None:
         predicted = f" (predicted {point['predicted_gib']['total']:.2f})"
-    share, precision = point["model_flop_utilisation"], point["precision"]
-    nominal = cards.nominal_share(
-        share, point["matmul_tflops"], device=precision["device_name"], compute=precision["compute"]
-    )
+    share, nominal = point["model_flop_utilisation"], cards.nominal_share(point)
     return (
         f"{where}: peak {peak:.2f} GiB{predicted}, {point['useful_tokens_per_second_overall']:.0f} tokens/s"
         + ("" if share is None else f", {share:.0%} of the matrix rate")

@@ -283,22 +283,10 @@ def _point(point: dict, key: str) -> Point:
         reserved=memory.get("peak_reserved"),
         predicted=None if allocated is None else point.get("predicted_gib"),
         share=point.get("model_flop_utilisation"),
-        nominal_share=_nominal_share(point),
+        nominal_share=nominal_share(point) if point["outcome"] == "measured" else None,
         joules=point.get("joules_per_1000_tokens"),
         longest=point.get("epoch_longest_pass_tokens"),
         key=key,
-    )
-
-
-def _nominal_share(point: dict) -> float | None:
-    if point["outcome"] != "measured":
-        return None
-    precision = point["precision"]
-    return nominal_share(
-        point.get("model_flop_utilisation"),
-        point["matmul_tflops"],
-        device=precision["device_name"],
-        compute=precision["compute"],
     )
 
 
